@@ -1,0 +1,65 @@
+"""Pictures of a run: a strip of training images, and its curves."""
+
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from digitlab.callbacks.history import History, Row
+from digitlab.data import ImageDataModule
+
+
+class Figures(Callback):
+    """Draws `samples.png` when a fit starts and `curves.png` when it ends.
+
+    Args:
+        folder: Where to write the pictures.
+        history: Has the curves' rows.
+    """
+
+    def __init__(self, folder: Path, history: History) -> None:
+        self.folder = folder
+        self.history = history
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw random training images."""
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
+        if trainer.is_global_zero and isinstance(data, ImageDataModule):
+            images, labels = data.arrays("train")
+            chosen = np.random.default_rng().choice(len(labels), size=8)
+            names = [data.class_names[label] for label in labels[chosen]]
+            draw_samples(images[chosen], names).savefig(self.folder / "samples.png")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the curves."""
+        if trainer.is_global_zero and self.history.rows:
+            draw_curves(self.history.rows).savefig(self.folder / "curves.png")
+
+
+def draw_samples(images: NDArray[np.uint8], names: list[str]) -> Figure:
+    """Draw a strip of images `(N, 28, 28)`, values 0 to 255, with a name below each."""
+    figure = Figure(figsize=(1.2 * len(names), 1.5), dpi=100, layout="constrained")
+    for axes, image, name in zip(figure.subplots(1, len(names)), images, names, strict=True):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes.set_xlabel(name)
+        axes.set(xticks=[], yticks=[])
+    return figure
+
+
+def draw_curves(rows: list[Row]) -> Figure:
+    """Draw accuracy and loss over epochs, for training and validation."""
+    figure = Figure(figsize=(9, 3.5), dpi=100, layout="constrained")
+    for axes, quantity in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
+        for phase in ("train", "val"):
+            points = [(row["epoch"], row[f"{phase}_{quantity}"]) for row in rows]
+            points = [point for point in points if point[1] is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=phase)
+        axes.set(xlabel="epoch", ylabel=quantity)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure

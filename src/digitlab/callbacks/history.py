@@ -1,0 +1,62 @@
+"""The curve of a run, one row an epoch."""
+
+import csv
+import io
+from pathlib import Path
+from time import perf_counter
+
+from lightning.pytorch import Callback, Trainer
+
+from digitlab.classifier import Classifier
+from digitlab.runs import write_text
+from digitlab.scores import Score
+
+Row = dict[str, int | float | None]
+
+
+class History(Callback):
+    """Keeps an epoch's scores as a row, and all rows in `history.csv`.
+
+    `rows` has, per epoch: `epoch` (from 1), `step` (optimizer steps since the start), `train_loss`,
+    `train_accuracy`, `val_loss`, `val_accuracy` (None where the epoch had no validation),
+    `learning_rate` (of the first parameter group, at the end) and `seconds` of wall time.
+
+    Args:
+        path: The CSV file to write after each epoch.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[Row] = []
+        self._validation: Score | None = None
+        self._started = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Classifier) -> None:
+        """Start an epoch's row."""
+        self._validation = None
+        self._started = perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Classifier) -> None:
+        """Keep the latest validation of the epoch."""
+        self._validation = pl_module.epoch_score("val")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:
+        """Finish the epoch's row and write all rows."""
+        train = pl_module.epoch_score("train")
+        row: Row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "train_loss": train["loss"],
+            "train_accuracy": train["accuracy"],
+            "val_loss": self._validation and self._validation["loss"],
+            "val_accuracy": self._validation and self._validation["accuracy"],
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "seconds": round(perf_counter() - self._started, 3),
+        }
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_text(self.path, text.getvalue())

@@ -1,0 +1,46 @@
+"""Class probabilities while training, as document A's TensorFlow program logs them."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class ClassProbabilities(Callback):
+    """Logs the probability that the network gives to each class, as a mean over the batch.
+
+    A network that has learned nothing gives each class its share; one that has collapsed gives all
+    to one class. The scalars are `probabilities/<class name>`. They are computed anew in evaluation
+    mode, so that neither the weights nor the random numbers of the run are touched.
+
+    Args:
+        every_n_steps: Optimizer steps between two records (at least 1); 50 in document A.
+
+    Raises:
+        ValueError: `every_n_steps` is below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps is {every_n_steps}: it must be at least 1")
+        self.every_n_steps = every_n_steps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the probabilities, if it is time."""
+        if trainer.global_step % self.every_n_steps:
+            return
+        pl_module.eval()
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            probabilities = pl_module.predict_step(batch, batch_idx)["probabilities"].mean(0)
+        pl_module.train()
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
+        names = getattr(data, "class_names", range(len(probabilities)))
+        scalars = {
+            # A slash would open a group of its own in TensorBoard.
+            f"probabilities/{str(name).replace('/', ' or ')}": probability
+            for name, probability in zip(names, probabilities.tolist(), strict=True)
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=trainer.global_step)

@@ -1,0 +1,117 @@
+"""The figures that a run ends with: full passes in evaluation mode, and what they belong to."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from digitlab.callbacks.stopwatch import Stopwatch
+from digitlab.classifier import Classifier
+from digitlab.data import ImageDataModule
+from digitlab.data.loader import run_seed
+from digitlab.runs import update_metrics
+from digitlab.scores import Score
+
+
+class Results(Callback):
+    """Evaluates the trained network on whole splits, and writes `metrics.json`.
+
+    The splits are the training images and, without a hold-out, the test split; with a hold-out it
+    is the hold-out, and the test split stays unread.
+
+    Args:
+        folder: The run folder.
+        stopwatch: Has measured the training.
+        weights: What the initial weights were read from, if anything: `file` and `sha256`.
+    """
+
+    def __init__(
+        self, folder: Path, stopwatch: Stopwatch, weights: dict[str, str] | None = None
+    ) -> None:
+        self.folder = folder
+        self.stopwatch = stopwatch
+        self.weights = weights
+
+    def on_train_end(self, trainer: Trainer, pl_module: Classifier) -> None:
+        """Evaluate, print and write."""
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
+        held_out = "val" if data.validation_size else "test"
+        with self.stopwatch.time("evaluation"):
+            train = pl_module.evaluate(data.train_eval_dataloader())
+            other = pl_module.evaluate(data.val_dataloader())
+        if not trainer.is_global_zero:
+            return
+        scores = {"train": train, held_out: other}
+        metrics = {split: {**score, "checkpoint": "last"} for split, score in scores.items()}
+        update_metrics(self.folder, {**metrics, **self._circumstances(trainer, pl_module, data)})
+        _log_hyperparameters(trainer, pl_module, data, other)
+        other_name = "validation" if data.validation_size else "test"
+        print(f"\nTrain accuracy {train['accuracy']:.2%}, {describe(other_name, other)}")
+        print(", ".join(f"{phase} {s:.1f} s" for phase, s in self.stopwatch.seconds.items()))
+
+    def _circumstances(
+        self, trainer: Trainer, model: Classifier, data: ImageDataModule
+    ) -> dict[str, Any]:
+        seconds = self.stopwatch.seconds
+        images = self.stopwatch.images * trainer.world_size
+        return {
+            "framework": "torch",
+            "model": type(model).__name__,
+            "dataset": data.name,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "epochs": trainer.current_epoch,
+            "optimizer_steps": trainer.global_step,
+            "wall_time": round(sum(seconds.values()), 3),
+            "phases": {phase: round(value, 3) for phase, value in seconds.items()},
+            "images_per_second": round(images / seconds["training"], 1),
+            "seed": run_seed(),
+            "precision": trainer.precision,
+            "device": describe_device(trainer.strategy.root_device),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("digitlab", "torch", "lightning", "numpy")},
+            },
+            **({"weights": self.weights} if self.weights else {}),
+        }
+
+
+def describe(split: str, score: Score) -> str:
+    """Say a score in words.
+
+    >>> describe("test", {"loss": 0.04124, "accuracy": 0.9871, "correct": 9871, "n": 10000})
+    'test accuracy 98.71% (9871/10000), test loss 0.0412'
+    """
+    counts = f"{score['correct']}/{score['n']}"
+    return f"{split} accuracy {score['accuracy']:.2%} ({counts}), {split} loss {score['loss']:.4f}"
+
+
+def describe_device(device: torch.device) -> str:
+    """Name the hardware: a GPU's model, or how many threads torch has on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
+def _log_hyperparameters(
+    trainer: Trainer, model: Classifier, data: ImageDataModule, held_out: Score
+) -> None:
+    optimizer = trainer.optimizers[0]
+    parameters = {
+        "model": type(model).__name__,
+        "dataset": data.name,
+        "optimizer": type(optimizer).__name__,
+        "learning_rate": optimizer.param_groups[0]["lr"],
+        "seed": run_seed(),
+        **model.hparams,
+        **data.hparams,
+    }
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(
+                parameters,
+                {"hparams/val_accuracy": held_out["accuracy"], "hparams/val_loss": held_out["loss"]},
+            )

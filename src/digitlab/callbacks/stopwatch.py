@@ -1,0 +1,58 @@
+"""Wall time of a run's phases."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from digitlab.classifier import Batch
+
+
+class Stopwatch(Callback):
+    """Measures how long training and validation take; other phases are timed with `time`.
+
+    `seconds` maps a phase to its wall time so far, in seconds; `images` counts the images that this
+    process has trained on.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.images = 0
+        self._started = 0.0
+
+    @contextmanager
+    def time(self, phase: str) -> Iterator[None]:
+        """Add what happens in the `with` block to a phase."""
+        started = perf_counter()
+        yield
+        self.seconds[phase] += perf_counter() - started
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count the images."""
+        self.images += len(batch[1])
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Change from training to validation."""
+        self._change("training")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Change from validation to training."""
+        self._change("validation")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._change("training")
+
+    def _change(self, finished: str) -> None:
+        now = perf_counter()
+        self.seconds[finished] += now - self._started
+        self._started = now

@@ -1,0 +1,226 @@
+"""The training code that every architecture shares: loss, metrics, optimizer and steps."""
+
+from collections.abc import Iterable
+from typing import Any, Literal, Self
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.plugins import Precision
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from digitlab.scores import Score, Sums
+
+Batch = tuple[Tensor, Tensor]
+Phase = Literal["train", "val", "test"]
+
+
+class Classifier(LightningModule):
+    """An image classifier: a network that gives logits, and all that trains and measures it.
+
+    An architecture is a subclass whose `__init__` builds the network and passes it on with
+    `super().__init__(network=..., **kwargs)`; `digitlab.models` has the documents' seven.
+
+    The loss is the cross-entropy of the logits, computed in float32 or wider whatever the
+    network's precision. Loss and accuracy of an epoch are sums over images, divided once, so that
+    a last batch of another size weighs what it should.
+
+    Shape:
+        - Input: a batch `(images, labels)` from any loader, float32 `(N, in_channels, 28, 28)` and
+          int64 `(N,)`.
+        - Output: logits `(N, num_classes)`.
+
+    Args:
+        network: Maps images to logits.
+        optimizer: Makes the optimizer of the parameters. The default, Adam with a learning rate of
+            0.001, is that of most of the documents' runs.
+        lr_scheduler: Makes a learning rate scheduler of the optimizer. The default, none, keeps
+            the learning rate constant as the documents do.
+        lr_scheduler_interval: Step the scheduler after every epoch or every optimizer step.
+        initialization: `torch` keeps PyTorch's initial values, U(±1/√fan_in) for weights and
+            biases; `keras` draws Keras's, Glorot-uniform weights and zero biases.
+        dropout_in_evaluation: Leave dropout on while evaluating, to reproduce document B, whose
+            PyTorch program never calls `eval()`. False is what everybody else wants.
+        gradient_clip_norm: Shrink each step's gradients to this L2 norm where theirs is larger
+            (above 0). The default, none, does not clip.
+
+    Raises:
+        ValueError: `gradient_clip_norm` is not above 0.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=0.001),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        initialization: Literal["torch", "keras"] = "torch",
+        dropout_in_evaluation: bool = False,
+        gradient_clip_norm: float | None = None,
+    ) -> None:
+        super().__init__()
+        if gradient_clip_norm is not None and not gradient_clip_norm > 0:
+            raise ValueError(
+                f"gradient_clip_norm is {gradient_clip_norm}: give a norm above 0, or null for none"
+            )
+        # A callable does not pickle and a module is no plain value: without these three, a
+        # checkpoint loads with `weights_only=True`.
+        self.save_hyperparameters(ignore=["network", "optimizer", "lr_scheduler"])
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_scheduler_interval = lr_scheduler_interval
+        self.dropout_in_evaluation = dropout_in_evaluation
+        self.gradient_clip_norm = gradient_clip_norm
+        self._sums: dict[Phase, Sums] = {}  # of epochs under way
+        self._scores: dict[Phase, Score] = {}  # of epochs that are over
+        if initialization == "keras":
+            self.apply(_initialize_as_keras)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the logits `(N, num_classes)` of normalized images `(N, in_channels, 28, 28)`."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or evaluation mode; in both, dropout stays on if asked for."""
+        super().train(mode)
+        if self.dropout_in_evaluation:
+            for module in self.modules():
+                if isinstance(module, nn.modules.dropout._DropoutNd):
+                    module.train()
+        return self
+
+    def configure_optimizers(self) -> Any:
+        """Make the optimizer and, where there is one, the learning rate scheduler."""
+        optimizer = self.optimizer(self.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        settings = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            settings["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": settings}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradients, which a mixed precision has unscaled by now."""
+        if self.gradient_clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip_norm)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Compute the mean loss of a batch, to be minimized."""
+        if batch_idx == 0:
+            self._sums["train"] = Sums(self.device)
+        loss = self._add_to_sums("train", batch)
+        # One call of `log` costs as much as a small network's step, so it is made where it counts.
+        if (self.global_step + 1) % (self.trainer.log_every_n_steps or torch.inf) == 0:
+            mean_loss, accuracy = self._sums["train"].window()
+            self.log_dict({"train/loss_step": mean_loss, "train/accuracy_step": accuracy})
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's training score."""
+        self._log_score("train")
+
+    def on_validation_epoch_start(self) -> None:
+        """Start a validation score."""
+        self._sums["val"] = Sums(self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the validation score."""
+        self._add_to_sums("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation score."""
+        self._log_score("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Start a test score."""
+        self._sums["test"] = Sums(self.device)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the test score."""
+        self._add_to_sums("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test score."""
+        self._log_score("test")
+
+    def predict_step(self, batch: Batch | Tensor, batch_idx: int = 0) -> dict[str, Any]:
+        """Classify a batch of images; labels may stand beside them.
+
+        Returns:
+            `label` int64 `(N,)` where labels were given, `class` int64 `(N,)`, `class_name` (N
+            strings), `probability` of that class `(N,)`, and `probabilities` `(N, num_classes)`.
+        """
+        images, *labels = (batch,) if isinstance(batch, Tensor) else batch
+        probabilities = _at_least_float32(self(images)).softmax(1)
+        probability, predicted = probabilities.max(1)
+        names = getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
+        return {
+            **({"label": labels[0]} if labels else {}),
+            "class": predicted,
+            "class_name": [names[i] if names else str(i) for i in predicted.tolist()],
+            "probability": probability,
+            "probabilities": probabilities,
+        }
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> Score:
+        """Measure loss and accuracy over `batches` in evaluation mode, logging nothing.
+
+        Inside a run it computes in the run's precision and adds up the batches of all processes.
+        """
+        precision = self._trainer.precision_plugin if self._trainer else Precision()
+        was_training = self.training
+        self.eval()
+        sums = Sums(self.device)
+        for batch in batches:
+            on_device = self.transfer_batch_to_device(batch, self.device, 0)
+            images, labels = precision.convert_input(on_device)
+            with precision.forward_context():
+                sums.add(*self._loss_and_logits(images, labels), labels)
+        self.train(was_training)
+        return self._score(sums)
+
+    def running_score(self, phase: Phase) -> Score:
+        """Read this process's score of the epoch under way."""
+        return self._sums[phase].score()
+
+    def epoch_score(self, phase: Phase) -> Score:
+        """Give the score of the epoch that has just ended, over all processes.
+
+        To be called by all processes or none, from a hook at or after the epoch's end.
+        """
+        if phase in self._sums:
+            self._scores[phase] = self._score(self._sums.pop(phase))
+        return self._scores[phase]
+
+    def _loss_and_logits(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = _at_least_float32(self(images))
+        return cross_entropy(logits, labels), logits
+
+    def _add_to_sums(self, phase: Phase, batch: Batch) -> Tensor:
+        images, labels = batch
+        loss, logits = self._loss_and_logits(images, labels)
+        self._sums[phase].add(loss, logits, labels)
+        return loss
+
+    def _log_score(self, phase: Phase) -> None:
+        score = self.epoch_score(phase)
+        self.log_dict({f"{phase}/loss": score["loss"], f"{phase}/accuracy": score["accuracy"]})
+
+    def _score(self, sums: Sums) -> Score:
+        return (sums.reduce(self._trainer.strategy) if self._trainer else sums).score()
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _initialize_as_keras(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight)  # Glorot and Bengio 2010, equation 16
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,107 @@
+"""The `digitlab` command: a light front that answers at once, and the door to everything else.
+
+Exit codes: 0 done, 1 a run that failed, 2 bad input (one line on stderr; `--debug` for the
+traceback).
+"""
+
+import logging
+import os
+import sys
+import types
+import warnings
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+
+from digitlab import __version__
+
+COMMANDS = {
+    "fit": "train a network: digitlab fit --config configs/digits/lenet5.yaml",
+    "validate": "measure a run on its validation images: digitlab validate --run latest",
+    "test": "measure a run on the test images: digitlab test --run latest",
+    "predict": "classify the test images with a run: digitlab predict --run latest",
+}
+
+_COMMAND_LINES = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
+HELP = f"""usage: digitlab COMMAND [options]
+
+The classic networks on MNIST and Fashion-MNIST, as a laboratory.
+
+commands:
+{_COMMAND_LINES}
+
+options:
+  -h, --help  show this text; `digitlab COMMAND --help` shows a command's options
+  --version   show the version
+  --debug     with a command: show the traceback of an error
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        args: The command line after the program's name; None takes the process's own.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in arguments
+    command, *options = [word for word in arguments if word != "--debug"] or ["--help"]
+    if command in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if command == "--version":
+        print(f"digitlab {__version__}")
+        return 0
+    if command not in COMMANDS:
+        nearest = get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"
+        return _refuse(f"there is no command {command!r}: {hint}")
+    _settle_process()
+    # torch and Lightning take seconds to import: only now, and only for a command.
+    from digitlab.arguments import BAD_INPUT
+
+    _silence()
+    try:
+        run = _room(command).prepare(command, options)
+    except BAD_INPUT as error:
+        if debug:
+            raise
+        return _refuse(str(error))
+    run()
+    return 0
+
+
+def _room(command: str) -> types.ModuleType:
+    return import_module("digitlab.fit" if command == "fit" else "digitlab.evaluate")
+
+
+def _refuse(message: str) -> int:
+    print(f"digitlab: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _settle_process() -> None:
+    """Set what must be set before torch, Lightning and TensorBoard are imported."""
+    has_nvidia = any(Path("/dev").glob("nvidia*")) or Path("/dev/dxg").exists()
+    if sys.platform == "linux" and not has_nvidia:
+        # A CUDA build of torch without a GPU otherwise retries to load NVIDIA's library at each
+        # optimizer step, 0.3 to 1 ms a time.
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    # TensorBoard's writer imports TensorFlow where it is installed (9.3 s instead of 2.6 s) unless
+    # this module exists, which selects TensorBoard's own stub.
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+
+
+def _silence() -> None:
+    """Keep back what a user can do nothing about; to be called once Lightning is imported."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # announcements and advertisements
+    for message in (
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
+        r"The number of training batches .* is smaller than the logging interval",  # it logs still
+    ):
+        warnings.filterwarnings("ignore", message=message)

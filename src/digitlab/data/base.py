@@ -1,0 +1,208 @@
+"""What every data module does: choose images, divide them, and serve them in batches."""
+
+import os
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from numpy.typing import NDArray
+
+from digitlab.data.loader import ImageLoader, ImageOrder
+from digitlab.data.reading import Arrays, Split
+
+Subset = Literal["train", "validation", "test"]
+"""What a loader serves; `validation` is part of the training split, or the test split."""
+
+_DIGIT_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """A data set of 28x28 grey images in ten classes, held in memory and normalized by the batch.
+
+    Batches are tuples of images, float32 `(N, 1, 28, 28)`, and labels, int64 `(N,)`. The order of
+    training images follows from `seed_everything`'s seed and the epoch alone. The last batch of an
+    epoch is served even if it is smaller. Under DDP each image is evaluated exactly once.
+
+    Without a trainer, loaders and `arrays` need no preparation: they read what they need.
+
+    Args:
+        batch_size: Training images per step and process, at least 1. 32 is Keras's default.
+        eval_batch_size: Images per step and process in evaluation, at least 1. It has no influence
+            on results but for rounding; 1000 divides the common test splits.
+        normalization: `unit` scales pixels to 0..1, `symmetric` to -1..1, and `standard` to mean 0
+            and standard deviation 1 over the training split. `unit` is what most documents use.
+        validation_size: Training images to hold out for validation, equally many of each class as
+            far as possible: the same images in every run, whatever its seed, so that no run is
+            validated on what another trained on. 0 validates on the test split, as published
+            figures do; choose models by a hold-out instead, and training never reads that split.
+        train_images: Range of training images to use, first and end, without the end; the hold-out
+            is taken from it. `[5000, 60000]` are the last 55,000 of MNIST. Unset: all.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    class_names: ClassVar[tuple[str, ...]] = _DIGIT_NAMES
+    mean_std: ClassVar[tuple[float, float]]
+    """Mean and standard deviation of the training split's pixels, from 0 to 1."""
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        eval_batch_size: int = 1000,
+        normalization: Literal["unit", "symmetric", "standard"] = "unit",
+        validation_size: int = 0,
+        train_images: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        _check_at_least(0, validation_size=validation_size)
+        if normalization not in ("unit", "symmetric", "standard"):
+            raise ValueError(
+                f"normalization is {normalization!r}: it must be unit, symmetric or standard"
+            )
+        first, end = train_images or (0, 1)
+        if not 0 <= first < end:
+            raise ValueError(
+                f"train_images is {[first, end]}: the first must be at least 0 "
+                "and the end greater than the first"
+            )
+        # A path belongs to a machine, not to a result.
+        self.save_hyperparameters(ignore="root")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.normalization = normalization
+        self.validation_size = validation_size
+        self.train_images = train_images
+        self._subsets: dict[Subset, Arrays] = {}
+
+    @abstractmethod
+    def read(self, split: Split) -> Arrays:
+        """Reads a whole split and checks it: images, uint8 `(N, 28, 28)`, labels, int64 `(N,)`."""
+
+    def prepare_data(self) -> None:
+        """Downloads, unpacks and checks what the coming stage needs, or all without a trainer."""
+        fn = self.trainer.state.fn if self.trainer else None
+        self._read_for(fn.value if fn else None)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads and checks what a stage needs, in every process.
+
+        Raises:
+            OSError: Files are missing and cannot be downloaded.
+            ValueError: A file is damaged, or the training split is too small for `train_images` or
+                `validation_size`.
+        """
+        self._read_for(stage)
+
+    def _read_for(self, stage: str | None) -> None:
+        needs: dict[str | None, tuple[Subset, ...]] = {
+            "fit": ("train", "validation"),
+            "validate": ("validation",),
+            "test": ("test",),
+            "predict": ("test",),
+        }
+        for split in needs.get(stage, ("train", "validation", "test")):
+            self._subset(split)
+
+    def arrays(self, split: Subset) -> Arrays:
+        """Copies of the images that a loader serves, before normalization, for other frameworks.
+
+        Args:
+            split: `train` is without the hold-out, and within `train_images`; `validation` is the
+                hold-out, or the test split where there is none.
+
+        Returns:
+            Images, uint8 `(N, 28, 28)`, and labels, int64 `(N,)`, in the data set's order.
+        """
+        images, labels = self._subset(split)
+        return images.copy(), labels.copy()
+
+    def _subset(self, split: Subset) -> Arrays:
+        if split == "validation" and not self.validation_size:
+            split = "test"
+        if split == "test" and split not in self._subsets:
+            self._subsets["test"] = self.read("test")
+        if split not in self._subsets:
+            self._subsets |= self._divide(*self.read("train"))
+        return self._subsets[split]
+
+    def _divide(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[Subset, Arrays]:
+        """Splits the training split into what is trained on and, if wanted, the hold-out."""
+        first, end = self.train_images or (0, len(labels))
+        if end > len(labels):
+            raise ValueError(
+                f"train_images is {[first, end]}: the end must be at most {len(labels)}, "
+                "the number of training images"
+            )
+        images, labels = images[first:end], labels[first:end]
+        if not self.validation_size:
+            return {"train": (images, labels)}
+        try:
+            train, validation = stratify(labels, self.validation_size)
+        except ValueError as error:
+            raise ValueError(
+                f"validation_size is {self.validation_size}: both parts of the {len(labels)} "
+                f"training images must have some of each class ({error})"
+            ) from error
+        return {
+            "train": (images[train], labels[train]),
+            "validation": (images[validation], labels[validation]),
+        }
+
+    def train_dataloader(self) -> ImageLoader:
+        """The training images, in a new order each epoch."""
+        # `overfit_batches` means the same few batches in every epoch.
+        shuffle = not getattr(self.trainer, "overfit_batches", 0)
+        return self._loader("train", self.batch_size, shuffle=shuffle, pad=True)
+
+    def train_eval_dataloader(self) -> ImageLoader:
+        """The training images, each once and in the data set's order, for a final evaluation."""
+        return self._loader("train", self.eval_batch_size)
+
+    def val_dataloader(self) -> ImageLoader:
+        """The hold-out, or the test split where `validation_size` is 0."""
+        return self._loader("validation", self.eval_batch_size)
+
+    def test_dataloader(self) -> ImageLoader:
+        """The test split."""
+        return self._loader("test", self.eval_batch_size)
+
+    def predict_dataloader(self) -> ImageLoader:
+        """The test split."""
+        return self._loader("test", self.eval_batch_size)
+
+    def _loader(
+        self, split: Subset, batch_size: int, shuffle: bool = False, pad: bool = False
+    ) -> ImageLoader:
+        images, labels = self._subset(split)
+        trainer = self.trainer
+        order = ImageOrder(
+            images=len(labels),
+            # `seed_everything` leaves its seed there, and the processes of DDP inherit it.
+            seed=int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed())),
+            shuffle=shuffle,
+            pad=pad,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        scale = {"unit": None, "symmetric": (0.5, 0.5), "standard": self.mean_std}
+        device = trainer.strategy.root_device if trainer else "cpu"
+        return ImageLoader(images, labels, order, batch_size, scale[self.normalization], device)
+
+
+def stratify(labels: NDArray[np.int64], size: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Positions of all but `size` labels, and of those, both ascending; always the same ones."""
+    from sklearn.model_selection import train_test_split
+
+    positions = np.arange(len(labels))
+    parts = train_test_split(positions, test_size=size, stratify=labels, random_state=0)
+    return np.sort(parts[0]), np.sort(parts[1])
+
+
+def _check_at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name} is {value}: it must be at least {least}")

@@ -1,0 +1,102 @@
+"""The one way by which image files are read: fetched under a lock, and checked before use."""
+
+import hashlib
+import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from torchvision.datasets.utils import check_integrity
+
+Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Images, uint8 `(N, 28, 28)`, and labels, int64 `(N,)`."""
+Split = Literal["train", "test"]
+
+_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+_HEADERS = (16, 8)  # bytes before the values: a magic number, then four for each dimension
+
+
+def sha256(array: NDArray[Any]) -> str:
+    """The SHA-256 digest of an array's values as bytes, in hexadecimal.
+
+    Example:
+        >>> sha256(np.array([7, 2, 1], np.uint8))[:16]
+        'd0192c1be3755623'
+    """
+    return hashlib.sha256(np.ascontiguousarray(array, dtype=np.uint8).data).hexdigest()
+
+
+def read_split(dataset: type[Any], root: Path, split: Split, digests: tuple[str, str]) -> Arrays:
+    """Reads a split of a data set in MNIST's format, after downloading what is missing.
+
+    Processes that share `root` take turns, so that none reads a file that another is unpacking.
+
+    Args:
+        dataset: torchvision's `MNIST` or a subclass.
+        root: The folder that holds `<name of the class>/raw`.
+        split: The split to read.
+        digests: SHA-256 of the images and of the labels, as `sha256` gives them.
+
+    Returns:
+        Images, uint8 `(N, 28, 28)`, and labels, int64 `(N,)`.
+
+    Raises:
+        OSError: Files are missing or archives damaged, and they cannot be downloaded.
+        ValueError: The contents of an unpacked file are not what the digest says.
+    """
+    raw = root / dataset.__name__ / "raw"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _lock(root):
+            source = dataset(root, train=split == "train", download=True)
+    # Damaged bytes lead torchvision's reader to AssertionError, KeyError, RuntimeError and others.
+    except Exception as error:
+        if missing := _missing(dataset, raw):
+            raise OSError(_not_available(raw, missing, error)) from error
+        raise ValueError(_damaged(_first_damaged(raw, split, digests))) from error
+    images, labels = source.data.numpy(), source.targets.numpy()
+    if (sha256(images), sha256(labels)) != digests or images.shape != (len(labels), 28, 28):
+        raise ValueError(_damaged(_first_damaged(raw, split, digests)))
+    return images, labels
+
+
+def _lock(root: Path) -> AbstractContextManager[Any]:
+    # Nothing is unpacked into a folder that cannot be written: its readers need no turns.
+    return FileLock(root / ".digitlab.lock") if os.access(root, os.W_OK) else nullcontext()
+
+
+def _missing(dataset: type[Any], raw: Path) -> str | None:
+    """The first archive that has not been unpacked, and what keeps it from that."""
+    for name, md5 in dataset.resources:
+        archive = raw / name
+        if not archive.with_suffix("").exists():
+            state = "missing" if not archive.exists() else "damaged"
+            return f"{name} is {'not unpacked' if check_integrity(archive, md5) else state}"
+    return None
+
+
+def _first_damaged(raw: Path, split: Split, digests: tuple[str, str]) -> Path:
+    """The first of a split's files whose values differ; the images' where only a header does."""
+    images, labels = (raw / name for name in _FILES[split])
+    for path, header, digest in zip((images, labels), _HEADERS, digests, strict=True):
+        if hashlib.sha256(path.read_bytes()[header:]).hexdigest() != digest:
+            return path
+    return images
+
+
+def _not_available(raw: Path, missing: str, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return (
+        f"{raw}: {missing}, and fetching it failed ({reason}): put the four .gz archives there, "
+        "or set DIGITLAB_DATA or --data.root to the folder that holds them"
+    )
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} is damaged or of another data set: delete it and run the command again"

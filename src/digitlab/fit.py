@@ -1,0 +1,129 @@
+"""`digitlab fit`: train a network, in a run folder of its own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from digitlab import runs
+from digitlab.arguments import BAD_INPUT, RunCLI
+from digitlab.callbacks import Console, Figures, History, ProgressBar, Results, Stopwatch
+from digitlab.callbacks.results import describe_device
+from digitlab.weights import load_weights, sha256
+
+
+class FitCLI(RunCLI):
+    """The options of `digitlab fit`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options that only training has."""
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="Name of the run's folder under trainer.default_root_dir. "
+            "Default: the data set's and the first config's.",
+        )
+        parser.add_argument(
+            "--weights",
+            type=str | None,
+            default=None,
+            help="Checkpoint or state dict to take the initial weights, and nothing else, from.",
+        )
+
+
+def prepare(command: str, options: list[str]) -> Callable[[], None]:
+    """Check all input of a fit, and return the training that is then left to do.
+
+    Raises:
+        ValueError, OSError, MisconfigurationException: The input is bad.
+    """
+    cli = FitCLI(command, options)
+    stopwatch = Stopwatch()
+    with stopwatch.time("data"):
+        cli.datamodule.prepare_data()
+    weights = None
+    if cli.config.weights:
+        load_weights(cli.model, Path(cli.config.weights))
+        weights = {"file": cli.config.weights, "sha256": sha256(Path(cli.config.weights))}
+    if cli.config.trainer.fast_dev_run:
+        trainer = cli.instantiate_trainer()
+        return lambda: trainer.fit(cli.model, cli.datamodule)
+
+    cli.config.name = cli.config.name or _default_name(cli)
+    folder = runs.claim(Path(cli.config.trainer.default_root_dir), cli.config.name)
+    try:
+        trainer = _make_trainer(cli, folder, stopwatch, weights)
+    except BAD_INPUT:
+        folder.rmdir()
+        raise
+
+    def fit() -> None:
+        runs.write_text(folder / "config.yaml", cli.dump())
+        print(_describe(cli, trainer))
+        trainer.fit(cli.model, cli.datamodule)
+        print(
+            f"\nResults are in {folder}. What to do next:\n"
+            f"  digitlab test --run {folder}\n"
+            f"  digitlab predict --run {folder}\n"
+            f"  tensorboard --logdir {folder}"
+        )
+
+    return fit
+
+
+def _default_name(cli: RunCLI) -> str:
+    recipe = Path(cli.config_files[0]).stem if cli.config_files else type(cli.model).__name__
+    return f"{cli.datamodule.name}-{recipe.lower()}"
+
+
+def _make_trainer(
+    cli: RunCLI, folder: Path, stopwatch: Stopwatch, weights: dict[str, str] | None
+) -> Trainer:
+    settings = cli.config.trainer
+    history = History(folder / "history.csv")
+    callbacks: list[Callback] = [
+        stopwatch,
+        history,
+        Figures(folder, history),
+        Results(folder, stopwatch, weights),
+    ]
+    if settings.enable_progress_bar is not False:
+        callbacks[:0] = [ProgressBar()]
+        callbacks.append(Console(history))
+    if settings.enable_checkpointing is not False:
+        callbacks += _checkpoints(folder / "checkpoints", settings.limit_val_batches != 0)
+    cli.trainer_defaults["callbacks"] = callbacks
+    if settings.logger not in (None, True):
+        return cli.instantiate_trainer()  # with the user's own logger, or none
+    # `Results` logs the hyper-parameters when there are metrics to show beside them; Lightning's
+    # default is a placeholder of -1.
+    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    # Lightning writes hyper-parameters to this file unless it exists, as this one does by then.
+    logger.NAME_HPARAMS_FILE = "config.yaml"
+    return cli.instantiate_trainer(logger=logger)
+
+
+def _checkpoints(folder: Path, validated: bool) -> list[Callback]:
+    # Without the version counter a checkpoint takes its predecessor's name and place.
+    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
+    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
+    if not validated:
+        return [last]
+    return [last, ModelCheckpoint(filename="best", monitor="val/accuracy", mode="max", **common)]
+
+
+def _describe(cli: RunCLI, trainer: Trainer) -> str:
+    data = cli.datamodule
+    train, held_out = len(data.arrays("train")[1]), len(data.arrays("validation")[1])
+    kind = "validation" if data.validation_size else "test"
+    return (
+        f"{data.name}: {train} training images, {held_out} {kind} images, "
+        f"normalization {data.normalization}\n"
+        f"{type(cli.model).__name__} on {describe_device(trainer.strategy.root_device)}, "
+        f"precision {trainer.precision}, seed {cli.config.seed_everything}\n"
+    )

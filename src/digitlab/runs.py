@@ -1,0 +1,94 @@
+"""Run folders: `runs/<name>/version_N` with all that a run was and gave.
+
+config.yaml, checkpoints/last.ckpt and best.ckpt, TensorBoard events, history.csv, metrics.json,
+samples.png, curves.png; each later command adds its own config, such as test.yaml.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def claim(root: Path, name: str) -> Path:
+    """Make the next free folder `root/name/version_N`, which then is this process's alone."""
+    parent = root / name
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((_version(folder) for folder in parent.iterdir()), default=-1)
+    while True:
+        folder = parent / f"version_{number}"
+        try:
+            folder.mkdir()  # atomic: of several processes, one succeeds
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def find(run: str, root: Path = Path("runs")) -> Path:
+    """Find the folder of a run.
+
+    Args:
+        run: A run folder, or `latest`, the run under `root` that was started last.
+        root: Where `latest` looks.
+
+    Raises:
+        ValueError: There is no such run.
+    """
+    if run == "latest":
+        configs = sorted(root.glob("*/version_*/config.yaml"), key=lambda path: path.stat().st_mtime)
+        if not configs:
+            raise ValueError(f"there is no run in {root}: train one with digitlab fit")
+        return configs[-1].parent
+    if not Path(run, "config.yaml").is_file():
+        raise ValueError(
+            f"{run} is no run folder, as it has no config.yaml: give the folder that "
+            "digitlab fit named at its end, or latest"
+        )
+    return Path(run)
+
+
+def find_checkpoint(folder: Path, checkpoint: str) -> Path:
+    """Find a checkpoint of a run.
+
+    Args:
+        folder: The run folder.
+        checkpoint: `last`, `best`, or the path of any checkpoint file.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    if checkpoint in ("last", "best"):
+        path = folder / "checkpoints" / f"{checkpoint}.ckpt"
+        remedy = "train the run first, or give the path of a checkpoint"
+    else:
+        path = Path(checkpoint)
+        remedy = "give last, best or the path of a checkpoint"
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}: {remedy}")
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a crash leaves the old text or the new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Read a run's metrics.json; empty before there is one."""
+    path = folder / "metrics.json"
+    metrics: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return metrics
+
+
+def update_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Set entries of a run's metrics.json and keep the others."""
+    text = json.dumps(read_metrics(folder) | metrics, indent=2)
+    write_text(folder / "metrics.json", text + "\n")
+
+
+def _version(folder: Path) -> int:
+    prefix, _, number = folder.name.partition("_")
+    return int(number) if prefix == "version" and number.isdecimal() else -1

@@ -1,0 +1,70 @@
+"""Loss and accuracy over a set of images, exact whatever the sizes of its batches."""
+
+from typing import Self, TypedDict
+
+import torch
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+
+
+class Score(TypedDict):
+    """Mean `loss` in nats and `accuracy` in [0, 1]: `correct` of `n` images."""
+
+    loss: float
+    accuracy: float
+    correct: int
+    n: int
+
+
+class Sums:
+    """Sums over the images seen so far, kept on the device that computes them.
+
+    Nothing is read back before the end: reading a value each step would stall a GPU. The sums are
+    not buffers of the module, since DDP overwrites every rank's buffers with the first rank's.
+
+    >>> sums = Sums(torch.device("cpu"))
+    >>> sums.add(torch.tensor(0.3), logits=torch.eye(3), labels=torch.tensor([0, 1, 0]))
+    >>> sums.add(torch.tensor(0.7), logits=torch.eye(3)[:1], labels=torch.tensor([0]))
+    >>> score = sums.score()
+    >>> round(score["loss"], 6), score["accuracy"], score["correct"], score["n"]
+    (0.4, 0.75, 3, 4)
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        # float64 keeps 60,000 summands exact to a float32's rounding; Apple's GPUs have none.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.loss = torch.zeros((), dtype=dtype, device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.n = 0
+        self._window_start = (self.loss.clone(), self.correct.clone(), 0)
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            loss: Mean over the batch, a scalar.
+            logits: `(N, num_classes)`, any float dtype.
+            labels: int64 `(N,)`.
+        """
+        self.loss.add_(loss.detach(), alpha=len(labels))
+        self.correct.add_((logits.argmax(1) == labels).sum())
+        self.n += len(labels)
+
+    def window(self) -> tuple[Tensor, Tensor]:
+        """Give mean loss and accuracy, scalars on the device, since the last call of this."""
+        loss, correct, n = self._window_start
+        self._window_start = (self.loss.clone(), self.correct.clone(), self.n)
+        return (self.loss - loss) / (self.n - n), (self.correct - correct) / (self.n - n)
+
+    def reduce(self, strategy: Strategy) -> Self:
+        """Add up the sums of all processes, in place."""
+        sums = torch.stack([self.loss, self.correct, torch.full_like(self.loss, self.n)])
+        loss, correct, n = strategy.reduce(sums, reduce_op="sum")
+        self.loss, self.correct, self.n = loss, correct.long(), int(n.item())
+        return self
+
+    def score(self) -> Score:
+        """Read the sums back and divide; NaN where no image was added."""
+        loss, correct = self.loss.item(), int(self.correct.item())
+        n = self.n or float("nan")
+        return {"loss": loss / n, "accuracy": correct / n, "correct": correct, "n": self.n}

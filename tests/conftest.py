@@ -1,0 +1,55 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny
+
+REAL_DATA = os.environ.get("DIGITLAB_DATA")
+
+# Workers share the cores, and sums in one thread have one order. Subprocesses inherit the variable.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny data set's archives; tests that spoil files write their own."""
+    root = tmp_path_factory.mktemp("data")
+    tiny.write(root)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _tiny_data(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads a real data set unless it asks for `real_data`."""
+    monkeypatch.setenv("DIGITLAB_DATA", str(tiny_root))
+
+
+@pytest.fixture
+def real_data(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder with the real MNIST and Fashion-MNIST, as the environment names it."""
+    if not REAL_DATA:
+        pytest.skip("needs the real data sets: set DIGITLAB_DATA to the folder that holds them")
+    monkeypatch.setenv("DIGITLAB_DATA", REAL_DATA)
+    return Path(REAL_DATA)
+
+
+@pytest.fixture(autouse=True)
+def _own_seed() -> Iterator[None]:
+    """`seed_everything` leaves its seed in the environment: no test hands it to the next."""
+    before = {name: os.environ.pop(name, None) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
