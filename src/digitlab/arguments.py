@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 # Imported whole, because a class's bare name is understood only once the class exists.
 from digitlab import callbacks, data, models
 from digitlab.classifier import Classifier
+from digitlab.cli import COMMANDS
 from digitlab.data import ImageDataModule
 
 BAD_INPUT = (ValueError, OSError, MisconfigurationException)
@@ -56,6 +57,7 @@ class RunCLI(LightningCLI):
             },
             parser_kwargs={
                 "prog": f"digitlab {command}",
+                "description": f"{COMMANDS[command]}. --model.help CLASS shows a class's options.",
                 "exit_on_error": False,
                 "allow_abbrev": False,
             },
@@ -73,10 +75,15 @@ class RunCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make the model and the data module."""
-        self.config_init = self.parser.instantiate_classes(self.config)
+        try:
+            self.config_init = self.parser.instantiate(self.config)
+        except ValueError as error:
+            # jsonargparse wraps a constructor's own words in those of every type that it tried.
+            while isinstance(error.__cause__, ValueError):
+                error = error.__cause__
+            raise error from None
         self.model: Classifier = self.config_init.model
         self.datamodule: ImageDataModule = self.config_init.data
-
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with settings that win over the config's."""
@@ -90,7 +97,7 @@ class RunCLI(LightningCLI):
 
     def dump(self) -> str:
         """Write all settings as YAML."""
-        text: str = self.parser.dump(self.config, skip_none=False)
+        text: str = self.parser.dump(self.config, skip_unset=False)
         return text
 
 
@@ -130,6 +137,8 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
             f"no {match[1]} is given: name a config, such as --config configs/digits/lenet5.yaml, "
             f"or set --{match[1]}"
         )
+    if match := re.search(r"Problems parsing config: (.+)", message, re.S):
+        return f"a config is no valid YAML: {' '.join(match[1].split())}"
     if match := re.search(r"File does not exist: '(.+)'", message):
         return f"there is no file {match[1]}: give the path of a config"
     if given := re.findall(r"(?:Given value|Got value): (.+)", message):
@@ -179,5 +188,4 @@ def _readable(rules: list[str]) -> str:
     """
     text = " or ".join(rule for rule in dict.fromkeys(rules) if "NoneType" not in rule)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    text = re.sub(r"typing\.Literal\[([^\]]*)\]", r"one of \1", text)
-    return text
+    return re.sub(r"typing\.Literal\[([^\]]*)\]", r"one of \1", text)

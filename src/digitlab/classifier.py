@@ -98,26 +98,27 @@ class Classifier(LightningModule):
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
-        settings = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
+        settings: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             settings["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": settings}
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradients, which a mixed precision has unscaled by now."""
-        if self.gradient_clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip_norm)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the mean loss of a batch, to be minimized."""
-        if batch_idx == 0:
+        if batch_idx == 0 or "train" not in self._sums:  # a run may go on inside an epoch
             self._sums["train"] = Sums(self.device)
-        loss = self._add_to_sums("train", batch)
-        # One call of `log` costs as much as a small network's step, so it is made where it counts.
-        if (self.global_step + 1) % (self.trainer.log_every_n_steps or torch.inf) == 0:
+        return self._add_to_sums("train", batch)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradients, which a mixed precision has unscaled by now; log, if it is time."""
+        if self.gradient_clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip_norm)
+        # One call of `log` costs as much as a small network's step, so it is made where it counts:
+        # here and not in each `training_step`, several of which may accumulate to a step.
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set at run time
+        if interval and (self.global_step + 1) % interval == 0:
             mean_loss, accuracy = self._sums["train"].window()
             self.log_dict({"train/loss_step": mean_loss, "train/accuracy_step": accuracy})
-        return loss
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training score."""

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +44,7 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     folder = runs.find(given[-1])
     cli = EvaluationCLI(command, ["--config", _config_of(folder), "--run", str(folder), *others])
     load_weights(cli.model, runs.find_checkpoint(folder, cli.config.checkpoint))
-    cli.datamodule.arrays("validation" if command == "validate" else "test")
+    cli.datamodule.setup(command)
     if cli.config.trainer.enable_progress_bar is not False:
         cli.trainer_defaults["callbacks"] = [ProgressBar()]
     trainer = cli.instantiate_trainer(logger=False, enable_checkpointing=False)
@@ -88,8 +88,7 @@ def _keep(cli: EvaluationCLI, folder: Path, phase: Literal["val", "test"]) -> No
 
 
 def _predict(cli: EvaluationCLI, trainer: Trainer, folder: Path) -> None:
-    batches: list[dict[str, Any]] = trainer.predict(cli.model, cli.datamodule) or []
-    rows = list(_rows(batches))
+    rows = list(_rows(trainer.predict(cli.model, cli.datamodule) or []))
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -100,7 +99,7 @@ def _predict(cli: EvaluationCLI, trainer: Trainer, folder: Path) -> None:
     print(f"{right} of {len(rows)} test images are classified right\nWritten to {path}")
 
 
-def _rows(batches: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _rows(batches: Sequence[Any]) -> Iterator[dict[str, Any]]:
     """Give a row for each image: `index` in the test split, and the columns of `predict_step`."""
     index = 0
     for batch in batches:

@@ -45,11 +45,12 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     cli = FitCLI(command, options)
     stopwatch = Stopwatch()
     with stopwatch.time("data"):
-        cli.datamodule.prepare_data()
+        cli.datamodule.setup("fit")
     weights = None
     if cli.config.weights:
         load_weights(cli.model, Path(cli.config.weights))
         weights = {"file": cli.config.weights, "sha256": sha256(Path(cli.config.weights))}
+    cli.model.configure_optimizers()  # only to check its settings; `trainer.fit` makes another
     if cli.config.trainer.fast_dev_run:
         trainer = cli.instantiate_trainer()
         return lambda: trainer.fit(cli.model, cli.datamodule)
@@ -114,7 +115,14 @@ def _checkpoints(folder: Path, validated: bool) -> list[Callback]:
     last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
     if not validated:
         return [last]
-    return [last, ModelCheckpoint(filename="best", monitor="val/accuracy", mode="max", **common)]
+    best = ModelCheckpoint(
+        filename="best",
+        monitor="val/accuracy",
+        mode="max",
+        save_on_train_epoch_end=False,  # but after each validation
+        **common,
+    )
+    return [last, best]
 
 
 def _describe(cli: RunCLI, trainer: Trainer) -> str:

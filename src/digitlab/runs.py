@@ -36,10 +36,10 @@ def find(run: str, root: Path = Path("runs")) -> Path:
         ValueError: There is no such run.
     """
     if run == "latest":
-        configs = sorted(root.glob("*/version_*/config.yaml"), key=lambda path: path.stat().st_mtime)
+        configs = list(root.glob("*/version_*/config.yaml"))
         if not configs:
             raise ValueError(f"there is no run in {root}: train one with digitlab fit")
-        return configs[-1].parent
+        return max(configs, key=lambda path: path.stat().st_mtime).parent
     if not Path(run, "config.yaml").is_file():
         raise ValueError(
             f"{run} is no run folder, as it has no config.yaml: give the folder that "

@@ -1,7 +1,6 @@
 """Weights from files: Lightning checkpoints and plain state dicts, into a model of their kind."""
 
 import hashlib
-import pickle
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,10 @@ def load_weights(model: Classifier, path: Path) -> None:
         ValueError: The file is no checkpoint, needs code to be loaded, or is of another
             architecture.
     """
-    content = _read(path)
-    weights: dict[str, Any] = content.get("state_dict", content)
+    weights, settings = _read(path)
     if not any(name.startswith("network.") for name in weights):
         weights = {f"network.{name}": value for name, value in weights.items()}
-    difference = _differing_settings(model, content) or _differing_shapes(model, weights)
+    difference = _differing_settings(model, settings) or _differing_shapes(model, weights)
     if difference:
         raise ValueError(
             f"{path} is of another architecture than {type(model).__name__}: {difference}; "
@@ -43,24 +41,31 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a file's weights and, where it has them, the settings of the model that they are of."""
     if not path.is_file():
-        raise ValueError(f"there is no file {path}: give the path of a checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(
-            f"{path} is damaged or no checkpoint of plain tensors: give one that loads with "
-            "torch.load(..., weights_only=True)"
-        ) from error
-    if not isinstance(content, dict) or not content:
+            f"there is no checkpoint {path}: train the run that it belongs to, or name another"
+        )
+    with path.open("rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged byte can lead the unpickler anywhere
+            raise ValueError(
+                f"{path} is damaged or no checkpoint of plain tensors: give one that loads with "
+                "torch.load(..., weights_only=True)"
+            ) from error
+    settings: dict[str, Any] = {}
+    if isinstance(content, dict) and "state_dict" in content:
+        settings = content.get("hyper_parameters") or {}
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content or not all(isinstance(k, str) for k in content):
         raise ValueError(f"{path} holds no state dict: give a checkpoint or a saved state dict")
-    return content
+    return content, settings
 
 
-def _differing_settings(model: Classifier, content: dict[str, Any]) -> str | None:
+def _differing_settings(model: Classifier, theirs: dict[str, Any]) -> str | None:
     """Compare what shapes may not show, such as the padding of a convolution."""
-    theirs = content.get("hyper_parameters", {})
     training_only = {*signature(Classifier.__init__).parameters, "dropout"}
     for name, ours in model.hparams.items():
         if name not in training_only and name in theirs and _plain(theirs[name]) != _plain(ours):

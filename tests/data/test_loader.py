@@ -169,13 +169,14 @@ def test_training_pads_so_that_ranks_have_equally_many_images(images: int, world
     assert set(flat(shares)) == set(range(images))
 
 
-@pytest.mark.parametrize(("images", "world_size"), [(10, 3), (11, 4), (12, 4), (2, 5)])
+@pytest.mark.parametrize(("images", "world_size"), [(9, 2), (10, 3), (11, 4), (12, 4), (2, 5)])
 def test_evaluation_counts_every_image_once_on_unequal_ranks(images: int, world_size: int) -> None:
     loaders = [
         numbered(ImageOrder(images, rank=rank, world_size=world_size)) for rank in range(world_size)
     ]
     shares = [served(loader) for loader in loaders]
     assert sorted(flat(flat(shares))) == list(range(images))
+    assert sum(len(loader.sampler) for loader in loaders) == images
     assert [len(loader) for loader in loaders] == [len(share) for share in shares]
 
 

@@ -1,4 +1,4 @@
-"""What a run does beside training; each can be given to any Lightning trainer."""
+"""What a run of a `Classifier` does beside training; each works in any Lightning trainer."""
 
 from digitlab.callbacks.console import Console
 from digitlab.callbacks.figures import Figures

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 from time import perf_counter
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from digitlab.classifier import Classifier
 from digitlab.runs import write_text
@@ -19,7 +19,7 @@ class History(Callback):
 
     `rows` has, per epoch: `epoch` (from 1), `step` (optimizer steps since the start), `train_loss`,
     `train_accuracy`, `val_loss`, `val_accuracy` (None where the epoch had no validation),
-    `learning_rate` (of the first parameter group, at the end) and `seconds` of wall time.
+    `learning_rate` (of the first parameter group, at the start) and `seconds` of wall time.
 
     Args:
         path: The CSV file to write after each epoch.
@@ -30,18 +30,23 @@ class History(Callback):
         self.rows: list[Row] = []
         self._validation: Score | None = None
         self._started = 0.0
+        self._learning_rate = 0.0
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: Classifier) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start an epoch's row."""
         self._validation = None
         self._started = perf_counter()
+        # A scheduler has set the next epoch's by this one's end.
+        self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Classifier) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the latest validation of the epoch."""
+        assert isinstance(pl_module, Classifier)
         self._validation = pl_module.epoch_score("val")
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish the epoch's row and write all rows."""
+        assert isinstance(pl_module, Classifier)
         train = pl_module.epoch_score("train")
         row: Row = {
             "epoch": trainer.current_epoch + 1,
@@ -50,7 +55,7 @@ class History(Callback):
             "train_accuracy": train["accuracy"],
             "val_loss": self._validation and self._validation["loss"],
             "val_accuracy": self._validation and self._validation["accuracy"],
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": self._learning_rate,
             "seconds": round(perf_counter() - self._started, 3),
         }
         self.rows.append(row)

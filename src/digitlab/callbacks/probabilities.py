@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from digitlab.classifier import Classifier
+
 
 class ClassProbabilities(Callback):
     """Logs the probability that the network gives to each class, as a mean over the batch.
@@ -31,10 +33,12 @@ class ClassProbabilities(Callback):
         """Log the probabilities, if it is time."""
         if trainer.global_step % self.every_n_steps:
             return
-        pl_module.eval()
+        assert isinstance(pl_module, Classifier)
+        # The network by itself: with `dropout_in_evaluation` the classifier would leave dropout on.
+        pl_module.network.eval()
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             probabilities = pl_module.predict_step(batch, batch_idx)["probabilities"].mean(0)
-        pl_module.train()
+        pl_module.network.train()
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         names = getattr(data, "class_names", range(len(probabilities)))
         scalars = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from digitlab.callbacks.stopwatch import Stopwatch
@@ -36,8 +36,9 @@ class Results(Callback):
         self.stopwatch = stopwatch
         self.weights = weights
 
-    def on_train_end(self, trainer: Trainer, pl_module: Classifier) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate, print and write."""
+        assert isinstance(pl_module, Classifier)
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         held_out = "val" if data.validation_size else "test"
         with self.stopwatch.time("evaluation"):
@@ -104,14 +105,12 @@ def _log_hyperparameters(
         "model": type(model).__name__,
         "dataset": data.name,
         "optimizer": type(optimizer).__name__,
-        "learning_rate": optimizer.param_groups[0]["lr"],
+        "learning_rate": optimizer.defaults["lr"],  # a scheduler has changed the groups' by now
         "seed": run_seed(),
         **model.hparams,
         **data.hparams,
     }
+    metrics = {"hparams/val_accuracy": held_out["accuracy"], "hparams/val_loss": held_out["loss"]}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(
-                parameters,
-                {"hparams/val_accuracy": held_out["accuracy"], "hparams/val_loss": held_out["loss"]},
-            )
+            logger.log_hyperparams(parameters, metrics)

@@ -8,8 +8,6 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from digitlab.classifier import Batch
-
 
 class Stopwatch(Callback):
     """Measures how long training and validation take; other phases are timed with `time`.
@@ -21,7 +19,7 @@ class Stopwatch(Callback):
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.images = 0
-        self._started = 0.0
+        self._started: float | None = None  # while no training is timed
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
@@ -35,7 +33,7 @@ class Stopwatch(Callback):
         self._started = perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the images."""
         self.images += len(batch[1])
@@ -51,8 +49,11 @@ class Stopwatch(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
         self._change("training")
+        self._started = None
 
     def _change(self, finished: str) -> None:
+        if self._started is None:  # a sanity check, or a validation on its own
+            return
         now = perf_counter()
         self.seconds[finished] += now - self._started
         self._started = now

@@ -1,15 +1,13 @@
 """What every data module does: choose images, divide them, and serve them in batches."""
 
-import os
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
 
-from digitlab.data.loader import ImageLoader, ImageOrder
+from digitlab.data.loader import ImageLoader, ImageOrder, run_seed
 from digitlab.data.reading import Arrays, Split
 
 Subset = Literal["train", "validation", "test"]
@@ -181,8 +179,7 @@ class ImageDataModule(LightningDataModule, ABC):
         trainer = self.trainer
         order = ImageOrder(
             images=len(labels),
-            # `seed_everything` leaves its seed there, and the processes of DDP inherit it.
-            seed=int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed())),
+            seed=run_seed(),
             shuffle=shuffle,
             pad=pad,
             rank=trainer.global_rank if trainer else 0,

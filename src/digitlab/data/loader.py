@@ -15,7 +15,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def run_seed() -> int:
-    """Give the run's seed: `seed_everything`'s, or torch's own where that was not called."""
+    """The run's seed: `seed_everything`'s, or torch's own where that was not called."""
     # Lightning keeps the seed there, and the processes of DDP inherit it.
     return int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
 
@@ -58,7 +58,7 @@ class ImageOrder:
 
     def __len__(self) -> int:
         total = self._padded() if self.pad else self.images
-        return len(range(self.rank, total, self.world_size))
+        return len(range(self.rank, total, self.world_size))  # a slice's length
 
     def indices(self) -> NDArray[np.int64]:
         """The images of this rank in this epoch, int64 `(len(self),)`, values below `images`."""
@@ -168,8 +168,8 @@ class ImageLoader:
         for name, ours in self._meaning().items():
             if state[name] != ours:
                 raise ValueError(
-                    f"{name} is {ours}, but the run stopped inside an epoch with {name} "
-                    f"{state[name]}: resume with that value, or train anew from its weights"
+                    f"{name} is {ours}, but the checkpoint was written with {name} {state[name]}: "
+                    "resume with that value, or start a new run from its weights"
                 )
         self.sampler.set_epoch(state["epoch"])
         self._served = (state["epoch"], state["batches"])

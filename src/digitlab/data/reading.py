@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from contextlib import AbstractContextManager, nullcontext
+import struct
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,6 @@ _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-_HEADERS = (16, 8)  # bytes before the values: a magic number, then four for each dimension
 
 
 def sha256(array: NDArray[Any]) -> str:
@@ -51,18 +51,21 @@ def read_split(dataset: type[Any], root: Path, split: Split, digests: tuple[str,
         ValueError: The contents of an unpacked file are not what the digest says.
     """
     raw = root / dataset.__name__ / "raw"
-    try:
+    with suppress(OSError):  # torchvision fails on the same folder below, with what is missing
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(root):
+    with _lock(root):
+        try:
             source = dataset(root, train=split == "train", download=True)
-    # Damaged bytes lead torchvision's reader to AssertionError, KeyError, RuntimeError and others.
-    except Exception as error:
-        if missing := _missing(dataset, raw):
-            raise OSError(_not_available(raw, missing, error)) from error
-        raise ValueError(_damaged(_first_damaged(raw, split, digests))) from error
+        # Damaged bytes lead torchvision's reader to AssertionError, KeyError, RuntimeError, ...
+        except Exception as error:
+            if missing := _missing(dataset, raw):
+                raise OSError(_not_available(raw, missing, error)) from error
+            if isinstance(error, OSError):
+                raise
+            raise ValueError(_damaged(raw, split, digests)) from error
     images, labels = source.data.numpy(), source.targets.numpy()
     if (sha256(images), sha256(labels)) != digests or images.shape != (len(labels), 28, 28):
-        raise ValueError(_damaged(_first_damaged(raw, split, digests)))
+        raise ValueError(_damaged(raw, split, digests))
     return images, labels
 
 
@@ -75,19 +78,24 @@ def _missing(dataset: type[Any], raw: Path) -> str | None:
     """The first archive that has not been unpacked, and what keeps it from that."""
     for name, md5 in dataset.resources:
         archive = raw / name
-        if not archive.with_suffix("").exists():
-            state = "missing" if not archive.exists() else "damaged"
-            return f"{name} is {'not unpacked' if check_integrity(archive, md5) else state}"
+        if archive.with_suffix("").exists():
+            continue
+        if not archive.exists():
+            return f"{name} is missing"
+        return f"{name} is {'not unpacked' if check_integrity(archive, md5) else 'damaged'}"
     return None
 
 
-def _first_damaged(raw: Path, split: Split, digests: tuple[str, str]) -> Path:
-    """The first of a split's files whose values differ; the images' where only a header does."""
+def _damaged(raw: Path, split: Split, digests: tuple[str, str]) -> str:
     images, labels = (raw / name for name in _FILES[split])
-    for path, header, digest in zip((images, labels), _HEADERS, digests, strict=True):
-        if hashlib.sha256(path.read_bytes()[header:]).hexdigest() != digest:
-            return path
-    return images
+    content = images.read_bytes()
+    # A header has a magic number and the sizes; the labels are at fault if the images are not.
+    header = struct.pack(">4I", 0x803, len(content) // (28 * 28), 28, 28)
+    intact = content[:16] == header and hashlib.sha256(content[16:]).hexdigest() == digests[0]
+    return (
+        f"{labels if intact else images} is damaged or of another data set: "
+        "delete it and run the command again"
+    )
 
 
 def _not_available(raw: Path, missing: str, error: Exception) -> str:
@@ -96,7 +104,3 @@ def _not_available(raw: Path, missing: str, error: Exception) -> str:
         f"{raw}: {missing}, and fetching it failed ({reason}): put the four .gz archives there, "
         "or set DIGITLAB_DATA or --data.root to the folder that holds them"
     )
-
-
-def _damaged(path: Path) -> str:
-    return f"{path} is damaged or of another data set: delete it and run the command again"

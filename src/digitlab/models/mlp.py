@@ -55,6 +55,9 @@ class MLP(Classifier):
         in_channels: Channels of an image, 1 for grey (at least 1).
         num_classes: Number of classes (at least 2).
         **kwargs: Arguments of `Classifier`.
+
+    Raises:
+        ValueError: A hidden layer has no features.
     """
 
     def __init__(
@@ -65,6 +68,10 @@ class MLP(Classifier):
         num_classes: int = 10,
         **kwargs: Any,
     ) -> None:
+        if min(hidden_features, default=1) < 1:
+            raise ValueError(
+                f"hidden_features is {list(hidden_features)}: each layer must have at least 1"
+            )
         layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
         widths = [in_channels * 28 * 28, *hidden_features]
         for i, (fan_in, fan_out) in enumerate(pairwise(widths), start=1):

@@ -1,0 +1,156 @@
+"""What every architecture promises; a new one in `digitlab.models` is covered by being there."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import seed_everything
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from digitlab import models
+from digitlab.classifier import Classifier
+from tests.fitting import checkpoint_of, trainer, whole
+
+VARIANTS: dict[str, list[tuple[dict[str, Any], int]]] = {
+    "LinearClassifier": [({}, 7_850)],
+    "MLP": [({}, 669_706), ({"hidden_features": [128]}, 101_770)],
+    "PyTorchExampleNet": [({}, 21_840)],
+    "TensorFlowTutorialCNN": [({}, 3_274_634)],
+    "LeNet5": [({}, 61_706)],
+    "LeNet1": [({"padding": 2}, 121_994), ({"padding": "same"}, 121_994)],
+}
+CASES = [
+    pytest.param(name, options, count, id="-".join([name, *map(str, options.values())]))
+    for name in models.__all__
+    for options, count in VARIANTS.get(name, [({}, None)])
+]
+every_architecture = pytest.mark.parametrize(("name", "options", "count"), CASES)
+
+
+def make(name: str, options: dict[str, Any], **more: Any) -> Classifier:
+    torch.manual_seed(0)
+    model = getattr(models, name)(**options, **more)
+    assert isinstance(model, Classifier)
+    return model
+
+
+def test_every_listed_architecture_has_its_parameter_count_here() -> None:
+    assert sorted(VARIANTS) == sorted(models.__all__)
+
+
+@every_architecture
+def test_it_has_the_documented_number_of_parameters(
+    name: str, options: dict[str, Any], count: int
+) -> None:
+    model = make(name, options)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    written = re.findall(r"\b\d{1,3}(?:,\d{3})+\b", type(model).__doc__ or "")
+    assert f"{count:,}" in written
+
+
+@every_architecture
+@pytest.mark.parametrize(("in_channels", "num_classes"), [(1, 10), (3, 7)])
+def test_it_gives_a_logit_for_each_class(
+    name: str, options: dict[str, Any], count: int, in_channels: int, num_classes: int
+) -> None:
+    model = make(name, options, in_channels=in_channels, num_classes=num_classes)
+    logits = model(torch.rand(5, in_channels, 28, 28))
+    assert (logits.shape, logits.dtype) == ((5, num_classes), torch.float32)
+
+
+@every_architecture
+def test_an_image_is_classified_alike_alone_and_among_others(
+    name: str, options: dict[str, Any], count: int
+) -> None:
+    model = make(name, options).double().eval()
+    images = whole("test")[0][:4].double()
+    torch.testing.assert_close(model(images)[2:3], model(images[2:3]))
+
+
+@every_architecture
+def test_the_gradient_reaches_every_parameter(
+    name: str, options: dict[str, Any], count: int
+) -> None:
+    model = make(name, options)
+    images, labels = (tensor[:32] for tensor in whole("train"))
+    cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+    without = [
+        key for key, value in model.named_parameters() if value.grad is None or not value.grad.any()
+    ]
+    assert without == []
+
+
+@every_architecture
+def test_it_learns_sixteen_images_by_heart(name: str, options: dict[str, Any], count: int) -> None:
+    model = make(name, options)
+    images, labels = (tensor[:16] for tensor in whole("train"))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    for _ in range(100):
+        model.train()
+        optimizer.zero_grad()
+        cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        model.eval()
+        if torch.equal(model(images).argmax(1), labels):
+            return
+    pytest.fail("16 images are not learned in 100 steps")
+
+
+@every_architecture
+def test_bfloat16_autocast_is_finite_and_its_loss_float32(
+    name: str, options: dict[str, Any], count: int
+) -> None:
+    model = make(name, options)
+    images, labels = (tensor[:16] for tensor in whole("train"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(images).dtype == torch.bfloat16
+        loss, logits = model._loss_and_logits(images, labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert (loss.dtype, logits.dtype) == (torch.float32, torch.float32)
+    gradients = [parameter.grad for parameter in model.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    # bfloat16 has 8 bits of precision: a hundredth of a loss near log(10) is their rounding.
+    torch.testing.assert_close(loss, cross_entropy(model(images), labels), rtol=0.01, atol=0.5)
+
+
+@every_architecture
+def test_a_checkpoint_gives_the_model_back_without_running_code(
+    name: str, options: dict[str, Any], count: int, tmp_path: Path
+) -> None:
+    own = {**options, "num_classes": 7, "initialization": "keras", "gradient_clip_norm": 2.0}
+    model = make(name, own, optimizer=torch.optim.SGD)
+    path = checkpoint_of(model, tmp_path / "model.ckpt")
+    content = torch.load(path, weights_only=True)
+    assert content["hyper_parameters"].items() >= own.items()
+    assert content["hyper_parameters"].keys().isdisjoint({"optimizer", "lr_scheduler", "network"})
+    loaded = type(model).load_from_checkpoint(path)
+    assert loaded.hparams == model.hparams
+    images = whole("test")[0][:8]
+    assert torch.equal(loaded.eval()(images), model.eval()(images))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # on machines of many cores
+@every_architecture
+def test_it_trains_under_any_lightning_trainer_with_any_loader(
+    name: str, options: dict[str, Any], count: int
+) -> None:
+    seed_everything(0, verbose=False)
+    model = make(name, options)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    loader = DataLoader(TensorDataset(*(tensor[:40] for tensor in whole("train"))), batch_size=32)
+    fitted = trainer(max_epochs=2)
+    fitted.fit(model, loader, loader)
+    assert all(
+        not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)
+    )
+    assert fitted.callback_metrics.keys() == {
+        f"{phase}/{quantity}" for phase in ("train", "val") for quantity in ("loss", "accuracy")
+    }
+    assert all(value.isfinite() for value in fitted.callback_metrics.values())
+    [result] = fitted.test(model, loader, verbose=False)
+    predicted: Any = fitted.predict(model, loader)
+    right = sum((batch["class"] == batch["label"]).sum().item() for batch in predicted)
+    assert result["test/accuracy"] == pytest.approx(right / 40)

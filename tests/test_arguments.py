@@ -1,0 +1,144 @@
+from pathlib import Path
+
+import pytest
+
+from digitlab.arguments import RunCLI
+from tests.commands import refusal
+
+CONFIG = """
+model: {class_path: MLP, init_args: {hidden_features: [16], dropout: 0.5}}
+data: {class_path: tests.tiny.TinyDataModule, init_args: {batch_size: 8}}
+trainer: {accelerator: cpu, max_epochs: 3}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+@pytest.mark.parametrize("config_is_last", [True, False])
+def test_flags_beat_configs_wherever_they_stand(config: str, config_is_last: bool) -> None:
+    flags = ["--data.batch_size", "64", "--model.dropout=0.3", "--trainer.max_epochs", "1"]
+    options = [*flags, "--config", config] if config_is_last else ["-c", config, *flags]
+    cli = RunCLI("fit", options)
+    assert cli.datamodule.batch_size == 64
+    assert cli.model.hparams["dropout"] == 0.3
+    assert cli.model.hparams["hidden_features"] == [16]
+    assert cli.config.trainer.max_epochs == 1
+
+
+def test_a_later_config_beats_an_earlier_one(config: str, tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("data: {init_args: {batch_size: 16}}")
+    cli = RunCLI("fit", ["--config", config, "--config", str(overlay)])
+    assert cli.datamodule.batch_size == 16
+    assert cli.config.trainer.max_epochs == 3
+
+
+def test_optimizers_take_bare_names_and_short_flags(config: str) -> None:
+    options = ["--model.optimizer", "SGD", "--model.optimizer.lr", "0.1"]
+    cli = RunCLI("fit", [*options, "--model.optimizer.momentum", "0.5", "--config", config])
+    optimizer = cli.model.configure_optimizers()
+    assert type(optimizer).__name__ == "SGD"
+    assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.1, 0.5)
+
+
+def test_a_scheduler_can_be_named(config: str) -> None:
+    options = ["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "2"]
+    cli = RunCLI("fit", ["--config", config, *options])
+    assert cli.model.configure_optimizers()["lr_scheduler"]["scheduler"].step_size == 2
+
+
+def test_settings_written_as_yaml_are_read_back_the_same(config: str, tmp_path: Path) -> None:
+    cli = RunCLI("fit", ["--config", config, "--seed_everything", "5"])
+    written = tmp_path / "written.yaml"
+    written.write_text(cli.dump())
+    again = RunCLI("fit", ["--config", str(written)])
+    assert again.config.as_dict() | {"config": None} == cli.config.as_dict() | {"config": None}
+    assert str(tmp_path) not in cli.dump()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--model", "LeNet6", "model: there is no class 'LeNet6': did you mean 'LeNet5'?"),
+        ("--model.optimizer", "SDG", "there is no class 'SDG': did you mean 'SGD'?"),
+        (
+            "--model.droput",
+            "0.2",
+            "there is no option 'model.droput': did you mean 'model.dropout'",
+        ),
+        ("--model.optimizer.lrr", "1", "'model.optimizer.lrr': did you mean 'model.optimizer.lr'"),
+        (
+            "--data.batch_sz",
+            "3",
+            "there is no option 'data.batch_sz': did you mean 'data.batch_siz",
+        ),
+        ("--trainer.max_epoch", "3", "did you mean 'trainer.max_epochs'?"),
+        ("--trianer", "3", "there is no option 'trianer': did you mean 'trainer'?"),
+        ("--data.batch_size", "x", "data.batch_size is x: it must be int"),
+        ("--model.initialization", "keres", "it must be one of 'torch', 'keras'"),
+        ("--data.batch_size", "0", "batch_size is 0: it must be at least 1"),
+        ("--model.dropout", "2", "dropout probability has to be between 0 and 1, but got 2.0"),
+        ("--model.hidden_features", "[0]", "hidden_features is [0]: each layer must have at least"),
+        ("--model.gradient_clip_norm", "-1", "gradient_clip_norm is -1.0: give a norm above 0"),
+        ("--model.optimizer.lr", "-1", "Invalid learning rate: -1.0"),
+        ("--data.validation_size", "199", "validation_size is 199"),
+        ("--trainer.max_epochs", "-5", "max_epochs"),
+        ("--trainer.precision", "17", "trainer.precision is 17: it must be one of"),
+        ("--config", "no.yaml", "no.yaml: give the path of a config"),
+        ("--weights", "no.ckpt", "there is no checkpoint no.ckpt"),
+    ],
+)
+def test_a_bad_option_is_refused_in_one_line_and_leaves_nothing(
+    option: str,
+    value: str,
+    message: str,
+    config: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refusal(capsys, "fit", "--config", config, option, value)
+    assert list(tmp_path.glob("runs/*/*")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trainer: {max_epoch: 3}", "did you mean 'trainer.max_epochs'?"),
+        ("modle: LeNet5", "there is no option 'modle': did you mean 'model'?"),
+        ("model: {init_args: {droput: 3}}", "did you mean 'model.dropout'?"),
+        ("model: [1, {", "a config is no valid YAML: "),
+    ],
+)
+def test_a_bad_config_is_refused_in_one_line(
+    text: str, message: str, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(text)
+    shown = refusal(capsys, "fit", "--config", config, "--config", str(bad))
+    assert message in shown
+
+
+def test_a_command_line_without_a_model_is_told_of_configs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "--config configs/digits/lenet5.yaml" in refusal(capsys, "fit")
+
+
+@pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--config", config, "--config", "configs/gpu.yaml"]
+    assert "trainer.accelerator is gpu: torch finds no such GPU" in refusal(capsys, "fit", *options)
+
+
+def test_network_cannot_be_set(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = refusal(capsys, "fit", "--config", config, "--model.network", "torch.nn.ReLU")
+    assert "there is no option 'model.network'" in shown

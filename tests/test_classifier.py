@@ -1,0 +1,224 @@
+"""What a classifier measures and logs, and how it is initialized."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchmetrics.classification import MulticlassAccuracy
+
+from digitlab.classifier import Classifier
+from digitlab.models import MLP, LeNet5
+from tests.fitting import BATCHES, Recording, fit, plain_loop, small_mlp, trainer, weights, whole
+from tests.tiny import TinyDataModule
+
+SIZES = torch.tensor([32.0] * 6 + [8.0])  # of the batches of an epoch
+
+
+def reference(model: Classifier, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Loss in float64 and accuracy by torchmetrics, of all images at once."""
+    with torch.no_grad():
+        logits = model.eval()(images)
+    accuracy = MulticlassAccuracy(num_classes=10, average="micro")(logits, labels)
+    return cross_entropy(logits.double(), labels).item(), float(accuracy)
+
+
+def close(ours: Any, theirs: Any) -> None:
+    """Compares as float32, which is what Lightning logs."""
+    torch.testing.assert_close(
+        torch.as_tensor(ours, dtype=torch.float32), torch.as_tensor(theirs, dtype=torch.float32)
+    )
+
+
+@pytest.fixture
+def trained() -> MLP:
+    """A small network that has learned some of the tiny data."""
+    model = small_mlp()
+    plain_loop(model, torch.optim.Adam(model.parameters(), lr=0.001), epochs=2)
+    return model
+
+
+@pytest.mark.parametrize("batch_size", [7, 50])
+def test_validation_and_test_scores_are_those_of_the_whole_split(
+    trained: MLP, batch_size: int
+) -> None:
+    loss, accuracy = reference(trained, *whole("test"))
+    assert 0.2 < accuracy < 1  # or a wrong count might go unseen
+    data = TinyDataModule(eval_batch_size=batch_size)
+    [validated] = trainer().validate(trained, data, verbose=False)
+    [tested] = trainer().test(trained, data, verbose=False)
+    close([validated["val/loss"], validated["val/accuracy"]], [loss, accuracy])
+    close([tested["test/loss"], tested["test/accuracy"]], [loss, accuracy])
+    score = trained.epoch_score("test")
+    assert (score["correct"], score["n"]) == (round(50 * accuracy), 50)
+
+
+@pytest.mark.parametrize("batch_size", [7, 200])
+def test_evaluate_gives_the_score_of_any_batches_and_of_the_trainer(
+    trained: MLP, batch_size: int
+) -> None:
+    data = TinyDataModule(eval_batch_size=batch_size)
+    score = trained.evaluate(data.train_eval_dataloader())
+    close([score["loss"], score["accuracy"]], reference(trained, *whole("train")))
+    assert score["n"] == 200
+    trainer().test(trained, data, verbose=False)
+    assert trained.evaluate(data.test_dataloader()) == trained.epoch_score("test")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluate_restores_the_mode_and_draws_no_random_number(
+    trained: MLP, training: bool
+) -> None:
+    trained.train(training)
+    before, state = weights(trained), torch.get_rng_state()
+    first, second = (trained.evaluate(TinyDataModule().test_dataloader()) for _ in range(2))
+    assert first == second
+    assert torch.equal(state, torch.get_rng_state())
+    assert {module.training for module in trained.modules()} == {training}
+    assert all(torch.equal(before[name], value) for name, value in trained.state_dict().items())
+    assert all(parameter.requires_grad for parameter in trained.parameters())
+
+
+def test_the_logged_training_score_is_the_mean_over_the_epochs_images() -> None:
+    logger = Recording()
+    run = fit(logger=logger, max_epochs=2, log_every_n_steps=BATCHES)
+    model = small_mlp()
+    losses = plain_loop(model, torch.optim.Adam(model.parameters(), lr=0.001), epochs=2)
+    expected = [(SIZES @ torch.stack(epoch) / 200).item() for epoch in losses]
+    close([loss for _, loss in logger.series("train/loss")], expected)
+    close(run.callback_metrics["train/loss"], expected[-1])
+    close(run.callback_metrics["val/loss"], reference(model, *whole("test"))[0])
+    assert not logger.series("step")  # it would rename checkpoints
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_the_logged_steps_are_means_over_the_images_since_the_last(accumulated: int) -> None:
+    logger = Recording()
+    # Two steps to a record, with a learning rate of zero: the losses do not depend on the steps.
+    model = small_mlp(dropout=0.0, optimizer=lambda params: torch.optim.SGD(params, lr=0.0))
+    options = {"accumulate_grad_batches": accumulated, "log_every_n_steps": 2}
+    fit(model, logger=logger, max_epochs=2, **options)
+    losses = plain_loop(model, torch.optim.SGD(model.parameters(), lr=0.0), epochs=2)
+    expected, global_step = [], 0
+    for epoch in losses:
+        start = 0
+        for batch in range(1, BATCHES + 1):
+            if batch % accumulated == 0 or batch == BATCHES:
+                global_step += 1
+                if global_step % 2 == 0:
+                    sizes, window = SIZES[start:batch], torch.stack(epoch[start:batch])
+                    expected.append((global_step - 1, (sizes @ window / sizes.sum()).item()))
+                    start = batch
+    assert [step for step, _ in logger.series("train/loss_step")] == [step for step, _ in expected]
+    close([loss for _, loss in logger.series("train/loss_step")], [loss for _, loss in expected])
+    assert all(0 <= accuracy <= 1 for _, accuracy in logger.series("train/accuracy_step"))
+
+
+def test_a_validation_inside_an_epoch_leaves_the_training_score_alone() -> None:
+    loggers = Recording(), Recording()
+    fit(logger=loggers[0], max_epochs=2, log_every_n_steps=BATCHES)
+    fit(logger=loggers[1], max_epochs=2, log_every_n_steps=BATCHES, val_check_interval=0.5)
+    for name in ("train/loss", "train/accuracy"):
+        assert loggers[0].series(name) == loggers[1].series(name)
+    assert len(loggers[1].series("val/loss")) == 2 * len(loggers[0].series("val/loss"))
+
+
+def test_the_running_score_is_that_of_the_epoch_so_far() -> None:
+    class Reader(Callback):
+        counts: list[int] = []  # noqa: RUF012 # one instance
+
+        def on_train_batch_end(self, trainer: Trainer, model: LightningModule, *_: Any) -> None:
+            assert isinstance(model, Classifier)
+            self.counts.append(model.running_score("train")["n"])
+
+    fit(None, Reader(), max_epochs=2)
+    assert Reader.counts == [32, 64, 96, 128, 160, 192, 200] * 2
+
+
+def test_a_run_goes_on_from_a_checkpoint_written_inside_an_epoch(tmp_path: Path) -> None:
+    path = tmp_path / "inside.ckpt"
+
+    class Saver(Callback):
+        def on_train_batch_end(
+            self, trainer: Trainer, model: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            if batch_idx == 3:
+                trainer.save_checkpoint(path)
+
+    whole_run, resumed = small_mlp(dropout=0.0), small_mlp(dropout=0.0)
+    fit(whole_run, Saver())
+    run = trainer()
+    run.fit(resumed, TinyDataModule(), ckpt_path=path, weights_only=True)
+    assert resumed.epoch_score("train")["n"] == 200 - 4 * 32  # of the images after the checkpoint
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole_run.parameters(), resumed.parameters(), strict=True)
+    )
+
+
+def test_logging_is_called_once_in_log_every_n_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    original = LightningModule.log
+
+    def log(self: LightningModule, name: str, *args: Any, **kwargs: Any) -> None:
+        logged.append(name)
+        original(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(LightningModule, "log", log)
+    fit(max_epochs=2, log_every_n_steps=5, num_sanity_val_steps=0)  # 14 steps
+    expected = {"train/loss_step": 2, "train/loss": 2, "val/loss": 2}
+    losses = [name for name in logged if "loss" in name]
+    assert {name: losses.count(name) for name in losses} == expected
+    assert len(logged) == 2 * len(losses)
+
+
+def test_a_training_step_never_waits_for_the_device() -> None:
+    class Strict(MLP):
+        steps = 0
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            def wait(*_: Any, **__: Any) -> None:
+                raise AssertionError("a tensor is read back in a training step")
+
+            with pytest.MonkeyPatch.context() as patch:
+                for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+                    patch.setattr(torch.Tensor, name, wait)
+                self.steps += 1
+                return super().training_step(batch, batch_idx)
+
+    model = Strict([16])
+    fit(model, log_every_n_steps=100)
+    assert model.steps == BATCHES
+
+
+def test_keras_initialization_is_glorot_uniform_with_zero_biases() -> None:
+    torch.manual_seed(0)
+    layers = dict(LeNet5(initialization="keras").network.named_children())
+    # Reference: ±√(6 / (fan_in + fan_out)), where a fan is channels x kernel area.
+    bounds = {
+        "conv1": math.sqrt(6 / (1 * 25 + 6 * 25)),
+        "conv2": math.sqrt(6 / (6 * 25 + 16 * 25)),
+        "fc1": math.sqrt(6 / (400 + 120)),
+        "fc2": math.sqrt(6 / (120 + 84)),
+        "fc3": math.sqrt(6 / (84 + 10)),
+    }
+    for name, bound in bounds.items():
+        weight, bias = layers[name].weight, layers[name].bias
+        assert isinstance(weight, Tensor)
+        assert isinstance(bias, Tensor)
+        assert not bias.any()
+        assert 0.95 * bound < weight.abs().max() <= bound
+        # A uniform distribution's standard deviation; some hundreds of draws are within a tenth.
+        assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+
+
+def test_torch_initialization_is_left_as_torch_makes_it() -> None:
+    torch.manual_seed(0)
+    ours = MLP([128], initialization="torch")
+    torch.manual_seed(0)
+    theirs = nn.Linear(784, 128), nn.Linear(128, 10)
+    expected = [parameter for layer in theirs for parameter in layer.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), expected, strict=True))

@@ -1,0 +1,67 @@
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import digitlab
+from digitlab.cli import COMMANDS, main
+from tests.commands import SHORT, refusal
+
+
+def run_python(program: str, *args: str) -> str:
+    command = [sys.executable, "-c", program, *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("args", [[], ["-h"], ["--help"]])
+def test_help_names_every_command(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(args) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {command} " in shown for command in COMMANDS)
+
+
+def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"digitlab {digitlab.__version__}\n"
+
+
+def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusal(capsys, "tset")
+    assert message == "there is no command 'tset': did you mean 'test'?"
+
+
+def test_a_command_like_no_other_is_refused_with_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, "xyzzy").endswith("choose from fit, validate, test, predict")
+
+
+@pytest.mark.parametrize("arg", ["--help", "--version", "tset"])
+def test_the_front_answers_without_importing_torch(arg: str) -> None:
+    program = "import sys; from digitlab.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    modules = run_python(program, arg).splitlines()[-1].split()
+    assert "digitlab.cli" in modules
+    assert not {"torch", "lightning", "numpy"} & set(modules)
+
+
+def test_debug_shows_the_traceback_of_bad_input() -> None:
+    with pytest.raises(ValueError, match="is no run folder"):
+        main(["test", "--run", "no/such/run", "--debug"])
+
+
+@pytest.mark.skipif(not find_spec("keras"), reason="proves nothing where Keras is missing")
+def test_a_whole_fit_leaves_tensorflow_and_keras_out(tmp_path: Path) -> None:
+    program = "import sys; from digitlab.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    place = ["--trainer.default_root_dir", str(tmp_path)]
+    shown = run_python(program, "fit", "--model", "LinearClassifier", *SHORT, *place)
+    modules = shown.splitlines()[-1].split()
+    assert "tensorboard" in modules, "the logger was not used"
+    assert not {"tensorflow", "keras"} & set(modules)
+
+
+def test_nothing_but_the_run_itself_is_said(tmp_path: Path) -> None:
+    place = ["--trainer.default_root_dir", str(tmp_path)]
+    command = [sys.executable, "-m", "digitlab", "fit", "--model", "LinearClassifier"]
+    shown = subprocess.run([*command, *SHORT, *place], capture_output=True, text=True, check=True)
+    assert shown.stderr == ""
+    assert not {"lightning", "Tip", "GPU available"} & set(shown.stdout.split())

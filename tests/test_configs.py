@@ -1,0 +1,68 @@
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from digitlab import models
+from digitlab.arguments import RunCLI
+from digitlab.cli import main
+from digitlab.fit import FitCLI
+from tests.commands import config_of
+
+CONFIGS = sorted(Path("configs").glob("*/*.yaml"))
+OVERLAYS = sorted(Path("configs").glob("*.yaml"))
+
+
+def identify(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=identify)
+def test_a_config_trains(path: Path, tmp_path: Path) -> None:
+    options = ["--data", "tests.tiny.TinyDataModule", "--data.train_images", "null"]
+    if path.parent.name == "digits":
+        options = []
+    if "weights" in yaml.safe_load(path.read_text("utf-8")):
+        model = models.LeNet1(padding="same")
+        torch.save(model.state_dict(), tmp_path / "weights.pth")
+        options += ["--weights", str(tmp_path / "weights.pth")]
+    root = tmp_path / "runs"
+    place = ["--trainer.default_root_dir", str(root), "--trainer.accelerator", "cpu"]
+    short = ["--trainer.max_epochs", "-1", "--trainer.max_steps", "3"]
+    assert main(["fit", "--config", str(path), *options, *place, *short]) == 0
+    (folder,) = root.glob(f"*-{path.stem}/version_0")
+    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+    assert metrics["optimizer_steps"] == 3
+    assert math.isfinite(metrics["train"]["loss"])
+    assert list(folder.glob("events*"))
+    again = FitCLI("fit", ["--config", str(folder / "config.yaml")])
+    assert yaml.safe_load(again.dump()) == config_of(folder)
+
+
+@pytest.mark.parametrize("path", [*CONFIGS, *OVERLAYS], ids=identify)
+def test_a_config_begins_with_what_it_is(path: Path) -> None:
+    text = path.read_text("utf-8")
+    comment = " ".join(re.findall(r"^# (.*)$", text.partition("\n\n")[0], re.M))
+    assert text.startswith("# ")
+    if path in CONFIGS:
+        assert re.search(r"[Pp]ublished", comment)
+        if path.parent.name != "digits":
+            assert re.match(r"[AB]\d+\b", comment)
+
+
+def test_every_run_of_the_documents_has_its_config() -> None:
+    rows = {path.read_text("utf-8")[2:].split(":")[0].split(",")[0].split()[0] for path in CONFIGS}
+    assert {f"A{i}" for i in range(1, 5)} | {f"B{i}" for i in range(1, 12)} <= rows
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=identify)
+def test_an_overlay_changes_the_trainer_alone(path: Path) -> None:
+    plain = yaml.safe_load(RunCLI("fit", ["--config", str(CONFIGS[0])]).dump())
+    overlaid = RunCLI("fit", ["--config", str(CONFIGS[0]), "--config", str(path)])
+    changed = yaml.safe_load(overlaid.dump())
+    assert changed["trainer"] != plain["trainer"]
+    assert {**changed, "trainer": None} == {**plain, "trainer": None}

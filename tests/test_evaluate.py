@@ -1,0 +1,150 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from digitlab.cli import main
+from digitlab.models import MLP
+from tests.commands import config_of, fit, refusal
+from tests.tiny import TEST, TinyDataModule
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Path:
+    """A finished run, to be copied."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIGITLAB_DATA", str(tiny_root))
+        options = ["--model.hidden_features", "[16]", "--trainer.max_epochs", "3"]
+        return fit(tmp_path_factory.mktemp("runs"), *options, model="MLP")
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A finished run of a test's own."""
+    return Path(shutil.copytree(trained, tmp_path / "runs" / "tiny-mlp" / "version_0"))
+
+
+@pytest.mark.parametrize("checkpoint", ["last", "best", "path"])
+def test_test_measures_a_checkpoint_and_adds_it_to_the_metrics(
+    checkpoint: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = json.loads((run / "metrics.json").read_text())
+    name = "last" if checkpoint == "path" else checkpoint
+    path = run / "checkpoints" / f"{name}.ckpt"
+    chosen = str(path) if checkpoint == "path" else checkpoint
+    assert main(["test", "--run", str(run), "--checkpoint", chosen]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    expected = MLP.load_from_checkpoint(path).evaluate(TinyDataModule().test_dataloader())
+    entry = metrics["test"]
+    assert {key: entry[key] for key in expected} == pytest.approx(expected)
+    assert entry["checkpoint"] == chosen
+    assert entry.get("chosen_on") == ("test" if checkpoint == "best" else None)
+    assert {key: metrics[key] for key in before if key != "test"} == {
+        key: before[key] for key in before if key != "test"
+    }
+    shown = capsys.readouterr().out
+    assert f"Test accuracy {expected['accuracy']:.2%} ({expected['correct']}/50)" in shown
+    assert ("chosen on the test images" in shown) == (checkpoint == "best")
+
+
+def test_validate_measures_what_the_run_was_validated_on(run: Path) -> None:
+    assert main(["validate", "--run", str(run)]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["val"]["split"] == "test"
+    same = ("loss", "accuracy", "correct", "n")
+    assert [metrics["val"][key] for key in same] == [metrics["test"][key] for key in same]
+
+
+def test_a_hold_out_is_the_same_when_it_is_validated_later(tmp_path: Path) -> None:
+    run = fit(tmp_path, "--data.validation_size", "40", "--seed_everything", "3")
+    before = json.loads((run / "metrics.json").read_text())["val"]
+    assert main(["validate", "--run", str(run)]) == 0
+    after = json.loads((run / "metrics.json").read_text())["val"]
+    assert after == before | {"split": "validation"}
+
+
+def test_predict_writes_a_row_for_each_test_image(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", "--run", str(run)]) == 0
+    with (run / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in rows] == list(range(50))
+    assert [int(row["label"]) for row in rows] == TEST[1].tolist()
+    for row in rows:
+        probabilities = json.loads(row["probabilities"])
+        assert sum(probabilities) == pytest.approx(1)
+        assert float(row["probability"]) == max(probabilities)
+        assert probabilities.index(max(probabilities)) == int(row["class"])
+        assert row["class_name"] == TinyDataModule.class_names[int(row["class"])]
+    right = sum(row["class"] == row["label"] for row in rows)
+    assert right == json.loads((run / "metrics.json").read_text())["test"]["correct"]
+    assert f"{right} of 50 test images" in capsys.readouterr().out
+
+
+def test_latest_is_the_run_that_was_started_last(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = run.parents[1]
+    later = Path(shutil.copytree(run, runs / "another" / "version_3"))
+    (later / "config.yaml").touch()
+    (run / "metrics.json").touch()  # was written to last, but not started last
+    monkeypatch.chdir(runs.parent)
+    assert main(["test", "--run", "latest"]) == 0
+    assert (later / "test.yaml").exists()
+    assert not (run / "test.yaml").exists()
+
+
+def test_each_command_keeps_its_own_config_beside_the_fit_s(run: Path) -> None:
+    before = (run / "config.yaml").read_bytes()
+    assert main(["test", "--run", str(run), "--data.eval_batch_size", "7"]) == 0
+    assert main(["predict", "--run", str(run)]) == 0
+    assert (run / "config.yaml").read_bytes() == before
+    assert config_of(run, "test.yaml")["data"]["init_args"]["eval_batch_size"] == 7  # type: ignore[index]
+    assert (run / "predict.yaml").exists()
+
+
+def test_flags_beat_the_config_of_the_run_and_the_checkpoint(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model.hidden_features", "[32]", "--run", str(run)]
+    shown = refusal(capsys, "test", *options)
+    assert "is of another architecture than MLP: its hidden_features is [16], not [32]" in shown
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_untrained_weights_are_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = refusal(capsys, command, "--config", "configs/digits/lenet5.yaml")
+    assert shown == f"{command} needs trained weights: name a run, --run RUN_DIR or latest"
+
+
+def test_a_run_without_a_checkpoint_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "checkpoints" / "last.ckpt").unlink()
+    path = run / "checkpoints" / "last.ckpt"
+    assert f"there is no checkpoint {path}" in refusal(capsys, "test", "--run", str(run))
+    assert not (run / "test.yaml").exists()
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "checkpoints" / "last.ckpt"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert f"{path} is damaged" in refusal(capsys, "test", "--run", str(run))
+
+
+def test_a_folder_that_is_no_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "is no run folder" in refusal(capsys, "test", "--run", str(tmp_path))
+
+
+def test_latest_without_a_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "there is no run in runs" in refusal(capsys, "test", "--run", "latest")

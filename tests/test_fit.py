@@ -1,0 +1,203 @@
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from digitlab.data import DigitsDataModule
+from digitlab.data.reading import Arrays, Split
+from digitlab.models import LeNet5, LinearClassifier
+from digitlab.weights import sha256
+from tests.commands import SHORT, config_of, fit, refusal
+from tests.tiny import TEST, TRAIN, TinyDataModule
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return content
+
+
+def test_a_run_folder_holds_all_that_the_run_was_and_gave(tmp_path: Path) -> None:
+    folder = fit(tmp_path)
+    assert folder == tmp_path / "tiny-linearclassifier" / "version_0"
+    names = {path.name for path in folder.iterdir()}
+    (events,) = [name for name in names if name.startswith("events.out.tfevents.")]
+    expected = {"config.yaml", "checkpoints", "history.csv", "metrics.json"}
+    assert names == expected | {"samples.png", "curves.png", events}
+    assert {path.name for path in folder.glob("checkpoints/*")} == {"last.ckpt", "best.ckpt"}
+    for picture in ("samples.png", "curves.png"):
+        with Image.open(folder / picture) as image:
+            assert image.width > 400
+
+
+def test_metrics_are_those_of_the_last_weights_on_whole_splits(tmp_path: Path) -> None:
+    folder = fit(tmp_path, "--trainer.max_epochs", "2", "--seed_everything", "7")
+    metrics = read_json(folder / "metrics.json")
+    model = LinearClassifier.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
+    data = TinyDataModule()
+    for split, batches in (
+        ("train", data.train_eval_dataloader()),
+        ("test", data.test_dataloader()),
+    ):
+        score = {**model.evaluate(batches), "checkpoint": "last"}
+        assert metrics[split] == pytest.approx(score)
+    assert (metrics["train"]["n"], metrics["test"]["n"]) == (len(TRAIN[1]), len(TEST[1]))
+    assert "val" not in metrics
+    assert metrics["parameters"] == 7850
+    assert (metrics["epochs"], metrics["optimizer_steps"], metrics["seed"]) == (2, 14, 7)
+    assert (metrics["framework"], metrics["model"]) == ("torch", "LinearClassifier")
+    assert metrics["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert metrics["wall_time"] == pytest.approx(sum(metrics["phases"].values()), abs=0.01)
+    rate = metrics["images_per_second"] * metrics["phases"]["training"]
+    assert rate == pytest.approx(2 * len(TRAIN[1]), rel=0.2)  # the time is rounded to ms
+
+
+def test_history_has_a_row_for_each_epoch(tmp_path: Path) -> None:
+    folder = fit(tmp_path, "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2")
+    with (folder / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "7"), ("2", "14"), ("3", "21")]
+    assert [row["val_loss"] != "" for row in rows] == [False, True, False]
+
+
+def test_the_saved_config_trains_the_same_run_again(tmp_path: Path) -> None:
+    first = fit(tmp_path / "a", "--data.batch_size", "50", "--name", "mine")
+    config = ["--config", str(first / "config.yaml")]
+    again = fit(tmp_path / "b", *config, model="LinearClassifier")
+    assert again.parent.name == "mine"
+    for key in ("model", "data", "seed_everything"):
+        assert config_of(again)[key] == config_of(first)[key]
+    ours, theirs = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (first, again)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_no_path_of_this_machine_lands_in_the_config(tmp_path: Path) -> None:
+    folder = fit(tmp_path)
+    assert config_of(folder)["data"]["init_args"]["root"] is None  # type: ignore[index]
+    text = (folder / "config.yaml").read_text().replace(str(tmp_path), "")
+    assert os.environ["DIGITLAB_DATA"] not in text
+    assert str(Path.cwd()) not in text
+
+
+def test_runs_of_one_name_are_numbered_and_none_is_overwritten(tmp_path: Path) -> None:
+    first = fit(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+    with pytest.raises(ValueError, match="too many values"):
+        fit(tmp_path)
+    assert (first.parent / "version_1" / "metrics.json").exists()
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
+
+
+def test_a_hold_out_is_evaluated_instead_of_the_test_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Split] = []
+    original = TinyDataModule.read
+
+    def spy(self: TinyDataModule, split: Split) -> Arrays:
+        read.append(split)
+        return original(self, split)
+
+    monkeypatch.setattr(TinyDataModule, "read", spy)
+    metrics = read_json(fit(tmp_path, "--data.validation_size", "40") / "metrics.json")
+    assert (metrics["train"]["n"], metrics["val"]["n"]) == (160, 40)
+    assert "test" not in metrics
+    assert set(read) == {"train"}
+    assert "validation accuracy" in capsys.readouterr().out
+
+
+def test_weights_alone_are_taken_over_and_recorded(tmp_path: Path) -> None:
+    first = fit(tmp_path / "a", model="LeNet5")
+    checkpoint = first / "checkpoints" / "last.ckpt"
+    nothing_learned = ["--model.optimizer", "SGD", "--model.optimizer.lr", "0"]
+    second = fit(tmp_path / "b", *nothing_learned, "--weights", str(checkpoint), model="LeNet5")
+    ours = LeNet5.load_from_checkpoint(second / "checkpoints" / "last.ckpt").state_dict()
+    theirs = LeNet5.load_from_checkpoint(checkpoint).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    metrics = read_json(second / "metrics.json")
+    assert metrics["weights"] == {"file": str(checkpoint), "sha256": sha256(checkpoint)}
+    assert (metrics["epochs"], metrics["optimizer_steps"]) == (1, 7)  # training starts anew
+    config = second / "config.yaml"
+    assert f"weights: {checkpoint}" in config.read_text()
+
+
+def test_a_state_dict_as_document_b_saves_it_can_be_gone_on_from(tmp_path: Path) -> None:
+    state = {name.removeprefix("network."): w for name, w in LeNet5().state_dict().items()}
+    torch.save(state, tmp_path / "torch_nn.pth")
+    folder = fit(tmp_path / "a", "--weights", str(tmp_path / "torch_nn.pth"), model="LeNet5")
+    assert read_json(folder / "metrics.json")["weights"]["file"].endswith("torch_nn.pth")
+
+
+def test_weights_of_another_architecture_are_refused_before_a_folder_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = fit(tmp_path / "a") / "checkpoints" / "last.ckpt"
+    capsys.readouterr()
+    place = ["--trainer.default_root_dir", str(tmp_path / "b")]
+    options = ["fit", "--model", "LeNet5", *SHORT, *place, "--weights", str(checkpoint)]
+    assert "is of another architecture than LeNet5" in refusal(capsys, *options)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("logger", ["false", "CSVLogger"])
+def test_every_part_works_without_tensorboard(logger: str, tmp_path: Path) -> None:
+    options = ["--trainer.logger", logger]
+    if logger == "CSVLogger":
+        options += ["--trainer.logger.save_dir", str(tmp_path / "elsewhere")]
+    folder = fit(tmp_path / "runs", *options, "--trainer.callbacks", "ClassProbabilities")
+    assert read_json(folder / "metrics.json")["epochs"] == 1
+    assert not list(folder.glob("events*"))
+
+
+def test_without_validation_there_is_no_best_checkpoint(tmp_path: Path) -> None:
+    folder = fit(tmp_path, "--trainer.limit_val_batches", "0")
+    assert [path.name for path in folder.glob("checkpoints/*")] == ["last.ckpt"]
+
+
+def test_a_partial_last_epoch_ends_with_a_checkpoint_of_its_last_step(tmp_path: Path) -> None:
+    folder = fit(tmp_path, "--trainer.max_epochs", "-1", "--trainer.max_steps", "10")
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 10
+
+
+def test_a_fast_dev_run_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="not enough values"):
+        fit(tmp_path, "--trainer.fast_dev_run", "true")
+
+
+def test_a_person_sees_data_layers_epochs_times_figures_and_what_to_do_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fit(tmp_path)
+    shown = capsys.readouterr().out
+    score = read_json(folder / "metrics.json")["test"]
+    for part in (
+        "tiny: 200 training images, 50 test images",
+        "LinearClassifier on cpu (1 threads), precision 32-true, seed 0",
+        "weight (10, 784), bias (10,)",
+        "7,850 parameters in 2 tensors",
+        "epoch   1  train loss ",
+        f"test accuracy {score['accuracy']:.2%} ({score['correct']}/50)",
+        "training 0.",
+        f"digitlab test --run {folder}\n",
+        f"digitlab predict --run {folder}\n",
+        f"tensorboard --logdir {folder}\n",
+    ):
+        assert part in shown
+
+
+def test_digits_train_to_a_band_without_any_file(tmp_path: Path) -> None:
+    from digitlab.cli import main
+
+    place = ["--trainer.default_root_dir", str(tmp_path), "--trainer.accelerator", "cpu"]
+    assert main(["fit", "--config", "configs/digits/lenet5.yaml", *place]) == 0
+    metrics = read_json(tmp_path / "digits-lenet5" / "version_0" / "metrics.json")
+    assert metrics["test"]["n"] == 360 == len(DigitsDataModule().arrays("test")[1])
+    assert 0.95 <= metrics["test"]["accuracy"] <= 0.999

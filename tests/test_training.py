@@ -1,0 +1,195 @@
+"""Training through Lightning's trainer against a plain PyTorch loop, mostly bit for bit."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning import seed_everything
+from lightning.pytorch.cli import ReduceLROnPlateau
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
+
+from digitlab.classifier import Classifier
+from digitlab.models import MLP, PyTorchExampleNet
+from tests.fitting import (
+    BATCHES,
+    Recording,
+    assert_bitwise_equal,
+    fit,
+    plain_loop,
+    small_mlp,
+    trainer,
+    weights,
+)
+from tests.tiny import TinyDataModule
+
+OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+    "adam": lambda params: torch.optim.Adam(params, lr=0.001),
+    "sgd": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
+    "rmsprop": lambda params: torch.optim.RMSprop(params, lr=0.001, alpha=0.9, eps=1e-7),
+}
+
+
+def both(model: type[Classifier], **options: Any) -> tuple[Classifier, Classifier]:
+    """Two models with the same initial weights."""
+    models = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        models.append(model(**options))
+    return models[0], models[1]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", [MLP, PyTorchExampleNet])
+def test_two_epochs_give_the_weights_of_a_plain_loop(
+    model: type[Classifier], optimizer: str
+) -> None:
+    ours, theirs = both(model, optimizer=OPTIMIZERS[optimizer])
+    before = weights(ours)
+    fit(ours, max_epochs=2)
+    plain_loop(theirs, OPTIMIZERS[optimizer](theirs.parameters()), epochs=2)
+    assert_bitwise_equal(weights(ours), weights(theirs))
+    assert not torch.equal(before["network.fc1.weight"], weights(ours)["network.fc1.weight"])
+
+
+def test_the_default_optimizer_is_the_documents_adam() -> None:
+    ours, theirs = both(MLP)
+    fit(ours)
+    adam = torch.optim.Adam(
+        theirs.parameters(), lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0
+    )
+    plain_loop(theirs, adam, epochs=1)
+    assert_bitwise_equal(weights(ours), weights(theirs))
+
+
+def test_the_seed_decides_about_order_and_dropout() -> None:
+    first, second = both(MLP)
+    fit(first, seed=3)
+    fit(second, seed=4)
+    assert not torch.equal(first.network.get_parameter("fc1.weight"), second.network[1].weight)  # type: ignore[index]
+
+
+def test_validation_and_its_sanity_check_leave_training_alone() -> None:
+    ours, theirs = both(MLP)
+    fit(ours, max_epochs=2, val_check_interval=3, num_sanity_val_steps=2)
+    fit(theirs, max_epochs=2, limit_val_batches=0)
+    assert_bitwise_equal(weights(ours), weights(theirs))
+
+
+@pytest.mark.parametrize("norm", [0.05, 1.0])
+def test_clipping_is_that_of_torch(norm: float) -> None:
+    ours, theirs = both(MLP, gradient_clip_norm=norm, optimizer=OPTIMIZERS["sgd"])
+    fit(ours)
+    norms: list[float] = []
+
+    def clip() -> None:
+        norms.append(torch.nn.utils.clip_grad_norm_(theirs.parameters(), norm).item())
+
+    plain_loop(theirs, OPTIMIZERS["sgd"](theirs.parameters()), epochs=1, before_step=clip)
+    assert max(norms) > norm  # or the test would prove nothing
+    assert_bitwise_equal(weights(ours), weights(theirs))
+
+
+def test_a_clip_that_never_binds_changes_nothing() -> None:
+    ours, theirs = both(MLP)
+    ours.gradient_clip_norm = 1e6
+    fit(ours)
+    fit(theirs)
+    assert_bitwise_equal(weights(ours), weights(theirs))
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0, float("nan")])
+def test_a_clip_norm_that_is_not_positive_is_refused(norm: float) -> None:
+    with pytest.raises(ValueError, match=rf"gradient_clip_norm is {norm}: give a norm above 0"):
+        MLP(gradient_clip_norm=norm)
+
+
+def test_a_scheduler_can_step_once_an_epoch() -> None:
+    ours, theirs = both(MLP, lr_scheduler=lambda optimizer: ExponentialLR(optimizer, gamma=0.1))
+    fit(ours, max_epochs=3)
+    adam = torch.optim.Adam(theirs.parameters(), lr=0.001)
+    scheduler = ExponentialLR(adam, gamma=0.1)
+    plain_loop(theirs, adam, epochs=3, after_epoch=scheduler.step)
+    assert_bitwise_equal(weights(ours), weights(theirs))
+
+
+def test_a_scheduler_can_step_with_the_optimizer() -> None:
+    def one_cycle(optimizer: Optimizer) -> OneCycleLR:
+        return OneCycleLR(optimizer, max_lr=0.1, total_steps=2 * BATCHES)
+
+    options: dict[str, Any] = {"lr_scheduler": one_cycle, "lr_scheduler_interval": "step"}
+    ours, theirs = both(MLP, optimizer=OPTIMIZERS["sgd"], **options)
+    fit(ours, max_epochs=2)
+    sgd = OPTIMIZERS["sgd"](theirs.parameters())
+    plain_loop(theirs, sgd, epochs=2, after_step=one_cycle(sgd).step)
+    assert_bitwise_equal(weights(ours), weights(theirs))
+
+
+@pytest.mark.parametrize("monitor", ["train/loss", "val/accuracy"])
+def test_a_scheduler_can_wait_for_a_plateau(monitor: str) -> None:
+    def plateau(optimizer: Optimizer) -> ReduceLROnPlateau:
+        # A threshold that nothing passes: each epoch but the first is on the plateau.
+        return ReduceLROnPlateau(
+            optimizer, monitor=monitor, patience=0, factor=0.1, threshold=1e3, threshold_mode="abs"
+        )
+
+    run = fit(small_mlp(lr_scheduler=plateau), max_epochs=3)
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.001 * 0.1**2)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("64-true", torch.float64), ("bf16-mixed", torch.float32)]
+)
+def test_a_run_of_another_precision_learns_and_scores_in_float32_or_wider(
+    precision: Any, dtype: torch.dtype
+) -> None:
+    seen: set[torch.dtype] = set()
+
+    class Watching(MLP):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = super().training_step(batch, batch_idx)
+            seen.update((loss.dtype, *(p.dtype for p in self.parameters())))
+            return loss
+
+    torch.manual_seed(1)
+    model = Watching([16])
+    run = fit(model, precision=precision, max_epochs=5)
+    assert seen == {dtype}
+    assert all(value.isfinite() for value in run.callback_metrics.values())
+    assert 0.5 < run.callback_metrics["val/accuracy"] <= 1
+    data = TinyDataModule()
+    inside_a_run = model.evaluate(data.test_dataloader())
+    assert inside_a_run["accuracy"] == pytest.approx(run.callback_metrics["val/accuracy"].item())
+    assert inside_a_run["loss"] == pytest.approx(run.callback_metrics["val/loss"].item())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+def test_a_gpu_learns_the_tiny_data_in_any_precision(precision: Any) -> None:
+    logger = Recording()
+    run = fit(
+        small_mlp(), accelerator="gpu", devices=1, precision=precision, max_epochs=20, logger=logger
+    )
+    assert all(value.isfinite() for value in run.callback_metrics.values())
+    assert 0.8 <= run.callback_metrics["val/accuracy"] <= 1
+    assert 0.0 < run.callback_metrics["train/loss"] < 1.0
+
+
+@pytest.mark.gpu
+def test_a_gpu_evaluates_as_the_cpu_does() -> None:
+    seed_everything(0, verbose=False)
+    model, data = small_mlp(), TinyDataModule()
+    on_cpu = model.evaluate(data.test_dataloader())
+    on_gpu = model.cuda().evaluate(data.test_dataloader())
+    assert on_gpu["correct"] == on_cpu["correct"]
+    torch.testing.assert_close(torch.tensor(on_gpu["loss"]), torch.tensor(on_cpu["loss"]))
+
+
+def test_accumulated_gradients_are_those_of_the_larger_batch() -> None:
+    ours, theirs = (small_mlp(dropout=0.0, optimizer=OPTIMIZERS["sgd"]) for _ in range(2))
+    # 192 of 200 images: the mean of two means is the mean only where the batches are equal.
+    fit(ours, accumulate_grad_batches=2, limit_train_batches=6)
+    seed_everything(3, verbose=False)
+    trainer(limit_train_batches=3).fit(theirs, TinyDataModule(batch_size=64))
+    torch.testing.assert_close(weights(ours), weights(theirs))
