@@ -1,8 +1,10 @@
+import sys
 from pathlib import Path
 
 import pytest
 
 from digitlab.arguments import RunCLI
+from digitlab.cli import main
 from tests.commands import refusal
 
 CONFIG = """
@@ -64,8 +66,17 @@ def test_settings_written_as_yaml_are_read_back_the_same(config: str, tmp_path: 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--model", "LeNet6", "model: there is no class 'LeNet6': did you mean 'LeNet5'?"),
-        ("--model.optimizer", "SDG", "there is no class 'SDG': did you mean 'SGD'?"),
+        ("--model", "LeNet6", "model: 'LeNet6' is no Classifier: did you mean 'LeNet5'?"),
+        ("--model", "MNISTDataModule", "model: 'MNISTDataModule' is no Classifier: choose from"),
+        ("--model", "torch.nn.ReLU", "model: 'torch.nn.ReLU' is no Classifier: choose from"),
+        ("--model", "digitlab.models.LeNet", "no class 'LeNet' in digitlab.models: did"),
+        (
+            "--model",
+            "nowhere.LeNet",
+            "nowhere.LeNet cannot be imported (No module named 'nowhere')",
+        ),
+        ("--model.optimizer", "SDG", "model.optimizer: 'SDG' is no Optimizer: did you mean 'SGD'?"),
+        ("--trainer.callbacks", "ClassProb", "did you mean 'ClassProbabilities'?"),
         (
             "--model.droput",
             "0.2",
@@ -105,6 +116,24 @@ def test_a_bad_option_is_refused_in_one_line_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     assert message in refusal(capsys, "fit", "--config", config, option, value)
     assert list(tmp_path.glob("runs/*/*")) == []
+
+
+def test_a_callback_s_own_words_are_passed_on(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--trainer.callbacks", "ClassProbabilities", "--trainer.callbacks.every_n_steps=0"]
+    shown = refusal(capsys, "fit", "--config", config, *options)
+    assert shown == "every_n_steps is 0: it must be at least 1"
+
+
+def test_a_user_s_class_is_found_in_the_current_folder(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_alone.py").write_text("from digitlab.models import MLP as Mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    place = ["--trainer.default_root_dir", str(tmp_path)]
+    assert main(["fit", "--config", config, "--model", "mine_alone.Mine", *place]) == 0
 
 
 @pytest.mark.parametrize(

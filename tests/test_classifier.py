@@ -159,6 +159,18 @@ def test_a_run_goes_on_from_a_checkpoint_written_inside_an_epoch(tmp_path: Path)
     )
 
 
+def test_a_run_after_a_failed_one_counts_its_own_images_only() -> None:
+    class Failing(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            raise OSError("no space left on device")
+
+    model = small_mlp()
+    with pytest.raises(OSError, match="no space"):
+        fit(model, Failing())
+    fit(model)
+    assert model.epoch_score("train")["n"] == 200
+
+
 def test_logging_is_called_once_in_log_every_n_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[str] = []
     original = LightningModule.log

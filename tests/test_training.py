@@ -128,13 +128,23 @@ def test_a_scheduler_can_step_with_the_optimizer() -> None:
 
 @pytest.mark.parametrize("monitor", ["train/loss", "val/accuracy"])
 def test_a_scheduler_can_wait_for_a_plateau(monitor: str) -> None:
+    watched: list[float] = []
+
+    class Watching(ReduceLROnPlateau):
+        def step(self, metrics: Any, epoch: int | None = None) -> None:
+            watched.append(float(metrics))
+            super().step(metrics)
+
     def plateau(optimizer: Optimizer) -> ReduceLROnPlateau:
         # A threshold that nothing passes: each epoch but the first is on the plateau.
-        return ReduceLROnPlateau(
+        return Watching(
             optimizer, monitor=monitor, patience=0, factor=0.1, threshold=1e3, threshold_mode="abs"
         )
 
-    run = fit(small_mlp(lr_scheduler=plateau), max_epochs=3)
+    logger = Recording()
+    run = fit(small_mlp(lr_scheduler=plateau), logger=logger, max_epochs=3, log_every_n_steps=7)
+    assert watched == [value for _, value in logger.series(monitor)]
+    assert len(watched) == 3
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.001 * 0.1**2)
 
 

@@ -1,12 +1,7 @@
 """The options of `digitlab fit|validate|test|predict`: Lightning's parser, one-line errors."""
 
-import re
 from argparse import ArgumentError
 from argparse import ArgumentParser as PlainParser
-from collections.abc import Iterable
-from difflib import get_close_matches
-from importlib import import_module
-from inspect import signature
 from typing import Any
 
 import torch
@@ -15,10 +10,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 # Imported whole, because a class's bare name is understood only once the class exists.
-from digitlab import callbacks, data, models
+from digitlab import callbacks, data, models  # noqa: F401
 from digitlab.classifier import Classifier
 from digitlab.cli import COMMANDS
 from digitlab.data import ImageDataModule
+from digitlab.messages import explain
 
 BAD_INPUT = (ValueError, OSError, MisconfigurationException)
 """What reading and checking the input of a command may raise; later it is a failed run."""
@@ -113,79 +109,5 @@ def split_off(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:
     return known.values, others
 
 
-def explain(message: str, options: Iterable[str] = ()) -> str:
-    """Condense one of jsonargparse's messages into a line with value, rule and remedy.
-
-    Args:
-        message: What jsonargparse says, over many lines and of every type that it tried.
-        options: The names that the parser knows, for the nearest one.
-    """
-    key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-    if match := re.search(r"Group '(\S+)' does not accept option '(\S+)'", message):
-        return _unknown_option(f"{match[1]}.{match[2]}", options)
-    if match := re.search(r"[Uu]nrecognized arguments: (.*)", message):
-        return _unknown_option(match[1].split()[0], options)
-    if match := re.search(r"Option '(\S+)' is not accepted", message):
-        if owner := re.findall(r"class_path[= ]'([\w.]+)'", message):
-            return _unknown_option(f"{key}.{match[1]}".removeprefix("."), _parameters(owner[-1]))
-        return _unknown_option(match[1], options)
-    if match := re.search(r"dot import path string: (\S+)|no attribute '(\w+)'", message):
-        name = match[1] or match[2]
-        return f"{key}: there is no class {name!r}: {_nearest(name, _classes())}"
-    if match := re.search(r"arguments are required: (\w+)", message):
-        return (
-            f"no {match[1]} is given: name a config, such as --config configs/digits/lenet5.yaml, "
-            f"or set --{match[1]}"
-        )
-    if match := re.search(r"Problems parsing config: (.+)", message, re.S):
-        return f"a config is no valid YAML: {' '.join(match[1].split())}"
-    if match := re.search(r"File does not exist: '(.+)'", message):
-        return f"there is no file {match[1]}: give the path of a config"
-    if given := re.findall(r"(?:Given value|Got value): (.+)", message):
-        rules = re.findall(r"Expected an? (.+?)(?:\. Got value.*)?$", message, re.M)
-        return f"{key} is {given[0]}: it must be {_readable(rules)}"
-    return " ".join(message.split())
-
-
-def _unknown_option(name: str, known: Iterable[str]) -> str:
-    name = name.lstrip("-")
-    return f"there is no option {name!r}: {_nearest(name, known)}"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    # Compared by the last part, since what stands before it may be right or left out.
-    group, _, last = name.rpartition(".")
-    by_last_part = {option.rpartition(".")[2]: option for option in sorted(known)}
-    if nearest := get_close_matches(last, by_last_part, n=1):
-        full = by_last_part[nearest[0]]
-        return f"did you mean {full if '.' in full else f'{group}.{full}'.lstrip('.')!r}?"
-    if len(by_last_part) > 12:
-        return "--help lists what there is"
-    return f"choose from {', '.join(by_last_part)}"
-
-
 def _options(parser: LightningArgumentParser) -> list[str]:
     return [name.lstrip("-") for action in parser._actions for name in action.option_strings]
-
-
-def _parameters(class_path: str) -> set[str]:
-    module, _, name = class_path.rpartition(".")
-    ancestors = getattr(import_module(module), name).__mro__
-    names = {name for ancestor in ancestors for name in signature(ancestor.__init__).parameters}
-    return names - {"self", "args", "kwargs", "network", "params"}
-
-
-def _classes() -> list[str]:
-    optimizers = [name for name in dir(torch.optim) if name[0].isupper()]
-    return [*models.__all__, *data.__all__, *callbacks.__all__, *optimizers]
-
-
-def _readable(rules: list[str]) -> str:
-    """Say types as a person would; null is left out, as mostly it is not the value's own.
-
-    >>> _readable(["<class 'int'>", "typing.Literal['torch', 'keras']", "<class 'NoneType'>"])
-    "int or one of 'torch', 'keras'"
-    """
-    text = " or ".join(rule for rule in dict.fromkeys(rules) if "NoneType" not in rule)
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    return re.sub(r"typing\.Literal\[([^\]]*)\]", r"one of \1", text)

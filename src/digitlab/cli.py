@@ -91,6 +91,9 @@ def _settle_process() -> None:
         # A CUDA build of torch without a GPU otherwise retries to load NVIDIA's library at each
         # optimizer step, 0.3 to 1 ms a time.
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    # A user's own classes can be named by class path, from modules in the current folder.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     # TensorBoard's writer imports TensorFlow where it is installed (9.3 s instead of 2.6 s) unless
     # this module exists, which selects TensorBoard's own stub.
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))

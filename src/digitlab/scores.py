@@ -22,12 +22,13 @@ class Sums:
     Nothing is read back before the end: reading a value each step would stall a GPU. The sums are
     not buffers of the module, since DDP overwrites every rank's buffers with the first rank's.
 
-    >>> sums = Sums(torch.device("cpu"))
-    >>> sums.add(torch.tensor(0.3), logits=torch.eye(3), labels=torch.tensor([0, 1, 0]))
-    >>> sums.add(torch.tensor(0.7), logits=torch.eye(3)[:1], labels=torch.tensor([0]))
-    >>> score = sums.score()
-    >>> round(score["loss"], 6), score["accuracy"], score["correct"], score["n"]
-    (0.4, 0.75, 3, 4)
+    Examples:
+        >>> sums = Sums(torch.device("cpu"))
+        >>> sums.add(torch.tensor(0.3), logits=torch.eye(3), labels=torch.tensor([0, 1, 0]))
+        >>> sums.add(torch.tensor(0.7), logits=torch.eye(3)[:1], labels=torch.tensor([0]))
+        >>> score = sums.score()
+        >>> round(score["loss"], 6), score["accuracy"], score["correct"], score["n"]
+        (0.4, 0.75, 3, 4)
     """
 
     def __init__(self, device: torch.device) -> None:

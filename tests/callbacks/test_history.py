@@ -3,12 +3,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning import Callback, Trainer
 from torch.optim.lr_scheduler import StepLR
 
 from digitlab.callbacks import Console, History
 from digitlab.callbacks.console import describe_layers
 from digitlab.models import LeNet5
-from tests.fitting import BATCHES, Recording, fit, small_mlp
+from tests.fitting import BATCHES, Recording, fit, small_mlp, trainer
+from tests.tiny import TinyDataModule
 
 COLUMNS = [
     "epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate",
@@ -69,6 +71,23 @@ def test_the_learning_rate_is_that_of_the_epoch(tmp_path: Path) -> None:
     fit(model, history, max_epochs=3)
     rates = [row["learning_rate"] for row in history.rows]
     assert rates == pytest.approx([0.001, 0.0005, 0.00025])
+
+
+def test_a_run_that_goes_on_inside_an_epoch_has_a_row_for_its_rest(tmp_path: Path) -> None:
+    path = tmp_path / "inside.ckpt"
+
+    class Saver(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(path)
+
+    fit(None, Saver())
+    history = History(tmp_path / "history.csv")
+    run = trainer(callbacks=[history])
+    run.fit(small_mlp(), TinyDataModule(), ckpt_path=path, weights_only=True)
+    [row] = history.rows
+    assert (row["epoch"], row["step"], row["learning_rate"]) == (1, BATCHES, 0.001)
+    assert 0 < (row["seconds"] or 0) < 60  # and not the machine's uptime
 
 
 def test_the_console_shows_layers_and_a_line_for_each_epoch(

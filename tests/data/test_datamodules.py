@@ -8,7 +8,6 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning import seed_everything
-from sklearn.datasets import load_digits
 
 from digitlab.data import (
     DigitsDataModule,
@@ -16,8 +15,7 @@ from digitlab.data import (
     ImageDataModule,
     MNISTDataModule,
 )
-from digitlab.data.datamodules import enlarge
-from digitlab.data.reading import Split, sha256
+from digitlab.data.reading import Split
 from tests import tiny
 from tests.tiny import TinyDataModule
 
@@ -82,6 +80,7 @@ def test_hyper_parameters_are_plain_and_name_no_folder(tiny_root: Path) -> None:
         "eval_batch_size": 1000,
         "normalization": "unit",
         "validation_size": 0,
+        "validation_seed": 0,
         "train_images": (5, 60),
     }
 
@@ -173,6 +172,11 @@ def test_a_hold_out_is_the_same_in_every_run_whatever_its_seed() -> None:
     assert chosen[0] == chosen[1] != list(range(150, 200))
 
 
+def test_a_hold_out_s_own_seed_chooses_other_images() -> None:
+    first, second = (TinyDataModule(validation_size=50, validation_seed=seed) for seed in (0, 1))
+    assert numbers(first, "validation") != numbers(second, "validation")
+
+
 def test_a_hold_out_is_taken_from_the_range_of_training_images() -> None:
     data = TinyDataModule(validation_size=30, train_images=(50, 150))
     both = numbers(data, "train") + numbers(data, "validation")
@@ -220,74 +224,6 @@ def test_the_seed_of_the_run_chooses_the_order() -> None:
     assert order(7) == unset
     assert order(8) != unset
     assert os.environ["PL_GLOBAL_SEED"] == "8"
-
-
-@pytest.mark.parametrize(
-    ("module", "train_size", "test_size"),
-    [(MNISTDataModule, 60_000, 10_000), (FashionMNISTDataModule, 60_000, 10_000)],
-    ids=["mnist", "fashion_mnist"],
-)
-@pytest.mark.usefixtures("real_data")
-def test_real_data_sets_have_their_known_facts(
-    module: type[MNISTDataModule], train_size: int, test_size: int
-) -> None:
-    data = module()
-    images, labels = data.arrays("train")
-    assert images.shape == (train_size, 28, 28)
-    assert data.arrays("test")[0].shape == (test_size, 28, 28)
-    assert sorted(set(labels.tolist())) == list(range(len(data.class_names)))
-    mean_std = (round(float((images / 255).mean()), 4), round(float((images / 255).std()), 4))
-    assert mean_std == data.mean_std
-    assert (
-        np.bincount(data.arrays("test")[1]).tolist()
-        == {
-            "mnist": [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],
-            "fashion_mnist": [1000] * 10,
-        }[data.name]
-    )
-
-
-@pytest.mark.usefixtures("real_data")
-def test_the_tutorials_training_images_are_the_last_55000_of_mnist() -> None:
-    data = MNISTDataModule(train_images=(5000, 60_000))
-    whole, _ = MNISTDataModule().arrays("train")
-    assert np.array_equal(data.arrays("train")[0], whole[-55_000:])
-
-
-def test_digits_have_a_fixed_stratified_fifth_for_testing() -> None:
-    data = DigitsDataModule()
-    images, labels = data.arrays("train")
-    test_images, test_labels = data.arrays("test")
-    assert (images.shape, test_images.shape) == ((1437, 28, 28), (360, 28, 28))
-    assert set(Counter(test_labels.tolist()).values()) <= {35, 36, 37}
-    pixels = images / 255
-    assert (round(float(pixels.mean()), 4), round(float(pixels.std()), 4)) == data.mean_std
-    assert (images.min(), images.max()) == (0, 255)
-    assert {array.dtype.name for array in (labels, test_labels)} == {"int64"}
-
-
-def test_digits_are_the_same_bytes_on_every_machine() -> None:
-    data = DigitsDataModule()
-    assert [sha256(data.arrays(split)[0])[:16] for split in ("train", "test")] == [
-        "3c4afb416f0227e5",
-        "7cdb4120c69b9b99",
-    ]
-
-
-def test_a_scan_is_enlarged_as_torch_interpolates() -> None:
-    scans = load_digits().images[:50]
-    reference = torch.nn.functional.interpolate(
-        torch.from_numpy(scans * 255 // 16)[:, None], size=(28, 28), mode="bilinear"
-    )
-    ours = torch.from_numpy(np.stack([enlarge(scan) for scan in scans]))[:, None]
-    # Pillow rounds to a grey level after each of the two directions.
-    torch.testing.assert_close(ours.double(), reference, rtol=0, atol=1.0)
-
-
-def test_other_digits_than_the_known_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DigitsDataModule, "digests", ("0" * 64, DigitsDataModule.digests[1]))
-    with pytest.raises(ValueError, match="reinstall scikit-learn"):
-        DigitsDataModule().setup("fit")
 
 
 def test_class_names_are_ten_words() -> None:

@@ -1,8 +1,6 @@
 import functools
 import gzip
 import inspect
-import multiprocessing
-import os
 import struct
 import threading
 from collections.abc import Iterator
@@ -10,7 +8,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from torchvision import datasets
 
 from digitlab.data import FashionMNISTDataModule, MNISTDataModule, reading
@@ -18,12 +15,6 @@ from tests import tiny
 from tests.tiny import TinyDataModule
 
 FILES = list(tiny.NAMES.values())
-
-
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    """The archives' folder of a data set of the test's own, below `tmp_path`."""
-    return tiny.write(tmp_path)
 
 
 def read(raw: Path, stage: str | None = None) -> None:
@@ -215,64 +206,11 @@ def test_swapped_splits_are_refused(raw: Path) -> None:
     assert "t10k-images-idx3-ubyte" in refusal(raw)
 
 
-# Python 3.12 warns of any fork beside threads; torch's are idle here.
-@pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
-def test_a_process_waits_while_another_unpacks(raw: Path) -> None:
-    with FileLock(raw.parent.parent / ".digitlab.lock"):
-        process = multiprocessing.get_context("fork").Process(target=read, args=(raw,))
-        process.start()
-        process.join(timeout=1)
-        assert process.is_alive()
-        assert not (raw / FILES[0]).exists()
-    process.join(timeout=60)
-    assert process.exitcode == 0
-    assert (raw / FILES[0]).exists()
-
-
-def test_the_lock_is_held_from_fetching_to_reading(
-    raw: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lock = FileLock(raw.parent.parent / ".digitlab.lock", timeout=0)
-    held = []
-
-    class Spy(tiny.TinyMNIST):
-        def download(self) -> None:
-            held.append(is_held())
-            super().download()
-
-        def _load_data(self) -> object:
-            held.append(is_held())
-            return super()._load_data()
-
-    def is_held() -> bool:
-        try:
-            with lock:
-                return False
-        except TimeoutError:
-            return True
-
-    Spy.__name__ = "TinyMNIST"  # torchvision derives the folder from it
-    monkeypatch.setattr(TinyDataModule, "dataset", Spy)
-    read(raw, "test")
-    assert held == [True, True]
-    assert not is_held()
-
-
-def test_data_in_a_folder_that_cannot_be_written_is_read_without_a_lock(
-    raw: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read(raw)
-    lock = raw.parent.parent / ".digitlab.lock"
-    lock.unlink(missing_ok=True)
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    read(raw)
-    assert not lock.exists()
-
-
 def test_there_is_no_way_to_switch_the_check_off() -> None:
     assert set(inspect.signature(reading.read_split).parameters) == {
         "dataset", "root", "split", "digests",
     }  # fmt: skip
     assert set(TinyDataModule().hparams) == {
-        "batch_size", "eval_batch_size", "normalization", "validation_size", "train_images",
+        "batch_size", "eval_batch_size", "normalization", "validation_size", "validation_seed",
+        "train_images",
     }  # fmt: skip

@@ -32,6 +32,10 @@ class History(Callback):
         self._started = 0.0
         self._learning_rate = 0.0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start a row: a run that goes on inside an epoch does not start that epoch."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start an epoch's row."""
         self._validation = None

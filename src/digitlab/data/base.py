@@ -32,9 +32,11 @@ class ImageDataModule(LightningDataModule, ABC):
         normalization: `unit` scales pixels to 0..1, `symmetric` to -1..1, and `standard` to mean 0
             and standard deviation 1 over the training split. `unit` is what most documents use.
         validation_size: Training images to hold out for validation, equally many of each class as
-            far as possible: the same images in every run, whatever its seed, so that no run is
-            validated on what another trained on. 0 validates on the test split, as published
-            figures do; choose models by a hold-out instead, and training never reads that split.
+            far as possible. 0 validates on the test split, as published figures do; choose models
+            by a hold-out instead, and training never reads that split.
+        validation_seed: Chooses the images that are held out, at least 0. It is apart from the
+            run's seed, so that no run is validated on what another, whose weights it may go on
+            from, was trained on.
         train_images: Range of training images to use, first and end, without the end; the hold-out
             is taken from it. `[5000, 60000]` are the last 55,000 of MNIST. Unset: all.
 
@@ -52,11 +54,12 @@ class ImageDataModule(LightningDataModule, ABC):
         eval_batch_size: int = 1000,
         normalization: Literal["unit", "symmetric", "standard"] = "unit",
         validation_size: int = 0,
+        validation_seed: int = 0,
         train_images: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         _check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        _check_at_least(0, validation_size=validation_size)
+        _check_at_least(0, validation_size=validation_size, validation_seed=validation_seed)
         if normalization not in ("unit", "symmetric", "standard"):
             raise ValueError(
                 f"normalization is {normalization!r}: it must be unit, symmetric or standard"
@@ -73,20 +76,21 @@ class ImageDataModule(LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size
         self.normalization = normalization
         self.validation_size = validation_size
+        self.validation_seed = validation_seed
         self.train_images = train_images
         self._subsets: dict[Subset, Arrays] = {}
 
     @abstractmethod
     def read(self, split: Split) -> Arrays:
-        """Reads a whole split and checks it: images, uint8 `(N, 28, 28)`, labels, int64 `(N,)`."""
+        """Read a whole split and check it: images, uint8 `(N, 28, 28)`, labels, int64 `(N,)`."""
 
     def prepare_data(self) -> None:
-        """Downloads, unpacks and checks what the coming stage needs, or all without a trainer."""
+        """Download, unpack and check what the coming stage needs, or all without a trainer."""
         fn = self.trainer.state.fn if self.trainer else None
         self._read_for(fn.value if fn else None)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads and checks what a stage needs, in every process.
+        """Read and check what a stage needs, in every process.
 
         Raises:
             OSError: Files are missing and cannot be downloaded.
@@ -106,7 +110,7 @@ class ImageDataModule(LightningDataModule, ABC):
             self._subset(split)
 
     def arrays(self, split: Subset) -> Arrays:
-        """Copies of the images that a loader serves, before normalization, for other frameworks.
+        """Copy the images that a loader serves, before normalization, for other frameworks.
 
         Args:
             split: `train` is without the hold-out, and within `train_images`; `validation` is the
@@ -128,7 +132,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._subsets[split]
 
     def _divide(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[Subset, Arrays]:
-        """Splits the training split into what is trained on and, if wanted, the hold-out."""
+        """Divide the training split into what is trained on and, if wanted, the hold-out."""
         first, end = self.train_images or (0, len(labels))
         if end > len(labels):
             raise ValueError(
@@ -139,7 +143,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if not self.validation_size:
             return {"train": (images, labels)}
         try:
-            train, validation = stratify(labels, self.validation_size)
+            train, validation = stratify(labels, self.validation_size, self.validation_seed)
         except ValueError as error:
             raise ValueError(
                 f"validation_size is {self.validation_size}: both parts of the {len(labels)} "
@@ -151,25 +155,25 @@ class ImageDataModule(LightningDataModule, ABC):
         }
 
     def train_dataloader(self) -> ImageLoader:
-        """The training images, in a new order each epoch."""
+        """Serve the training images, in a new order each epoch."""
         # `overfit_batches` means the same few batches in every epoch.
         shuffle = not getattr(self.trainer, "overfit_batches", 0)
         return self._loader("train", self.batch_size, shuffle=shuffle, pad=True)
 
     def train_eval_dataloader(self) -> ImageLoader:
-        """The training images, each once and in the data set's order, for a final evaluation."""
+        """Serve the training images, each once and in the data set's order, for an evaluation."""
         return self._loader("train", self.eval_batch_size)
 
     def val_dataloader(self) -> ImageLoader:
-        """The hold-out, or the test split where `validation_size` is 0."""
+        """Serve the hold-out, or the test split where `validation_size` is 0."""
         return self._loader("validation", self.eval_batch_size)
 
     def test_dataloader(self) -> ImageLoader:
-        """The test split."""
+        """Serve the test split."""
         return self._loader("test", self.eval_batch_size)
 
     def predict_dataloader(self) -> ImageLoader:
-        """The test split."""
+        """Serve the test split."""
         return self._loader("test", self.eval_batch_size)
 
     def _loader(
@@ -190,12 +194,14 @@ class ImageDataModule(LightningDataModule, ABC):
         return ImageLoader(images, labels, order, batch_size, scale[self.normalization], device)
 
 
-def stratify(labels: NDArray[np.int64], size: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Positions of all but `size` labels, and of those, both ascending; always the same ones."""
+def stratify(
+    labels: NDArray[np.int64], size: int, seed: int = 0
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Choose `size` positions, in each class its share; give the others and them, ascending."""
     from sklearn.model_selection import train_test_split
 
     positions = np.arange(len(labels))
-    parts = train_test_split(positions, test_size=size, stratify=labels, random_state=0)
+    parts = train_test_split(positions, test_size=size, stratify=labels, random_state=seed)
     return np.sort(parts[0]), np.sort(parts[1])
 
 

@@ -47,7 +47,7 @@ class MNISTDataModule(ImageDataModule):
         self.root = root
 
     def read(self, split: Split) -> Arrays:
-        """Reads a whole split and checks its digests.
+        """Read a whole split and check its digests.
 
         Raises:
             OSError: Files are missing and cannot be downloaded.
@@ -104,7 +104,7 @@ class DigitsDataModule(ImageDataModule):
     mean_std = (0.3047, 0.3245)
 
     def read(self, split: Split) -> Arrays:
-        """Reads a split of the scans that come with scikit-learn, enlarged.
+        """Read a split of the scans that come with scikit-learn, enlarged.
 
         Raises:
             ValueError: The installed scans are not those that the digests tell of.

@@ -53,7 +53,7 @@ class ImageOrder:
     epoch: int = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch; Lightning calls this before each."""
+        """Choose the epoch; Lightning calls this before each."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -130,7 +130,7 @@ class ImageLoader:
         return -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields images, float32 `(N, 1, 28, 28)`, and labels, int64 `(N,)`."""
+        """Yield images, float32 `(N, 1, 28, 28)`, and labels, int64 `(N,)`."""
         # Being a generator, this starts at the first `next`: Lightning calls `iter` several times
         # before it restores the position and sets the epoch.
         first = self.state_dict()["batches"] if self._resuming else 0
@@ -159,7 +159,7 @@ class ImageLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to the position that `state_dict` returned; the next iteration starts there.
+        """Go to the position that `state_dict` returned; the next iteration starts there.
 
         Raises:
             ValueError: The position is that of another order: other images, seed, batch size or

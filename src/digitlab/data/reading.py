@@ -33,7 +33,7 @@ def sha256(array: NDArray[Any]) -> str:
 
 
 def read_split(dataset: type[Any], root: Path, split: Split, digests: tuple[str, str]) -> Arrays:
-    """Reads a split of a data set in MNIST's format, after downloading what is missing.
+    """Read a split of a data set in MNIST's format, after downloading what is missing.
 
     Processes that share `root` take turns, so that none reads a file that another is unpacking.
 
