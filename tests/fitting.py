@@ -69,7 +69,7 @@ def plain_loop(
         for images, labels in loader:
             optimizer.zero_grad()
             loss = cross_entropy(network(images), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             before_step()
             optimizer.step()
             after_step()

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -44,9 +45,29 @@ def test_the_front_answers_without_importing_torch(arg: str) -> None:
     assert not {"torch", "lightning", "numpy"} & set(modules)
 
 
-def test_debug_shows_the_traceback_of_bad_input() -> None:
-    with pytest.raises(ValueError, match="is no run folder"):
-        main(["test", "--run", "no/such/run", "--debug"])
+def test_debug_shows_the_traceback_of_bad_input_before_the_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["test", "--run", "no/such/run", "--debug"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):")
+    assert "digitlab: error: no/such/run is no run folder" in shown.splitlines()[-1]
+
+
+def test_ctrl_c_says_what_is_left_and_exits_with_130(tmp_path: Path) -> None:
+    place = ["--trainer.default_root_dir", str(tmp_path), "--trainer.max_epochs", "100000"]
+    command = [sys.executable, "-m", "digitlab", "fit", "--model", "LinearClassifier"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, *SHORT[:-2], *place], **pipes) as process:  # type: ignore[call-overload]
+        for line in process.stdout:
+            if line.startswith("epoch   2"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    folder = tmp_path / "tiny-linearclassifier" / "version_0"
+    assert process.returncode == 130
+    assert error == f"Interrupted: {folder} has the checkpoints of whole epochs\n"
+    assert (folder / "checkpoints" / "last.ckpt").exists()
 
 
 @pytest.mark.skipif(not find_spec("keras"), reason="proves nothing where Keras is missing")

@@ -39,6 +39,7 @@ def commands(code: str) -> list[str]:
 
 
 def arguments(command: str) -> list[str]:
-    """Take the words after `digitlab`, or after `python -m digitlab`."""
-    words = shlex.split(command)
-    return words[words.index("digitlab") + 1 :]
+    """Take the words after `digitlab`."""
+    program, *words = shlex.split(command)
+    assert program == "digitlab"
+    return words

@@ -43,7 +43,7 @@ def test_metrics_are_those_of_the_last_weights_on_whole_splits(tmp_path: Path) -
         ("train", data.train_eval_dataloader()),
         ("test", data.test_dataloader()),
     ):
-        score = {**model.evaluate(batches), "checkpoint": "last"}
+        score = {**model.evaluate(batches), "checkpoint": "last", "split": split}
         assert metrics[split] == pytest.approx(score)
     assert (metrics["train"]["n"], metrics["test"]["n"]) == (len(TRAIN[1]), len(TEST[1]))
     assert "val" not in metrics
@@ -180,7 +180,7 @@ def test_a_person_sees_data_layers_epochs_times_figures_and_what_to_do_next(
     score = read_json(folder / "metrics.json")["test"]
     for part in (
         "tiny: 200 training images, 50 test images",
-        "LinearClassifier on cpu (1 threads), precision 32-true, seed 0",
+        "LinearClassifier on cpu (1 thread), precision 32-true, seed 0",
         "weight (10, 784), bias (10,)",
         "7,850 parameters in 2 tensors",
         "epoch   1  train loss ",

@@ -1,11 +1,12 @@
 """Training through Lightning's trainer against a plain PyTorch loop, mostly bit for bit."""
 
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
-from lightning import seed_everything
+from lightning import Trainer, seed_everything
 from lightning.pytorch.cli import ReduceLROnPlateau
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
@@ -105,6 +106,22 @@ def test_a_clip_norm_that_is_not_positive_is_refused(norm: float) -> None:
         MLP(gradient_clip_norm=norm)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_clipping_is_refused_only_where_gradients_are_still_scaled(
+    precision: str, fused: bool
+) -> None:
+    model = small_mlp(gradient_clip_norm=1.0)
+    optimizer = torch.optim.Adam(model.parameters(), fused=fused)
+    run = SimpleNamespace(precision=precision, optimizers=[optimizer])
+    model.trainer = cast("Trainer", run)
+    if fused and precision == "16-mixed":
+        with pytest.raises(ValueError, match=r"gradient_clip_norm is 1\.0: .* use bf16-mixed"):
+            model.on_fit_start()
+    else:
+        model.on_fit_start()
+
+
 def test_a_scheduler_can_step_once_an_epoch() -> None:
     ours, theirs = both(MLP, lr_scheduler=lambda optimizer: ExponentialLR(optimizer, gamma=0.1))
     fit(ours, max_epochs=3)
@@ -131,7 +148,7 @@ def test_a_scheduler_can_wait_for_a_plateau(monitor: str) -> None:
     watched: list[float] = []
 
     class Watching(ReduceLROnPlateau):
-        def step(self, metrics: Any, epoch: int | None = None) -> None:
+        def step(self, metrics: Any, epoch: int | None = None) -> None:  # type: ignore[override]
             watched.append(float(metrics))
             super().step(metrics)
 
@@ -177,13 +194,11 @@ def test_a_run_of_another_precision_learns_and_scores_in_float32_or_wider(
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
 def test_a_gpu_learns_the_tiny_data_in_any_precision(precision: Any) -> None:
-    logger = Recording()
-    run = fit(
-        small_mlp(), accelerator="gpu", devices=1, precision=precision, max_epochs=20, logger=logger
-    )
-    assert all(value.isfinite() for value in run.callback_metrics.values())
-    assert 0.8 <= run.callback_metrics["val/accuracy"] <= 1
-    assert 0.0 < run.callback_metrics["train/loss"] < 1.0
+    options: dict[str, Any] = {"accelerator": "gpu", "devices": 1, "precision": precision}
+    scores = fit(small_mlp(), max_epochs=20, **options).callback_metrics
+    assert all(value.isfinite() for value in scores.values())
+    assert 0.9 <= scores["val/accuracy"] <= 1
+    assert 0.5 < scores["train/loss"] < 0.75  # 0.62 on a CPU, in float32 and bfloat16
 
 
 @pytest.mark.gpu

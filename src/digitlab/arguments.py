@@ -5,12 +5,14 @@ from argparse import ArgumentParser as PlainParser
 from typing import Any
 
 import torch
+from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 # Imported whole, because a class's bare name is understood only once the class exists.
 from digitlab import callbacks, data, models  # noqa: F401
+from digitlab.callbacks import ProgressBar
 from digitlab.classifier import Classifier
 from digitlab.cli import COMMANDS
 from digitlab.data import ImageDataModule
@@ -59,6 +61,15 @@ class RunCLI(LightningCLI):
             },
         )
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed: a number, whereas Lightning's own option takes `true` for 0."""
+        parser.add_argument(
+            "--seed_everything",
+            type=NonNegativeInt,
+            default=self.seed_everything_default,
+            help="Seed of initial weights, order of images and dropout.",
+        )
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the configs, then the flags."""
         try:
@@ -81,14 +92,16 @@ class RunCLI(LightningCLI):
         self.model: Classifier = self.config_init.model
         self.datamodule: ImageDataModule = self.config_init.data
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the trainer, with settings that win over the config's."""
+    def instantiate_trainer(self, *others: Callback, **kwargs: Any) -> Trainer:
+        """Make the trainer, with callbacks beside the config's and settings that win over it."""
         accelerator = self.config.trainer.accelerator
         if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise ValueError(
                 f"trainer.accelerator is {accelerator}: torch finds no such GPU on this machine; "
                 "leave configs/gpu.yaml out, or set --trainer.accelerator auto"
             )
+        bar = [] if self.config.trainer.enable_progress_bar is False else [ProgressBar()]
+        self.trainer_defaults["callbacks"] = [*bar, *others]
         return super().instantiate_trainer(**kwargs)
 
     def dump(self) -> str:

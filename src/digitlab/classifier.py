@@ -109,6 +109,17 @@ class Classifier(LightningModule):
             self._sums["train"] = Sums(self.device)
         return self._add_to_sums("train", batch)
 
+    def on_fit_start(self) -> None:
+        """Refuse the one combination in which gradients cannot be clipped before a step."""
+        if self.gradient_clip_norm is None or self.trainer.precision != "16-mixed":
+            return
+        # Under a gradient scaler, a fused optimizer unscales the gradients inside its own step.
+        if any(getattr(o, "_step_supports_amp_scaling", False) for o in self.trainer.optimizers):
+            raise ValueError(
+                f"gradient_clip_norm is {self.gradient_clip_norm}: a fused optimizer under "
+                "16-mixed cannot be clipped; use bf16-mixed, or an optimizer with fused: false"
+            )
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, which a mixed precision has unscaled by now; log, if it is time."""
         if self.gradient_clip_norm is not None:

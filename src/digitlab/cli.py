@@ -1,12 +1,13 @@
 """The `digitlab` command: a light front that answers at once, and the door to everything else.
 
-Exit codes: 0 done, 1 a run that failed, 2 bad input (one line on stderr; `--debug` for the
-traceback).
+Exit codes: 0 done, 1 a run that failed, 2 bad input (one line on stderr; `--debug` shows the
+traceback too), 130 interrupted by Ctrl-C.
 """
 
 import logging
 import os
 import sys
+import traceback
 import types
 import warnings
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def main(args: Sequence[str] | None = None) -> int:
         run = _room(command).prepare(command, options)
     except BAD_INPUT as error:
         if debug:
-            raise
+            traceback.print_exc()
         return _refuse(str(error))
     run()
     return 0

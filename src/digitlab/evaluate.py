@@ -14,7 +14,6 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from digitlab import runs
 from digitlab.arguments import RunCLI, split_off
-from digitlab.callbacks import ProgressBar
 from digitlab.callbacks.results import describe
 from digitlab.weights import load_weights
 
@@ -45,8 +44,6 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     cli = EvaluationCLI(command, ["--config", _config_of(folder), "--run", str(folder), *others])
     load_weights(cli.model, runs.find_checkpoint(folder, cli.config.checkpoint))
     cli.datamodule.setup(command)
-    if cli.config.trainer.enable_progress_bar is not False:
-        cli.trainer_defaults["callbacks"] = [ProgressBar()]
     trainer = cli.instantiate_trainer(logger=False, enable_checkpointing=False)
     evaluate = {"validate": _validate, "test": _test, "predict": _predict}[command]
 

@@ -1,5 +1,6 @@
 """`digitlab fit`: train a network, in a run folder of its own."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from digitlab import runs
 from digitlab.arguments import BAD_INPUT, RunCLI
-from digitlab.callbacks import Console, Figures, History, ProgressBar, Results, Stopwatch
+from digitlab.callbacks import Console, Figures, History, Results, Stopwatch
 from digitlab.callbacks.results import describe_device
 from digitlab.weights import load_weights, sha256
 
@@ -66,7 +67,13 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     def fit() -> None:
         runs.write_text(folder / "config.yaml", cli.dump())
         print(_describe(cli, trainer))
-        trainer.fit(cli.model, cli.datamodule)
+        try:
+            trainer.fit(cli.model, cli.datamodule)
+        except SystemExit:  # so Lightning ends what Ctrl-C interrupts
+            if not trainer.interrupted:
+                raise
+            print(f"Interrupted: {folder} has the checkpoints of whole epochs", file=sys.stderr)
+            sys.exit(130)
         print(
             f"\nResults are in {folder}. What to do next:\n"
             f"  digitlab test --run {folder}\n"
@@ -90,23 +97,20 @@ def _make_trainer(
     callbacks: list[Callback] = [
         stopwatch,
         history,
+        Console(history),
         Figures(folder, history),
         Results(folder, stopwatch, weights),
     ]
-    if settings.enable_progress_bar is not False:
-        callbacks[:0] = [ProgressBar()]
-        callbacks.append(Console(history))
     if settings.enable_checkpointing is not False:
         callbacks += _checkpoints(folder / "checkpoints", settings.limit_val_batches != 0)
-    cli.trainer_defaults["callbacks"] = callbacks
     if settings.logger not in (None, True):
-        return cli.instantiate_trainer()  # with the user's own logger, or none
+        return cli.instantiate_trainer(*callbacks)  # with the user's own logger, or none
     # `Results` logs the hyper-parameters when there are metrics to show beside them; Lightning's
     # default is a placeholder of -1.
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     # Lightning writes hyper-parameters to this file unless it exists, as this one does by then.
     logger.NAME_HPARAMS_FILE = "config.yaml"
-    return cli.instantiate_trainer(logger=logger)
+    return cli.instantiate_trainer(*callbacks, logger=logger)
 
 
 def _checkpoints(folder: Path, validated: bool) -> list[Callback]:

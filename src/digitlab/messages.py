@@ -75,7 +75,7 @@ def _not_importable(match: re.Match[str], key: str, options: Iterable[str]) -> s
 
 def _missing(match: re.Match[str], key: str, options: Iterable[str]) -> str:
     example = "name a config, such as --config configs/digits/lenet5.yaml"
-    return f"no {match['name']} is given: {example}, or set --{match['name']}"
+    return f"no {match['name']} is given: {example}, or set --model and --data"
 
 
 def _no_yaml(match: re.Match[str], key: str, options: Iterable[str]) -> str:

@@ -36,7 +36,7 @@ def fit(folder: Path, model: MLP, data: TinyDataModule, **options: Any) -> dict[
 
 
 def check_score(
-    entry: dict[str, Any], model: MLP, images: torch.Tensor, labels: torch.Tensor
+    entry: dict[str, Any], split: str, model: MLP, images: torch.Tensor, labels: torch.Tensor
 ) -> None:
     """Compares with the loss in float64 and with torchmetrics, over all images at once."""
     with torch.no_grad():
@@ -49,14 +49,15 @@ def check_score(
         "correct": round(accuracy * len(labels)),
         "n": len(labels),
         "checkpoint": "last",
+        "split": split,
     }
 
 
 def test_without_a_hold_out_the_scores_are_of_training_and_test_images(tmp_path: Path) -> None:
     model = small_mlp()
     metrics = fit(tmp_path, model, TinyDataModule(eval_batch_size=30))
-    check_score(metrics["train"], model, *whole("train"))
-    check_score(metrics["test"], model, *whole("test"))
+    check_score(metrics["train"], "train", model, *whole("train"))
+    check_score(metrics["test"], "test", model, *whole("test"))
     assert "val" not in metrics
 
 
@@ -78,7 +79,7 @@ def test_with_a_hold_out_the_test_split_stays_unread(
     for entry, subset in (("train", "train"), ("val", "validation")):
         images, labels = data.arrays(subset)  # type: ignore[arg-type]
         scaled = torch.from_numpy(images[:, None]) / 255
-        check_score(metrics[entry], model, scaled, torch.from_numpy(labels))
+        check_score(metrics[entry], subset, model, scaled, torch.from_numpy(labels))
 
 
 def test_metrics_say_what_the_scores_belong_to(tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_metrics_say_what_the_scores_belong_to(tmp_path: Path) -> None:
         "optimizer_steps": 14,
         "seed": 5,
         "precision": "32-true",
-        "device": "cpu (1 threads)",
+        "device": "cpu (1 thread)",
         "weights": weights,
     }
     assert {key: metrics.get(key) for key in expected} == expected

@@ -76,7 +76,7 @@ def test_the_gradient_reaches_every_parameter(
 ) -> None:
     model = make(name, options)
     images, labels = (tensor[:32] for tensor in whole("train"))
-    cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+    cross_entropy(model(images), labels).backward()
     without = [
         key for key, value in model.named_parameters() if value.grad is None or not value.grad.any()
     ]
@@ -91,7 +91,7 @@ def test_it_learns_sixteen_images_by_heart(name: str, options: dict[str, Any], c
     for _ in range(100):
         model.train()
         optimizer.zero_grad()
-        cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+        cross_entropy(model(images), labels).backward()
         optimizer.step()
         model.eval()
         if torch.equal(model(images).argmax(1), labels):
@@ -108,7 +108,7 @@ def test_bfloat16_autocast_is_finite_and_its_loss_float32(
     with torch.autocast("cpu", torch.bfloat16):
         assert model(images).dtype == torch.bfloat16
         loss, logits = model._loss_and_logits(images, labels)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert (loss.dtype, logits.dtype) == (torch.float32, torch.float32)
     gradients = [parameter.grad for parameter in model.parameters()]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)

@@ -153,7 +153,7 @@ def test_the_loss_over_a_test_set_is_the_documents_sum_divided_by_its_size() -> 
 
 def test_the_gradient_of_softmax_regression_is_residuals_times_images() -> None:
     model, images, labels = pair(LinearClassifier, {})
-    cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+    cross_entropy(model(images), labels).backward()
     residuals = model(images).softmax(1) - F.one_hot(labels, 10)
     gradient = model.network.get_parameter("fc1.weight").grad
     assert gradient is not None

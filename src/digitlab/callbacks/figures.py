@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from digitlab.callbacks.history import History, Row
 from digitlab.data import ImageDataModule
+from digitlab.data.loader import run_seed
 
 
 class Figures(Callback):
@@ -29,7 +30,7 @@ class Figures(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         if trainer.is_global_zero and isinstance(data, ImageDataModule):
             images, labels = data.arrays("train")
-            chosen = np.random.default_rng().choice(len(labels), size=8)
+            chosen = np.random.default_rng(run_seed()).choice(len(labels), size=8)
             names = [data.class_names[label] for label in labels[chosen]]
             draw_samples(images[chosen], names).savefig(self.folder / "samples.png")
 

@@ -47,7 +47,11 @@ class Results(Callback):
         if not trainer.is_global_zero:
             return
         scores = {"train": train, held_out: other}
-        metrics = {split: {**score, "checkpoint": "last"} for split, score in scores.items()}
+        names = {"train": "train", "val": "validation", "test": "test"}
+        metrics = {
+            phase: {**score, "checkpoint": "last", "split": names[phase]}
+            for phase, score in scores.items()
+        }
         update_metrics(self.folder, {**metrics, **self._circumstances(trainer, pl_module, data)})
         _log_hyperparameters(trainer, pl_module, data, other)
         other_name = "validation" if data.validation_size else "test"
@@ -94,7 +98,8 @@ def describe_device(device: torch.device) -> str:
     """Name the hardware: a GPU's model, or how many threads torch has on the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"{device.type} ({threads} thread{'' if threads == 1 else 's'})"
 
 
 def _log_hyperparameters(

@@ -37,7 +37,7 @@ class ImageOrder:
         world_size: Number of processes that share the images.
         epoch: The epoch, from 0.
 
-    Example:
+    Examples:
         >>> ImageOrder(5, pad=True, rank=1, world_size=2).indices().tolist()
         [1, 3, 0]
         >>> ImageOrder(5, rank=1, world_size=2).indices().tolist()
@@ -94,7 +94,7 @@ class ImageLoader:
             `None` leaves them from 0 to 1.
         device: Where the images live and the batches are made.
 
-    Example:
+    Examples:
         >>> images, labels = np.zeros((5, 28, 28), np.uint8), np.arange(5)
         >>> loader = ImageLoader(images, labels, ImageOrder(5), batch_size=2)
         >>> [labels.tolist() for _, labels in loader]
