@@ -72,8 +72,11 @@ def find_checkpoint(folder: Path, checkpoint: str) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: a crash leaves the old text or the new one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
