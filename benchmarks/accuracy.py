@@ -19,7 +19,7 @@ from pathlib import Path
 RESULTS = Path("docs/results.csv")
 COLUMNS = [
     *("config", "seed", "train_accuracy", "test_accuracy", "test_loss"),
-    *("optimizer_steps", "wall_time", "device", "torch", "lightning"),
+    *("optimizer_steps", "device", "torch", "lightning"),
 ]
 
 
@@ -67,7 +67,7 @@ def train(config: Path, seed: int) -> dict[str, object]:
         "train_accuracy": metrics["train"]["accuracy"],
         "test_accuracy": metrics["test"]["accuracy"],
         "test_loss": round(metrics["test"]["loss"], 5),
-        **{column: metrics[column] for column in ("optimizer_steps", "wall_time", "device")},
+        **{column: metrics[column] for column in ("optimizer_steps", "device")},
         **{column: metrics["versions"][column] for column in ("torch", "lightning")},
     }
 
@@ -103,14 +103,15 @@ def table(rows: list[dict[str, str]]) -> str:
         accuracies[row["config"]].append(100 * float(row["test_accuracy"]))
     lines = ["| config | row | published | measured, % | n |", "|---|---|---|---|---|"]
     for config in shipped_configs():
-        measured = accuracies[name(config)]
-        if not measured:
+        if not (measured := accuracies[name(config)]):
             continue
         figure = f"{statistics.mean(measured):.2f}"
         if len(measured) > 1:
             figure += f" ± {statistics.stdev(measured):.2f}"
-        row, published = described(config)
-        lines.append(f"| `{name(config)}` | {row} | {published} | {figure} | {len(measured)} |")
+        experiment, published = described(config)
+        lines.append(
+            f"| `{name(config)}` | {experiment} | {published} | {figure} | {len(measured)} |"
+        )
     return "\n".join(lines)
 
 

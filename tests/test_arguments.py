@@ -101,7 +101,22 @@ def test_settings_written_as_yaml_are_read_back_the_same(config: str, tmp_path: 
         ("--trainer.max_epochs", "-5", "max_epochs"),
         ("--trainer.precision", "17", "trainer.precision is 17: it must be one of"),
         ("--config", "no.yaml", "no.yaml: give the path of a config"),
+        ("--config", ".", "give the path of a config"),
         ("--weights", "no.ckpt", "there is no checkpoint no.ckpt"),
+        (
+            "--model.lr_scheduler",
+            "StepLR",
+            "model.lr_scheduler needs step_size: set --model",
+        ),
+        (
+            "--model.num_classes",
+            "5",
+            "tiny has 10 classes, so give (1, 10), by --model",
+        ),
+        ("--model.in_channels", "3", "MLP cannot take tiny's images, (N, 1, 28, 28): "),
+        ("--name", "../x", "name is ../x: give one folder's name, without a slash"),
+        ("--seed_everything", "true", "seed_everything is True: it must be int"),
+        ("--seed_everything", "-1", "-1 is not in bounds"),
     ],
 )
 def test_a_bad_option_is_refused_in_one_line_and_leaves_nothing(
@@ -124,6 +139,18 @@ def test_a_callback_s_own_words_are_passed_on(
     options = ["--trainer.callbacks", "ClassProbabilities", "--trainer.callbacks.every_n_steps=0"]
     shown = refusal(capsys, "fit", "--config", config, *options)
     assert shown == "every_n_steps is 0: it must be at least 1"
+
+
+def test_a_setting_that_lightning_refuses_when_it_starts_is_bad_input_too(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--config", config, "--trainer.default_root_dir", str(tmp_path)]
+    shown = refusal(capsys, "fit", *options, "--trainer.val_check_interval", "1000")
+    assert shown.startswith("`val_check_interval` (1000) must be less than or equal to")
+
+
+def test_an_option_without_its_value_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, "test", "--run") == "argument --run: expected one argument"
 
 
 def test_a_user_s_class_is_found_in_the_current_folder(

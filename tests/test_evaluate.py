@@ -90,6 +90,9 @@ def test_latest_is_the_run_that_was_started_last(
     runs = run.parents[1]
     later = Path(shutil.copytree(run, runs / "another" / "version_3"))
     (later / "config.yaml").touch()
+    failed = runs / "another" / "version_4"
+    failed.mkdir()
+    shutil.copy(run / "config.yaml", failed)  # has no checkpoint
     (run / "metrics.json").touch()  # was written to last, but not started last
     monkeypatch.chdir(runs.parent)
     assert main(["test", "--run", "latest"]) == 0

@@ -5,7 +5,6 @@ from argparse import ArgumentParser as PlainParser
 from typing import Any
 
 import torch
-from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -65,17 +64,16 @@ class RunCLI(LightningCLI):
         """Add the seed: a number, whereas Lightning's own option takes `true` for 0."""
         parser.add_argument(
             "--seed_everything",
-            type=NonNegativeInt,
+            type=int,
             default=self.seed_everything_default,
             help="Seed of initial weights, order of images and dropout.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the configs, then the flags."""
+        self.config_files, flags = split_off(args, "--config", "-c")
+        ordered = [word for config in self.config_files for word in ("--config", config)] + flags
         try:
-            configs, flags = split_off(args, "--config", "-c")
-            self.config_files = configs
-            ordered = [word for config in configs for word in ("--config", config)] + flags
             self.config = parser.parse_args(ordered)
         except ArgumentError as error:
             raise ValueError(explain(str(error), _options(parser))) from error
@@ -118,7 +116,10 @@ def split_off(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:
     """
     parser = PlainParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument(*names, dest="values", action="append", default=[])
-    known, others = parser.parse_known_args(arguments)
+    try:
+        known, others = parser.parse_known_args(arguments)
+    except ArgumentError as error:
+        raise ValueError(str(error)) from error
     return known.values, others
 
 

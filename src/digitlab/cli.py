@@ -68,11 +68,11 @@ def main(args: Sequence[str] | None = None) -> int:
     _silence()
     try:
         run = _room(command).prepare(command, options)
+        run()
     except BAD_INPUT as error:
         if debug:
             traceback.print_exc()
         return _refuse(str(error))
-    run()
     return 0
 
 

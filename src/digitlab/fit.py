@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
@@ -14,6 +15,8 @@ from digitlab import runs
 from digitlab.arguments import BAD_INPUT, RunCLI
 from digitlab.callbacks import Console, Figures, History, Results, Stopwatch
 from digitlab.callbacks.results import describe_device
+from digitlab.classifier import Classifier
+from digitlab.data import ImageDataModule
 from digitlab.weights import load_weights, sha256
 
 
@@ -41,7 +44,8 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     """Check all input of a fit, and return the training that is then left to do.
 
     Raises:
-        ValueError, OSError, MisconfigurationException: The input is bad.
+        ValueError, OSError, MisconfigurationException: The input is bad. The training raises them
+            too, but for the same reason only, before its first step.
     """
     cli = FitCLI(command, options)
     stopwatch = Stopwatch()
@@ -51,12 +55,14 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     if cli.config.weights:
         load_weights(cli.model, Path(cli.config.weights))
         weights = {"file": cli.config.weights, "sha256": sha256(Path(cli.config.weights))}
-    cli.model.configure_optimizers()  # only to check its settings; `trainer.fit` makes another
+    _check_together(cli.model, cli.datamodule)
     if cli.config.trainer.fast_dev_run:
         trainer = cli.instantiate_trainer()
         return lambda: trainer.fit(cli.model, cli.datamodule)
 
     cli.config.name = cli.config.name or _default_name(cli)
+    if Path(cli.config.name).name != cli.config.name:
+        raise ValueError(f"name is {cli.config.name}: give one folder's name, without a slash")
     folder = runs.claim(Path(cli.config.trainer.default_root_dir), cli.config.name)
     try:
         trainer = _make_trainer(cli, folder, stopwatch, weights)
@@ -69,6 +75,10 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
         print(_describe(cli, trainer))
         try:
             trainer.fit(cli.model, cli.datamodule)
+        except BAD_INPUT as error:
+            if trainer.global_step == 0:
+                raise
+            raise RuntimeError(f"the run in {folder} failed") from error
         except SystemExit:  # so Lightning ends what Ctrl-C interrupts
             if not trainer.interrupted:
                 raise
@@ -82,6 +92,26 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
         )
 
     return fit
+
+
+def _check_together(model: Classifier, data: ImageDataModule) -> None:
+    """Check what neither the model nor the data module can check alone, before anything is made."""
+    model.configure_optimizers()  # whose settings nothing has checked yet
+    classes = len(data.class_names)
+    model.network.eval()  # no dropout: the run's random numbers stay as they are
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(1, 1, 28, 28))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot take {data.name}'s images, (N, 1, 28, 28): {error}"
+        ) from error
+    model.network.train()
+    if logits.shape != (1, classes):
+        raise ValueError(
+            f"{type(model).__name__} gives logits {tuple(logits.shape)} for an image: {data.name} "
+            f"has {classes} classes, so give (1, {classes}), by --model.num_classes {classes}"
+        )
 
 
 def _default_name(cli: RunCLI) -> str:

@@ -74,6 +74,8 @@ def _not_importable(match: re.Match[str], key: str, options: Iterable[str]) -> s
 
 
 def _missing(match: re.Match[str], key: str, options: Iterable[str]) -> str:
+    if key:
+        return f"{key} needs {match['name']}: set --{key}.{match['name']}"
     example = "name a config, such as --config configs/digits/lenet5.yaml"
     return f"no {match['name']} is given: {example}, or set --model and --data"
 
@@ -110,7 +112,7 @@ RULES: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] = [
     (r"class_path '(?P<name>[\w.]+)':\s+(?P<why>No module [^\n]+)", _not_importable),
     (r"arguments are required: (?P<name>\w+)", _missing),
     (r"Problems parsing config: (?P<why>.+)", _no_yaml),
-    (r"File does not exist: '(?P<name>[^']+)'", _no_file),
+    (r"(?:File does not exist|Path is not a file): '(?P<name>[^']+)'", _no_file),
     (r"(?:Given value|Got value): (?P<value>[^\n]+)", _wrong_value),
 ]
 

@@ -29,14 +29,19 @@ def find(run: str, root: Path = Path("runs")) -> Path:
     """Find the folder of a run.
 
     Args:
-        run: A run folder, or `latest`, the run under `root` that was started last.
+        run: A run folder, or `latest`, of the runs under `root` that have a checkpoint the one that
+            was started last.
         root: Where `latest` looks.
 
     Raises:
         ValueError: There is no such run.
     """
     if run == "latest":
-        configs = list(root.glob("*/version_*/config.yaml"))
+        configs = [
+            config
+            for config in root.glob("*/version_*/config.yaml")
+            if (config.parent / "checkpoints").is_dir()
+        ]
         if not configs:
             raise ValueError(f"there is no run in {root}: train one with digitlab fit")
         return max(configs, key=lambda path: path.stat().st_mtime).parent
