@@ -55,12 +55,11 @@ def train(config: Path, seed: int) -> dict[str, object]:
     root = Path("runs", "accuracy", f"seed_{seed}")
     command = [sys.executable, "-m", "digitlab", "fit", "--config", str(config)]
     command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(root)]
-    if config.stem.endswith("_continued"):  # of the same seed
-        first = f"{config.parent.name}-{config.stem.removesuffix('_continued')}"
-        command += ["--weights", str(root / first / "version_0" / "checkpoints" / "last.ckpt")]
+    if config.stem.endswith("_continued"):
+        first = finished_run(root, config.with_stem(config.stem.removesuffix("_continued")))
+        command += ["--weights", str(first / "checkpoints" / "last.ckpt")]
     subprocess.run(command, check=True)
-    path = max(root.glob(f"*-{config.stem}/*/metrics.json"), key=lambda path: path.stat().st_mtime)
-    metrics = json.loads(path.read_text("utf-8"))
+    metrics = json.loads((finished_run(root, config) / "metrics.json").read_text("utf-8"))
     return {
         "config": name(config),
         "seed": seed,
@@ -70,6 +69,12 @@ def train(config: Path, seed: int) -> dict[str, object]:
         **{column: metrics[column] for column in ("optimizer_steps", "device")},
         **{column: metrics["versions"][column] for column in ("torch", "lightning")},
     }
+
+
+def finished_run(root: Path, config: Path) -> Path:
+    """Find a config's last run that was trained to its end, and so has metrics."""
+    runs = root.glob(f"{config.parent.name}-{config.stem}/version_*/metrics.json")
+    return max(runs, key=lambda path: path.stat().st_mtime).parent
 
 
 def name(config: Path) -> str:

@@ -114,7 +114,19 @@ def test_settings_written_as_yaml_are_read_back_the_same(config: str, tmp_path: 
             "tiny has 10 classes, so give (1, 10), by --model",
         ),
         ("--model.in_channels", "3", "MLP cannot take tiny's images, (N, 1, 28, 28): "),
-        ("--name", "../x", "name is ../x: give one folder's name, without a slash"),
+        ("--name", "..", "name is ..: give a part of a folder's name"),
+        ("--model.optimizer.lr", "abc", "model.optimizer.lr is abc: it must be float"),
+        (
+            "--model.lr_scheduler",
+            "ReduceLROnPlateau",
+            "there are several classes ReduceLROn",
+        ),
+        ("--model.num_classes", "-1", "negative dimension -1"),
+        ("--trainer.callbacks", "ModelCheckpoint", "Found more than one stateful callback of type"),
+        ("--trainer.accelerator", "tpu", "torch_xla"),
+        ("--trainer.max_epochs", "0", "trainer.max_epochs is 0: leave at least one step to train"),
+        ("--trainer.limit_train_batches", "0", "trainer.limit_train_batches is 0: leave at least"),
+        ("--name", "../x", "name is ../x: give a part of a folder's name"),
         ("--seed_everything", "true", "seed_everything is True: it must be int"),
         ("--seed_everything", "-1", "-1 is not in bounds"),
     ],
@@ -130,7 +142,7 @@ def test_a_bad_option_is_refused_in_one_line_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert message in refusal(capsys, "fit", "--config", config, option, value)
-    assert list(tmp_path.glob("runs/*/*")) == []
+    assert list(tmp_path.glob("runs/*")) == []
 
 
 def test_a_callback_s_own_words_are_passed_on(
@@ -169,7 +181,8 @@ def test_a_user_s_class_is_found_in_the_current_folder(
         ("trainer: {max_epoch: 3}", "did you mean 'trainer.max_epochs'?"),
         ("modle: LeNet5", "there is no option 'modle': did you mean 'model'?"),
         ("model: {init_args: {droput: 3}}", "did you mean 'model.dropout'?"),
-        ("model: [1, {", "a config is no valid YAML: "),
+        ("model: [1, {", "bad.yaml is no valid YAML: "),
+        ("", "bad.yaml has no settings: write them as `name: value`"),
     ],
 )
 def test_a_bad_config_is_refused_in_one_line(

@@ -66,8 +66,20 @@ def test_ctrl_c_says_what_is_left_and_exits_with_130(tmp_path: Path) -> None:
         _, error = process.communicate(timeout=60)
     folder = tmp_path / "tiny-linearclassifier" / "version_0"
     assert process.returncode == 130
-    assert error == f"Interrupted: {folder} has the checkpoints of whole epochs\n"
-    assert (folder / "checkpoints" / "last.ckpt").exists()
+    last = folder / "checkpoints" / "last.ckpt"
+    assert error == f"digitlab: interrupted: {last} is of the last whole epoch\n"
+    assert last.exists()
+
+
+def test_ctrl_c_before_the_run_starts_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("digitlab.cli.import_module", interrupt)
+    assert main(["fit"]) == 130
+    assert capsys.readouterr().err == "digitlab: interrupted\n"
 
 
 @pytest.mark.skipif(not find_spec("keras"), reason="proves nothing where Keras is missing")

@@ -26,27 +26,27 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "runs" / "tiny-mlp" / "version_0"))
 
 
-@pytest.mark.parametrize("checkpoint", ["last", "best", "path"])
+@pytest.mark.parametrize("checkpoint", ["last", "best", "path of last", "path of best"])
 def test_test_measures_a_checkpoint_and_adds_it_to_the_metrics(
     checkpoint: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = json.loads((run / "metrics.json").read_text())
-    name = "last" if checkpoint == "path" else checkpoint
+    name = checkpoint.split()[-1]
     path = run / "checkpoints" / f"{name}.ckpt"
-    chosen = str(path) if checkpoint == "path" else checkpoint
+    chosen = str(path) if checkpoint.startswith("path") else checkpoint
     assert main(["test", "--run", str(run), "--checkpoint", chosen]) == 0
     metrics = json.loads((run / "metrics.json").read_text())
     expected = MLP.load_from_checkpoint(path).evaluate(TinyDataModule().test_dataloader())
     entry = metrics["test"]
     assert {key: entry[key] for key in expected} == pytest.approx(expected)
-    assert entry["checkpoint"] == chosen
-    assert entry.get("chosen_on") == ("test" if checkpoint == "best" else None)
+    assert (entry["checkpoint"], entry["split"], "flags" in entry) == (chosen, "test", False)
+    assert entry.get("chosen_on") == ("test" if name == "best" else None)
     assert {key: metrics[key] for key in before if key != "test"} == {
         key: before[key] for key in before if key != "test"
     }
     shown = capsys.readouterr().out
     assert f"Test accuracy {expected['accuracy']:.2%} ({expected['correct']}/50)" in shown
-    assert ("chosen on the test images" in shown) == (checkpoint == "best")
+    assert ("chosen on the test images" in shown) == (name == "best")
 
 
 def test_validate_measures_what_the_run_was_validated_on(run: Path) -> None:
@@ -90,9 +90,6 @@ def test_latest_is_the_run_that_was_started_last(
     runs = run.parents[1]
     later = Path(shutil.copytree(run, runs / "another" / "version_3"))
     (later / "config.yaml").touch()
-    failed = runs / "another" / "version_4"
-    failed.mkdir()
-    shutil.copy(run / "config.yaml", failed)  # has no checkpoint
     (run / "metrics.json").touch()  # was written to last, but not started last
     monkeypatch.chdir(runs.parent)
     assert main(["test", "--run", "latest"]) == 0
@@ -115,6 +112,42 @@ def test_flags_beat_the_config_of_the_run_and_the_checkpoint(
     options = ["--model.hidden_features", "[32]", "--run", str(run)]
     shown = refusal(capsys, "test", *options)
     assert "is of another architecture than MLP: its hidden_features is [16], not [32]" in shown
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        (
+            "--data.validation_size",
+            "40",
+            "data.validation_size is 40, but the run was trained",
+        ),
+        ("--data.train_images", "[0, 100]", "data.train_images is [0, 100], but the run was"),
+        ("--data.normalization", "symmetric", "data.normalization is symmetric, but the run was"),
+        ("--data", "DigitsDataModule", "DigitsDataModule, but the run was trained on tests.tiny"),
+        ("--trainer.limit_test_batches", "0", "trainer.limit_test_batches is 0"),
+    ],
+)
+def test_what_would_measure_another_thing_than_the_run_is_refused(
+    flag: str, value: str, message: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "metrics.json").read_bytes()
+    assert message in refusal(capsys, "test", "--run", str(run), flag, value)
+    assert (run / "metrics.json").read_bytes() == before
+
+
+def test_flags_that_change_the_measurement_stand_beside_it(run: Path) -> None:
+    flags = ["--model.dropout_in_evaluation", "true"]
+    assert main(["test", "--run", str(run), *flags, "--checkpoint", "last"]) == 0
+    assert json.loads((run / "metrics.json").read_text())["test"]["flags"] == flags
+
+
+def test_what_only_a_fit_needs_does_not_stand_in_an_evaluation_s_way(tmp_path: Path) -> None:
+    options = ["--trainer.limit_val_batches", "0", "--trainer.callbacks", "ModelCheckpoint"]
+    options += ["--trainer.callbacks.monitor", "train/loss", "--trainer.profiler", "simple"]
+    run = fit(tmp_path, *options)
+    assert main(["validate", "--run", str(run)]) == 0
+    assert json.loads((run / "metrics.json").read_text())["val"]["n"] == 50
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from digitlab.cli import main
 from digitlab.data import DigitsDataModule
 from digitlab.data.reading import Arrays, Split
 from digitlab.models import LeNet5, LinearClassifier
@@ -68,7 +69,7 @@ def test_the_saved_config_trains_the_same_run_again(tmp_path: Path) -> None:
     first = fit(tmp_path / "a", "--data.batch_size", "50", "--name", "mine")
     config = ["--config", str(first / "config.yaml")]
     again = fit(tmp_path / "b", *config, model="LinearClassifier")
-    assert again.parent.name == "mine"
+    assert again.parent.name == first.parent.name == "tiny-mine"
     for key in ("model", "data", "seed_everything"):
         assert config_of(again)[key] == config_of(first)[key]
     ours, theirs = (
@@ -89,8 +90,8 @@ def test_no_path_of_this_machine_lands_in_the_config(tmp_path: Path) -> None:
 def test_runs_of_one_name_are_numbered_and_none_is_overwritten(tmp_path: Path) -> None:
     first = fit(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
-    with pytest.raises(ValueError, match="too many values"):
-        fit(tmp_path)
+    place = ["--trainer.default_root_dir", str(tmp_path)]
+    assert main(["fit", "--model", "LinearClassifier", *SHORT, *place]) == 0
     assert (first.parent / "version_1" / "metrics.json").exists()
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
 
@@ -167,9 +168,40 @@ def test_a_partial_last_epoch_ends_with_a_checkpoint_of_its_last_step(tmp_path: 
     assert checkpoint["global_step"] == 10
 
 
-def test_a_fast_dev_run_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="not enough values"):
-        fit(tmp_path, "--trainer.fast_dev_run", "true")
+def test_a_fast_dev_run_leaves_no_folder(tmp_path: Path) -> None:
+    place = ["--trainer.default_root_dir", str(tmp_path), "--trainer.fast_dev_run", "true"]
+    assert main(["fit", "--model", "LinearClassifier", *SHORT, *place]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_checkpoints_says_so_and_proposes_no_test(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fit(tmp_path, "--trainer.enable_checkpointing", "false")
+    assert read_json(folder / "metrics.json")["test"]["checkpoint"] is None
+    assert "digitlab test" not in capsys.readouterr().out
+
+
+def test_a_loss_that_is_no_number_is_null_in_the_metrics(tmp_path: Path) -> None:
+    diverging = ["--model.optimizer", "SGD", "--model.optimizer.lr", "1e38"]
+    folder = fit(tmp_path, *diverging, model="LeNet5")
+    assert read_json(folder / "metrics.json")["train"]["loss"] is None
+    assert "NaN" not in (folder / "metrics.json").read_text()
+
+
+def test_an_error_in_the_middle_of_training_is_no_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = LinearClassifier.training_step
+
+    def fail(self: LinearClassifier, batch: Any, batch_idx: int) -> Any:
+        if batch_idx == 3:
+            raise ValueError("planted")
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(LinearClassifier, "training_step", fail)
+    with pytest.raises(RuntimeError, match="training failed after 3 steps"):
+        fit(tmp_path)
 
 
 def test_a_person_sees_data_layers_epochs_times_figures_and_what_to_do_next(
@@ -194,8 +226,6 @@ def test_a_person_sees_data_layers_epochs_times_figures_and_what_to_do_next(
 
 
 def test_digits_train_to_a_band_without_any_file(tmp_path: Path) -> None:
-    from digitlab.cli import main
-
     place = ["--trainer.default_root_dir", str(tmp_path), "--trainer.accelerator", "cpu"]
     assert main(["fit", "--config", "configs/digits/lenet5.yaml", *place]) == 0
     metrics = read_json(tmp_path / "digits-lenet5" / "version_0" / "metrics.json")

@@ -2,9 +2,13 @@
 
 from argparse import ArgumentError
 from argparse import ArgumentParser as PlainParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -30,12 +34,14 @@ class RunCLI(LightningCLI):
     Args:
         command: The subcommand, for the help text.
         arguments: The command line after the subcommand.
+        base: A config as a string, which all others win over.
 
     Raises:
         ValueError: The command line or a config is wrong; the message says in one line how.
     """
 
-    def __init__(self, command: str, arguments: list[str]) -> None:
+    def __init__(self, command: str, arguments: list[str], base: str = "{}") -> None:
+        self.base = base
         super().__init__(
             Classifier,
             ImageDataModule,
@@ -72,9 +78,11 @@ class RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the configs, then the flags."""
         self.config_files, flags = split_off(args, "--config", "-c")
-        ordered = [word for config in self.config_files for word in ("--config", config)] + flags
+        for config in self.config_files:
+            _check_config(config)
+        configs = [word for config in (self.base, *self.config_files) for word in ("-c", config)]
         try:
-            self.config = parser.parse_args(ordered)
+            self.config = parser.parse_args(configs + flags)
         except ArgumentError as error:
             raise ValueError(explain(str(error), _options(parser))) from error
 
@@ -84,9 +92,10 @@ class RunCLI(LightningCLI):
             self.config_init = self.parser.instantiate(self.config)
         except ValueError as error:
             # jsonargparse wraps a constructor's own words in those of every type that it tried.
-            while isinstance(error.__cause__, ValueError):
-                error = error.__cause__
-            raise error from None
+            words: BaseException = error
+            while words.__cause__:
+                words = words.__cause__
+            raise ValueError(str(words)) from error
         self.model: Classifier = self.config_init.model
         self.datamodule: ImageDataModule = self.config_init.data
 
@@ -100,12 +109,38 @@ class RunCLI(LightningCLI):
             )
         bar = [] if self.config.trainer.enable_progress_bar is False else [ProgressBar()]
         self.trainer_defaults["callbacks"] = [*bar, *others]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (RuntimeError, TypeError, ImportError) as error:  # so it refuses some settings
+            raise ValueError(str(error)) from error
 
     def dump(self) -> str:
         """Write all settings as YAML."""
         text: str = self.parser.dump(self.config, skip_unset=False)
         return text
+
+
+@contextmanager
+def ctrl_c_raises(trainer: Trainer) -> Iterator[None]:
+    """Raise KeyboardInterrupt for Ctrl-C, which Lightning answers with exit code 1."""
+    try:
+        yield
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _check_config(path: str) -> None:
+    """Check what jsonargparse would complain about without naming the file."""
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path}: give the path of a config")
+    try:
+        settings = yaml.safe_load(Path(path).read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} has no settings: write them as `name: value`")
 
 
 def split_off(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:

@@ -61,23 +61,31 @@ def main(args: Sequence[str] | None = None) -> int:
         nearest = get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"
         return _refuse(f"there is no command {command!r}: {hint}")
+    try:
+        return _run(command, options, debug)
+    except KeyboardInterrupt as interrupt:
+        print(f"digitlab: interrupted: {interrupt}".rstrip(": "), file=sys.stderr)
+        return 130
+
+
+def _run(command: str, options: list[str], debug: bool) -> int:
     _settle_process()
     # torch and Lightning take seconds to import: only now, and only for a command.
     from digitlab.arguments import BAD_INPUT
 
     _silence()
+    room = import_module("digitlab.fit" if command == "fit" else "digitlab.evaluate")
+    run = None
     try:
-        run = _room(command).prepare(command, options)
+        run = room.prepare(command, options)
         run()
     except BAD_INPUT as error:
+        if run and isinstance(error, OSError):
+            raise  # a full disk, say: no fault of the input
         if debug:
             traceback.print_exc()
         return _refuse(str(error))
     return 0
-
-
-def _room(command: str) -> types.ModuleType:
-    return import_module("digitlab.fit" if command == "fit" else "digitlab.evaluate")
 
 
 def _refuse(message: str) -> int:
@@ -87,8 +95,8 @@ def _refuse(message: str) -> int:
 
 def _settle_process() -> None:
     """Set what must be set before torch, Lightning and TensorBoard are imported."""
-    has_nvidia = any(Path("/dev").glob("nvidia*")) or Path("/dev/dxg").exists()
-    if sys.platform == "linux" and not has_nvidia:
+    has_gpu = any(any(Path("/dev").glob(name)) for name in ("nv*gpu*", "nvidia*", "dxg", "kfd"))
+    if sys.platform == "linux" and not has_gpu:
         # A CUDA build of torch without a GPU otherwise retries to load NVIDIA's library at each
         # optimizer step, 0.3 to 1 ms a time.
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")

@@ -13,9 +13,14 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from digitlab import runs
-from digitlab.arguments import RunCLI, split_off
-from digitlab.callbacks.results import describe
+from digitlab.arguments import RunCLI, ctrl_c_raises, split_off
+from digitlab.scores import describe
 from digitlab.weights import load_weights
+
+# What of a fit's trainer an evaluation takes over: where and in what precision it computes.
+TRAINER = ("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins")
+# What may differ from the fit's data; anything else would measure another thing than the run.
+DATA = {"root", "batch_size", "eval_batch_size"}
 
 
 class EvaluationCLI(RunCLI):
@@ -37,63 +42,84 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     """
     if {"-h", "--help"} & set(options):
         EvaluationCLI(command, ["--help"])  # prints and exits
-    given, others = split_off(options, "--run")
+    given, flags = split_off(options, "--run")
     if not given:
         raise ValueError(f"{command} needs trained weights: name a run, --run RUN_DIR or latest")
     folder = runs.find(given[-1])
-    cli = EvaluationCLI(command, ["--config", _config_of(folder), "--run", str(folder), *others])
+    trained = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    trained = {key: trained[key] for key in trained.keys() - {"name", "weights"}}
+    trained["trainer"] = {key: trained["trainer"][key] for key in TRAINER}
+    cli = EvaluationCLI(command, ["--run", str(folder), *flags], base=json.dumps(trained))
+    _check_data(cli, trained["data"])
+    limit = f"limit_{'val' if command == 'validate' else command}_batches"
+    if cli.config.trainer[limit] == 0:
+        raise ValueError(f"trainer.{limit} is 0: leave at least one batch to measure")
     load_weights(cli.model, runs.find_checkpoint(folder, cli.config.checkpoint))
     cli.datamodule.setup(command)
     trainer = cli.instantiate_trainer(logger=False, enable_checkpointing=False)
     evaluate = {"validate": _validate, "test": _test, "predict": _predict}[command]
 
     def run() -> None:
+        with ctrl_c_raises(trainer):
+            evaluate(cli, trainer, folder, flags)
         runs.write_text(folder / f"{command}.yaml", cli.dump())
-        evaluate(cli, trainer, folder)
 
     return run
 
 
-def _config_of(folder: Path) -> str:
-    """Read a run's config, as a string, without the options that only training has."""
-    config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-    return json.dumps({key: config[key] for key in config.keys() - {"name", "weights"}})
+def _check_data(cli: EvaluationCLI, trained: dict[str, Any]) -> None:
+    ours = yaml.safe_load(cli.dump())["data"]
+    if ours["class_path"] != trained["class_path"]:
+        raise ValueError(
+            f"data is {ours['class_path']}, but the run was trained on {trained['class_path']}: "
+            "leave it out; other data can be measured in Python, by model.evaluate"
+        )
+    for name, value in ours["init_args"].items():
+        theirs = trained["init_args"].get(name)
+        if name not in DATA and value != theirs:
+            raise ValueError(
+                f"data.{name} is {value}, but the run was trained with {theirs}: leave it out, "
+                "or train a run with it"
+            )
 
 
-def _validate(cli: EvaluationCLI, trainer: Trainer, folder: Path) -> None:
+def _validate(cli: EvaluationCLI, trainer: Trainer, folder: Path, flags: list[str]) -> None:
     trainer.validate(cli.model, cli.datamodule, verbose=False)
-    _keep(cli, folder, "val")
+    _keep(cli, folder, flags, "val", cli.datamodule.validation_split)
 
 
-def _test(cli: EvaluationCLI, trainer: Trainer, folder: Path) -> None:
+def _test(cli: EvaluationCLI, trainer: Trainer, folder: Path, flags: list[str]) -> None:
     trainer.test(cli.model, cli.datamodule, verbose=False)
-    _keep(cli, folder, "test")
+    _keep(cli, folder, flags, "test", "test")
 
 
-def _keep(cli: EvaluationCLI, folder: Path, phase: Literal["val", "test"]) -> None:
+def _keep(
+    cli: EvaluationCLI, folder: Path, flags: list[str], phase: Literal["val", "test"], split: str
+) -> None:
     """Print a score, and put it into metrics.json with what is needed to judge it."""
-    held_out = "validation" if cli.datamodule.validation_size else "test"
-    split = held_out if phase == "val" else "test"
     score, checkpoint = cli.model.epoch_score(phase), cli.config.checkpoint
     entry: dict[str, Any] = {**score, "checkpoint": checkpoint, "split": split}
+    if others := split_off(flags, "--checkpoint")[1]:
+        entry["flags"] = others
     sentence = f"{describe(split, score)}, checkpoint {checkpoint}"
-    if checkpoint == "best":
-        entry["chosen_on"] = held_out
-        sentence += f", which was chosen on the {held_out} images"
+    best = runs.find_checkpoint(folder, checkpoint).resolve()
+    if best == (folder / "checkpoints" / "best.ckpt").resolve():
+        entry["chosen_on"] = cli.datamodule.validation_split
+        sentence += f", which was chosen on the {entry['chosen_on']} images"
     runs.update_metrics(folder, {phase: entry})
     print(f"{sentence[0].upper()}{sentence[1:]}\nWritten to {folder / 'metrics.json'}")
 
 
-def _predict(cli: EvaluationCLI, trainer: Trainer, folder: Path) -> None:
+def _predict(cli: EvaluationCLI, trainer: Trainer, folder: Path, flags: list[str]) -> None:
     rows = list(_rows(trainer.predict(cli.model, cli.datamodule) or []))
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    path = folder / "predictions.csv"
-    runs.write_text(path, text.getvalue())
+    runs.write_text(folder / "predictions.csv", text.getvalue())
     right = sum(row["class"] == row["label"] for row in rows)
-    print(f"{right} of {len(rows)} test images are classified right\nWritten to {path}")
+    print(f"{right} of {len(rows)} test images are classified right")
+    print(f"Written to {folder / 'predictions.csv'}")
 
 
 def _rows(batches: Sequence[Any]) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """`digitlab fit`: train a network, in a run folder of its own."""
 
-import sys
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from digitlab import runs
-from digitlab.arguments import BAD_INPUT, RunCLI
+from digitlab.arguments import BAD_INPUT, RunCLI, ctrl_c_raises
 from digitlab.callbacks import Console, Figures, History, Results, Stopwatch
 from digitlab.callbacks.results import describe_device
 from digitlab.classifier import Classifier
@@ -29,8 +30,8 @@ class FitCLI(RunCLI):
             "--name",
             type=str | None,
             default=None,
-            help="Name of the run's folder under trainer.default_root_dir. "
-            "Default: the data set's and the first config's.",
+            help="Name of the run: its folder is <data set>-<name> under trainer.default_root_dir. "
+            "Default: the first config's.",
         )
         parser.add_argument(
             "--weights",
@@ -44,54 +45,66 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     """Check all input of a fit, and return the training that is then left to do.
 
     Raises:
-        ValueError, OSError, MisconfigurationException: The input is bad. The training raises them
-            too, but for the same reason only, before its first step.
+        ValueError, OSError, MisconfigurationException: The input is bad.
     """
     cli = FitCLI(command, options)
+    _check_settings(cli)
     stopwatch = Stopwatch()
     with stopwatch.time("data"):
         cli.datamodule.setup("fit")
+    _check_together(cli.model, cli.datamodule)
     weights = None
     if cli.config.weights:
         load_weights(cli.model, Path(cli.config.weights))
         weights = {"file": cli.config.weights, "sha256": sha256(Path(cli.config.weights))}
-    _check_together(cli.model, cli.datamodule)
     if cli.config.trainer.fast_dev_run:
-        trainer = cli.instantiate_trainer()
-        return lambda: trainer.fit(cli.model, cli.datamodule)
+        return partial(_fit, cli, cli.instantiate_trainer())
 
-    cli.config.name = cli.config.name or _default_name(cli)
-    if Path(cli.config.name).name != cli.config.name:
-        raise ValueError(f"name is {cli.config.name}: give one folder's name, without a slash")
-    folder = runs.claim(Path(cli.config.trainer.default_root_dir), cli.config.name)
+    root = Path(cli.config.trainer.default_root_dir)
+    folder = runs.claim(root, f"{cli.datamodule.name}-{cli.config.name}")
     try:
         trainer = _make_trainer(cli, folder, stopwatch, weights)
     except BAD_INPUT:
-        folder.rmdir()
+        runs.release(folder)
         raise
+    return partial(_fit_in, folder, cli, trainer)
 
-    def fit() -> None:
-        runs.write_text(folder / "config.yaml", cli.dump())
-        print(_describe(cli, trainer))
-        try:
+
+def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer) -> None:
+    runs.write_text(folder / "config.yaml", cli.dump())
+    print(_describe(cli, trainer))
+    last = folder / "checkpoints" / "last.ckpt"
+    try:
+        _fit(cli, trainer)
+    except KeyboardInterrupt:
+        rest = f"{last} is of the last whole epoch" if last.exists() else "no epoch was finished"
+        raise KeyboardInterrupt(rest) from None
+    print(f"\nResults are in {folder}. What to do next:")
+    if last.exists():
+        print(f"  digitlab test --run {folder}\n  digitlab predict --run {folder}")
+    print(f"  tensorboard --logdir {folder}")
+
+
+def _fit(cli: FitCLI, trainer: Trainer) -> None:
+    try:
+        with ctrl_c_raises(trainer):
             trainer.fit(cli.model, cli.datamodule)
-        except BAD_INPUT as error:
-            if trainer.global_step == 0:
-                raise
-            raise RuntimeError(f"the run in {folder} failed") from error
-        except SystemExit:  # so Lightning ends what Ctrl-C interrupts
-            if not trainer.interrupted:
-                raise
-            print(f"Interrupted: {folder} has the checkpoints of whole epochs", file=sys.stderr)
-            sys.exit(130)
-        print(
-            f"\nResults are in {folder}. What to do next:\n"
-            f"  digitlab test --run {folder}\n"
-            f"  digitlab predict --run {folder}\n"
-            f"  tensorboard --logdir {folder}"
-        )
+    except BAD_INPUT as error:
+        if trainer.global_step == 0:
+            raise  # a setting that Lightning or a callback checks only now
+        raise RuntimeError(f"training failed after {trainer.global_step} steps") from error
 
-    return fit
+
+def _check_settings(cli: FitCLI) -> None:
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if cli.config.trainer[name] == 0:
+            raise ValueError(f"trainer.{name} is 0: leave at least one step to train")
+    default = Path(cli.config_files[0]).stem if cli.config_files else type(cli.model).__name__
+    cli.config.name = cli.config.name or default.lower()
+    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", cli.config.name):
+        raise ValueError(
+            f"name is {cli.config.name}: give a part of a folder's name, without a slash or a space"
+        )
 
 
 def _check_together(model: Classifier, data: ImageDataModule) -> None:
@@ -112,11 +125,6 @@ def _check_together(model: Classifier, data: ImageDataModule) -> None:
             f"{type(model).__name__} gives logits {tuple(logits.shape)} for an image: {data.name} "
             f"has {classes} classes, so give (1, {classes}), by --model.num_classes {classes}"
         )
-
-
-def _default_name(cli: RunCLI) -> str:
-    recipe = Path(cli.config_files[0]).stem if cli.config_files else type(cli.model).__name__
-    return f"{cli.datamodule.name}-{recipe.lower()}"
 
 
 def _make_trainer(
@@ -162,9 +170,8 @@ def _checkpoints(folder: Path, validated: bool) -> list[Callback]:
 def _describe(cli: RunCLI, trainer: Trainer) -> str:
     data = cli.datamodule
     train, held_out = len(data.arrays("train")[1]), len(data.arrays("validation")[1])
-    kind = "validation" if data.validation_size else "test"
     return (
-        f"{data.name}: {train} training images, {held_out} {kind} images, "
+        f"{data.name}: {train} training images, {held_out} {data.validation_split} images, "
         f"normalization {data.normalization}\n"
         f"{type(cli.model).__name__} on {describe_device(trainer.strategy.root_device)}, "
         f"precision {trainer.precision}, seed {cli.config.seed_everything}\n"

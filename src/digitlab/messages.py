@@ -59,7 +59,9 @@ def _unknown_parameter(match: re.Match[str], key: str, options: Iterable[str]) -
 
 
 def _unknown_class(match: re.Match[str], key: str, options: Iterable[str]) -> str:
-    base, name = KINDS.get(key, Callback), match["name"]
+    base, name = KINDS.get(key), match["name"].rstrip(".")
+    if base is None:  # a class was one of the types that were tried, but is not what is meant
+        return f"{key} is {name}: it must be {_rules(match.string)}"
     return f"{key}: {name!r} is no {base.__name__}: {_nearest(name, _subclasses(base))}"
 
 
@@ -80,17 +82,12 @@ def _missing(match: re.Match[str], key: str, options: Iterable[str]) -> str:
     return f"no {match['name']} is given: {example}, or set --model and --data"
 
 
-def _no_yaml(match: re.Match[str], key: str, options: Iterable[str]) -> str:
-    return f"a config is no valid YAML: {' '.join(match['why'].split())}"
-
-
-def _no_file(match: re.Match[str], key: str, options: Iterable[str]) -> str:
-    return f"there is no file {match['name']}: give the path of a config"
-
-
 def _wrong_value(match: re.Match[str], key: str, options: Iterable[str]) -> str:
-    rules = re.findall(r"Expected an? (.+?)(?:\. Got value.*)?$", match.string, re.MULTILINE)
-    return f"{key} is {match['value']}: it must be {_readable(rules)}"
+    return f"{key} is {match['value']}: it must be {_rules(match.string)}"
+
+
+def _ambiguous_class(match: re.Match[str], key: str, options: Iterable[str]) -> str:
+    return f"{key}: there are several classes {match['name']}: give the path, {match['paths']}"
 
 
 RULES: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] = [
@@ -106,13 +103,12 @@ RULES: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] = [
         _unknown_parameter,
     ),
     (r"Option '(?P<name>\S+)' is not accepted", _unknown_option),
+    (r"Multiple subclasses with name (?P<name>\w+)\..*?: (?P<paths>[^\n]+)", _ambiguous_class),
     (r"dot import path string: (?P<name>\S+)", _unknown_class),
     (r"does not correspond to a subclass.*Given value: (?P<name>[^\n]+)", _unknown_class),
     (r"module '(?P<module>[\w.]+)' has no attribute '(?P<name>\w+)'", _unknown_attribute),
     (r"class_path '(?P<name>[\w.]+)':\s+(?P<why>No module [^\n]+)", _not_importable),
     (r"arguments are required: (?P<name>\w+)", _missing),
-    (r"Problems parsing config: (?P<why>.+)", _no_yaml),
-    (r"(?:File does not exist|Path is not a file): '(?P<name>[^']+)'", _no_file),
     (r"(?:Given value|Got value): (?P<value>[^\n]+)", _wrong_value),
 ]
 
@@ -134,6 +130,11 @@ def _subclasses(base: type) -> set[str]:
     children: list[type] = base.__subclasses__()
     names = {child.__name__ for child in children}.union(*map(_subclasses, children))
     return {name for name in names if not name.startswith("_")}
+
+
+def _rules(message: str) -> str:
+    # Not those of types that are given by a path, which no plain value is meant to be.
+    return _readable(re.findall(r"Expected an? (?!path|dot)(.+?)(?:\. Got.*)?$", message, re.M))
 
 
 def _readable(rules: list[str]) -> str:

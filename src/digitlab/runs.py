@@ -5,7 +5,9 @@ samples.png, curves.png; each later command adds its own config, such as test.ya
 """
 
 import json
+import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +15,37 @@ from typing import Any
 def claim(root: Path, name: str) -> Path:
     """Make the next free folder `root/name/version_N`, which then is this process's alone."""
     parent = root / name
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((_version(folder) for folder in parent.iterdir()), default=-1)
+    taken = [_version(folder) for folder in parent.iterdir()] if parent.is_dir() else []
+    number = 1 + max(taken, default=-1)
     while True:
         folder = parent / f"version_{number}"
         try:
-            folder.mkdir()  # atomic: of several processes, one succeeds
+            folder.mkdir(parents=True)  # atomic: of several processes, one succeeds
         except FileExistsError:
             number += 1
         else:
             return folder
 
 
+def release(folder: Path) -> None:
+    """Take back a claim on a folder, which is still empty."""
+    folder.rmdir()
+    with suppress(OSError):  # there are other runs of that name
+        folder.parent.rmdir()
+
+
 def find(run: str, root: Path = Path("runs")) -> Path:
     """Find the folder of a run.
 
     Args:
-        run: A run folder, or `latest`, of the runs under `root` that have a checkpoint the one that
-            was started last.
+        run: A run folder, or `latest`, the run under `root` that was started last.
         root: Where `latest` looks.
 
     Raises:
         ValueError: There is no such run.
     """
     if run == "latest":
-        configs = [
-            config
-            for config in root.glob("*/version_*/config.yaml")
-            if (config.parent / "checkpoints").is_dir()
-        ]
+        configs = list(root.glob("*/version_*/config.yaml"))
         if not configs:
             raise ValueError(f"there is no run in {root}: train one with digitlab fit")
         return max(configs, key=lambda path: path.stat().st_mtime).parent
@@ -92,9 +96,16 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def update_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Set entries of a run's metrics.json and keep the others."""
-    text = json.dumps(read_metrics(folder) | metrics, indent=2)
+    """Set entries of a run's metrics.json and keep the others; what is not finite becomes null."""
+    text = json.dumps(_finite(read_metrics(folder) | metrics), indent=2, allow_nan=False)
     write_text(folder / "metrics.json", text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no NaN: most readers refuse a file with one.
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _version(folder: Path) -> int:

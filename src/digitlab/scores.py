@@ -16,6 +16,17 @@ class Score(TypedDict):
     n: int
 
 
+def describe(split: str, score: Score) -> str:
+    """Say a score in words.
+
+    Examples:
+        >>> describe("test", {"loss": 0.04124, "accuracy": 0.9871, "correct": 9871, "n": 10000})
+        'test accuracy 98.71% (9871/10000), test loss 0.0412'
+    """
+    counts = f"{score['correct']}/{score['n']}"
+    return f"{split} accuracy {score['accuracy']:.2%} ({counts}), {split} loss {score['loss']:.4f}"
+
+
 class Sums:
     """Sums over the images seen so far, kept on the device that computes them.
 

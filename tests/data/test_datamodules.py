@@ -231,3 +231,21 @@ def test_class_names_are_ten_words() -> None:
         assert len(set(module.class_names)) == 10
     assert FashionMNISTDataModule.class_names[0] == "T-shirt/top"
     assert FashionMNISTDataModule.class_names[9] == "Ankle boot"
+
+
+def test_a_data_set_without_statistics_or_a_name_can_be_used() -> None:
+    class PlainDataModule(DigitsDataModule):
+        name = None  # type: ignore[assignment]
+        mean_std = None  # type: ignore[assignment]
+
+    assert PlainDataModule().name == "plain"
+    images, _ = next(iter(PlainDataModule(normalization="symmetric").train_dataloader()))
+    assert images.shape == (32, 1, 28, 28)
+    with pytest.raises(ValueError, match="standard, but PlainDataModule has no mean_std"):
+        PlainDataModule(normalization="standard")
+
+
+def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file, where there should be a folder of data sets"):
+        TinyDataModule(root=str(tmp_path / "file")).setup("fit")

@@ -37,9 +37,8 @@ def flat(batches: list[list[Any]]) -> list[Any]:
 
 def reference_images(data: ImageDataModule, split: Any) -> Tensor:
     """What torchvision's per-image transforms make of a split."""
-    mean, std = {"unit": (0.0, 1.0), "symmetric": (0.5, 0.5), "standard": data.mean_std}[
-        data.normalization
-    ]
+    scales: Any = {"unit": (0.0, 1.0), "symmetric": (0.5, 0.5), "standard": data.mean_std}
+    mean, std = scales[data.normalization]
     steps: list[Any] = [transforms.ToTensor()]
     if data.normalization != "unit":
         steps.append(transforms.Normalize([mean], [std]))

@@ -1,4 +1,4 @@
-"""What a run of a `Classifier` does beside training; each works in any Lightning trainer."""
+"""What a run does beside training; for a `Classifier`, and `Results` for our data modules too."""
 
 from digitlab.callbacks.console import Console
 from digitlab.callbacks.figures import Figures

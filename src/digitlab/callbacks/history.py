@@ -30,7 +30,7 @@ class History(Callback):
         self.rows: list[Row] = []
         self._validation: Score | None = None
         self._started = 0.0
-        self._learning_rate = 0.0
+        self._learning_rate: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a row: a run that goes on inside an epoch does not start that epoch."""
@@ -41,7 +41,7 @@ class History(Callback):
         self._validation = None
         self._started = perf_counter()
         # A scheduler has set the next epoch's by this one's end.
-        self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self._learning_rate = trainer.optimizers[0].param_groups[0].get("lr")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the latest validation of the epoch."""

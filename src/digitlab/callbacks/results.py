@@ -14,7 +14,9 @@ from digitlab.classifier import Classifier
 from digitlab.data import ImageDataModule
 from digitlab.data.loader import run_seed
 from digitlab.runs import update_metrics
-from digitlab.scores import Score
+from digitlab.scores import Score, describe
+
+PACKAGES = ("digitlab", "torch", "torchvision", "lightning", "numpy", "scikit-learn", "pillow")
 
 
 class Results(Callback):
@@ -40,22 +42,24 @@ class Results(Callback):
         """Evaluate, print and write."""
         assert isinstance(pl_module, Classifier)
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
-        held_out = "val" if data.validation_size else "test"
         with self.stopwatch.time("evaluation"):
             train = pl_module.evaluate(data.train_eval_dataloader())
             other = pl_module.evaluate(data.val_dataloader())
         if not trainer.is_global_zero:
             return
-        scores = {"train": train, held_out: other}
-        names = {"train": "train", "val": "validation", "test": "test"}
+        split = data.validation_split
+        checkpoint = "last" if trainer.checkpoint_callbacks else None
         metrics = {
-            phase: {**score, "checkpoint": "last", "split": names[phase]}
-            for phase, score in scores.items()
+            "train": {**train, "checkpoint": checkpoint, "split": "train"},
+            "test" if split == "test" else "val": {
+                **other,
+                "checkpoint": checkpoint,
+                "split": split,
+            },
         }
-        update_metrics(self.folder, {**metrics, **self._circumstances(trainer, pl_module, data)})
+        update_metrics(self.folder, metrics | self._circumstances(trainer, pl_module, data))
         _log_hyperparameters(trainer, pl_module, data, other)
-        other_name = "validation" if data.validation_size else "test"
-        print(f"\nTrain accuracy {train['accuracy']:.2%}, {describe(other_name, other)}")
+        print(f"\nTrain accuracy {train['accuracy']:.2%}, {describe(split, other)}")
         print(", ".join(f"{phase} {s:.1f} s" for phase, s in self.stopwatch.seconds.items()))
 
     def _circumstances(
@@ -78,20 +82,10 @@ class Results(Callback):
             "device": describe_device(trainer.strategy.root_device),
             "versions": {
                 "python": platform.python_version(),
-                **{name: version(name) for name in ("digitlab", "torch", "lightning", "numpy")},
+                **{name: version(name) for name in PACKAGES},
             },
             **({"weights": self.weights} if self.weights else {}),
         }
-
-
-def describe(split: str, score: Score) -> str:
-    """Say a score in words.
-
-    >>> describe("test", {"loss": 0.04124, "accuracy": 0.9871, "correct": 9871, "n": 10000})
-    'test accuracy 98.71% (9871/10000), test loss 0.0412'
-    """
-    counts = f"{score['correct']}/{score['n']}"
-    return f"{split} accuracy {score['accuracy']:.2%} ({counts}), {split} loss {score['loss']:.4f}"
 
 
 def describe_device(device: torch.device) -> str:
@@ -110,7 +104,7 @@ def _log_hyperparameters(
         "model": type(model).__name__,
         "dataset": data.name,
         "optimizer": type(optimizer).__name__,
-        "learning_rate": optimizer.defaults["lr"],  # a scheduler has changed the groups' by now
+        "learning_rate": optimizer.defaults.get("lr"),  # a scheduler has changed the groups' by now
         "seed": run_seed(),
         **model.hparams,
         **data.hparams,

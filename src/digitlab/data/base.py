@@ -45,8 +45,8 @@ class ImageDataModule(LightningDataModule, ABC):
     """
 
     class_names: ClassVar[tuple[str, ...]] = _DIGIT_NAMES
-    mean_std: ClassVar[tuple[float, float]]
-    """Mean and standard deviation of the training split's pixels, from 0 to 1."""
+    mean_std: ClassVar[tuple[float, float] | None] = None
+    """Mean and standard deviation of the training split's pixels, from 0 to 1, for `standard`."""
 
     def __init__(
         self,
@@ -64,6 +64,11 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError(
                 f"normalization is {normalization!r}: it must be unit, symmetric or standard"
             )
+        if normalization == "standard" and self.mean_std is None:
+            raise ValueError(
+                f"normalization is standard, but {type(self).__name__} has no mean_std: "
+                "use unit or symmetric"
+            )
         first, end = train_images or (0, 1)
         if not 0 <= first < end:
             raise ValueError(
@@ -72,6 +77,8 @@ class ImageDataModule(LightningDataModule, ABC):
             )
         # A path belongs to a machine, not to a result.
         self.save_hyperparameters(ignore="root")
+        # The data set's name in run folders and tables; our classes have one.
+        self.name = self.name or type(self).__name__.removesuffix("DataModule").lower()
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.normalization = normalization
@@ -79,6 +86,11 @@ class ImageDataModule(LightningDataModule, ABC):
         self.validation_seed = validation_seed
         self.train_images = train_images
         self._subsets: dict[Subset, Arrays] = {}
+
+    @property
+    def validation_split(self) -> Literal["validation", "test"]:
+        """What the run is validated on: the hold-out, or the test split where there is none."""
+        return "validation" if self.validation_size else "test"
 
     @abstractmethod
     def read(self, split: Split) -> Arrays:
@@ -123,8 +135,8 @@ class ImageDataModule(LightningDataModule, ABC):
         return images.copy(), labels.copy()
 
     def _subset(self, split: Subset) -> Arrays:
-        if split == "validation" and not self.validation_size:
-            split = "test"
+        if split == "validation":
+            split = self.validation_split
         if split == "test" and split not in self._subsets:
             self._subsets["test"] = self.read("test")
         if split not in self._subsets:

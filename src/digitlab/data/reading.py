@@ -51,6 +51,8 @@ def read_split(dataset: type[Any], root: Path, split: Split, digests: tuple[str,
         ValueError: The contents of an unpacked file are not what the digest says.
     """
     raw = root / dataset.__name__ / "raw"
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"root is {root}: a file, where there should be a folder of data sets")
     with suppress(OSError):  # torchvision fails on the same folder below, with what is missing
         root.mkdir(parents=True, exist_ok=True)
     with _lock(root):
