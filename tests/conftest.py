@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from digitlab.data.reading import Split
 from tests import tiny
 
 REAL_DATA = os.environ.get("DIGITLAB_DATA")
@@ -42,6 +43,13 @@ def real_data(monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.skip("needs the real data sets: set DIGITLAB_DATA to the folder that holds them")
     monkeypatch.setenv("DIGITLAB_DATA", REAL_DATA)
     return Path(REAL_DATA)
+
+
+@pytest.fixture
+def read_splits() -> list[Split]:
+    """The splits that `tiny.SpiedDataModule` reads from here on."""
+    tiny.SpiedDataModule.read_splits.clear()
+    return tiny.SpiedDataModule.read_splits
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from digitlab.cli import main
 from digitlab.data import DigitsDataModule
-from digitlab.data.reading import Arrays, Split
+from digitlab.data.reading import Split
 from digitlab.models import LeNet5, LinearClassifier
 from digitlab.weights import sha256
 from tests.commands import SHORT, config_of, fit, refusal
@@ -97,20 +97,13 @@ def test_runs_of_one_name_are_numbered_and_none_is_overwritten(tmp_path: Path) -
 
 
 def test_a_hold_out_is_evaluated_instead_of_the_test_split(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], read_splits: list[Split]
 ) -> None:
-    read: list[Split] = []
-    original = TinyDataModule.read
-
-    def spy(self: TinyDataModule, split: Split) -> Arrays:
-        read.append(split)
-        return original(self, split)
-
-    monkeypatch.setattr(TinyDataModule, "read", spy)
-    metrics = read_json(fit(tmp_path, "--data.validation_size", "40") / "metrics.json")
+    options = ["--data", "tests.tiny.SpiedDataModule", "--data.validation_size", "40"]
+    metrics = read_json(fit(tmp_path, *options) / "metrics.json")
     assert (metrics["train"]["n"], metrics["val"]["n"]) == (160, 40)
     assert "test" not in metrics
-    assert set(read) == {"train"}
+    assert set(read_splits) == {"train"}
     assert "validation accuracy" in capsys.readouterr().out
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torchvision import datasets
 
 from digitlab.data import MNISTDataModule
-from digitlab.data.reading import Split
+from digitlab.data.reading import Arrays, Split
 
 TRAIN_SIZE = 200
 TEST_SIZE = 50
@@ -79,3 +79,13 @@ class TinyDataModule(MNISTDataModule):
         "test": digest(*TEST),
     }
     mean_std = (0.5196, 0.2631)
+
+
+class SpiedDataModule(TinyDataModule):
+    """Notes which splits are read."""
+
+    read_splits: ClassVar[list[Split]] = []  # emptied by the fixture that uses it
+
+    def read(self, split: Split) -> Arrays:
+        self.read_splits.append(split)
+        return super().read(split)

@@ -16,9 +16,10 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from digitlab.callbacks import Results, Stopwatch
 from digitlab.callbacks.results import describe_device
+from digitlab.data.reading import Split
 from digitlab.models import MLP
 from tests.fitting import small_mlp, trainer, whole
-from tests.tiny import TinyDataModule
+from tests.tiny import SpiedDataModule, TinyDataModule
 
 # TensorBoard then uses its own stub for TensorFlow, which takes seconds to import.
 sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
@@ -62,17 +63,9 @@ def test_without_a_hold_out_the_scores_are_of_training_and_test_images(tmp_path:
 
 
 def test_with_a_hold_out_the_test_split_stays_unread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, read_splits: list[Split]
 ) -> None:
-    read_splits: list[str] = []
-    original = TinyDataModule.read
-
-    def spy(self: TinyDataModule, split: Any) -> Any:
-        read_splits.append(split)
-        return original(self, split)
-
-    monkeypatch.setattr(TinyDataModule, "read", spy)
-    model, data = small_mlp(), TinyDataModule(validation_size=40)
+    model, data = small_mlp(), SpiedDataModule(validation_size=40)
     metrics = fit(tmp_path, model, data)
     assert read_splits == ["train"]
     assert "test" not in metrics

@@ -17,19 +17,7 @@ from digitlab.data import (
 )
 from digitlab.data.reading import Split
 from tests import tiny
-from tests.tiny import TinyDataModule
-
-
-class SpiedDataModule(TinyDataModule):
-    """Notes which splits are read."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.read_splits: list[Split] = []
-
-    def read(self, split: Split) -> Any:
-        self.read_splits.append(split)
-        return super().read(split)
+from tests.tiny import SpiedDataModule, TinyDataModule
 
 
 def numbers(data: ImageDataModule, split: Any, source: str = "train") -> list[int]:
@@ -197,20 +185,20 @@ def test_a_hold_out_is_taken_from_the_range_of_training_images() -> None:
     ],
 )
 def test_a_stage_reads_what_it_needs_once(
-    stage: str | None, validation_size: int, splits: list[str]
+    stage: str | None, validation_size: int, splits: list[str], read_splits: list[Split]
 ) -> None:
     data = SpiedDataModule(validation_size=validation_size)
     data.setup(stage)
     data.setup(stage)
-    assert data.read_splits == splits
+    assert read_splits == splits
 
 
-def test_without_a_trainer_loaders_need_no_preparation() -> None:
+def test_without_a_trainer_loaders_need_no_preparation(read_splits: list[Split]) -> None:
     data = SpiedDataModule()
     assert sum(len(labels) for _, labels in data.predict_dataloader()) == 50
-    assert data.read_splits == ["test"]
+    assert read_splits == ["test"]
     data.prepare_data()
-    assert data.read_splits == ["test", "train"]
+    assert read_splits == ["test", "train"]
 
 
 def test_the_seed_of_the_run_chooses_the_order() -> None:

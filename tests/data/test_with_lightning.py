@@ -10,7 +10,7 @@ from torch import Tensor
 
 from digitlab.data.reading import Split
 from tests import tiny
-from tests.tiny import TinyDataModule
+from tests.tiny import SpiedDataModule, TinyDataModule
 
 TRAIN = {image.tobytes(): number for number, image in enumerate(tiny.TRAIN[0])}
 TEST = {image.tobytes(): number for number, image in enumerate(tiny.TEST[0])}
@@ -150,18 +150,8 @@ def test_overfitting_repeats_the_same_batches() -> None:
     assert first == second == [[*range(32)], [*range(32, 64)]]
 
 
-def test_fitting_with_a_hold_out_never_reads_the_test_split(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    read_splits: list[Split] = []
-    original = TinyDataModule.read
-
-    def spy(self: TinyDataModule, split: Split) -> Any:
-        read_splits.append(split)
-        return original(self, split)
-
-    monkeypatch.setattr(TinyDataModule, "read", spy)
-    data = TinyDataModule(validation_size=50)
+def test_fitting_with_a_hold_out_never_reads_the_test_split(read_splits: list[Split]) -> None:
+    data = SpiedDataModule(validation_size=50)
     model = Recorder()
     trainer(max_epochs=1).fit(model, data)
     assert read_splits == ["train"]
