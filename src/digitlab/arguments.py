@@ -55,6 +55,7 @@ class RunCLI(LightningCLI):
             seed_everything_default=0,
             trainer_defaults={
                 "default_root_dir": "runs",
+                "devices": 1,  # these networks are too small to share, and a recipe has one batch
                 "enable_model_summary": False,  # `Console` shows the parameter tensors too
                 "num_sanity_val_steps": 0,
             },

@@ -221,7 +221,9 @@ class Classifier(LightningModule):
 
     def _log_score(self, phase: Phase) -> None:
         score = self.epoch_score(phase)
-        self.log_dict({f"{phase}/loss": score["loss"], f"{phase}/accuracy": score["accuracy"]})
+        metrics = {f"{phase}/loss": score["loss"], f"{phase}/accuracy": score["accuracy"]}
+        # Equal in all processes already; without `sync_dist` Lightning warns that they may not be.
+        self.log_dict(metrics, sync_dist=True)
 
     def _score(self, sums: Sums) -> Score:
         return (sums.reduce(self._trainer.strategy) if self._trainer else sums).score()

@@ -17,8 +17,8 @@ from digitlab.arguments import RunCLI, ctrl_c_raises, split_off
 from digitlab.scores import describe
 from digitlab.weights import load_weights
 
-# What of a fit's trainer an evaluation takes over: where and in what precision it computes.
-TRAINER = ("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins")
+# What of a fit's trainer an evaluation takes over; one process is enough for it.
+TRAINER = ("accelerator", "precision")
 # What may differ from the fit's data; anything else would measure another thing than the run.
 DATA = {"root", "batch_size", "eval_batch_size"}
 

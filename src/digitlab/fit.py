@@ -1,5 +1,6 @@
 """`digitlab fit`: train a network, in a run folder of its own."""
 
+import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
@@ -60,8 +62,7 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     if cli.config.trainer.fast_dev_run:
         return partial(_fit, cli, cli.instantiate_trainer())
 
-    root = Path(cli.config.trainer.default_root_dir)
-    folder = runs.claim(root, f"{cli.datamodule.name}-{cli.config.name}")
+    folder = _claim(cli)
     try:
         trainer = _make_trainer(cli, folder, stopwatch, weights)
     except BAD_INPUT:
@@ -70,15 +71,30 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     return partial(_fit_in, folder, cli, trainer)
 
 
+def _claim(cli: FitCLI) -> Path:
+    """Claim a folder in the first process; the others, which it starts, are told of it."""
+    told = "DIGITLAB_RUN_FOLDER"
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set when it was imported
+        root = Path(cli.config.trainer.default_root_dir)
+        folder = runs.claim(root, f"{cli.datamodule.name}-{cli.config.name}")
+        os.environ[told] = str(folder)
+    elif told not in os.environ:
+        raise ValueError("digitlab must start the processes itself: give --trainer.devices N")
+    return Path(os.environ[told])
+
+
 def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer) -> None:
-    runs.write_text(folder / "config.yaml", cli.dump())
-    print(_describe(cli, trainer))
+    if trainer.is_global_zero:
+        runs.write_text(folder / "config.yaml", cli.dump())
+        print(_describe(cli, trainer))
     last = folder / "checkpoints" / "last.ckpt"
     try:
         _fit(cli, trainer)
     except KeyboardInterrupt:
         rest = f"{last} is of the last whole epoch" if last.exists() else "no epoch was finished"
         raise KeyboardInterrupt(rest) from None
+    if not trainer.is_global_zero:
+        return
     print(f"\nResults are in {folder}. What to do next:")
     if last.exists():
         print(f"  digitlab test --run {folder}\n  digitlab predict --run {folder}")
