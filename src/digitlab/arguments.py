@@ -103,7 +103,8 @@ class RunCLI(LightningCLI):
     def instantiate_trainer(self, *others: Callback, **kwargs: Any) -> Trainer:
         """Make the trainer, with callbacks beside the config's and settings that win over it."""
         accelerator = self.config.trainer.accelerator
-        if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not {"gpu": any(found.values()), **found}.get(accelerator, True):
             raise ValueError(
                 f"trainer.accelerator is {accelerator}: torch finds no such GPU on this machine; "
                 "leave configs/gpu.yaml out, or set --trainer.accelerator auto"
