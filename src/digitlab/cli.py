@@ -112,6 +112,7 @@ def _silence() -> None:
     """Keep back what a user can do nothing about; to be called once Lightning is imported."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # announcements and advertisements
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what was asked for
     for message in (
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
         r"The number of training batches .* is smaller than the logging interval",  # it logs still
