@@ -202,10 +202,13 @@ def test_a_command_line_without_a_model_is_told_of_configs(
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_refused(
-    config: str, capsys: pytest.CaptureFixture[str]
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--config", config, "--config", "configs/gpu.yaml"]
-    assert "trainer.accelerator is gpu: torch finds no such GPU" in refusal(capsys, "fit", *options)
+    place = ["--trainer.default_root_dir", str(tmp_path / "runs")]
+    shown = refusal(capsys, "fit", *options, *place)
+    assert "trainer.accelerator is gpu: torch finds no such GPU" in shown
+    assert list(tmp_path.glob("runs/*")) == []
 
 
 def test_network_cannot_be_set(config: str, capsys: pytest.CaptureFixture[str]) -> None:

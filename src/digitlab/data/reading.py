@@ -23,7 +23,7 @@ _FILES = {
 
 
 def sha256(array: NDArray[Any]) -> str:
-    """The SHA-256 digest of an array's values as bytes, in hexadecimal.
+    """Compute the SHA-256 digest of an array's values as bytes, in hexadecimal.
 
     Examples:
         >>> sha256(np.array([7, 2, 1], np.uint8))[:16]
