@@ -55,15 +55,23 @@ def test_debug_shows_the_traceback_of_bad_input_before_the_line(
 
 
 def test_ctrl_c_says_what_is_left_and_exits_with_130(tmp_path: Path) -> None:
+    # A shell's background jobs, as which tests may run, are started with SIGINT ignored.
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from digitlab.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
     place = ["--trainer.default_root_dir", str(tmp_path), "--trainer.max_epochs", "100000"]
-    command = [sys.executable, "-m", "digitlab", "fit", "--model", "LinearClassifier"]
+    command = [sys.executable, "-c", program, "fit", "--model", "LinearClassifier"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([*command, *SHORT[:-2], *place], **pipes) as process:  # type: ignore[call-overload]
         for line in process.stdout:
             if line.startswith("epoch   2"):
                 break
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        try:
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     folder = tmp_path / "tiny-linearclassifier" / "version_0"
     assert process.returncode == 130
     last = folder / "checkpoints" / "last.ckpt"
