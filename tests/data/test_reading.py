@@ -141,8 +141,8 @@ def test_a_folder_without_data_and_network_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    message = refusal(tmp_path / "file/root/TinyMNIST/raw", OSError)
-    assert "file/root/TinyMNIST/raw: train-images-idx3-ubyte.gz is missing" in message
+    message = refusal(tmp_path / "file/inside/TinyMNIST/raw", OSError)
+    assert "file/inside/TinyMNIST/raw: train-images-idx3-ubyte.gz is missing" in message
     assert "Not a directory" in message
 
 

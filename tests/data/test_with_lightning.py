@@ -10,6 +10,7 @@ from torch import Tensor
 
 from digitlab.data.reading import Split
 from tests import tiny
+from tests.fitting import trainer
 from tests.tiny import SpiedDataModule, TinyDataModule
 
 TRAIN = {image.tobytes(): number for number, image in enumerate(tiny.TRAIN[0])}
@@ -52,17 +53,6 @@ class Recorder(LightningModule):
 def numbers(batch: tuple[Tensor, Tensor], whole: dict[bytes, int]) -> list[int]:
     """Where a batch's images stand in the split that they come from."""
     return [whole[image.tobytes()] for image in batch[0].mul(255).round().byte().numpy()]
-
-
-def trainer(**options: Any) -> Trainer:
-    silent: dict[str, Any] = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return Trainer(**{**silent, **options})
 
 
 def expected(epochs: int, seed: int = 0, batches: int = 7) -> list[tuple[int, int, list[int]]]:
