@@ -32,7 +32,8 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _tiny_data(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads a real data set unless it asks for `real_data`."""
+    """No test reads a real data set unless it asks for `real_data`; paths are the repository's."""
+    monkeypatch.chdir(Path(__file__).parents[1])
     monkeypatch.setenv("DIGITLAB_DATA", str(tiny_root))
 
 

@@ -159,6 +159,7 @@ def test_a_setting_that_lightning_refuses_when_it_starts_is_bad_input_too(
     options = ["--config", config, "--trainer.default_root_dir", str(tmp_path)]
     shown = refusal(capsys, "fit", *options, "--trainer.val_check_interval", "1000")
     assert shown.startswith("`val_check_interval` (1000) must be less than or equal to")
+    assert list(tmp_path.glob("*/version_*")) == []
 
 
 def test_an_option_without_its_value_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

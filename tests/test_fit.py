@@ -150,6 +150,16 @@ def test_every_part_works_without_tensorboard(logger: str, tmp_path: Path) -> No
     assert not list(folder.glob("events*"))
 
 
+def test_averaged_weights_are_those_that_are_measured_and_kept(tmp_path: Path) -> None:
+    averaging = ["--trainer.callbacks", "StochasticWeightAveraging"]
+    averaging += ["--trainer.callbacks.swa_lrs", "0.5", "--trainer.callbacks.swa_epoch_start", "1"]
+    averaging += ["--trainer.callbacks.device", "cpu"]
+    folder = fit(tmp_path, *averaging, "--trainer.max_epochs", "3")
+    model = LinearClassifier.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
+    measured = model.evaluate(TinyDataModule().test_dataloader())
+    assert read_json(folder / "metrics.json")["test"]["loss"] == pytest.approx(measured["loss"])
+
+
 def test_without_validation_there_is_no_best_checkpoint(tmp_path: Path) -> None:
     folder = fit(tmp_path, "--trainer.limit_val_batches", "0")
     assert [path.name for path in folder.glob("checkpoints/*")] == ["last.ckpt"]

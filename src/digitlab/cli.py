@@ -116,5 +116,6 @@ def _silence() -> None:
     for message in (
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
         r"The number of training batches .* is smaller than the logging interval",  # it logs still
+        r"You requested to overfit but enabled .* dataloader shuffling",  # it is off already
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +48,7 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     trained = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
     trained = {key: trained[key] for key in trained.keys() - {"name", "weights"}}
     trained["trainer"] = {key: trained["trainer"][key] for key in TRAINER}
-    cli = EvaluationCLI(command, ["--run", str(folder), *flags], base=json.dumps(trained))
+    cli = EvaluationCLI(command, ["--run", str(folder), *flags], base=yaml.safe_dump(trained))
     _check_data(cli, trained["data"])
     limit = f"limit_{'val' if command == 'validate' else command}_batches"
     if cli.config.trainer[limit] == 0:
@@ -102,9 +101,10 @@ def _keep(
     if others := split_off(flags, "--checkpoint")[1]:
         entry["flags"] = others
     sentence = f"{describe(split, score)}, checkpoint {checkpoint}"
-    best = runs.find_checkpoint(folder, checkpoint).resolve()
-    if best == (folder / "checkpoints" / "best.ckpt").resolve():
-        entry["chosen_on"] = cli.datamodule.validation_split
+    path = runs.find_checkpoint(folder, checkpoint)
+    if path.name == "best.ckpt":
+        own = path.resolve().parents[1] == folder.resolve()
+        entry["chosen_on"] = cli.datamodule.validation_split if own else "unknown"
         sentence += f", which was chosen on the {entry['chosen_on']} images"
     runs.update_metrics(folder, {phase: entry})
     print(f"{sentence[0].upper()}{sentence[1:]}\nWritten to {folder / 'metrics.json'}")

@@ -90,6 +90,10 @@ def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer) -> None:
     last = folder / "checkpoints" / "last.ckpt"
     try:
         _fit(cli, trainer)
+    except BAD_INPUT:
+        if trainer.is_global_zero:
+            runs.release(folder)
+        raise
     except KeyboardInterrupt:
         rest = f"{last} is of the last whole epoch" if last.exists() else "no epoch was finished"
         raise KeyboardInterrupt(rest) from None
@@ -98,7 +102,8 @@ def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer) -> None:
     print(f"\nResults are in {folder}. What to do next:")
     if last.exists():
         print(f"  digitlab test --run {folder}\n  digitlab predict --run {folder}")
-    print(f"  tensorboard --logdir {folder}")
+    if isinstance(trainer.logger, TensorBoardLogger):
+        print(f"  tensorboard --logdir {Path(trainer.logger.log_dir)}")
 
 
 def _fit(cli: FitCLI, trainer: Trainer) -> None:

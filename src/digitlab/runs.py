@@ -7,6 +7,7 @@ samples.png, curves.png; each later command adds its own config, such as test.ya
 import json
 import math
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ def claim(root: Path, name: str) -> Path:
 
 
 def release(folder: Path) -> None:
-    """Take back a claim on a folder, which is still empty."""
-    folder.rmdir()
+    """Take back a claim on a folder in which nothing was trained."""
+    shutil.rmtree(folder)
     with suppress(OSError):  # there are other runs of that name
         folder.parent.rmdir()
 

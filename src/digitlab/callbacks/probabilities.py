@@ -26,13 +26,17 @@ class ClassProbabilities(Callback):
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps is {every_n_steps}: it must be at least 1")
         self.every_n_steps = every_n_steps
+        self._logged_at = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the probabilities, if it is time."""
-        if trainer.global_step % self.every_n_steps:
+        step = trainer.global_step
+        # Under accumulation, several batches belong to a step.
+        if step % self.every_n_steps or step == self._logged_at:
             return
+        self._logged_at = step
         assert isinstance(pl_module, Classifier)
         # The network by itself: with `dropout_in_evaluation` the classifier would leave dropout on.
         pl_module.network.eval()
@@ -47,4 +51,4 @@ class ClassProbabilities(Callback):
             for name, probability in zip(names, probabilities.tolist(), strict=True)
         }
         for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=trainer.global_step)
+            logger.log_metrics(scalars, step=step)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from digitlab.callbacks.stopwatch import Stopwatch
@@ -16,6 +17,7 @@ from digitlab.data.loader import run_seed
 from digitlab.runs import update_metrics
 from digitlab.scores import Score, describe
 
+AVERAGING = (StochasticWeightAveraging, WeightAveraging)
 PACKAGES = ("digitlab", "torch", "torchvision", "lightning", "numpy", "scikit-learn", "pillow")
 
 
@@ -42,6 +44,10 @@ class Results(Callback):
         """Evaluate, print and write."""
         assert isinstance(pl_module, Classifier)
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
+        averaging = any(isinstance(callback, AVERAGING) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if averaging and trainer.checkpoint_callbacks:
+            # It has just put other weights in place of those that were saved.
+            trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
         with self.stopwatch.time("evaluation"):
             train = pl_module.evaluate(data.train_eval_dataloader())
             other = pl_module.evaluate(data.val_dataloader())
