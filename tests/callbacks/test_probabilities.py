@@ -92,6 +92,10 @@ def test_an_interval_below_one_is_refused(every_n_steps: int) -> None:
 
 def test_under_accumulation_a_step_is_recorded_once() -> None:
     logger = Recording()
-    options: dict[str, Any] = {"accumulate_grad_batches": 3, "max_epochs": 2}
+    options: dict[str, Any] = {
+        "accumulate_grad_batches": 3,
+        "max_epochs": 2,
+        "log_every_n_steps": 7,
+    }
     fit(None, ClassProbabilities(1), logger=logger, **options)
     assert [step for step, _ in probabilities(logger)] == [1, 2, 3, 4, 5, 6]
