@@ -63,6 +63,17 @@ def test_settings_written_as_yaml_are_read_back_the_same(config: str, tmp_path: 
     assert str(tmp_path) not in cli.dump()
 
 
+def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: Path) -> None:
+    averaging = ["--trainer.callbacks", "StochasticWeightAveraging"]
+    cli = RunCLI("fit", ["--config", config, *averaging, "--trainer.callbacks.swa_lrs", "0.1"])
+    with pytest.warns(UserWarning, match="Unable to serialize instance cpu"):
+        text = cli.dump()
+    written = tmp_path / "written.yaml"
+    written.write_text(text)
+    (callback,) = RunCLI("fit", ["--config", str(written)]).config_init.trainer.callbacks
+    assert type(callback).__name__ == "StochasticWeightAveraging"
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [

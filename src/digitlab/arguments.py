@@ -1,5 +1,6 @@
 """The options of `digitlab fit|validate|test|predict`: Lightning's parser, one-line errors."""
 
+import re
 from argparse import ArgumentError
 from argparse import ArgumentParser as PlainParser
 from collections.abc import Iterator
@@ -119,7 +120,9 @@ class RunCLI(LightningCLI):
     def dump(self) -> str:
         """Write all settings as YAML."""
         text: str = self.parser.dump(self.config, skip_unset=False)
-        return text
+        # A default that is an instance, such as a device, is dumped as a sentence; left out, the
+        # argument takes that default again.
+        return re.sub(r"^ *\w+: Unable to serialize instance.*\n", "", text, flags=re.MULTILINE)
 
 
 @contextmanager
