@@ -22,6 +22,8 @@ from digitlab.classifier import Classifier
 from digitlab.data import ImageDataModule
 from digitlab.weights import load_weights, sha256
 
+release = rank_zero_only(runs.release)  # a folder is its first process's: no other removes it
+
 
 class FitCLI(RunCLI):
     """The options of `digitlab fit`."""
@@ -66,7 +68,7 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     try:
         trainer = _make_trainer(cli, folder, stopwatch, weights)
     except BAD_INPUT:
-        runs.release(folder)
+        release(folder)
         raise
     return partial(_fit_in, folder, cli, trainer)
 
@@ -91,8 +93,7 @@ def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer) -> None:
     try:
         _fit(cli, trainer)
     except BAD_INPUT:
-        if trainer.is_global_zero:
-            runs.release(folder)
+        release(folder)
         raise
     except KeyboardInterrupt:
         rest = f"{last} is of the last whole epoch" if last.exists() else "no epoch was finished"
@@ -190,9 +191,9 @@ def _checkpoints(folder: Path, validated: bool) -> list[Callback]:
 
 def _describe(cli: RunCLI, trainer: Trainer) -> str:
     data = cli.datamodule
-    train, held_out = len(data.arrays("train")[1]), len(data.arrays("validation")[1])
     return (
-        f"{data.name}: {train} training images, {held_out} {data.validation_split} images, "
+        f"{data.name}: {data.size('train')} training images, "
+        f"{data.size('validation')} {data.validation_split} images, "
         f"normalization {data.normalization}\n"
         f"{type(cli.model).__name__} on {describe_device(trainer.strategy.root_device)}, "
         f"precision {trainer.precision}, seed {cli.config.seed_everything}\n"

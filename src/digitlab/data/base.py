@@ -134,6 +134,10 @@ class ImageDataModule(LightningDataModule, ABC):
         images, labels = self._subset(split)
         return images.copy(), labels.copy()
 
+    def size(self, split: Subset) -> int:
+        """Count the images that `arrays` gives, without copying them."""
+        return len(self._subset(split)[1])
+
     def _subset(self, split: Subset) -> Arrays:
         if split == "validation":
             split = self.validation_split
