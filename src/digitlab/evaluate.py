@@ -1,7 +1,5 @@
 """`digitlab validate`, `test` and `predict`: what a trained network gives on whole splits."""
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -112,11 +110,7 @@ def _keep(
 
 def _predict(cli: EvaluationCLI, trainer: Trainer, folder: Path, flags: list[str]) -> None:
     rows = list(_rows(trainer.predict(cli.model, cli.datamodule) or []))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    runs.write_text(folder / "predictions.csv", text.getvalue())
+    runs.write_csv(folder / "predictions.csv", rows)
     right = sum(row["class"] == row["label"] for row in rows)
     print(f"{right} of {len(rows)} test images are classified right")
     print(f"Written to {folder / 'predictions.csv'}")

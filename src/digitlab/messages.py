@@ -40,12 +40,8 @@ def explain(message: str, options: Iterable[str]) -> str:
 
 
 def _unknown_option(match: re.Match[str], key: str, options: Iterable[str]) -> str:
-    name = match["name"].lstrip("-")
-    return f"there is no option {name!r}: {_nearest(name, options)}"
-
-
-def _unknown_option_in_group(match: re.Match[str], key: str, options: Iterable[str]) -> str:
-    name = f"{match['group']}.{match['name']}"
+    parts = match.groupdict()
+    name = ".".join(filter(None, (parts.get("group"), parts["name"].lstrip("-"))))
     return f"there is no option {name!r}: {_nearest(name, options)}"
 
 
@@ -91,7 +87,7 @@ def _ambiguous_class(match: re.Match[str], key: str, options: Iterable[str]) -> 
 
 
 RULES: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] = [
-    (r"Group '(?P<group>\S+)' does not accept option '(?P<name>\S+)'", _unknown_option_in_group),
+    (r"Group '(?P<group>\S+)' does not accept option '(?P<name>\S+)'", _unknown_option),
     (r"[Uu]nrecognized arguments: (?P<name>\S+)", _unknown_option),
     # An optimizer's class path stands behind the option, a model's before it; the last one counts.
     (

@@ -4,10 +4,13 @@ config.yaml, checkpoints/last.ckpt and best.ckpt, TensorBoard events, history.cs
 samples.png, curves.png; each later command adds its own config, such as test.yaml.
 """
 
+import csv
+import io
 import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -87,6 +90,15 @@ def write_text(path: Path, text: str) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write a file with a line for each row, whose columns are the first row's, whole or not."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

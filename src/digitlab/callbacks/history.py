@@ -1,14 +1,12 @@
 """The curve of a run, one row an epoch."""
 
-import csv
-import io
 from pathlib import Path
 from time import perf_counter
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from digitlab.classifier import Classifier
-from digitlab.runs import write_text
+from digitlab.runs import write_csv
 from digitlab.scores import Score
 
 Row = dict[str, int | float | None]
@@ -64,8 +62,4 @@ class History(Callback):
         }
         self.rows.append(row)
         if trainer.is_global_zero:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-            write_text(self.path, text.getvalue())
+            write_csv(self.path, self.rows)

@@ -55,13 +55,10 @@ class Results(Callback):
             return
         split = data.validation_split
         checkpoint = "last" if trainer.checkpoint_callbacks else None
+        phase = "test" if split == "test" else "val"
         metrics = {
             "train": {**train, "checkpoint": checkpoint, "split": "train"},
-            "test" if split == "test" else "val": {
-                **other,
-                "checkpoint": checkpoint,
-                "split": split,
-            },
+            phase: {**other, "checkpoint": checkpoint, "split": split},
         }
         update_metrics(self.folder, metrics | self._circumstances(trainer, pl_module, data))
         _log_hyperparameters(trainer, pl_module, data, other)
