@@ -1,0 +1,137 @@
+"""The one door to TensorFlow and Keras: safe order, right backend, no noise."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+
+Policy = Literal["float32", "float64", "mixed_float16", "mixed_bfloat16"]
+
+
+def import_keras() -> Any:
+    """Import Keras on TensorFlow, and return the module `keras`.
+
+    TensorFlow computes in as many threads as torch does at that moment, and takes a GPU's memory
+    as it needs it.
+
+    Raises:
+        ImportError: The extra `parity` is not installed; or TensorFlow, or Keras with another
+            backend, was imported before in a way that cannot be mended.
+    """
+    return _import()[0]
+
+
+def import_tensorflow() -> Any:
+    """Import TensorFlow through the same door as `import_keras`, and return its module."""
+    return _import()[1]
+
+
+@cache
+def _import() -> tuple[Any, Any]:
+    missing = [name for name in ("tensorflow", "keras") if not find_spec(name)]
+    if missing:
+        raise ImportError(
+            f"{' and '.join(missing)} cannot be imported: install the extra, "
+            'pip install "digitlab[parity]"'
+        )
+    if find_spec("triton"):
+        if "tensorflow" in sys.modules and "triton" not in sys.modules:
+            raise ImportError(
+                "TensorFlow was imported before Triton, which torch needs: that aborts the process "
+                "later; import torch and triton, or call digitlab.parity.import_keras(), first"
+            )
+        # The other order ends in SIGABRT, without a traceback.
+        import triton  # noqa: F401
+    if "keras" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = "tensorflow"  # read once, at the first import
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what it says later than at its import
+    with _silent_stderr():
+        import keras
+        import tensorflow
+
+        if keras.backend.backend() != "tensorflow":
+            raise ImportError(
+                f"Keras was imported with the backend {keras.backend.backend()}: set the "
+                "environment variable KERAS_BACKEND to tensorflow before it is imported"
+            )
+        if not tensorflow.executing_eagerly():
+            raise ImportError(
+                "TensorFlow's eager execution is off: leave disable_eager_execution out"
+            )
+        try:
+            tensorflow.config.threading.set_intra_op_parallelism_threads(torch.get_num_threads())
+            for gpu in tensorflow.config.list_physical_devices("GPU"):
+                tensorflow.config.experimental.set_memory_growth(gpu, True)
+        except (RuntimeError, ValueError):
+            pass  # TensorFlow runs already, with the settings of whoever started it
+    return keras, tensorflow
+
+
+def limit_gpu_memory(megabytes: int) -> None:
+    """Let TensorFlow take at most this much of each GPU's memory, as document B's program does.
+
+    Without a GPU there is nothing to limit.
+
+    Args:
+        megabytes: In MB of 2²⁰ bytes, at least 1; document B's program has 1024.
+
+    Raises:
+        ValueError: `megabytes` is below 1, or TensorFlow has used the GPU before.
+    """
+    if megabytes < 1:
+        raise ValueError(f"megabytes is {megabytes}: it must be at least 1")
+    config = import_tensorflow().config
+    for gpu in config.list_physical_devices("GPU"):
+        try:
+            config.experimental.set_memory_growth(gpu, False)  # the two exclude each other
+            limit = config.LogicalDeviceConfiguration(memory_limit=megabytes)
+            config.set_logical_device_configuration(gpu, [limit])
+        except RuntimeError as error:
+            raise ValueError(
+                f"megabytes is {megabytes}, but TensorFlow has used the GPU already: limit its "
+                "memory before the first model is made"
+            ) from error
+
+
+@contextmanager
+def keras_dtype(policy: Policy) -> Iterator[None]:
+    """Make Keras build layers in this dtype policy in the `with` block, and restore it after."""
+    config = import_keras().config
+    before = (config.floatx(), config.dtype_policy())
+    # One alone does not do: `floatx` set after its first use changes no layer, and the policy
+    # leaves losses and learning rates in `floatx`.
+    config.set_floatx("float64" if policy == "float64" else "float32")
+    config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        config.set_floatx(before[0])
+        config.set_dtype_policy(before[1])
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep back what is written to file descriptor 2, unless the block raises.
+
+    TensorFlow's libraries write there by themselves, whatever `TF_CPP_MIN_LOG_LEVEL` is.
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(saved, 2)
+            kept.seek(0)
+            os.write(2, kept.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,0 +1,173 @@
+"""The documents' architectures in Keras, each a function that builds a model.
+
+They are written from the documents, not from the PyTorch classes: otherwise counting parameters on
+both sides would prove nothing. Layers are named as in `digitlab.models`, so weights need no table.
+
+Shape, of every twin:
+    - Input: `(N, 28, 28, in_channels)` in the dtype of the policy, channels last.
+    - Output: logits `(N, num_classes)`; probabilities with `softmax`, which is how document A
+      writes its Keras network. Keras then takes the loss of clipped probabilities.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from digitlab.parity.backend import import_keras
+
+
+def linear_classifier(in_channels: int = 1, num_classes: int = 10, softmax: bool = False) -> Any:
+    """Build softmax regression, 7,850 parameters (document A, prose)."""
+    layers = import_keras().layers
+    return _build(
+        "linear_classifier",
+        in_channels,
+        [
+            layers.Flatten(name="flatten"),
+            layers.Dense(num_classes, name="fc1"),
+        ],
+        softmax,
+    )
+
+
+def mlp(
+    hidden_features: Sequence[int] = (512, 512),
+    dropout: float = 0.2,
+    in_channels: int = 1,
+    num_classes: int = 10,
+    softmax: bool = False,
+) -> Any:
+    """Build a multilayer perceptron.
+
+    669,706 parameters with the default widths (document A, Keras) and 101,770 with `[128]`
+    (document B, Keras, `neural_network`).
+    """
+    layers = import_keras().layers
+    stack = [layers.Flatten(name="flatten")]
+    for i, width in enumerate(hidden_features, start=1):
+        stack += [
+            layers.Dense(width, name=f"fc{i}"),
+            layers.ReLU(name=f"relu{i}"),
+            layers.Dropout(dropout, name=f"dropout{i}"),
+        ]
+    stack.append(layers.Dense(num_classes, name=f"fc{len(hidden_features) + 1}"))
+    return _build("mlp", in_channels, stack, softmax)
+
+
+def lenet5(in_channels: int = 1, num_classes: int = 10, softmax: bool = False) -> Any:
+    """Build LeNet-5 with rectifiers and max pooling, 61,706 parameters (document B, `lenet`)."""
+    layers = import_keras().layers
+    return _build(
+        "lenet5",
+        in_channels,
+        [
+            layers.Conv2D(6, 5, padding="same", name="conv1"),
+            layers.ReLU(name="relu1"),
+            layers.MaxPooling2D(2, name="pool1"),
+            layers.Conv2D(16, 5, name="conv2"),
+            layers.ReLU(name="relu2"),
+            layers.MaxPooling2D(2, name="pool2"),
+            layers.Flatten(name="flatten"),
+            layers.Dense(120, name="fc1"),
+            layers.ReLU(name="relu3"),
+            layers.Dense(84, name="fc2"),
+            layers.ReLU(name="relu4"),
+            layers.Dense(num_classes, name="fc3"),
+        ],
+        softmax,
+    )
+
+
+def lenet1(
+    padding: Literal[2, "same"] = 2,
+    in_channels: int = 1,
+    num_classes: int = 10,
+    softmax: bool = False,
+) -> Any:
+    """Build document B's "improved LeNet", 121,994 parameters.
+
+    Args:
+        padding: Padding of the first convolution: `same` is B's Keras network, 2 its PyTorch one,
+            which takes a layer of zeros around the image here.
+        in_channels: Channels of an image (at least 1).
+        num_classes: Number of classes (at least 2).
+        softmax: Whether to end in a softmax.
+    """
+    layers = import_keras().layers
+    around = [] if padding == "same" else [layers.ZeroPadding2D(padding, name="padding1")]
+    return _build(
+        "lenet1",
+        in_channels,
+        [
+            *around,
+            layers.Conv2D(32, 3, padding="valid" if around else "same", name="conv1"),
+            layers.ReLU(name="relu1"),
+            layers.MaxPooling2D(2, name="pool1"),
+            layers.Conv2D(64, 3, name="conv2"),
+            layers.ReLU(name="relu2"),
+            layers.MaxPooling2D(2, name="pool2"),
+            layers.Conv2D(64, 3, name="conv3"),
+            layers.ReLU(name="relu3"),
+            layers.Flatten(name="flatten"),
+            layers.Dense(64, name="fc1"),
+            layers.ReLU(name="relu4"),
+            layers.Dense(num_classes, name="fc2"),
+        ],
+        softmax,
+    )
+
+
+def pytorch_example_net(
+    dropout: float = 0.5, in_channels: int = 1, num_classes: int = 10, softmax: bool = False
+) -> Any:
+    """Build the network of PyTorch's MNIST example, 21,840 parameters (document A, PyTorch)."""
+    layers = import_keras().layers
+    return _build(
+        "pytorch_example_net",
+        in_channels,
+        [
+            layers.Conv2D(10, 5, name="conv1"),
+            layers.MaxPooling2D(2, name="pool1"),
+            layers.ReLU(name="relu1"),
+            layers.Conv2D(20, 5, name="conv2"),
+            layers.SpatialDropout2D(dropout, name="dropout1"),
+            layers.MaxPooling2D(2, name="pool2"),
+            layers.ReLU(name="relu2"),
+            layers.Flatten(name="flatten"),
+            layers.Dense(50, name="fc1"),
+            layers.ReLU(name="relu3"),
+            layers.Dropout(dropout, name="dropout2"),
+            layers.Dense(num_classes, name="fc2"),
+        ],
+        softmax,
+    )
+
+
+def tensorflow_tutorial_cnn(
+    dropout: float = 0.4, in_channels: int = 1, num_classes: int = 10, softmax: bool = False
+) -> Any:
+    """Build the network of TensorFlow 1.4's tutorial, 3,274,634 parameters (document A)."""
+    layers = import_keras().layers
+    return _build(
+        "tensorflow_tutorial_cnn",
+        in_channels,
+        [
+            layers.Conv2D(32, 5, padding="same", name="conv1"),
+            layers.ReLU(name="relu1"),
+            layers.MaxPooling2D(2, name="pool1"),
+            layers.Conv2D(64, 5, padding="same", name="conv2"),
+            layers.ReLU(name="relu2"),
+            layers.MaxPooling2D(2, name="pool2"),
+            layers.Flatten(name="flatten"),
+            layers.Dense(1024, name="fc1"),
+            layers.ReLU(name="relu3"),
+            layers.Dropout(dropout, name="dropout"),
+            layers.Dense(num_classes, name="fc2"),
+        ],
+        softmax,
+    )
+
+
+def _build(name: str, in_channels: int, layers: list[Any], softmax: bool) -> Any:
+    keras = import_keras()
+    ending = [keras.layers.Softmax(name="softmax")] if softmax else []
+    return keras.Sequential([keras.Input((28, 28, in_channels)), *layers, *ending], name=name)

@@ -1,0 +1,221 @@
+"""Weights from PyTorch to Keras and back: layers are matched, layouts changed, nothing is lost."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from digitlab import models
+from digitlab.classifier import Classifier
+from digitlab.parity import twins
+from digitlab.parity.backend import keras_dtype
+from digitlab.parity.layout import LAYOUTS, Array, Layout
+
+_TWINS: dict[type[Classifier], Callable[..., Any]] = {
+    models.LinearClassifier: twins.linear_classifier,
+    models.MLP: twins.mlp,
+    models.LeNet5: twins.lenet5,
+    models.LeNet1: twins.lenet1,
+    models.PyTorchExampleNet: twins.pytorch_example_net,
+    models.TensorFlowTutorialCNN: twins.tensorflow_tutorial_cnn,
+}
+# What a twin is built with; the other hyper-parameters are of training.
+_STRUCTURE = ("hidden_features", "dropout", "padding", "in_channels", "num_classes")
+
+
+@dataclass(frozen=True)
+class Match:
+    """A PyTorch tensor and the Keras variable that holds the same numbers in another layout."""
+
+    layer: str  # the Keras layer's name
+    torch_name: str  # as in the module's `state_dict`
+    tensor: Tensor
+    variable: Any
+    layout: Layout
+    flattened: tuple[int, ...] | None
+
+    @property
+    def keras_name(self) -> str:
+        """Name the variable with its layer, such as `conv1/kernel`."""
+        return f"{self.layer}/{self.variable.name}"
+
+    def to_keras(self, tensor: Tensor) -> Array:
+        """Lay out a tensor of PyTorch's side, the weights or their gradient, as Keras's is."""
+        return self.layout.to_keras(tensor.detach().cpu().numpy(), self.flattened)
+
+    def to_torch(self, variable: Any) -> Array:
+        """Lay out a value of Keras's side, the weights or their gradient, as PyTorch's is."""
+        return self.layout.to_torch(np.asarray(variable), self.flattened)
+
+
+def to_keras(model: Classifier, softmax: bool = False) -> Any:
+    """Build the Keras twin of a model, with the model's weights.
+
+    Args:
+        model: One of `digitlab.models`, or a subclass with the same network.
+        softmax: Whether the twin ends in a softmax, as document A writes its Keras network;
+            otherwise it gives logits, as the model does.
+
+    Returns:
+        A `keras.Model` that takes `(N, 28, 28, in_channels)`. It is float64 if the model is, and
+        has Keras's dtype policy otherwise.
+
+    Raises:
+        ValueError: There is no twin for this class.
+        ImportError: The extra `parity` is not installed.
+    """
+    kind = next((kind for kind in type(model).__mro__ if kind in _TWINS), None)
+    if kind is None:
+        raise ValueError(
+            f"{type(model).__name__} has no Keras twin: write one, and compare the pair with "
+            f"digitlab.parity.check; there are twins of {', '.join(k.__name__ for k in _TWINS)}"
+        )
+    structure = {name: model.hparams[name] for name in _STRUCTURE if name in model.hparams}
+    if next(model.parameters()).dtype == torch.float64:
+        with keras_dtype("float64"):
+            twin = _TWINS[kind](**structure, softmax=softmax)
+    else:
+        twin = _TWINS[kind](**structure, softmax=softmax)
+    copy_weights(model, twin)
+    return twin
+
+
+def copy_weights(module: nn.Module, keras_model: Any) -> None:
+    """Copy the weights of any PyTorch module into a Keras model, all or none of them.
+
+    Raises:
+        ValueError: As for `match`.
+    """
+    for pair in match(module, keras_model):
+        pair.variable.assign(pair.to_keras(pair.tensor))
+
+
+def load_keras_weights(model: nn.Module, keras_model: Any) -> None:
+    """Copy the weights of a Keras model into a PyTorch module, all or none of them.
+
+    Raises:
+        ValueError: As for `match`.
+    """
+    with torch.no_grad():
+        for pair in match(model, keras_model):
+            pair.tensor.copy_(torch.from_numpy(pair.to_torch(pair.variable)))
+
+
+def match(module: nn.Module, keras_model: Any) -> list[Match]:
+    """Find, for each tensor of a PyTorch module, the Keras variable that corresponds to it.
+
+    Layers with weights are matched by name where every Keras layer's name is that of a PyTorch
+    layer, and in their order otherwise. A dense layer behind a flattening reads channels last.
+
+    Raises:
+        ValueError: Weights are missing on a side, have other shapes, or are of a layer whose layout
+            is unknown; the message names them.
+    """
+    ours = dict(_torch_layers(module))
+    theirs = [layer for layer in keras_layers(keras_model) if layer.weights]
+    names = _by_name(list(ours), [layer.name for layer in theirs]) or _by_order(ours, theirs)
+    matches = [
+        pair
+        for name, layer in zip(names, theirs, strict=True)
+        for pair in _match_layer(name, ours[name], layer)
+    ]
+    if unmatched := [name for name in ours if name not in names]:
+        raise ValueError(
+            f"the Keras model has no weights for {unmatched[0]} of {type(module).__name__}: "
+            "give both the same layers"
+        )
+    return matches
+
+
+def keras_layers(model: Any) -> Iterator[Any]:
+    """Yield a Keras model's layers in their order, and those of models within it."""
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from keras_layers(layer)
+        else:
+            yield layer
+
+
+def _torch_layers(module: nn.Module) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield the layers that hold tensors themselves, in their order, with these tensors."""
+    for name, layer in module.named_modules():
+        tensors = {
+            **dict(layer.named_parameters(recurse=False)),
+            **dict(layer.named_buffers(recurse=False)),
+        }
+        tensors.pop("num_batches_tracked", None)  # Keras has no such counter
+        if tensors:
+            yield name, tensors
+
+
+def _by_name(ours: list[str], theirs: list[str]) -> list[str] | None:
+    """Give the PyTorch layer of each Keras layer by name, if every name has exactly one."""
+    known: dict[str, str] = {}
+    for name in ours:
+        known[name.rpartition(".")[2]] = name
+    known |= {name.replace(".", "_"): name for name in ours} | {name: name for name in ours}
+    found = [known[name] for name in theirs if name in known]
+    return found if len(set(found)) == len(theirs) else None
+
+
+def _by_order(ours: dict[str, Any], theirs: list[Any]) -> list[str]:
+    if len(ours) != len(theirs):
+        left, right = ", ".join(ours), ", ".join(layer.name for layer in theirs)
+        raise ValueError(
+            f"{len(ours)} PyTorch layers have weights ({left}) and {len(theirs)} Keras layers "
+            f"({right}): give both the same layers, or the same names"
+        )
+    return list(ours)
+
+
+def _match_layer(name: str, tensors: dict[str, Tensor], layer: Any) -> Iterator[Match]:
+    kinds = [kind.__name__ for kind in type(layer).__mro__ if kind.__name__ in LAYOUTS]
+    if not kinds:
+        raise ValueError(
+            f"{layer.name} is a {type(layer).__name__}, whose layout of weights is not known: "
+            f"use layers of {', '.join(LAYOUTS)}"
+        )
+    layouts, flattened = LAYOUTS[kinds[0]], _flattened_before(layer)
+    left = set(tensors)
+    for variable in layer.weights:
+        layout = layouts[variable.name]
+        tensor, torch_name = tensors.get(layout.source), f"{name}.{layout.source}".lstrip(".")
+        if tensor is None:
+            raise ValueError(f"{layer.name}/{variable.name} has no counterpart {torch_name}")
+        left.discard(layout.source)
+        pair = Match(layer.name, torch_name, tensor, variable, layout, flattened)
+        _check_shape(pair)
+        yield pair
+    if left:
+        raise ValueError(f"{name}.{min(left)} has no counterpart in the Keras layer {layer.name}")
+
+
+def _check_shape(pair: Match) -> None:
+    ours, theirs = tuple(pair.tensor.shape), tuple(pair.variable.shape)
+    axes = pair.layout.axes
+    if len(ours) != len(axes) or tuple(ours[axis] for axis in axes) != theirs:
+        raise ValueError(
+            f"{pair.torch_name} is {ours} and {pair.keras_name} is {theirs}: "
+            f"give both the same shape but for the order of axes"
+        )
+
+
+def _flattened_before(layer: Any) -> tuple[int, ...] | None:
+    """Give the shape that was flattened to make a layer's features, if any was."""
+    while True:
+        (before,) = [layer.input] if not isinstance(layer.input, list) else [None]
+        if before is None or len(before.shape) != 2:
+            return None
+        layer = before._keras_history.operation
+        kind = type(layer).__name__
+        if kind in ("Flatten", "Reshape"):
+            shape = tuple(layer.input.shape[1:])
+            source = layer.input._keras_history.operation
+            # Such a permutation puts channels first, the order that PyTorch flattens.
+            first = type(source).__name__ == "Permute" and source.dims[0] == len(shape)
+            return None if first or len(shape) < 2 else shape
+        if kind == "InputLayer" or tuple(layer.input.shape) != tuple(layer.output.shape):
+            return None
