@@ -1,7 +1,7 @@
 """The `digitlab` command: a light front that answers at once, and the door to everything else.
 
-Exit codes: 0 done, 1 a run that failed, 2 bad input (one line on stderr; `--debug` shows the
-traceback too), 130 interrupted by Ctrl-C.
+Exit codes: 0 done, 1 a run or a check that failed, 2 bad input (one line on stderr; `--debug` shows
+the traceback too), 130 interrupted by Ctrl-C.
 """
 
 import logging
@@ -22,9 +22,30 @@ COMMANDS = {
     "validate": "measure a run on its validation images: digitlab validate --run latest",
     "test": "measure a run on the test images: digitlab test --run latest",
     "predict": "classify the test images with a run: digitlab predict --run latest",
+    "keras fit": "train the Keras twin: digitlab keras fit --config configs/digits/lenet5.yaml",
+    "keras validate": "measure a Keras run on its validation images",
+    "keras test": "measure a Keras run on the test images",
+    "keras predict": "classify the test images with a Keras run",
+    "convert": "convert a run to Keras, or back: digitlab convert RUN_DIR model.keras",
+    "parity": "prove a network and its Keras twin equal: digitlab parity --config CONFIG",
 }
+"""What each command does."""
 
-_COMMAND_LINES = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
+ROOMS = {
+    "fit": "digitlab.fit",
+    "validate": "digitlab.evaluate",
+    "test": "digitlab.evaluate",
+    "predict": "digitlab.evaluate",
+    "keras fit": "digitlab.parity.fit",
+    "keras validate": "digitlab.parity.evaluate",
+    "keras test": "digitlab.parity.evaluate",
+    "keras predict": "digitlab.parity.evaluate",
+    "convert": "digitlab.parity.convert",
+    "parity": "digitlab.parity.command",
+}
+"""The module of each command; its `prepare` checks the input and returns what is left to do."""
+
+_COMMAND_LINES = "\n".join(f"  {name:15} {text}" for name, text in COMMANDS.items())
 HELP = f"""usage: digitlab COMMAND [options]
 
 The classic networks on MNIST and Fashion-MNIST, as a laboratory.
@@ -51,7 +72,9 @@ def main(args: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments
     command, *options = [word for word in arguments if word != "--debug"] or ["--help"]
-    if command in ("-h", "--help"):
+    if command == "keras" and options:
+        command, *options = (f"keras {options[0]}".replace("keras -", "-"), *options[1:])
+    if command in ("-h", "--help", "keras"):
         print(HELP, end="")
         return 0
     if command == "--version":
@@ -74,18 +97,16 @@ def _run(command: str, options: list[str], debug: bool) -> int:
     from digitlab.arguments import BAD_INPUT
 
     _silence()
-    room = import_module("digitlab.fit" if command == "fit" else "digitlab.evaluate")
     run = None
     try:
-        run = room.prepare(command, options)
-        run()
+        run = import_module(ROOMS[command]).prepare(command, options)
+        return run() or 0  # a check that failed gives 1
     except BAD_INPUT as error:
         if run and isinstance(error, OSError):
             raise  # a full disk, say: no fault of the input
         if debug:
             traceback.print_exc()
         return _refuse(str(error))
-    return 0
 
 
 def _refuse(message: str) -> int:

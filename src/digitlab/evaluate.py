@@ -1,6 +1,8 @@
 """`digitlab validate`, `test` and `predict`: what a trained network gives on whole splits."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +33,71 @@ class EvaluationCLI(RunCLI):
         )
 
 
+@dataclass
+class Evaluation:
+    """The checked input of an evaluation.
+
+    Args:
+        command: `validate`, `test` or `predict`.
+        cli: The run's settings, and the flags' over them.
+        folder: The run folder.
+        flags: The flags besides `--run`.
+        checkpoint: The file of the weights.
+    """
+
+    command: str
+    cli: EvaluationCLI
+    folder: Path
+    flags: list[str]
+    checkpoint: Path
+
+    def run(self, trainer: Trainer) -> None:
+        """Measure the model and write what came out into the run folder."""
+        cli = self.cli
+        with ctrl_c_raises(trainer):
+            if self.command == "predict":
+                _write_predictions(trainer.predict(cli.model, cli.datamodule) or [], self.folder)
+            elif self.command == "validate":
+                trainer.validate(cli.model, cli.datamodule, verbose=False)
+                self._keep("val", cli.datamodule.validation_split)
+            else:
+                trainer.test(cli.model, cli.datamodule, verbose=False)
+                self._keep("test", "test")
+        runs.write_text(self.folder / f"{self.command}.yaml", cli.dump())
+
+    def _keep(self, phase: Literal["val", "test"], split: str) -> None:
+        """Print a score, and put it into metrics.json with what is needed to judge it."""
+        score, checkpoint = self.cli.model.epoch_score(phase), self.cli.config.checkpoint
+        entry: dict[str, Any] = {**score, "checkpoint": checkpoint, "split": split}
+        if others := split_off(self.flags, "--checkpoint")[1]:
+            entry["flags"] = others
+        sentence = f"{describe(split, score)}, checkpoint {checkpoint}"
+        if self.checkpoint.stem == "best":
+            own = self.checkpoint.resolve().parents[1] == self.folder.resolve()
+            entry["chosen_on"] = self.cli.datamodule.validation_split if own else "unknown"
+            sentence += f", which was chosen on the {entry['chosen_on']} images"
+        runs.update_metrics(self.folder, {phase: entry})
+        print(f"{sentence[0].upper()}{sentence[1:]}\nWritten to {self.folder / 'metrics.json'}")
+
+
 def prepare(command: str, options: list[str]) -> Callable[[], None]:
     """Check all input of an evaluation, and return the evaluation that is then left to do.
+
+    Raises:
+        ValueError, OSError, MisconfigurationException: The input is bad.
+    """
+    evaluation = read_options(command, options)
+    cli = evaluation.cli
+    load_weights(cli.model, evaluation.checkpoint)
+    cli.datamodule.setup(command)
+    trainer = cli.instantiate_trainer(logger=False, enable_checkpointing=False)
+    return partial(evaluation.run, trainer)
+
+
+def read_options(
+    command: str, options: list[str], framework: runs.Framework = "torch"
+) -> Evaluation:
+    """Read a command line and the settings of the run that it names.
 
     Raises:
         ValueError, OSError, MisconfigurationException: The input is bad.
@@ -44,24 +109,16 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
         raise ValueError(f"{command} needs trained weights: name a run, --run RUN_DIR or latest")
     folder = runs.find(given[-1])
     trained = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-    trained = {key: trained[key] for key in trained.keys() - {"name", "weights"}}
+    trained = {key: trained[key] for key in trained.keys() - {"name", "weights", "output"}}
     trained["trainer"] = {key: trained["trainer"][key] for key in TRAINER}
     cli = EvaluationCLI(command, ["--run", str(folder), *flags], base=yaml.safe_dump(trained))
     _check_data(cli, trained["data"])
-    limit = f"limit_{'val' if command == 'validate' else command}_batches"
-    if cli.config.trainer[limit] == 0:
+    name = command.rpartition(" ")[2]
+    limit = f"limit_{'val' if name == 'validate' else name}_batches"
+    if cli.config.trainer.get(limit) == 0:
         raise ValueError(f"trainer.{limit} is 0: leave at least one batch to measure")
-    load_weights(cli.model, runs.find_checkpoint(folder, cli.config.checkpoint))
-    cli.datamodule.setup(command)
-    trainer = cli.instantiate_trainer(logger=False, enable_checkpointing=False)
-    evaluate = {"validate": _validate, "test": _test, "predict": _predict}[command]
-
-    def run() -> None:
-        with ctrl_c_raises(trainer):
-            evaluate(cli, trainer, folder, flags)
-        runs.write_text(folder / f"{command}.yaml", cli.dump())
-
-    return run
+    checkpoint = runs.find_checkpoint(folder, cli.config.checkpoint, framework)
+    return Evaluation(name, cli, folder, flags, checkpoint)
 
 
 def _check_data(cli: EvaluationCLI, trained: dict[str, Any]) -> None:
@@ -80,36 +137,8 @@ def _check_data(cli: EvaluationCLI, trained: dict[str, Any]) -> None:
             )
 
 
-def _validate(cli: EvaluationCLI, trainer: Trainer, folder: Path, flags: list[str]) -> None:
-    trainer.validate(cli.model, cli.datamodule, verbose=False)
-    _keep(cli, folder, flags, "val", cli.datamodule.validation_split)
-
-
-def _test(cli: EvaluationCLI, trainer: Trainer, folder: Path, flags: list[str]) -> None:
-    trainer.test(cli.model, cli.datamodule, verbose=False)
-    _keep(cli, folder, flags, "test", "test")
-
-
-def _keep(
-    cli: EvaluationCLI, folder: Path, flags: list[str], phase: Literal["val", "test"], split: str
-) -> None:
-    """Print a score, and put it into metrics.json with what is needed to judge it."""
-    score, checkpoint = cli.model.epoch_score(phase), cli.config.checkpoint
-    entry: dict[str, Any] = {**score, "checkpoint": checkpoint, "split": split}
-    if others := split_off(flags, "--checkpoint")[1]:
-        entry["flags"] = others
-    sentence = f"{describe(split, score)}, checkpoint {checkpoint}"
-    path = runs.find_checkpoint(folder, checkpoint)
-    if path.name == "best.ckpt":
-        own = path.resolve().parents[1] == folder.resolve()
-        entry["chosen_on"] = cli.datamodule.validation_split if own else "unknown"
-        sentence += f", which was chosen on the {entry['chosen_on']} images"
-    runs.update_metrics(folder, {phase: entry})
-    print(f"{sentence[0].upper()}{sentence[1:]}\nWritten to {folder / 'metrics.json'}")
-
-
-def _predict(cli: EvaluationCLI, trainer: Trainer, folder: Path, flags: list[str]) -> None:
-    rows = list(_rows(trainer.predict(cli.model, cli.datamodule) or []))
+def _write_predictions(batches: Sequence[Any], folder: Path) -> None:
+    rows = list(_rows(batches))
     runs.write_csv(folder / "predictions.csv", rows)
     right = sum(row["class"] == row["label"] for row in rows)
     print(f"{right} of {len(rows)} test images are classified right")

@@ -2,10 +2,11 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -52,11 +53,11 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
         ValueError, OSError, MisconfigurationException: The input is bad.
     """
     cli = FitCLI(command, options)
-    _check_settings(cli)
+    check_settings(cli)
     stopwatch = Stopwatch()
     with stopwatch.time("data"):
         cli.datamodule.setup("fit")
-    _check_together(cli.model, cli.datamodule)
+    check_together(cli.model, cli.datamodule)
     weights = None
     if cli.config.weights:
         load_weights(cli.model, Path(cli.config.weights))
@@ -64,7 +65,7 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     if cli.config.trainer.fast_dev_run:
         return partial(_fit, cli, cli.instantiate_trainer())
 
-    folder = _claim(cli)
+    folder = claim(cli)
     try:
         trainer = _make_trainer(cli, folder, stopwatch, weights)
     except BAD_INPUT:
@@ -73,12 +74,12 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     return partial(_fit_in, folder, cli, trainer)
 
 
-def _claim(cli: FitCLI) -> Path:
+def claim(cli: FitCLI, suffix: str = "") -> Path:
     """Claim a folder in the first process; the others, which it starts, are told of it."""
     told = "DIGITLAB_RUN_FOLDER"
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set when it was imported
         root = Path(cli.config.trainer.default_root_dir)
-        folder = runs.claim(root, f"{cli.datamodule.name}-{cli.config.name}")
+        folder = runs.claim(root, f"{cli.datamodule.name}-{cli.config.name}{suffix}")
         os.environ[told] = str(folder)
     elif told not in os.environ:
         raise ValueError("digitlab must start the processes itself: give --trainer.devices N")
@@ -88,23 +89,35 @@ def _claim(cli: FitCLI) -> Path:
 def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer) -> None:
     if trainer.is_global_zero:
         runs.write_text(folder / "config.yaml", cli.dump())
-        print(_describe(cli, trainer))
-    last = folder / "checkpoints" / "last.ckpt"
-    try:
+        device = describe_device(trainer.strategy.root_device)
+        print(describe(cli, device, str(trainer.precision)))
+    with training_in(folder, folder / "checkpoints" / "last.ckpt"):
         _fit(cli, trainer)
+    if trainer.is_global_zero:
+        tensorboard = isinstance(trainer.logger, TensorBoardLogger)
+        say_what_is_next(folder, "digitlab", tensorboard and Path(str(trainer.log_dir)))
+
+
+@contextmanager
+def training_in(folder: Path, last: Path) -> Iterator[None]:
+    """Train in the `with` block: bad input leaves no folder, Ctrl-C says what is left."""
+    try:
+        yield
     except BAD_INPUT:
         release(folder)
         raise
     except KeyboardInterrupt:
         rest = f"{last} is of the last whole epoch" if last.exists() else "no epoch was finished"
         raise KeyboardInterrupt(rest) from None
-    if not trainer.is_global_zero:
-        return
+
+
+def say_what_is_next(folder: Path, program: str, events: Path | Literal[False]) -> None:
+    """Print where the results are, and the commands that go on from there."""
     print(f"\nResults are in {folder}. What to do next:")
-    if last.exists():
-        print(f"  digitlab test --run {folder}\n  digitlab predict --run {folder}")
-    if isinstance(trainer.logger, TensorBoardLogger):
-        print(f"  tensorboard --logdir {Path(trainer.logger.log_dir)}")
+    if any((folder / names["last"]).exists() for names in runs.CHECKPOINTS.values()):
+        print(f"  {program} test --run {folder}\n  {program} predict --run {folder}")
+    if events:
+        print(f"  tensorboard --logdir {events}")
 
 
 def _fit(cli: FitCLI, trainer: Trainer) -> None:
@@ -117,7 +130,8 @@ def _fit(cli: FitCLI, trainer: Trainer) -> None:
         raise RuntimeError(f"training failed after {trainer.global_step} steps") from error
 
 
-def _check_settings(cli: FitCLI) -> None:
+def check_settings(cli: FitCLI) -> None:
+    """Check what the parser cannot, and give the run a name."""
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if cli.config.trainer[name] == 0:
             raise ValueError(f"trainer.{name} is 0: leave at least one step to train")
@@ -129,7 +143,7 @@ def _check_settings(cli: FitCLI) -> None:
         )
 
 
-def _check_together(model: Classifier, data: ImageDataModule) -> None:
+def check_together(model: Classifier, data: ImageDataModule) -> None:
     """Check what neither the model nor the data module can check alone, before anything is made."""
     model.configure_optimizers()  # whose settings nothing has checked yet
     classes = len(data.class_names)
@@ -165,12 +179,17 @@ def _make_trainer(
         callbacks += _checkpoints(folder / "checkpoints", settings.limit_val_batches != 0)
     if settings.logger not in (None, True):
         return cli.instantiate_trainer(*callbacks)  # with the user's own logger, or none
+    return cli.instantiate_trainer(*callbacks, logger=make_logger(folder))
+
+
+def make_logger(folder: Path) -> TensorBoardLogger:
+    """Make the logger that writes a run's events into its folder."""
     # `Results` logs the hyper-parameters when there are metrics to show beside them; Lightning's
     # default is a placeholder of -1.
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     # Lightning writes hyper-parameters to this file unless it exists, as this one does by then.
     logger.NAME_HPARAMS_FILE = "config.yaml"
-    return cli.instantiate_trainer(*callbacks, logger=logger)
+    return logger
 
 
 def _checkpoints(folder: Path, validated: bool) -> list[Callback]:
@@ -189,12 +208,13 @@ def _checkpoints(folder: Path, validated: bool) -> list[Callback]:
     return [last, best]
 
 
-def _describe(cli: RunCLI, trainer: Trainer) -> str:
+def describe(cli: RunCLI, device: str, precision: str, kind: str = "") -> str:
+    """Say in words what is trained on what; `kind` stands behind the network's name."""
     data = cli.datamodule
     return (
         f"{data.name}: {data.size('train')} training images, "
         f"{data.size('validation')} {data.validation_split} images, "
         f"normalization {data.normalization}\n"
-        f"{type(cli.model).__name__} on {describe_device(trainer.strategy.root_device)}, "
-        f"precision {trainer.precision}, seed {cli.config.seed_everything}\n"
+        f"{type(cli.model).__name__}{kind} on {device}, "
+        f"precision {precision}, seed {cli.config.seed_everything}\n"
     )

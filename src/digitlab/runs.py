@@ -1,7 +1,8 @@
 """Run folders: `runs/<name>/version_N` with all that a run was and gave.
 
 config.yaml, checkpoints/last.ckpt and best.ckpt, TensorBoard events, history.csv, metrics.json,
-samples.png, curves.png; each later command adds its own config, such as test.yaml.
+samples.png, curves.png; each later command adds its own config, such as test.yaml. A Keras run has
+model.keras and checkpoints/best.keras instead of the two checkpoints.
 """
 
 import csv
@@ -10,10 +11,17 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+Framework = Literal["torch", "keras"]
+CHECKPOINTS: dict[Framework, dict[str, str]] = {
+    "torch": {"last": "checkpoints/last.ckpt", "best": "checkpoints/best.ckpt"},
+    "keras": {"last": "model.keras", "best": "checkpoints/best.keras"},
+}
+"""Where in a run folder each framework's trained models are."""
 
 
 def claim(root: Path, name: str) -> Path:
@@ -61,19 +69,24 @@ def find(run: str, root: Path = Path("runs")) -> Path:
     return Path(run)
 
 
-def find_checkpoint(folder: Path, checkpoint: str) -> Path:
+def find_checkpoint(folder: Path, checkpoint: str, framework: Framework = "torch") -> Path:
     """Find a checkpoint of a run.
 
     Args:
         folder: The run folder.
         checkpoint: `last`, `best`, or the path of any checkpoint file.
+        framework: What the run was trained with.
 
     Raises:
-        ValueError: There is no such file.
+        ValueError: There is no such file, or the run is of the other framework.
     """
-    if checkpoint in ("last", "best"):
-        path = folder / "checkpoints" / f"{checkpoint}.ckpt"
+    if checkpoint in CHECKPOINTS[framework]:
+        path = folder / CHECKPOINTS[framework][checkpoint]
         remedy = "train the run first, or give the path of a checkpoint"
+        for other, names in CHECKPOINTS.items():
+            if other != framework and (folder / names["last"]).exists():
+                command = "digitlab keras" if other == "keras" else "digitlab"
+                remedy = f"the run was trained in {other.title()}, so say {command} test --run ..."
     else:
         path = Path(checkpoint)
         remedy = "give last, best or the path of a checkpoint"
@@ -82,14 +95,24 @@ def find_checkpoint(folder: Path, checkpoint: str) -> Path:
     return path
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a crash leaves the old text or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a path, of the same suffix, to write a file at, which takes its place when it is whole.
+
+    A crash leaves the old file or the new one, never a part.
+    """
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        beside.write_text(text, encoding="utf-8")
+        yield beside
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with whole(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from digitlab.callbacks import Figures, History
-from digitlab.callbacks.figures import draw_curves, draw_samples
+from digitlab.callbacks.figures import draw_curves, draw_strip
 from digitlab.callbacks.history import Row
 from tests import tiny
 from tests.fitting import fit
@@ -43,7 +43,7 @@ def test_a_strip_shows_the_images_and_their_names(tmp_path: Path) -> None:
     images = np.zeros((8, 28, 28), np.uint8)
     images[3] = 255
     names = ["Ankle boot", *"bcdefgh"]
-    figure = draw_samples(images, names)
+    figure = draw_strip(images, names)
     assert [axes.get_xlabel() for axes in figure.axes] == names
     shown = [axes.images[0] for axes in figure.axes]
     assert [np.asarray(image.get_array()).tolist() for image in shown] == images.tolist()
@@ -57,7 +57,7 @@ def test_a_strip_shows_the_images_and_their_names(tmp_path: Path) -> None:
 def test_equal_rows_and_images_give_equal_pictures(tmp_path: Path) -> None:
     curves = [pixels(draw_curves(ROWS), tmp_path / "curves.png") for _ in range(2)]
     strips = [
-        pixels(draw_samples(tiny.TRAIN[0][:8], list("abcdefgh")), tmp_path / "samples.png")
+        pixels(draw_strip(tiny.TRAIN[0][:8], list("abcdefgh")), tmp_path / "samples.png")
         for _ in range(2)
     ]
     for first, second in (curves, strips):

@@ -1,9 +1,11 @@
 """What a person sees of a run, beside the progress bar."""
 
+from math import prod
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from digitlab.callbacks.history import History
+from digitlab.callbacks.history import History, Row
 from digitlab.classifier import Classifier
 
 
@@ -25,11 +27,15 @@ class Console(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the epoch's line."""
         if trainer.is_global_zero:
-            row = self.history.rows[-1]
-            line = f"epoch {row['epoch']:>3}  train {_score(row, 'train')}"
-            if row["val_loss"] is not None:
-                line += f"  val {_score(row, 'val')}"
-            print(f"{line}  {row['seconds']:.1f} s", flush=True)
+            print(describe_epoch(self.history.rows[-1]), flush=True)
+
+
+def describe_epoch(row: Row) -> str:
+    """Say an epoch's scores in a line."""
+    line = f"epoch {row['epoch']:>3}  train {_score(row, 'train')}"
+    if row["val_loss"] is not None:
+        line += f"  val {_score(row, 'val')}"
+    return f"{line}  {row['seconds']:.1f} s"
 
 
 def describe_layers(network: nn.Module) -> str:
@@ -41,21 +47,28 @@ def describe_layers(network: nn.Module) -> str:
     1      ReLU                                    0
     8 parameters in 2 tensors
     """
+    layers = [
+        (name, type(layer).__name__, {key: tuple(p.shape) for key, p in layer.named_parameters()})
+        for name, layer in network.named_children()
+    ]
+    return tabulate_layers(layers)
+
+
+def tabulate_layers(layers: list[tuple[str, str, dict[str, tuple[int, ...]]]]) -> str:
+    """Make a table of layers: name, type, and the shapes of parameter tensors by name."""
     rows = [("layer", "type", "parameter tensors", "count")]
-    for name, layer in network.named_children():
-        tensors = dict(layer.named_parameters())
-        shapes = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in tensors.items())
-        count = sum(tensor.numel() for tensor in tensors.values())
-        rows.append((name, type(layer).__name__, shapes, f"{count:,}"))
+    counts = []
+    for name, kind, tensors in layers:
+        shapes = ", ".join(f"{key} {shape}" for key, shape in tensors.items())
+        counts += [prod(shape) for shape in tensors.values()]
+        rows.append((name, kind, shapes, f"{sum(map(prod, tensors.values())):,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         f"{name:{widths[0]}}  {kind:{widths[1]}}  {shapes:{widths[2]}}  {count:>{widths[3] + 2}}"
         for name, kind, shapes, count in rows
     ]
-    parameters = list(network.parameters())
-    total = sum(parameter.numel() for parameter in parameters)
-    return "\n".join([*lines, f"{total:,} parameters in {len(parameters)} tensors"])
+    return "\n".join([*lines, f"{sum(counts):,} parameters in {len(counts)} tensors"])
 
 
-def _score(row: dict[str, int | float | None], phase: str) -> str:
+def _score(row: Row, phase: str) -> str:
     return f"loss {row[f'{phase}_loss']:.4f} accuracy {row[f'{phase}_accuracy']:.2%}"

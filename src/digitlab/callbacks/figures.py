@@ -29,10 +29,7 @@ class Figures(Callback):
         """Draw random training images."""
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         if trainer.is_global_zero and isinstance(data, ImageDataModule):
-            images, labels = data.arrays("train")
-            chosen = np.random.default_rng(run_seed()).choice(len(labels), size=8)
-            names = [data.class_names[label] for label in labels[chosen]]
-            draw_samples(images[chosen], names).savefig(self.folder / "samples.png")
+            draw_samples(data).savefig(self.folder / "samples.png")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the curves."""
@@ -40,7 +37,14 @@ class Figures(Callback):
             draw_curves(self.history.rows).savefig(self.folder / "curves.png")
 
 
-def draw_samples(images: NDArray[np.uint8], names: list[str]) -> Figure:
+def draw_samples(data: ImageDataModule) -> Figure:
+    """Draw a strip of eight random training images, with the names of their classes."""
+    images, labels = data.arrays("train")
+    chosen = np.random.default_rng(run_seed()).choice(len(labels), size=8)
+    return draw_strip(images[chosen], [data.class_names[label] for label in labels[chosen]])
+
+
+def draw_strip(images: NDArray[np.uint8], names: list[str]) -> Figure:
     """Draw a strip of images `(N, 28, 28)`, values 0 to 255, with a name below each."""
     figure = Figure(figsize=(1.2 * len(names), 1.5), dpi=100, layout="constrained")
     for axes, image, name in zip(figure.subplots(1, len(names)), images, names, strict=True):

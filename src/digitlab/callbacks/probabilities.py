@@ -1,9 +1,11 @@
 """Class probabilities while training, as document A's TensorFlow program logs them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from digitlab.classifier import Classifier
 
@@ -45,10 +47,14 @@ class ClassProbabilities(Callback):
         pl_module.network.train()
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         names = getattr(data, "class_names", range(len(probabilities)))
-        scalars = {
-            # A slash would open a group of its own in TensorBoard.
-            f"probabilities/{str(name).replace('/', ' or ')}": probability
-            for name, probability in zip(names, probabilities.tolist(), strict=True)
-        }
         for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=step)
+            logger.log_metrics(probability_scalars(names, probabilities), step=step)
+
+
+def probability_scalars(names: Iterable[object], probabilities: Tensor) -> dict[str, float]:
+    """Name the probabilities `(num_classes,)` as they are logged."""
+    return {
+        # A slash would open a group of its own in TensorBoard.
+        f"probabilities/{str(name).replace('/', ' or ')}": probability
+        for name, probability in zip(names, probabilities.tolist(), strict=True)
+    }

@@ -1,5 +1,7 @@
 """One progress bar, cheap enough to leave on."""
 
+from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -8,8 +10,51 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from tqdm import tqdm
 
 from digitlab.classifier import Classifier
+from digitlab.scores import Score
 
 REFRESH_SECONDS = 0.25
+
+
+class Bar:
+    """A bar that is drawn at most four times a second, and on a terminal only.
+
+    Args:
+        description: What is under way.
+        total: Number of batches to come.
+        enabled: Whether to draw at all.
+    """
+
+    def __init__(self, description: str, total: int | float, enabled: bool = True) -> None:
+        self._drawn_at = 0.0
+        self._tqdm: tqdm[Any] = tqdm(
+            desc=description,
+            total=total,
+            unit="batch",
+            leave=False,
+            dynamic_ncols=True,
+            disable=None if enabled else True,  # None: where there is no terminal
+        )
+
+    def show(self, done: int, score: Callable[[], Score] | None = None) -> None:
+        """Show how many batches are done, and the score so far, if it is time to."""
+        now = monotonic()
+        if self._tqdm.disable or now - self._drawn_at < REFRESH_SECONDS:
+            return
+        self._drawn_at = now
+        self._tqdm.n = done
+        if score:
+            so_far = score()
+            text = f"loss {so_far['loss']:.4f}, accuracy {so_far['accuracy']:.2%}"
+            self._tqdm.set_postfix_str(text, refresh=False)
+        self._tqdm.refresh()
+
+    def say(self, text: str) -> None:
+        """Show at once why the bar stands still."""
+        self._tqdm.set_postfix_str(text)
+
+    def close(self) -> None:
+        """Clear the bar, which makes room for a line."""
+        self._tqdm.close()
 
 
 class ProgressBar(LightningProgressBar):
@@ -21,9 +66,8 @@ class ProgressBar(LightningProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._bar: tqdm[Any] = tqdm(disable=True)
         self._enabled = True
-        self._drawn_at = 0.0
+        self._bar = Bar("", 0, enabled=False)
 
     def disable(self) -> None:
         """Draw nothing; Lightning calls this in all processes but the first."""
@@ -34,26 +78,7 @@ class ProgressBar(LightningProgressBar):
         self._enabled = True
 
     def _open(self, description: str, batches: int | float) -> None:
-        self._bar = tqdm(
-            desc=description,
-            total=batches,
-            unit="batch",
-            leave=False,
-            dynamic_ncols=True,
-            disable=None if self._enabled else True,  # None: where there is no terminal
-        )
-
-    def _show(self, done: int, model: LightningModule | None = None) -> None:
-        now = monotonic()
-        if self._bar.disable or now - self._drawn_at < REFRESH_SECONDS:
-            return
-        self._drawn_at = now
-        self._bar.n = done
-        if isinstance(model, Classifier):
-            score = model.running_score("train")
-            text = f"loss {score['loss']:.4f}, accuracy {score['accuracy']:.2%}"
-            self._bar.set_postfix_str(text, refresh=False)
-        self._bar.refresh()
+        self._bar = Bar(description, batches, self._enabled)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the epoch's bar."""
@@ -63,7 +88,8 @@ class ProgressBar(LightningProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Show how far the epoch is."""
-        self._show(batch_idx + 1, pl_module)
+        assert isinstance(pl_module, Classifier)
+        self._bar.show(batch_idx + 1, partial(pl_module.running_score, "train"))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear the epoch's bar, which makes room for a line about it."""
@@ -72,7 +98,7 @@ class ProgressBar(LightningProgressBar):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say why the epoch's bar stands still, or open a bar for a validation on its own."""
         if trainer.state.fn == "fit":
-            self._bar.set_postfix_str("validating")
+            self._bar.say("validating")
         else:
             self._open("Validation", sum(trainer.num_val_batches))
 
@@ -87,7 +113,7 @@ class ProgressBar(LightningProgressBar):
     ) -> None:
         """Show how far a validation on its own is."""
         if trainer.state.fn != "fit":
-            self._show(batch_idx + 1)
+            self._bar.show(batch_idx + 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear the bar of a validation on its own."""
@@ -108,7 +134,7 @@ class ProgressBar(LightningProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Show how far the test is."""
-        self._show(batch_idx + 1)
+        self._bar.show(batch_idx + 1)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear the bar."""

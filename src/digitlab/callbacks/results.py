@@ -1,6 +1,7 @@
 """The figures that a run ends with: full passes in evaluation mode, and what they belong to."""
 
 import platform
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from digitlab import runs
 from digitlab.callbacks.stopwatch import Stopwatch
 from digitlab.classifier import Classifier
 from digitlab.data import ImageDataModule
@@ -18,7 +20,12 @@ from digitlab.runs import update_metrics
 from digitlab.scores import Score, describe
 
 AVERAGING = (StochasticWeightAveraging, WeightAveraging)
-PACKAGES = ("digitlab", "torch", "torchvision", "lightning", "numpy", "scikit-learn", "pillow")
+PACKAGES: dict[runs.Framework, tuple[str, ...]] = {
+    "torch": ("digitlab", "torch", "torchvision", "lightning", "numpy", "scikit-learn", "pillow"),
+    # torch may have drawn the initial weights.
+    "keras": ("digitlab", "keras", "tensorflow", "torch", "numpy", "scikit-learn", "pillow"),
+}
+"""The packages that a run's figures may depend on."""
 
 
 class Results(Callback):
@@ -53,42 +60,64 @@ class Results(Callback):
             other = pl_module.evaluate(data.val_dataloader())
         if not trainer.is_global_zero:
             return
-        split = data.validation_split
         checkpoint = "last" if trainer.checkpoint_callbacks else None
-        phase = "test" if split == "test" else "val"
         metrics = {
-            "train": {**train, "checkpoint": checkpoint, "split": "train"},
-            phase: {**other, "checkpoint": checkpoint, "split": split},
-        }
-        update_metrics(self.folder, metrics | self._circumstances(trainer, pl_module, data))
-        _log_hyperparameters(trainer, pl_module, data, other)
-        print(f"\nTrain accuracy {train['accuracy']:.2%}, {describe(split, other)}")
-        print(", ".join(f"{phase} {s:.1f} s" for phase, s in self.stopwatch.seconds.items()))
-
-    def _circumstances(
-        self, trainer: Trainer, model: Classifier, data: ImageDataModule
-    ) -> dict[str, Any]:
-        seconds = self.stopwatch.seconds
-        images = self.stopwatch.images * trainer.world_size
-        return {
-            "framework": "torch",
-            "model": type(model).__name__,
-            "dataset": data.name,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            **entries(train, other, data, checkpoint),
+            **circumstances("torch", pl_module, data, self.stopwatch, trainer.world_size),
             "epochs": trainer.current_epoch,
             "optimizer_steps": trainer.global_step,
-            "wall_time": round(sum(seconds.values()), 3),
-            "phases": {phase: round(value, 3) for phase, value in seconds.items()},
-            "images_per_second": round(images / seconds["training"], 1),
-            "seed": run_seed(),
             "precision": trainer.precision,
             "device": describe_device(trainer.strategy.root_device),
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in PACKAGES},
-            },
             **({"weights": self.weights} if self.weights else {}),
         }
+        update_metrics(self.folder, metrics)
+        log_hyperparameters(trainer.loggers, metrics, pl_module, data, trainer.optimizers[0])
+        print(describe_end(train, data.validation_split, other, self.stopwatch))
+
+
+def entries(
+    train: Score, other: Score, data: ImageDataModule, checkpoint: str | None
+) -> dict[str, Any]:
+    """Give the scores of the training images, and of those validated on, for metrics.json."""
+    split = data.validation_split
+    return {
+        "train": {**train, "checkpoint": checkpoint, "split": "train"},
+        "test" if split == "test" else "val": {**other, "checkpoint": checkpoint, "split": split},
+    }
+
+
+def circumstances(
+    framework: runs.Framework,
+    model: Classifier,
+    data: ImageDataModule,
+    stopwatch: Stopwatch,
+    world_size: int = 1,
+) -> dict[str, Any]:
+    """Give what a run's figures belong to, for metrics.json."""
+    seconds, images = stopwatch.seconds, stopwatch.images * world_size
+    return {
+        "framework": framework,
+        "model": type(model).__name__,
+        "dataset": data.name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "wall_time": round(sum(seconds.values()), 3),
+        "phases": {phase: round(value, 3) for phase, value in seconds.items()},
+        "images_per_second": round(images / seconds["training"], 1),
+        "seed": run_seed(),
+        "versions": versions(framework),
+    }
+
+
+def versions(framework: runs.Framework) -> dict[str, str]:
+    """Give the versions of Python and of all packages that a run's figures may depend on."""
+    packages = {name: version(name) for name in PACKAGES[framework]}
+    return {"python": platform.python_version(), **packages}
+
+
+def describe_end(train: Score, split: str, other: Score, stopwatch: Stopwatch) -> str:
+    """Say in words what a run ended with."""
+    times = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in stopwatch.seconds.items())
+    return f"\nTrain accuracy {train['accuracy']:.2%}, {describe(split, other)}\n{times}"
 
 
 def describe_device(device: torch.device) -> str:
@@ -99,20 +128,23 @@ def describe_device(device: torch.device) -> str:
     return f"{device.type} ({threads} thread{'' if threads == 1 else 's'})"
 
 
-def _log_hyperparameters(
-    trainer: Trainer, model: Classifier, data: ImageDataModule, held_out: Score
+def log_hyperparameters(
+    loggers: Iterable[Logger],
+    metrics: dict[str, Any],
+    model: Classifier,
+    data: ImageDataModule,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
-    optimizer = trainer.optimizers[0]
+    """Log what a run was made with beside what it gave, for TensorBoard's HPARAMS."""
     parameters = {
-        "model": type(model).__name__,
-        "dataset": data.name,
+        **{name: metrics[name] for name in ("framework", "model", "dataset", "seed")},
         "optimizer": type(optimizer).__name__,
         "learning_rate": optimizer.defaults.get("lr"),  # a scheduler has changed the groups' by now
-        "seed": run_seed(),
         **model.hparams,
         **data.hparams,
     }
-    metrics = {"hparams/val_accuracy": held_out["accuracy"], "hparams/val_loss": held_out["loss"]}
-    for logger in trainer.loggers:
+    held_out = metrics["test" if data.validation_split == "test" else "val"]
+    figures = {f"hparams/val_{name}": held_out[name] for name in ("accuracy", "loss")}
+    for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(parameters, metrics)
+            logger.log_hyperparams(parameters, figures)

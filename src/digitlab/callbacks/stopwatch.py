@@ -28,9 +28,21 @@ class Stopwatch(Callback):
         yield
         self.seconds[phase] += perf_counter() - started
 
+    def start(self) -> None:
+        """Start the clock of the phases that follow each other."""
+        self._started = perf_counter()
+
+    def finish(self, phase: str) -> None:
+        """Add the time since the clock was started, or a phase finished, to this phase."""
+        if self._started is None:  # a sanity check, or a validation on its own
+            return
+        now = perf_counter()
+        self.seconds[phase] += now - self._started
+        self._started = now
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._started = perf_counter()
+        self.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -40,20 +52,13 @@ class Stopwatch(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Change from training to validation."""
-        self._change("training")
+        self.finish("training")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Change from validation to training."""
-        self._change("validation")
+        self.finish("validation")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
-        self._change("training")
+        self.finish("training")
         self._started = None
-
-    def _change(self, finished: str) -> None:
-        if self._started is None:  # a sanity check, or a validation on its own
-            return
-        now = perf_counter()
-        self.seconds[finished] += now - self._started
-        self._started = now

@@ -104,11 +104,11 @@ def keras_dtype(policy: Policy) -> Iterator[None]:
     """Make Keras build layers in this dtype policy in the `with` block, and restore it after."""
     config = import_keras().config
     before = (config.floatx(), config.dtype_policy())
-    # One alone does not do: `floatx` set after its first use changes no layer, and the policy
-    # leaves losses and learning rates in `floatx`.
-    config.set_floatx("float64" if policy == "float64" else "float32")
-    config.set_dtype_policy(policy)
     try:
+        # One alone does not do: `floatx` set after its first use changes no layer, and the policy
+        # leaves losses and learning rates in `floatx`.
+        config.set_floatx("float64" if policy == "float64" else "float32")
+        config.set_dtype_policy(policy)
         yield
     finally:
         config.set_floatx(before[0])

@@ -1,5 +1,6 @@
 """What a comparison of the two frameworks comes to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,3 +55,40 @@ def relative_difference(ours: Array, theirs: Array) -> float:
     difference = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
     largest = float(max(np.abs(ours).max(), np.abs(theirs).max()))
     return difference / largest if largest else difference
+
+
+def format_checks(checks: Sequence[Check]) -> str:
+    """Lay out checks as a table in plain text, a row each under a row of headings.
+
+    Examples:
+        >>> print(format_checks([Check("loss", 1, 2e-15, 1e-12), Check("logits", 0, 0.0, 1e-5)]))
+        check   compared  difference  tolerance  verdict
+        loss           1     2.0e-15    1.0e-12  passed
+        logits         0           0    1.0e-05  FAILED
+    """
+    rows = [("check", "compared", "difference", "tolerance", "verdict", "note")]
+    for check in checks:
+        verdict = "passed" if check.passed else "FAILED"
+        rows.append(
+            (
+                check.name,
+                f"{check.compared:,}",
+                _short(check.difference),
+                _short(check.tolerance),
+                "for information" if check.informational else verdict,
+                check.note,
+            )
+        )
+    if not any(check.note for check in checks):
+        rows = [(*row[:-1], "") for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    sides = "<>>><<"
+    lines = [
+        "  ".join(f"{c:{side}{width}}" for c, side, width in zip(row, sides, widths, strict=True))
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _short(number: float) -> str:
+    return f"{number:.1e}" if number % 1 else f"{number:g}"

@@ -1,6 +1,7 @@
 """Weights from PyTorch to Keras and back: layers are matched, layouts changed, nothing is lost."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from digitlab import models
 from digitlab.classifier import Classifier
 from digitlab.parity import twins
 from digitlab.parity.backend import keras_dtype
+from digitlab.parity.flattening import flattened_in, inputs_within
 from digitlab.parity.layout import LAYOUTS, Array, Layout
 
 _TWINS: dict[type[Classifier], Callable[..., Any]] = {
@@ -67,6 +69,13 @@ def to_keras(model: Classifier, softmax: bool = False) -> Any:
         ValueError: There is no twin for this class.
         ImportError: The extra `parity` is not installed.
     """
+    twin = build_twin(model, softmax)
+    copy_weights(model, twin)
+    return twin
+
+
+def build_twin(model: Classifier, softmax: bool = False) -> Any:
+    """Build the Keras twin of a model as `to_keras` does, with initial weights of Keras's own."""
     kind = next((kind for kind in type(model).__mro__ if kind in _TWINS), None)
     if kind is None:
         raise ValueError(
@@ -74,13 +83,9 @@ def to_keras(model: Classifier, softmax: bool = False) -> Any:
             f"digitlab.parity.check; there are twins of {', '.join(k.__name__ for k in _TWINS)}"
         )
     structure = {name: model.hparams[name] for name in _STRUCTURE if name in model.hparams}
-    if next(model.parameters()).dtype == torch.float64:
-        with keras_dtype("float64"):
-            twin = _TWINS[kind](**structure, softmax=softmax)
-    else:
-        twin = _TWINS[kind](**structure, softmax=softmax)
-    copy_weights(model, twin)
-    return twin
+    is_double = next(model.parameters()).dtype == torch.float64
+    with keras_dtype("float64") if is_double else nullcontext():
+        return _TWINS[kind](**structure, softmax=softmax)
 
 
 def copy_weights(module: nn.Module, keras_model: Any) -> None:
@@ -117,10 +122,11 @@ def match(module: nn.Module, keras_model: Any) -> list[Match]:
     ours = dict(_torch_layers(module))
     theirs = [layer for layer in keras_layers(keras_model) if layer.weights]
     names = _by_name(list(ours), [layer.name for layer in theirs]) or _by_order(ours, theirs)
+    outside = inputs_within(keras_model)
     matches = [
         pair
         for name, layer in zip(names, theirs, strict=True)
-        for pair in _match_layer(name, ours[name], layer)
+        for pair in _match_layer(name, ours[name], layer, flattened_in(layer.input, outside))
     ]
     if unmatched := [name for name in ours if name not in names]:
         raise ValueError(
@@ -171,17 +177,24 @@ def _by_order(ours: dict[str, Any], theirs: list[Any]) -> list[str]:
     return list(ours)
 
 
-def _match_layer(name: str, tensors: dict[str, Tensor], layer: Any) -> Iterator[Match]:
+def _match_layer(
+    name: str, tensors: dict[str, Tensor], layer: Any, flattened: tuple[int, ...] | None
+) -> Iterator[Match]:
     kinds = [kind.__name__ for kind in type(layer).__mro__ if kind.__name__ in LAYOUTS]
     if not kinds:
         raise ValueError(
             f"{layer.name} is a {type(layer).__name__}, whose layout of weights is not known: "
             f"use layers of {', '.join(LAYOUTS)}"
         )
-    layouts, flattened = LAYOUTS[kinds[0]], _flattened_before(layer)
+    layouts = LAYOUTS[kinds[0]]
     left = set(tensors)
     for variable in layer.weights:
-        layout = layouts[variable.name]
+        layout = layouts.get(variable.name)
+        if layout is None:
+            raise ValueError(
+                f"{layer.name}/{variable.name} is a variable whose layout is not known: use a "
+                f"{kinds[0]} without it"
+            )
         tensor, torch_name = tensors.get(layout.source), f"{name}.{layout.source}".lstrip(".")
         if tensor is None:
             raise ValueError(f"{layer.name}/{variable.name} has no counterpart {torch_name}")
@@ -190,7 +203,8 @@ def _match_layer(name: str, tensors: dict[str, Tensor], layer: Any) -> Iterator[
         _check_shape(pair)
         yield pair
     if left:
-        raise ValueError(f"{name}.{min(left)} has no counterpart in the Keras layer {layer.name}")
+        torch_name = f"{name}.{min(left)}".lstrip(".")
+        raise ValueError(f"{torch_name} has no counterpart in the Keras layer {layer.name}")
 
 
 def _check_shape(pair: Match) -> None:
@@ -201,21 +215,3 @@ def _check_shape(pair: Match) -> None:
             f"{pair.torch_name} is {ours} and {pair.keras_name} is {theirs}: "
             f"give both the same shape but for the order of axes"
         )
-
-
-def _flattened_before(layer: Any) -> tuple[int, ...] | None:
-    """Give the shape that was flattened to make a layer's features, if any was."""
-    while True:
-        (before,) = [layer.input] if not isinstance(layer.input, list) else [None]
-        if before is None or len(before.shape) != 2:
-            return None
-        layer = before._keras_history.operation
-        kind = type(layer).__name__
-        if kind in ("Flatten", "Reshape"):
-            shape = tuple(layer.input.shape[1:])
-            source = layer.input._keras_history.operation
-            # Such a permutation puts channels first, the order that PyTorch flattens.
-            first = type(source).__name__ == "Permute" and source.dims[0] == len(shape)
-            return None if first or len(shape) < 2 else shape
-        if kind == "InputLayer" or tuple(layer.input.shape) != tuple(layer.output.shape):
-            return None

@@ -1,0 +1,27 @@
+"""`digitlab keras validate`, `test` and `predict`: what a Keras run gives on whole splits."""
+
+from collections.abc import Callable
+from functools import partial
+
+from digitlab.classifier import Classifier
+from digitlab.evaluate import read_options
+from digitlab.parity.network import KerasNetwork, load_keras_model
+
+
+def prepare(command: str, options: list[str]) -> Callable[[], None]:
+    """Check all input of an evaluation, and return the evaluation that is then left to do.
+
+    It is that of PyTorch's runs, with the Keras model in place of the network.
+
+    Raises:
+        ValueError, OSError, MisconfigurationException: The input is bad.
+    """
+    evaluation = read_options(command, options, "keras")
+    cli = evaluation.cli
+    cli.model = Classifier(network=KerasNetwork(load_keras_model(evaluation.checkpoint)))
+    cli.datamodule.setup(evaluation.command)
+    # TensorFlow chooses its own device, and the saved model knows its precision.
+    trainer = cli.instantiate_trainer(
+        logger=False, enable_checkpointing=False, accelerator="cpu", precision="32-true"
+    )
+    return partial(evaluation.run, trainer)

@@ -1,0 +1,210 @@
+"""Optimizers that step exactly as Keras 3's do, where no setting of PyTorch's own does."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+
+class _KerasOptimizer(torch.optim.Optimizer):
+    """What Keras's optimizers share: the count of steps and the decoupled weight decay."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters whose settings, own or default, are all in range."""
+        for name, value in {**self.defaults, **param_group}.items():
+            if name in {"lr", "eps", "weight_decay", "momentum"} and not value >= 0:
+                raise ValueError(f"{name} is {value}: it must be at least 0")
+            if name == "alpha" and not 0 <= value < 1:
+                raise ValueError(f"alpha is {value}: it must be at least 0 and below 1")
+            if name == "betas" and not (len(value) == 2 and all(0 <= beta < 1 for beta in value)):
+                raise ValueError(f"betas is {value}: give two numbers of at least 0 and below 1")
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient, once.
+
+        Returns:
+            The loss that `closure` gives, or nothing without one.
+
+        Raises:
+            ValueError: A gradient is sparse or complex.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        members = [(p, group) for group in self.param_groups for p in group["params"]]
+        gradients = [p.grad for p, _ in members if p.grad is not None]
+        for gradient in gradients:
+            if gradient.layout != torch.strided or gradient.is_complex():
+                kind = "complex" if gradient.is_complex() else "sparse"
+                raise ValueError(f"a gradient is {kind}: it must be real and dense")
+        if not gradients:
+            return loss  # not a step: Keras refuses it
+        for parameter, group in members:
+            state = self.state[parameter]
+            # Keras counts the optimizer's steps, PyTorch the parameter's: they differ where a
+            # parameter gets its first gradient late.
+            state["step"] = state.get("step", 0) + 1
+            if parameter.grad is not None:
+                if group["weight_decay"]:
+                    decay = parameter * _rounded(group["weight_decay"])
+                    parameter.sub_(decay.mul_(float(group["lr"])))
+                self._update(parameter, parameter.grad, state, group)
+        return loss
+
+    def _update(
+        self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        raise NotImplementedError
+
+
+class KerasAdam(_KerasOptimizer):
+    """Adam as Keras 3 computes it on its TensorFlow backend, also with weight decay (AdamW).
+
+    For a weight w with gradient g, at the t-th step of the optimizer, with betas (b1, b2)::
+
+        w = w - lr * weight_decay * w
+        m = m + (1 - b1) * (g - m)
+        v = v + (1 - b2) * (g**2 - v)
+        w = w - lr * sqrt(1 - b2**t) / (1 - b1**t) * m / (sqrt(v) + eps)
+
+    AMSGrad has the largest v so far under the root. `torch.optim.Adam` divides by
+    `sqrt(v) / sqrt(1 - b2**t) + eps`, where the same eps weighs less, and its weight decay is part
+    of the gradient. Keras rounds `weight_decay`, and the betas of the powers, to float32 in float64
+    too. Parameters of 16 bits have their powers in float32: in bfloat16, where 0.999 is 1, Keras
+    multiplies every step by 0.
+
+    Reference: Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, whose
+    "epsilon hat", at the end of section 2, is this eps.
+
+    Args:
+        params: Parameters or groups of them, as PyTorch's own optimizers take them.
+        lr: Learning rate, at least 0. Where it changes, Keras too uses the current one.
+        betas: Decay rates of m and v, at least 0 and below 1.
+        eps: At least 0. The default is Keras's; PyTorch's is 1e-8, which LightningCLI carries over
+            from the model's default optimizer: write it out in a config.
+        weight_decay: At least 0, decoupled from the gradient as everywhere in Keras.
+        amsgrad: Divide by the largest v so far.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-7,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+    ) -> None:
+        settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**settings, "amsgrad": amsgrad})
+
+    def _update(
+        self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        beta_1, beta_2 = group["betas"]
+        m, v = _buffer("m", state, parameter), _buffer("v", state, parameter)
+        m.add_((gradient - m).mul_(1 - beta_1))
+        v.add_((gradient.square() - v).mul_(1 - beta_2))
+        if group["amsgrad"]:
+            largest = _buffer("largest_v", state, parameter)
+            v = torch.maximum(largest, v, out=largest)
+        size = _adam_step_size(float(group["lr"]), beta_1, beta_2, state["step"], parameter.dtype)
+        parameter.sub_((m * size).div_(v.sqrt().add_(group["eps"])))
+
+
+class KerasRMSprop(_KerasOptimizer):
+    """RMSprop as Keras 3 computes it on its TensorFlow backend.
+
+    For a weight w with gradient g, where `mean` is 0 unless `centered`::
+
+        w = w - lr * weight_decay * w
+        v = alpha * v + (1 - alpha) * g**2
+        mean = alpha * mean + (1 - alpha) * g
+        b = momentum * b + lr * g / sqrt(v - mean**2 + eps)
+        w = w - b
+
+    `torch.optim.RMSprop` divides by `sqrt(v) + eps`, as Keras of 2018 did; multiplies b, not g, by
+    the learning rate, which differs once that changes; and its weight decay is part of the
+    gradient. Keras rounds `weight_decay` to float32 in float64 too.
+
+    Reference: Hinton, "Neural networks for machine learning", lecture 6e, 2012, which has no eps.
+
+    Args:
+        params: Parameters or groups of them, as PyTorch's own optimizers take them.
+        lr: Learning rate, at least 0. The default is Keras's; PyTorch's is 0.01.
+        alpha: Decay rate of v, at least 0 and below 1; Keras's `rho`. The default is Keras's;
+            PyTorch's is 0.99.
+        eps: At least 0. The default is Keras's; PyTorch's is 1e-8, which LightningCLI carries over
+            from the model's default optimizer: write it out in a config.
+        weight_decay: At least 0, decoupled from the gradient as everywhere in Keras.
+        momentum: Decay rate of b, at least 0.
+        centered: Divide by an estimate of the gradient's standard deviation.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.001,
+        alpha: float = 0.9,
+        eps: float = 1e-7,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+    ) -> None:
+        settings = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**settings, "momentum": momentum, "centered": centered})
+
+    def _update(
+        self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        alpha = group["alpha"]
+        v = _buffer("v", state, parameter)
+        # Products and sums apart, as TensorFlow's: `addcmul_` may round once instead of twice.
+        v.mul_(alpha).add_(gradient.square().mul_(1 - alpha))
+        denominator = v
+        if group["centered"]:
+            average = _buffer("average", state, parameter)
+            average.mul_(alpha).add_(gradient * (1 - alpha))
+            denominator = v - average.square()
+        increment = (gradient * float(group["lr"])).div_((denominator + group["eps"]).sqrt_())
+        if group["momentum"]:
+            b = _buffer("momentum", state, parameter)
+            increment = b.mul_(group["momentum"]).add_(increment)
+        parameter.sub_(increment)
+
+
+def _buffer(name: str, state: dict[str, Any], parameter: Tensor) -> Tensor:
+    if name not in state:
+        state[name] = torch.zeros_like(parameter)
+    buffer: Tensor = state[name]
+    return buffer
+
+
+def _rounded(value: float) -> float:
+    # Keras casts some settings with `tf.cast`, which makes a Python float a float32 tensor before
+    # it makes that what was asked for: 0.999 becomes 0.9990000128746033 in float64 too.
+    return torch.tensor(value, dtype=torch.float32).item()
+
+
+@lru_cache(maxsize=8)  # the parameters of a step share it: 40 µs once instead of each time
+def _adam_step_size(
+    lr: float, beta_1: float, beta_2: float, step: int, dtype: torch.dtype
+) -> float:
+    # In the parameters' own type, as Keras: in float32, 1 - 0.999 is 1.3e-5 of itself too small.
+    dtype = torch.promote_types(dtype, torch.float32)
+    betas = torch.tensor([_rounded(beta_1), _rounded(beta_2)], dtype=dtype)
+    correction_1, correction_2 = 1 - betas ** torch.tensor(step, dtype=dtype)
+    size: float = (lr * correction_2.sqrt() / correction_1).item()
+    return size

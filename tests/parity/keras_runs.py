@@ -1,0 +1,32 @@
+"""`digitlab keras …` in this process, on the tiny data."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digitlab.cli import main
+from digitlab.parity.network import load_keras_model
+from tests import tiny
+from tests.commands import SHORT
+
+
+def keras_fit(root: Path, *options: str, model: str = "LinearClassifier") -> Path:
+    """Train for an epoch, and return the run folder, the only one of Keras below `root`."""
+    place = ["--trainer.default_root_dir", str(root)]
+    assert main(["keras", "fit", "--model", model, *SHORT, *place, *options]) == 0
+    (folder,) = root.glob("*-keras/version_*")
+    return folder
+
+
+def weights_of(folder: Path, name: str = "model.keras") -> list[NDArray[Any]]:
+    """Read the weights of a saved Keras model."""
+    weights: list[NDArray[Any]] = load_keras_model(folder / name).get_weights()
+    return weights
+
+
+def whole(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Reference: a split of the tiny data with channels last, scaled to 0..1 by NumPy."""
+    images, labels = tiny.TRAIN if split == "train" else tiny.TEST
+    return (images[..., None] / np.float32(255)).astype(np.float32), labels.astype(np.int64)

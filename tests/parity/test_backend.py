@@ -1,0 +1,250 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from digitlab.parity import backend
+from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype, limit_gpu_memory
+
+pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
+
+Process = subprocess.CompletedProcess[str]
+
+# The state in which a new process finds it; `_import` itself remembers that it went well.
+go_through_the_door: Callable[[], tuple[Any, Any]] = backend._import.__wrapped__
+
+
+def run_python(program: str, **environment: str) -> Process:
+    """Run a program in a new process, in which TensorFlow is as noisy as it likes."""
+    quiet = {"TF_CPP_MIN_LOG_LEVEL", "CUDA_VISIBLE_DEVICES", "TF_ENABLE_ONEDNN_OPTS"}
+    inherited = {name: value for name, value in os.environ.items() if name not in quiet}
+    command, env = [sys.executable, "-c", program], {**inherited, **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+
+
+@pytest.fixture(scope="module")
+def door() -> Process:
+    """A new process of a user of another backend, which goes through the door and computes."""
+    program = """
+import json, sys
+import torch
+torch.set_num_threads(2)
+from digitlab.parity.backend import import_keras, import_tensorflow
+before = [name for name in ("tensorflow", "keras", "triton") if name in sys.modules]
+keras, tensorflow = import_keras(), import_tensorflow()
+order = [name for name in sys.modules if name in ("tensorflow", "triton")]
+threads = tensorflow.config.threading.get_intra_op_parallelism_threads()
+layer = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+shape = layer(keras.ops.ones((2, 4))).shape
+print(json.dumps({"before": before, "order": order, "threads": threads, "shape": tuple(shape),
+                  "backend": keras.backend.backend()}))
+"""
+    return run_python(program, KERAS_BACKEND="torch")
+
+
+def test_importing_the_package_and_its_modules_imports_neither_tensorflow_nor_keras() -> None:
+    program = """
+import importlib, pkgutil, sys
+import digitlab.parity
+names = [module.name for module in pkgutil.iter_modules(digitlab.parity.__path__)]
+for name in names:
+    importlib.import_module(f"digitlab.parity.{name}")
+print(*names)
+print(*sys.modules)
+"""
+    names, modules = run_python(program).stdout.splitlines()[-2:]
+    assert {"backend", "twins", "weights", "convert"} <= set(names.split())
+    assert not {"tensorflow", "keras"} & set(modules.split())
+
+
+def test_the_door_imports_triton_before_tensorflow(door: Process) -> None:
+    shown = json.loads(door.stdout)
+    assert shown["before"] == [], "the order was not the door's doing"
+    assert shown["order"] == (["triton"] if find_spec("triton") else []) + ["tensorflow"]
+
+
+def test_the_door_and_a_first_operation_say_nothing(door: Process) -> None:
+    assert json.loads(door.stdout)["shape"] == [2, 3]
+    assert door.stderr == ""
+
+
+def test_a_users_keras_backend_is_overridden(door: Process) -> None:
+    assert json.loads(door.stdout)["backend"] == "tensorflow"
+
+
+def test_tensorflow_computes_in_as_many_threads_as_torch(door: Process) -> None:
+    assert json.loads(door.stdout)["threads"] == 2
+
+
+def installed(*names: str) -> Callable[[str], object]:
+    return lambda name: object() if name in names else None
+
+
+@pytest.mark.parametrize(
+    ("present", "missing"),
+    [((), "tensorflow and keras"), (("keras",), "tensorflow"), (("tensorflow",), "keras")],
+)
+def test_without_the_extra_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, present: tuple[str, ...], missing: str
+) -> None:
+    monkeypatch.setattr(backend, "find_spec", installed(*present))
+    with pytest.raises(ImportError) as caught:
+        go_through_the_door()
+    assert str(caught.value) == (
+        f'{missing} cannot be imported: install the extra, pip install "digitlab[parity]"'
+    )
+
+
+def test_tensorflow_imported_before_triton_is_refused_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backend, "find_spec", installed("tensorflow", "keras", "triton"))
+    monkeypatch.setitem(sys.modules, "tensorflow", ModuleType("tensorflow"))
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    with pytest.raises(ImportError, match=r"import torch and triton, or call .* first$"):
+        go_through_the_door()
+    assert "triton" not in sys.modules, "it was imported in the order that aborts"
+
+
+def test_tensorflow_may_come_first_where_there_is_no_triton(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    modules = (import_keras(), import_tensorflow())
+    monkeypatch.setattr(backend, "find_spec", installed("tensorflow", "keras"))
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    assert go_through_the_door() == modules
+
+
+def test_keras_imported_with_another_backend_is_refused_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keras = SimpleNamespace(
+        __spec__=import_keras().__spec__, backend=SimpleNamespace(backend=lambda: "jax")
+    )
+    monkeypatch.setitem(sys.modules, "keras", keras)
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with pytest.raises(ImportError, match=r"backend jax: set .* KERAS_BACKEND to tensorflow"):
+        go_through_the_door()
+    assert os.environ["KERAS_BACKEND"] == "jax", "it is too late to set it"
+
+
+def test_without_eager_execution_the_error_names_what_to_leave_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(import_tensorflow(), "executing_eagerly", lambda: False)
+    with pytest.raises(ImportError, match="leave disable_eager_execution out"):
+        go_through_the_door()
+
+
+def test_stderr_is_kept_back_but_for_the_reason_of_an_error(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with backend._silent_stderr():
+        os.write(2, b"noise\n")
+    os.write(2, b"between\n")
+    with pytest.raises(KeyboardInterrupt), backend._silent_stderr():  # noqa: PT012
+        os.write(2, b"the reason\n")
+        raise KeyboardInterrupt
+    os.write(2, b"later\n")
+    assert capfd.readouterr().err == "between\nthe reason\nlater\n"
+
+
+def dtype_state() -> tuple[str, str]:
+    config = import_keras().config
+    return config.floatx(), config.dtype_policy().name
+
+
+@pytest.mark.parametrize(
+    ("policy", "variable", "output"),
+    [
+        ("float32", "float32", "float32"),
+        ("float64", "float64", "float64"),
+        ("mixed_bfloat16", "float32", "bfloat16"),
+        ("mixed_float16", "float32", "float16"),
+    ],
+)
+def test_layers_losses_and_optimizers_take_the_dtype_of_the_policy(
+    policy: backend.Policy, variable: str, output: str
+) -> None:
+    keras = import_keras()
+    before = dtype_state()
+    with keras_dtype(policy):
+        layer = keras.layers.Dense(2)
+        loss, optimizer = keras.losses.MeanSquaredError(), keras.optimizers.SGD()
+        given = layer(keras.ops.ones((1, 3), dtype=variable))
+    assert (layer.kernel.dtype, given.dtype.name) == (variable, output)
+    assert (loss.dtype, optimizer.learning_rate.dtype) == (variable, variable)
+    assert dtype_state() == before == ("float32", "float32")
+    assert keras.layers.Dense(2).dtype == "float32"
+
+
+def test_the_dtype_is_restored_also_after_an_error() -> None:
+    with keras_dtype("mixed_bfloat16"):
+        before = dtype_state()
+        with pytest.raises(ZeroDivisionError), keras_dtype("float64"):
+            raise ZeroDivisionError
+        assert dtype_state() == before == ("float32", "mixed_bfloat16")
+    with keras_dtype("float64"):
+        with pytest.raises(ValueError, match="float63"), keras_dtype("float63"):  # type: ignore[arg-type]
+            pass
+        assert dtype_state() == ("float64", "float64")
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Two GPUs, by a stand-in for TensorFlow's `config` that notes what it is told, in order."""
+    told: list[tuple[Any, ...]] = []
+    config: Any = SimpleNamespace(
+        told=told,
+        names=["first", "second"],
+        list_physical_devices=lambda kind: config.names if kind == "GPU" else ["CPU:0"],
+        threading=SimpleNamespace(set_intra_op_parallelism_threads=lambda count: None),
+        experimental=SimpleNamespace(
+            set_memory_growth=lambda gpu, grows: told.append((gpu, "grows", grows))
+        ),
+        LogicalDeviceConfiguration=lambda *, memory_limit: memory_limit,
+        set_logical_device_configuration=lambda gpu, limits: told.append((gpu, *limits)),
+    )
+    monkeypatch.setattr(import_tensorflow(), "config", config)
+    return config
+
+
+def test_the_door_lets_the_memory_of_every_gpu_grow(gpus: Any) -> None:
+    go_through_the_door()
+    assert gpus.told == [("first", "grows", True), ("second", "grows", True)]
+
+
+def test_every_gpu_is_limited_once_its_memory_no_longer_grows(gpus: Any) -> None:
+    limit_gpu_memory(1024)
+    assert gpus.told == [
+        *[("first", "grows", False), ("first", 1024)],
+        *[("second", "grows", False), ("second", 1024)],
+    ]
+
+
+@pytest.mark.parametrize("megabytes", [0, -1])
+def test_a_limit_below_one_megabyte_is_refused(gpus: Any, megabytes: int) -> None:
+    with pytest.raises(ValueError, match=f"^megabytes is {megabytes}: it must be at least 1$"):
+        limit_gpu_memory(megabytes)
+    assert gpus.told == []
+
+
+def test_a_limit_that_comes_too_late_is_refused(gpus: Any) -> None:
+    def refuse(*args: object) -> None:
+        raise RuntimeError("the devices are initialized")
+
+    gpus.set_logical_device_configuration = refuse
+    with pytest.raises(ValueError, match=r"megabytes is 5, .* before the first model is made"):
+        limit_gpu_memory(5)
+
+
+def test_without_a_gpu_there_is_nothing_to_limit(gpus: Any) -> None:
+    gpus.names.clear()
+    limit_gpu_memory(1)
+    assert gpus.told == []

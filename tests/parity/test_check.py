@@ -1,0 +1,293 @@
+import random
+from copy import deepcopy
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from digitlab.parity.backend import import_keras, keras_dtype
+from digitlab.parity.check import Report, check
+from digitlab.parity.compare import Check, format_checks
+from tests.fitting import assert_bitwise_equal
+from tests.parity.nets import (
+    IMAGES,
+    LABELS,
+    DocumentStyle,
+    Residual,
+    dense,
+    keras_residual,
+    keras_style,
+    layer_of,
+)
+
+pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
+
+BATCHES = [(IMAGES[:4], LABELS[:4]), (IMAGES[4:], LABELS[4:])]
+ROWS = [
+    "parameters",
+    "round trip of the weights",
+    "logits, float32",
+    "logits, float64",
+    "loss, float64",
+    "gradients, float64",
+]
+
+
+def test_document_bs_style_equals_its_keras_style() -> None:
+    report = check(DocumentStyle(), keras_style(), BATCHES)
+    report.assert_passed()
+    assert report.passed
+    assert report.first_divergence is None
+    assert [row.name for row in report.checks] == ROWS
+    compared = {row.name: row.compared for row in report.checks}
+    assert compared["logits, float64"] == 60
+    assert compared["gradients, float64"] == 2 * compared["round trip of the weights"]
+    assert all(row.difference < 1e-14 for row in report.checks if "float64" in row.name)
+
+
+def test_a_residual_network_with_batch_normalization_passes() -> None:
+    check(Residual(), keras_residual(), BATCHES).assert_passed()
+
+
+def test_kerass_own_epsilon_of_batch_normalization_is_found() -> None:
+    report = check(Residual(), keras_residual(epsilon=1e-3), BATCHES)
+    assert not report.passed
+    assert report.first_divergence == "norm"
+
+
+def test_coloured_images_pass() -> None:
+    images = torch.rand(4, 3, 12, 12)
+    check(DocumentStyle(3), keras_style(channels=3), [(images, LABELS[:4])]).assert_passed()
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (144,), (12, 12, 1), (1, 12, 12)])
+def test_every_shape_of_input_passes(shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 10))
+    check(model, dense(shape), BATCHES).assert_passed()
+
+
+def test_models_within_models_and_a_permutation_pass() -> None:
+    keras = import_keras()
+    layers = keras.layers
+    stem = keras.Sequential([layers.Conv2D(4, 3, padding="same", activation="relu")])
+    twin = keras_style(conv1=stem, flatten=[layers.Permute((3, 1, 2)), layers.Flatten()])
+    report = check(DocumentStyle(), twin, BATCHES)
+    report.assert_passed()
+    assert [row.name for row in report.checks] == ROWS
+
+
+def test_a_float64_pair_is_compared_as_it_is() -> None:
+    with keras_dtype("float64"):
+        twin = keras_style()
+    report = check(DocumentStyle().double(), twin, BATCHES)
+    report.assert_passed()
+    assert [row.name for row in report.checks] == [name for name in ROWS if "float32" not in name]
+
+
+def test_a_planted_wrong_layer_is_named() -> None:
+    layers = import_keras().layers
+    planted = layers.AveragePooling2D(2, name="planted")
+    report = check(DocumentStyle(), keras_style(pool2=planted), BATCHES)
+    assert not report.passed
+    assert report.first_divergence == "planted"
+    failed = [row.name for row in report.checks if not row.passed]
+    assert failed == ROWS[2:]
+    with pytest.raises(AssertionError) as error:
+        report.assert_passed()
+    for part in ("do not compute the same", "planted", "logits, float64", "FAILED"):
+        assert part in str(error.value)
+
+
+def test_a_difference_that_only_one_image_shows_is_found() -> None:
+    """One of 60 images is bright, and the planted layer clips what is bright."""
+    layers = import_keras().layers
+    images = torch.rand(60, 1, 12, 12)
+    images[50] *= 40
+    planted = layers.ReLU(max_value=5.0, name="planted")
+    twin = keras_style(pool1=[layers.MaxPooling2D(2), planted])
+    batches = list(zip(images.split(30), torch.zeros(60).long().split(30), strict=True))
+    report = check(DocumentStyle(), twin, batches)
+    assert not report.passed
+    assert report.first_divergence == "planted"
+    assert check(DocumentStyle(), twin, batches[:1]).passed
+
+
+def test_the_last_batch_does_not_hide_the_worst() -> None:
+    layers = import_keras().layers
+    bright = (40 * torch.rand(4, 1, 12, 12), LABELS[:4])
+    dark = (torch.rand(4, 1, 12, 12), LABELS[:4])
+    twin = keras_style(pool1=[layers.MaxPooling2D(2), layers.ReLU(max_value=5.0, name="planted")])
+    for batches in ([bright, dark], [dark, bright]):
+        report = check(DocumentStyle(), twin, batches)
+        assert not report.passed
+        assert report.first_divergence == "planted"
+    broken = (torch.full((2, 1, 12, 12), float("nan")), LABELS[:2])
+    for batches in ([broken, dark], [dark, broken], [bright, broken, bright]):
+        assert not check(DocumentStyle(), keras_style(), batches).passed
+
+
+@pytest.mark.parametrize("batches", [[], [(IMAGES[:0], LABELS[:0])]])
+def test_without_images_the_report_fails(batches: list[tuple[Tensor, Tensor]]) -> None:
+    report = check(DocumentStyle(), keras_style(), iter(batches))
+    assert not report.passed
+    assert report.first_divergence is None
+    with pytest.raises(AssertionError, match="there are no images"):
+        report.assert_passed()
+
+
+def test_a_pair_without_weights_compared_nothing() -> None:
+    keras = import_keras()
+    twin = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Flatten()])
+    report = check(nn.Flatten(), twin, [(IMAGES, LABELS)])
+    assert not report.passed
+    assert [row.passed for row in report.checks][:2] == [False, False]
+
+
+def test_nothing_of_the_callers_module_changes() -> None:
+    model, twin = Residual(), keras_residual(left_activation="elu")
+    model.train()
+    model.norm.eval()
+    model.head.requires_grad_(False)
+    model.left.weight.grad = torch.ones_like(model.left.weight)
+    before = deepcopy(model.state_dict())
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    numpy_state = np.random.get_state()[1].copy()  # type: ignore[index] # noqa: NPY002
+    assert not check(model, twin, BATCHES).passed
+    assert_bitwise_equal(model.state_dict(), before)
+    assert [part.training for part in model.modules()] == [True, True, True, True, False, True]
+    assert model.left.weight.grad.eq(1).all()
+    assert model.stem.weight.grad is None
+    assert not model.head.weight.requires_grad
+    assert model.stem.weight.requires_grad
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert random.getstate() == python_state
+    assert (np.random.get_state()[1] == numpy_state).all()  # type: ignore[index] # noqa: NPY002
+
+
+def test_the_keras_model_has_the_weights_afterwards() -> None:
+    model, twin = DocumentStyle(), keras_style()
+    check(model, twin, BATCHES)
+    np.testing.assert_array_equal(twin.layers[-1].get_weights()[1], model.f2.bias.detach().numpy())
+
+
+def test_frozen_parameters_are_compared_too() -> None:
+    model, twin = DocumentStyle().requires_grad_(False), keras_style()
+    twin.trainable = False
+    report = check(model, twin, BATCHES)
+    report.assert_passed()
+    assert report.checks[-1].compared > 0
+    assert not twin.trainable
+
+
+def refused() -> dict[str, tuple[nn.Module, Any, str]]:
+    layers = import_keras().layers
+    extra = keras_style(dropout=layers.Dense(16))
+    unknown = keras_style(pool1=[layers.MaxPooling2D(2), layers.DepthwiseConv2D(1, name="odd")])
+    model = DocumentStyle()
+    more = nn.Sequential(model.c1, model.c2, nn.Conv2d(4, 4, 1), model.f1, model.f2)
+    return {
+        "an extra layer": (model, extra, "4 PyTorch layers have weights .* and 5 Keras layers"),
+        "weights of another shape": (
+            model,
+            keras_style(fc2=layers.Dense(11, name="last")),
+            r"f2\.weight is \(10, 16\) and last/kernel is \(16, 11\)",
+        ),
+        "an unknown layer": (more, unknown, "odd is a DepthwiseConv2D, whose layout"),
+        "no bias": (model, keras_style(fc2=layers.Dense(10, use_bias=False)), r"f2\.bias has no"),
+        "other images": (model, keras_style(), r"reads \(12, 12, 1\), and the images are"),
+    }
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    ["an extra layer", "weights of another shape", "an unknown layer", "no bias", "other images"],
+)
+def test_a_users_mistake_is_refused_by_name(mistake: str) -> None:
+    model, twin, message = refused()[mistake]
+    images = torch.rand(2, 1, 14, 14) if mistake == "other images" else IMAGES[:2]
+    with pytest.raises(ValueError, match=message):
+        check(model, twin, [(images, LABELS[:2])])
+
+
+def doubled(x: Any) -> Any:
+    return 2 * x
+
+
+class Doubling(DocumentStyle):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x)
+
+
+def test_a_users_own_layer_is_compared_in_float64() -> None:
+    conv = import_keras().layers.Conv2D(4, 3, padding="same", activation="relu")
+    twin = keras_style(conv1=[layer_of(doubled), conv])
+    report = check(Doubling(), twin, BATCHES)
+    report.assert_passed()
+    assert [row.name for row in report.checks] == ROWS
+
+
+def uncopyable(name: str) -> Any:
+    """A layer that doubles what it reads, and of which no copy can be made, or no faithful one."""
+    base = import_keras().layers.Layer
+
+    def required(self: Any, factor: int) -> None:
+        base.__init__(self)
+        self.factor = factor
+
+    def forgotten(self: Any, factor: int = 3) -> None:
+        required(self, factor)
+
+    def single(self: Any, x: Any) -> Any:
+        return import_keras().ops.cast(2 * x, "float32") if self.factor == 2 else 1 / 0
+
+    members: dict[str, dict[str, Any]] = {
+        "no config": {"__init__": required, "call": lambda self, x: self.factor * x},
+        "forgets": {"__init__": forgotten, "call": lambda self, x: self.factor * x},
+        "fails when copied": {"__init__": forgotten, "call": single},
+    }
+    doubled: Any = type("Doubled", (base,), members[name])
+    return doubled(2)
+
+
+@pytest.mark.parametrize("name", ["no config", "forgets", "fails when copied"])
+def test_a_layer_that_cannot_be_copied_is_compared_as_it_is(name: str) -> None:
+    layers = import_keras().layers
+    conv = layers.Conv2D(4, 3, padding="same", activation="relu")
+    report = check(Doubling(), keras_style(conv1=[uncopyable(name), conv]), BATCHES)
+    report.assert_passed()
+    names = [*ROWS[:3], "loss, float32", "gradients, float32"]
+    assert [row.name for row in report.checks] == names
+    assert all("not in float64" in row.note for row in report.checks[2:])
+    assert {row.tolerance for row in report.checks[2:]} == {1e-5}
+    assert not check(DocumentStyle(), keras_style(conv1=[uncopyable(name), conv]), BATCHES).passed
+
+
+def test_a_report_needs_a_check_that_counts_and_all_of_those_to_pass() -> None:
+    good, bad = Check("good", 1, 0.0, 0.0), Check("bad", 1, 2.0, 1.0)
+    aside = Check("aside", 1, 2.0, 1.0, informational=True)
+    assert Report((good, aside)).passed
+    assert not Report((good, bad)).passed
+    assert not Report((aside,)).passed
+    assert not Report(()).passed
+    Report((good, aside)).assert_passed()
+    with pytest.raises(AssertionError):
+        Report(()).assert_passed()
+
+
+def test_the_table_tells_verdicts_and_notes() -> None:
+    rows = [
+        Check("good", 1200, 0.0, 0.0, "bit for bit"),
+        Check("bad", 1, float("nan"), 1e-12),
+        Check("far", 1, float("inf"), 1e-12),
+        Check("aside", 1, 0.5, 1e-5, informational=True),
+    ]
+    assert format_checks(rows).splitlines() == [
+        "check  compared  difference  tolerance  verdict          note",
+        "good      1,200           0          0  passed           bit for bit",
+        "bad           1         nan    1.0e-12  FAILED",
+        "far           1         inf    1.0e-12  FAILED",
+        "aside         1     5.0e-01    1.0e-05  for information",
+    ]

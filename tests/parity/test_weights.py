@@ -1,0 +1,251 @@
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from digitlab import models
+from digitlab.classifier import Classifier
+from digitlab.parity.backend import import_keras, keras_dtype
+from digitlab.parity.layout import LAYOUTS
+from digitlab.parity.weights import copy_weights, load_keras_weights, to_keras
+from tests.fitting import assert_bitwise_equal
+
+pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
+
+Array = np.ndarray
+
+
+def pair(seed: int = 0, **sizes: int) -> nn.Sequential:
+    """Fully connected layers of the given names and widths, on four features."""
+    torch.manual_seed(seed)
+    widths = [4, *sizes.values()]
+    layers = map(nn.Linear, widths, widths[1:])
+    return nn.Sequential(OrderedDict(zip(sizes, layers, strict=True)))
+
+
+def dense(**sizes: int) -> Any:
+    """The same in Keras."""
+    keras = import_keras()
+    layers = [keras.layers.Dense(width, name=name) for name, width in sizes.items()]
+    return keras.Sequential([keras.Input((4,)), *layers])
+
+
+def sequential(shape: tuple[int, ...], *layers: Any) -> Any:
+    keras = import_keras()
+    with keras_dtype("float64"):
+        return keras.Sequential([keras.Input(shape), *[layer(keras.layers) for layer in layers]])
+
+
+def random_weights(keras_model: Any, seed: int = 0) -> list[Array]:
+    """Give a Keras model positive random weights, biases too, and return them."""
+    generator = np.random.default_rng(seed)
+    weights = [generator.random(w.shape).astype(w.dtype) for w in keras_model.get_weights()]
+    keras_model.set_weights(weights)
+    return weights
+
+
+@pytest.mark.parametrize("name", models.__all__)
+def test_a_round_trip_gives_the_same_bits(name: str) -> None:
+    torch.manual_seed(0)
+    ours, fresh = (getattr(models, name)() for _ in range(2))
+    twin = to_keras(ours)
+    load_keras_weights(fresh, twin)
+    assert_bitwise_equal(fresh.state_dict(), dict(ours.state_dict()))
+    expected = random_weights(twin)
+    load_keras_weights(fresh, twin)
+    copy_weights(fresh, second := to_keras(getattr(models, name)()))
+    assert all(map(np.array_equal, second.get_weights(), expected))
+
+
+def test_a_dense_kernel_is_the_transpose() -> None:
+    ours, theirs = nn.Linear(4, 3), dense(fc=3)
+    copy_weights(ours, theirs)
+    kernel, bias = theirs.get_weights()
+    for feature, unit in np.ndindex(4, 3):
+        assert kernel[feature, unit] == ours.weight[unit, feature].item()
+    assert bias.tolist() == ours.bias.tolist()
+
+
+def test_a_convolution_gives_at_a_pixel_what_the_kernel_says() -> None:
+    theirs = sequential((5, 6, 2), lambda layers: layers.Conv2D(3, (2, 3)))
+    kernel, bias = random_weights(theirs)  # 2 rows, 3 columns, 2 channels in, 3 out
+    ours = nn.Conv2d(2, 3, (2, 3), dtype=torch.float64)
+    load_keras_weights(ours, theirs)
+    image = np.random.default_rng(1).random((2, 5, 6))
+    expected = bias.copy()
+    for row, column, channel in np.ndindex(2, 3, 2):
+        expected += kernel[row, column, channel] * image[channel, 3 + row, 2 + column]
+    given = ours(torch.from_numpy(image)[None])[0, :, 3, 2]
+    np.testing.assert_allclose(given.detach().numpy(), expected)
+
+
+@pytest.mark.parametrize("permuted", [False, True], ids=["channels last", "Permute before"])
+def test_a_dense_layer_behind_a_flattening_reads_the_same_feature(permuted: bool) -> None:
+    theirs = sequential(
+        (6, 4, 5),
+        lambda layers: layers.MaxPooling2D(2),
+        lambda layers: layers.Permute((3, 1, 2)) if permuted else layers.ReLU(),
+        lambda layers: layers.Flatten(),
+        lambda layers: layers.Dense(7),
+    )
+    kernel, bias = random_weights(theirs)
+    ours = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(30, 7, dtype=torch.float64))
+    load_keras_weights(ours, theirs)
+    image = np.random.default_rng(1).random((5, 6, 4))  # channels, rows, columns
+    expected = bias.copy()
+    for channel, row, column in np.ndindex(5, 3, 2):
+        first, last = (channel * 3 + row) * 2 + column, (row * 2 + column) * 5 + channel
+        pooled = image[channel, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].max()
+        expected += kernel[first if permuted else last] * pooled
+    given = ours(torch.from_numpy(image)[None])[0].detach().numpy()
+    np.testing.assert_allclose(given, expected)
+    np.testing.assert_allclose(np.asarray(theirs(image.transpose(1, 2, 0)[None]))[0], expected)
+
+
+def test_batch_normalization_keeps_its_statistics() -> None:
+    theirs = sequential((3, 2, 4), lambda layers: layers.BatchNormalization(epsilon=1e-5))
+    gamma, beta, mean, variance = random_weights(theirs)
+    ours = nn.BatchNorm2d(4, dtype=torch.float64).eval()
+    load_keras_weights(ours, theirs)
+    image = np.random.default_rng(1).random((4, 3, 2))
+    channels = (slice(None), None, None)
+    scale = gamma / np.sqrt(variance + 1e-5)
+    expected = (image - mean[channels]) * scale[channels] + beta[channels]
+    given = ours(torch.from_numpy(image)[None])[0].detach().numpy()
+    np.testing.assert_allclose(given, expected)
+
+
+@pytest.mark.parametrize("kind", ["Conv1D", "Conv2D", "Conv3D"])
+def test_a_kernel_of_any_dimension_is_that_of_an_einsum(kind: str) -> None:
+    layout, space = LAYOUTS[kind]["kernel"], "xyz"[: int(kind[4])]
+    weight = np.random.default_rng(0).random((2, 3, 4, 5, 6)[: 2 + len(space)])
+    kernel = layout.to_keras(weight)
+    np.testing.assert_array_equal(kernel, np.einsum(f"oi{space}->{space}io", weight))
+    np.testing.assert_array_equal(layout.to_torch(kernel), weight)
+
+
+def test_copying_is_all_or_nothing() -> None:
+    ours, theirs = pair(fc1=3, fc2=2), dense(fc1=3, fc2=5)
+    tensors = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    arrays = theirs.get_weights()
+    for copy in (copy_weights, load_keras_weights):
+        with pytest.raises(ValueError, match=r"^fc2.weight is \(2, 3\)"):
+            copy(ours, theirs)
+        assert_bitwise_equal(tensors, dict(ours.state_dict()))
+        assert all(map(np.array_equal, arrays, theirs.get_weights()))
+
+
+def bias_free(layers: Any) -> Any:
+    return layers.Dense(3, use_bias=False, name="fc1")
+
+
+def with_lora(layers: Any) -> Any:
+    layer = layers.Dense(3, name="fc1")
+    layer.build((None, 4))
+    layer.enable_lora(2)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("module", "keras_model", "message"),
+    [
+        (pair(fc1=3), lambda: dense(fc1=5), "fc1.weight is (3, 4) and fc1/kernel is (4, 5)"),
+        (pair(fc1=3, fc2=2), lambda: dense(fc1=3), "no weights for fc2 of Sequential"),
+        (pair(fc1=3), lambda: dense(fc1=3, fc2=2), "(fc1) and 2 Keras layers (fc1, fc2)"),
+        (pair(fc1=3), lambda: sequential((4,), bias_free), "fc1.bias has no counterpart in the"),
+        (nn.Linear(4, 3), lambda: sequential((4,), bias_free), "bias has no counterpart in the"),
+        (nn.Linear(4, 3, bias=False), lambda: dense(fc1=3), "fc1/bias has no counterpart bias"),
+        (
+            nn.PReLU(4),
+            lambda: sequential((4,), lambda layers: layers.PReLU(name="slopes")),
+            "slopes is a PReLU, whose layout of weights is not known: use layers of Dense, Conv1D",
+        ),
+        (pair(fc1=3), lambda: sequential((4,), with_lora), "lora_kernel_a is a variable whose"),
+    ],
+    ids=["shape", "missing", "extra", "no bias", "bare", "no bias in torch", "kind", "variable"],
+)
+def test_what_does_not_fit_is_named(
+    module: nn.Module, keras_model: Callable[[], Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        copy_weights(module, keras_model())
+    assert not str(caught.value).startswith(".")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("first", "second"), ("first", "second")),
+        (("second", "first"), ("second", "first")),  # by name, whatever the order
+        (("one", "two"), ("first", "second")),
+        (("second", "other"), ("first", "second")),  # one name alone says nothing
+    ],
+)
+def test_layers_are_matched_by_name_if_all_have_one_and_in_order_otherwise(
+    names: tuple[str, str], expected: tuple[str, str]
+) -> None:
+    ours, theirs = pair(first=4, second=4), dense(**dict.fromkeys(names, 4))
+    copy_weights(ours, theirs)
+    for name, source in zip(names, expected, strict=True):
+        kernel = theirs.get_layer(name).kernel.numpy()
+        np.testing.assert_array_equal(kernel, ours.state_dict()[f"{source}.weight"].numpy().T)
+
+
+@pytest.mark.parametrize("names", [("net.fc2", "net.fc1"), ("net_fc2", "net_fc1"), ("fc2", "fc1")])
+def test_a_nested_layer_is_known_by_its_last_name_too(names: tuple[str, str]) -> None:
+    ours, theirs = nn.ModuleDict({"net": pair(fc1=4, fc2=4)}), dense(**dict.fromkeys(names, 4))
+    load_keras_weights(ours, theirs)
+    for name, key in zip(names, ("net.fc2.weight", "net.fc1.weight"), strict=True):
+        kernel = theirs.get_layer(name).kernel
+        np.testing.assert_array_equal(kernel, ours.state_dict()[key].numpy().T)
+
+
+def test_a_class_without_a_twin_is_refused_and_its_subclass_has_one() -> None:
+    class Own(Classifier):
+        """A user's architecture."""
+
+    class OwnLeNet5(models.LeNet5):
+        """A user's training of a known one."""
+
+    with pytest.raises(ValueError, match=r"^Own has no Keras twin: .* twins of LinearClassifier,"):
+        to_keras(Own(network=nn.Linear(4, 3)))
+    assert to_keras(OwnLeNet5()).name == "lenet5"
+
+
+def test_the_twin_has_the_models_precision() -> None:
+    for model, dtype in ((models.LeNet5(), "float32"), (models.LeNet5().double(), "float64")):
+        twin = to_keras(model)
+        assert {weight.dtype for weight in twin.weights} == {dtype}
+        assert {layer.compute_dtype for layer in twin.layers} == {dtype}
+        assert twin(np.zeros((1, 28, 28, 1), dtype)).dtype.name == dtype
+
+
+def test_keras_weights_load_into_a_network_of_ones_own() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4 * 26 * 26, 10)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.features(images).relu().flatten(1))
+            return logits
+
+    theirs = sequential(
+        (28, 28, 1),
+        lambda layers: layers.Conv2D(4, 3, activation="relu"),
+        lambda layers: layers.Flatten(),
+        lambda layers: layers.Dense(10),
+    )
+    random_weights(theirs)
+    ours = Net().double()
+    load_keras_weights(ours, theirs)
+    assert all(parameter.requires_grad for parameter in ours.parameters())
+    images = torch.rand(3, 1, 28, 28, dtype=torch.float64)
+    expected = np.asarray(theirs(images.permute(0, 2, 3, 1).numpy()))
+    np.testing.assert_allclose(ours(images).detach().numpy(), expected)
