@@ -198,3 +198,12 @@ def test_weights_of_another_precision_are_rounded_to_the_models(tmp_path: Path) 
     ours = MLP([16])
     load_weights(ours, tmp_path / "double.pt")
     assert_bitwise_equal(weights(ours), weights(small_mlp()))
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+def test_a_keras_model_is_refused_with_the_command_that_converts_it(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"is a Keras model: make a run of it, digitlab convert"):
+        load_weights(LinearClassifier(), tmp_path / name)

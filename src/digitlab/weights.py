@@ -47,6 +47,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(
             f"there is no checkpoint {path}: train the run that it belongs to, or name another"
         )
+    if path.suffix in (".keras", ".h5"):
+        raise ValueError(
+            f"{path} is a Keras model: make a run of it, digitlab convert {path} RUN_DIR --config "
+            "CONFIG, and give its checkpoints/last.ckpt"
+        )
     with path.open("rb") as file:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)

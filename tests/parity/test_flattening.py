@@ -105,6 +105,13 @@ PAIRS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any], torch.Tens
         ),
         IMAGES,
     ),
+    "a permutation of a cube": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 5), nn.Flatten(), nn.Linear(64, 10)),
+        lambda k: sequential(
+            (8, 8, 1), k.Conv2D(4, 5), k.Permute((3, 1, 2)), k.Flatten(), k.Dense(10)
+        ),
+        IMAGES,
+    ),
     "normalization and activation after the flattening": (
         lambda: convolved(nn.ReLU(), nn.BatchNorm1d(48)),
         lambda k: sequential(

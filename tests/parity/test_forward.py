@@ -259,6 +259,14 @@ def test_another_gradient_of_the_same_function_is_found() -> None:
     assert "c1." in check.note or "c2." in check.note
 
 
+def test_a_softmax_before_the_loss_is_not_looked_through() -> None:
+    softmax = {"fc2": import_keras().layers.Dense(10, activation="softmax")}
+    pair = keras_pair(DocumentStyle(), keras_style(**softmax))
+    assert not any(check.passed for check in gradients(*pair, IMAGES, LABELS))
+    both = nn.Sequential(pair[0], nn.Softmax(1))
+    assert all(check.passed for check in gradients(both, pair[1], IMAGES, LABELS))
+
+
 def test_a_gradient_on_one_side_only_is_a_difference() -> None:
     model, twin = keras_pair(DocumentStyle(), keras_style())
     twin.layers[0].trainable = False
@@ -358,6 +366,12 @@ def test_images_are_laid_out_as_the_keras_model_reads_them() -> None:
         read((60,), images.flatten(1))
     with pytest.raises(ValueError, match="has 0 inputs of known shape: give it one keras"):
         keras_images(keras.Sequential([keras.layers.Dense(1)]), images)
+
+
+def test_the_coarser_side_sets_the_tolerance() -> None:
+    check = logits(*keras_pair(DocumentStyle().double(), keras_style()), IMAGES)
+    assert check.passed
+    assert (check.name, check.tolerance) == ("logits, float32", 1e-5)
 
 
 def test_half_precision_is_refused_by_name() -> None:

@@ -38,7 +38,7 @@ def test_test_measures_the_saved_model(trained: Path, capsys: pytest.CaptureFixt
     assert json.loads((trained / "metrics.json").read_text("utf-8")) == before
     shown = capsys.readouterr().out
     assert shown.startswith(f"Test accuracy {before['test']['accuracy']:.2%}")
-    assert config_of(trained, "test.yaml")["run"] == str(trained)
+    assert config_of(trained, "test.yaml")["data"]["class_path"] == "tests.tiny.TinyDataModule"
 
 
 def test_validate_takes_the_best_model_and_says_what_it_was_chosen_on(

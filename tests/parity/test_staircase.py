@@ -12,8 +12,8 @@ pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the e
 EXACT = {"pytorch_example_net", "tensorflow_tutorial_cnn"}  # SGD is the same in both
 
 
-def walk(name: str, steps: int, images: int) -> dict[str, Check]:
-    batches = real_batches(steps)
+def walk(name: str, steps: int, images: int, batch_size: int) -> dict[str, Check]:
+    batches = real_batches(steps, batch_size)
     checks = list(staircase(make(name), batches, *real_images(images), steps=steps))
     assert all(check.passed for check in checks if not check.informational), checks
     found = {check.name: check for check in checks}
@@ -25,7 +25,7 @@ def walk(name: str, steps: int, images: int) -> dict[str, Check]:
 @pytest.mark.usefixtures("real_data")
 def test_every_architecture_climbs_the_staircase_with_its_documents_optimizer(name: str) -> None:
     steps = 3 if name == "tensorflow_tutorial_cnn" else 50
-    checks = walk(name, steps, images=200)
+    checks = walk(name, steps, images=200, batch_size=16)
     parameters = sum(parameter.numel() for parameter in make(name).parameters())
     short = min(steps, 5)
     expected = {
@@ -53,7 +53,7 @@ def test_every_architecture_climbs_the_staircase_with_its_documents_optimizer(na
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.usefixtures("real_data")
 def test_trajectories_still_agree_after_200_steps(name: str) -> None:
-    assert "trajectory of 200 steps, float64" in walk(name, 200, images=1000)
+    assert "trajectory of 200 steps, float64" in walk(name, 200, images=1000, batch_size=32)
 
 
 def test_the_model_stays_as_it_is() -> None:

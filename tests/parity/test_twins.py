@@ -136,12 +136,10 @@ def test_it_drops_what_the_model_drops_as_often(name: str, kinds: list[str]) -> 
 
 
 def test_the_two_paddings_of_lenet1_are_different_functions() -> None:
-    with keras_dtype("float64"):
-        ours, theirs = twins.lenet1(padding=2), twins.lenet1(padding="same")
-    theirs.set_weights(ours.get_weights())
-    first, second = outputs(ours, draw(100)), outputs(theirs, draw(100))
-    assert first.shape == second.shape
-    assert (first.argmax(1) != second.argmax(1)).any()
+    ours, theirs = (to_keras(make("LeNet1", padding=padding)) for padding in (2, "same"))
+    assert all(map(np.array_equal, ours.get_weights(), theirs.get_weights()))
+    difference = np.abs(outputs(ours, draw()) - outputs(theirs, draw())).max(1)
+    assert difference.min() > 0.1 * np.abs(outputs(ours, draw())).max(), "of every image"
 
 
 def document_a_keras(layers: Any) -> list[Any]:

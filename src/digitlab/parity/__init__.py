@@ -2,3 +2,29 @@
 
 Importing this imports neither TensorFlow nor Keras; the first function that needs them does.
 """
+
+from digitlab.parity.backend import import_keras, keras_dtype
+from digitlab.parity.compare import Check
+from digitlab.parity.network import KerasNetwork, load_keras_model
+from digitlab.parity.optimizers import KerasAdam, KerasRMSprop
+from digitlab.parity.recipe import to_keras_optimizer
+from digitlab.parity.report import Report, check
+from digitlab.parity.staircase import staircase
+from digitlab.parity.weights import copy_weights, load_keras_weights, to_keras
+
+__all__ = [
+    "Check",
+    "KerasAdam",
+    "KerasNetwork",
+    "KerasRMSprop",
+    "Report",
+    "check",
+    "copy_weights",
+    "import_keras",
+    "keras_dtype",
+    "load_keras_model",
+    "load_keras_weights",
+    "staircase",
+    "to_keras",
+    "to_keras_optimizer",
+]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from digitlab import runs
@@ -36,7 +37,7 @@ USAGE = (
 )
 
 
-class Disagreement(Exception):
+class DisagreementError(Exception):
     """Both models were compared, and are not the same function."""
 
 
@@ -67,7 +68,7 @@ def prepare(command: str, options: list[str]) -> Callable[[], int]:
 def _convert(work: Callable[[], None]) -> int:
     try:
         work()
-    except Disagreement as difference:
+    except DisagreementError as difference:
         print(f"digitlab: error: {difference}", file=sys.stderr)
         return 1
     return 0
@@ -77,7 +78,7 @@ def compare_predictions(model: Classifier, keras_model: object, data: ImageDataM
     """Compare what both models give for the whole test split, and say it in words.
 
     Raises:
-        Disagreement: They differ by more than rounding in float32 can explain.
+        DisagreementError: They differ by more than rounding in float32 can explain.
     """
     keras_network = KerasNetwork(keras_model)
     model.network.eval()
@@ -97,7 +98,7 @@ def _judge(ours: Tensor, theirs: Tensor) -> str:
         f"{difference:.1e} of the largest"
     )
     if not difference <= TOLERANCES["float32"]:  # NaN, too, is no agreement
-        raise Disagreement(f"{sentence}, more than {TOLERANCES['float32']}: nothing was kept")
+        raise DisagreementError(f"{sentence}, more than {TOLERANCES['float32']}: nothing was kept")
     return sentence
 
 
@@ -142,7 +143,8 @@ def _write_run(cli: RunCLI, keras_model: object, file: Path, target: Path) -> No
         for name in ("name", "weights", "output"):  # of a fit, which this was not
             del settings[name]
         runs.write_text(beside / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-        trainer = cli.instantiate_trainer(logger=False, enable_checkpointing=False)
+        # Not the config's trainer: its callbacks and device are for training.
+        trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
         trainer.strategy.connect(model)
         last = beside / runs.CHECKPOINTS["torch"]["last"]
         trainer.save_checkpoint(last, weights_only=True)

@@ -22,7 +22,7 @@ def flattened_in(tensor: Any, within: dict[int, Any]) -> tuple[int, ...] | None:
     source, _ = _origin(read[0], within)
     if type(source).__name__ == "InputLayer":
         # An image without an axis of channels, or with it first, is flattened as PyTorch does it.
-        return None if len(shape) < 3 or shape[0] < shape[-1] else shape
+        return None if len(shape) < 3 or _is_image_with_channels_first(shape) else shape
     # Such a permutation puts channels first, the order that PyTorch flattens.
     first = type(source).__name__ == "Permute" and source.dims[0] == len(shape)
     return None if first or len(shape) < 2 else shape
@@ -41,6 +41,11 @@ def inputs_within(model: Any) -> dict[int, Any]:
             found |= {id(ours): theirs for ours, theirs in zip(inner.inputs, given, strict=True)}
             found |= inputs_within(inner)
     return found
+
+
+def _is_image_with_channels_first(shape: tuple[int, ...]) -> bool:
+    """Tell a grey or coloured square image from an array of features with channels last."""
+    return shape[0] in (1, 3) and shape[0] < shape[1] == shape[2]
 
 
 def _origin(tensor: Any, within: dict[int, Any]) -> tuple[Any, list[Any]]:

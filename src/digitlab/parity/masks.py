@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from digitlab.parity.backend import import_keras, import_tensorflow
-from digitlab.parity.layout import Array
+from digitlab.parity.flattening import flattened_in, inputs_within
+from digitlab.parity.layout import Array, Layout
 from digitlab.parity.weights import keras_layers
 
 # They drop whole channels.
 _OF_CHANNELS = ("Dropout1d", "Dropout2d", "Dropout3d")
 _OF_CHANNELS_IN_KERAS = ("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D")
+_FEATURES = Layout("uniform", (1, 0), per_input=True)  # flattened ones are in another order
 
 
 @dataclass
@@ -33,9 +35,9 @@ class Masks:
 
     Examples:
         >>> Masks(seed=0).uniform(layer=0, shape=(2,)).round(3).tolist()
-        [0.014, 0.608]
+        [0.012, 0.242]
         >>> Masks(seed=0, step=1).uniform(layer=0, shape=(2,)).round(3).tolist()
-        [0.014, 0.608]
+        [0.342, 0.577]
     """
 
     seed: int = 0
@@ -81,6 +83,7 @@ def masked_model(keras_model: Any, masks: Masks) -> Any:
         ValueError: It has a dropout of another kind than `Dropout` and `SpatialDropout1D` to `3D`.
     """
     places = {id(layer): place for place, layer in enumerate(_keras_dropouts(keras_model))}
+    within = inputs_within(keras_model)
 
     def clone(layer: Any) -> Any:
         if id(layer) not in places:
@@ -88,12 +91,8 @@ def masked_model(keras_model: Any, masks: Masks) -> Any:
         kind = type(layer).__name__
         if kind not in ("Dropout", *_OF_CHANNELS_IN_KERAS) or getattr(layer, "noise_shape", None):
             raise ValueError(_unknown(layer.name, kind, "Dropout or SpatialDropout1D, 2D or 3D"))
-        if type(layer.input._keras_history.operation).__name__ == "Flatten":
-            raise ValueError(
-                f"{layer.name} stands behind a flattening, whose order of features the two "
-                "frameworks do not share: put it before the flattening"
-            )
-        draw = _keras_mask(layer, places[id(layer)], masks)
+        flattened = flattened_in(layer.input, within)
+        draw = _keras_mask(layer, places[id(layer)], flattened, masks)
         return _masked_layer()(draw, name=layer.name, dtype=layer.dtype_policy)
 
     return import_keras().models.clone_model(keras_model, clone_function=clone, recursive=True)
@@ -140,7 +139,9 @@ class _MaskedDropout(nn.Module):
         return x * mask.reshape(shape + (1,) * (x.ndim - mask.ndim))
 
 
-def _keras_mask(layer: Any, place: int, masks: Masks) -> Callable[[tuple[int, ...]], Array]:
+def _keras_mask(
+    layer: Any, place: int, flattened: tuple[int, ...] | None, masks: Masks
+) -> Callable[[tuple[int, ...]], Array]:
     """Make the function that gives the mask for an input, channels last, of a Keras layer."""
     of_channels = type(layer).__name__ in _OF_CHANNELS_IN_KERAS
 
@@ -149,8 +150,10 @@ def _keras_mask(layer: Any, place: int, masks: Masks) -> Callable[[tuple[int, ..
         if of_channels:
             uniform = masks.uniform(place, (batch, channels))
             uniform = uniform.reshape(batch, *[1] * len(space), channels)
-        else:
+        elif space:
             uniform = np.moveaxis(masks.uniform(place, (batch, channels, *space)), 1, -1)
+        else:
+            uniform = _FEATURES.to_keras(masks.uniform(place, shape), flattened).T
         return _mask(uniform, float(layer.rate))
 
     return draw
@@ -183,5 +186,5 @@ def _masked_layer() -> Any:
     return MaskedDropout
 
 
-def _unknown(name: str, layer: Any, known: str) -> str:
-    return f"{name} is a {type(layer).__name__}, whose random numbers cannot be given: use {known}"
+def _unknown(name: str, kind: str, known: str) -> str:
+    return f"{name} is a {kind}, whose random numbers cannot be given: use {known}"

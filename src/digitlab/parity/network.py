@@ -104,4 +104,9 @@ def load_from_keras(model: Classifier, path: Path) -> None:
             f"{path} is of another architecture than {type(model).__name__}: they differ in "
             f"{', '.join(sorted(differing))}; give the --model that it was made with"
         )
-    load_keras_weights(model, theirs)
+    try:
+        load_keras_weights(model, theirs)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is of another architecture than {type(model).__name__}: {error}"
+        ) from error

@@ -80,15 +80,16 @@ def staircase(
 
     make, substitution = partial(exact_optimizer, optimizer), _substitution(optimizer)
     make_keras = partial(to_keras_optimizer, optimizer)
-    shown = progress(batches, "Trajectory in float64", steps)
-    check = trajectory(double, twin, shown, make, make_keras, steps, seed)
+    walk = partial(
+        trajectory, double, twin, make_keras_optimizer=make_keras, steps=steps, seed=seed
+    )
+    check = walk(progress(batches, "Trajectory in float64", steps), make)
     yield _annotate(check, substitution)
     check = _in_float32(single, single_twin, batches, make, make_keras, steps, seed)
     yield _annotate(check, substitution)
     if substitution:
         stock = f"PyTorch's own {type(optimizer).__name__}"
-        shown = progress(batches, stock, steps)
-        check = trajectory(double, twin, shown, model.optimizer, make_keras, steps, seed)
+        check = walk(progress(batches, stock, steps), model.optimizer)
         yield replace(check, name=f"{check.name}, {stock}", informational=True)
 
 

@@ -65,7 +65,7 @@ def optimizer_steps(optimizer: torch.optim.Optimizer, steps: int = 5, seed: int 
         Check(
             f"{steps} steps, {side} against NumPy",
             formula.size,
-            max(map(relative_difference, np.array(path), formula)),
+            relative_difference(np.array(path), formula),
             TOLERANCES["float64"],
             names[side],
         )
@@ -202,7 +202,9 @@ class _KerasSide:
     def step(self, images: Tensor, labels: Tensor) -> float:
         """Take an optimizer step, and give the loss before it."""
         constant = import_tensorflow().constant
-        loss = self._traced(constant(keras_images(self.model, images)), constant(labels.numpy()))
+        loss = self._traced(
+            constant(keras_images(self.model, images)), constant(labels.cpu().numpy())
+        )
         return float(loss)
 
     def _step(self, images: Any, labels: Any) -> Any:

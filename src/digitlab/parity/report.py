@@ -122,7 +122,9 @@ def _double(keras_model: Any) -> Any:
     def copy(layer: Any) -> Any:
         if hasattr(layer, "layers"):
             return keras.models.clone_model(layer, clone_function=copy)
-        return type(layer).from_config({**layer.get_config(), "dtype": "float64"})
+        config = layer.get_config()
+        config.pop("dtype", None)  # the policy sets it; not every user's layer takes it
+        return type(layer).from_config(config)
 
     state = random.getstate()  # Keras draws the seeds of initial weights from it
     try:

@@ -1,0 +1,85 @@
+"""Both frameworks, trained by the same config, end with the same accuracy: shown, not assumed."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from digitlab.cli import main
+
+pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
+
+ALPHA = 0.05
+
+
+def not_equivalent(ours: list[float], theirs: list[float], margin: float) -> float:
+    """Welch's two one-sided tests (Schuirmann 1987): the p-value of "differs by the margin"."""
+    from scipy.stats import ttest_ind
+
+    left, right = np.array(ours), np.array(theirs)
+    above = ttest_ind(left, right - margin, equal_var=False, alternative="greater").pvalue
+    below = ttest_ind(left, right + margin, equal_var=False, alternative="less").pvalue
+    return float(max(above, below))
+
+
+def train(
+    root: Path, command: list[str], config: str, seed: int, *options: str
+) -> dict[str, float]:
+    """Train with a seed, and give the accuracy in per cent and the number of parameters."""
+    place = ["--trainer.default_root_dir", str(root), "--trainer.logger", "false"]
+    options = ("--trainer.accelerator", "cpu", "--seed_everything", str(seed), *options)
+    assert main([*command, "--config", config, *place, *options]) == 0
+    (file,) = root.glob("*/version_0/metrics.json")
+    metrics = json.loads(file.read_text("utf-8"))
+    return {"accuracy": 100 * metrics["test"]["accuracy"], "parameters": metrics["parameters"]}
+
+
+def train_both(root: Path, config: str, seeds: int, *options: str) -> list[list[dict[str, float]]]:
+    """Train with both frameworks and other seeds on each side, so that runs are independent."""
+    commands = {"torch": ["fit"], "keras": ["keras", "fit"]}
+    return [
+        [
+            train(root / f"{name}{seed}", command, config, seed, *options)
+            for seed in range(i * seeds, (i + 1) * seeds)
+        ]
+        for i, (name, command) in enumerate(commands.items())
+    ]
+
+
+def accuracies(runs: list[dict[str, float]]) -> list[float]:
+    return [run["accuracy"] for run in runs]
+
+
+def test_nn128_ends_with_the_same_accuracy_on_the_digits(tmp_path: Path) -> None:
+    options = ["--model.initialization", "keras", "--trainer.max_epochs", "15"]
+    ours, theirs = train_both(tmp_path, "configs/digits/nn128.yaml", 5, *options)
+    assert {run["parameters"] for run in ours + theirs} == {101_770}
+    # Of 360 test images one is .28 pp; runs differ by about .3 pp among themselves.
+    assert not_equivalent(accuracies(ours), accuracies(theirs), margin=1.5) < ALPHA
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "parameters"), [("nn128_keras_recipe", 101_770), ("lenet5_keras_recipe", 61_706)]
+)
+def test_a_network_ends_with_the_same_accuracy_on_mnist(
+    config: str, parameters: int, tmp_path: Path, real_data: Path
+) -> None:
+    short = ["--trainer.max_epochs", "2"]
+    ours, theirs = train_both(tmp_path, f"configs/mnist/{config}.yaml", 8, *short)
+    assert {run["parameters"] for run in ours + theirs} == {parameters}
+    assert not_equivalent(accuracies(ours), accuracies(theirs), margin=0.5) < ALPHA
+
+
+def test_a_difference_of_the_margin_is_not_called_equivalent() -> None:
+    generator = np.random.default_rng(0)
+    ours = list(98 + 0.3 * generator.standard_normal(8))
+    assert not_equivalent(ours, [value + 0.5 for value in ours], margin=0.5) >= ALPHA
+    assert not_equivalent(ours, list(reversed(ours)), margin=0.5) < ALPHA
+
+
+def test_runs_that_scatter_more_than_the_margin_prove_nothing() -> None:
+    ours, theirs = [95.0, 97.0, 99.0], [95.5, 97.0, 98.5]
+    assert not_equivalent(ours, theirs, margin=0.5) >= ALPHA

@@ -1,0 +1,252 @@
+import json
+import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import digitlab.parity.command as room
+import digitlab.parity.staircase as steps_of_the_proof
+from digitlab.cli import main
+from digitlab.data import MNISTDataModule
+from digitlab.parity.command import FullBatches
+from digitlab.parity.compare import Check
+from tests.commands import config_of, refusal
+from tests.tiny import TinyDataModule
+
+pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
+
+ADAM = "torch.optim.Adam"
+
+
+def options(root: Path, *others: str, model: str = "LinearClassifier") -> list[str]:
+    place = ["--trainer.default_root_dir", str(root)]
+    data = ["--data", "tests.tiny.TinyDataModule", "--data.batch_size", "8", "--steps", "2"]
+    return ["parity", "--model", model, *data, *place, *others]
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "parity.json").read_text("utf-8"))
+    return result
+
+
+def test_a_config_is_proved_and_the_proof_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model.dropout", "0.4", "--model.hidden_features", "[16]"]
+    assert main(options(tmp_path, *model, "--name", "mine", model="MLP")) == 0
+    folder = tmp_path / "tiny-mine-parity" / "version_0"
+    assert sorted(os.listdir(folder)) == ["parity.json", "parity.yaml"]  # it is no training run
+    out, err = capsys.readouterr()
+    assert err == ""
+    result = result_of(folder)
+    assert result["passed"] is True
+    assert (result["steps"], result["seed"]) == (2, 0)
+    assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert set(result["versions"]) == {"torch", "keras", "tensorflow", "numpy"}
+    rows = out.split("verdict\n")[1].split("\n\n")[0].splitlines()
+    assert len(rows) == len(result["checks"]) == 11
+    for row, check in zip(rows, result["checks"], strict=True):
+        assert row.startswith(f"{check['name']}  ")
+        assert f"{check['compared']:,}" in row
+        assert check["passed"] is not check["informational"]
+        assert ("passed" in row) is check["passed"]
+    assert out.startswith("no config: MLP and its Keras twin, Adam, 2 steps of 8 images of tiny")
+    assert "not compared" not in out
+    assert out.endswith(
+        f"All 10 checks passed: both compute the same\nWritten to {folder / 'parity.json'}\n"
+    )
+    settings: dict[str, Any] = config_of(folder, "parity.yaml")
+    assert settings["steps"] == 2
+    assert settings["model"]["init_args"]["dropout"] == 0.4
+
+
+def test_rows_stand_in_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(options(tmp_path)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    heading = next(line for line in lines if line.startswith("check "))
+    place = heading.index("verdict")
+    rows = lines[lines.index(heading) + 1 : lines.index("", lines.index(heading))]
+    assert {row[place:].split("  ")[0] for row in rows} == {"passed", "for information"}
+    assert all(row[place - 2 : place] == "  " for row in rows)
+
+
+def test_a_check_that_fails_is_written_and_gives_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        steps_of_the_proof, "exact_optimizer", lambda _, parameters: torch.optim.Adam(parameters)
+    )
+    assert main(options(tmp_path)) == 1
+    out = capsys.readouterr().out
+    assert "\nFAILED: 2 of 10 checks, first trajectory of 2 steps, float64\n" in out
+    (folder,) = tmp_path.glob("*/version_*")
+    result = result_of(folder)
+    assert result["passed"] is False
+    failed = [c["name"] for c in result["checks"] if not c["passed"] and not c["informational"]]
+    assert failed == [f"trajectory of 2 steps, {dtype}" for dtype in ("float64", "float32")]
+
+
+@pytest.mark.parametrize("informational", [None, True])
+def test_a_run_that_compared_nothing_fails(
+    informational: bool | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [] if informational is None else [Check("stock", 1, 0.0, 1e-12, informational=True)]
+    monkeypatch.setattr(room, "staircase", lambda *others: iter(rows))
+    assert main(options(tmp_path)) == 1
+    assert "\nFAILED: nothing was compared\n" in capsys.readouterr().out
+
+
+def test_a_check_without_values_or_without_a_number_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [Check("empty", 0, 0.0, 1e-12), Check("broken", 1, float("nan"), 1e-12)]
+    monkeypatch.setattr(room, "staircase", lambda *others: iter(rows))
+    assert main(options(tmp_path)) == 1
+    (folder,) = tmp_path.glob("*/version_*")
+    checks = result_of(folder)["checks"]
+    assert [check["passed"] for check in checks] == [False, False]
+    assert [check["difference"] for check in checks] == [0.0, None]  # JSON has no NaN
+
+
+def test_settings_that_are_not_compared_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = [
+        *("--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "1"),
+        *("--model.gradient_clip_norm", "0.5", "--model.dropout_in_evaluation", "true"),
+        *("--model.hidden_features", "[8]"),
+    ]
+    assert main(options(tmp_path, *model, model="MLP")) == 0
+    assert (
+        "\nnot compared: lr_scheduler (the learning rate stays at its first value), "
+        "gradient_clip_norm, dropout_in_evaluation\n"
+    ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (["--steps", "0"], "steps is 0: compare at least 1"),
+        (["--data.batch_size", "201"], "data.batch_size is 201: give at most .* images, 200"),
+        (["--model.optimizer", "Adagrad"], "optimizer is Adagrad, which has no counterpart"),
+        (
+            ["--model.optimizer", ADAM, "--model.optimizer.weight_decay", "0.1"],
+            r"weight_decay is 0\.1: Adam adds it to the gradient",
+        ),
+        (["--weights", "nowhere.ckpt"], "nowhere.ckpt"),
+        (["--name", "a/b"], "name is a/b: give a part of a folder's name"),
+        (["--model.num_classes", "7"], "LinearClassifier gives logits"),
+        (["--stepz", "3"], "stepz"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    others: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert re.search(message, refusal(capsys, *options(tmp_path, *others)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_comparison_that_breaks_off_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*others: object) -> Any:
+        yield Check("first", 1, 0.0, 1e-12)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(room, "staircase", broken)
+    assert main(options(tmp_path)) == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_extra_a_line_names_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise ImportError('keras cannot be imported: pip install "digitlab[parity]"')
+
+    monkeypatch.setattr(room, "import_keras", missing)
+    assert "digitlab[parity]" in refusal(capsys, *options(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bar_is_cleared_before_the_row_of_what_it_showed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    class SpiedBar:
+        def __init__(self, description: str, total: int, enabled: bool) -> None:
+            assert enabled is False
+            events.append(f"open {total}")
+
+        def show(self, done: int) -> None:
+            events.append(f"{done}")
+
+        def close(self) -> None:
+            events.append("close")
+
+    def row(check: Check) -> str:
+        events.append("row")
+        return ""
+
+    monkeypatch.setattr(room, "Bar", SpiedBar)
+    monkeypatch.setattr(room, "_row", row)
+    assert main(options(tmp_path, "--trainer.enable_progress_bar", "false")) == 0
+    bar = ["open 2", "0", "1", "close", "row"]
+    assert events == ["row"] * 8 + bar + ["row"] + bar
+
+
+def test_full_batches_go_on_into_the_next_epochs_and_are_the_same_each_time() -> None:
+    torch.manual_seed(3)
+    loader = TinyDataModule(batch_size=60).train_dataloader()
+    batches = FullBatches(loader, count=7)
+    first = list(batches)
+    assert [len(labels) for _, labels in first] == [60] * 7  # an epoch's last has 20 images
+    expected = []
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        expected += list(loader)[:3]
+    for _ in range(2):
+        for (ours, _), (theirs, _) in zip(batches, expected[:7], strict=True):
+            assert torch.equal(ours, theirs)
+
+
+SHIPPED = sorted(Path(__file__).parents[2].glob("configs/*/*.yaml"))
+
+
+@pytest.mark.parametrize("config", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.usefixtures("real_data")
+def test_every_shipped_config_can_be_compared(config: Path, tmp_path: Path) -> None:
+    place = ["--trainer.default_root_dir", str(tmp_path), "--weights", "null"]
+    run = room.prepare("parity", ["--config", str(config), *place])
+    assert callable(run)
+    (folder,) = tmp_path.glob("*/version_*")
+    assert folder.parent.name.endswith(f"-{config.stem}-parity")
+    assert not list(folder.iterdir())
+
+
+def test_the_images_are_the_configs_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_data: Path
+) -> None:
+    seen: dict[str, torch.Tensor] = {}
+
+    def spy(model: object, batches: Any, images: torch.Tensor, labels: Any, *others: Any) -> Any:
+        seen["images"], seen["labels"] = images, labels
+        seen["batch"] = next(iter(batches))[0]
+        yield Check("seen", 1, 0.0, 0.0)
+
+    monkeypatch.setattr(room, "staircase", spy)
+    place = ["--trainer.default_root_dir", str(tmp_path), "--data.eval_batch_size", "300"]
+    assert main(["parity", "--config", "configs/mnist/pytorch_example_net.yaml", *place]) == 0
+    data = MNISTDataModule(root=str(real_data), normalization="standard", eval_batch_size=1000)
+    images, labels = next(iter(data.test_dataloader()))
+    assert torch.equal(seen["images"], images)
+    assert torch.equal(seen["labels"], labels)
+    assert seen["batch"].shape == (64, 1, 28, 28)

@@ -1,0 +1,250 @@
+import json
+import re
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from digitlab.classifier import Classifier
+from digitlab.cli import main
+from digitlab.models import LeNet1, LeNet5
+from digitlab.parity import convert, twins
+from digitlab.parity.backend import import_keras
+from digitlab.parity.network import save_keras_model
+from digitlab.parity.weights import build_twin, to_keras
+from tests.commands import config_of, fit, refusal
+from tests.fitting import assert_bitwise_equal, checkpoint_of, whole
+from tests.parity.test_twins import document_b_lenet1
+
+pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
+
+Maker = Callable[[Path], object]
+TINY = ("--data", "tests.tiny.TinyDataModule")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Path:
+    """A finished run of LeNet1 with padding 2, to be copied; its best weights are not its last."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIGITLAB_DATA", str(tiny_root))
+        folder = fit(tmp_path_factory.mktemp("runs"), model="LeNet1")
+    torch.manual_seed(5)
+    checkpoint_of(LeNet1(), folder / "checkpoints" / "best.ckpt")
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A finished run of a test's own."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def weights_of(folder: Path, checkpoint: str = "last") -> dict[str, torch.Tensor]:
+    path = folder / "checkpoints" / f"{checkpoint}.ckpt"
+    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return weights
+
+
+def save(keras_model: Any, path: Path) -> Path:
+    save_keras_model(keras_model, path)
+    return path
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("name", "checkpoint"), [("file.keras", "last"), ("file.h5", "best")])
+def test_a_run_becomes_a_file_and_the_file_a_run_of_the_same_bits(
+    run: Path, tmp_path: Path, name: str, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, new, of_run = tmp_path / name, tmp_path / "new", ["--checkpoint", checkpoint]
+    assert main(["convert", str(run), str(file), *of_run]) == 0
+    assert main(["convert", str(file), str(new), "--config", str(run / "config.yaml")]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert shown.out.count("50 of 50 test images get the same class") == 2
+    assert_bitwise_equal(weights_of(new), weights_of(run, checkpoint))
+    assert names_in(tmp_path) == [name, "new", "run"]
+    assert names_in(new) == ["checkpoints", "config.yaml", "metrics.json"]
+    assert new.stat().st_mode == run.stat().st_mode
+    assert main(["predict", "--run", str(run), *of_run]) == 0
+    assert main(["predict", "--run", str(new)]) == 0
+    ours, theirs = ((folder / "predictions.csv").read_bytes() for folder in (run, new))
+    assert ours == theirs
+    before = json.loads((new / "metrics.json").read_text())
+    assert main(["test", "--run", str(new)]) == 0
+    assert json.loads((new / "metrics.json").read_text()) == before
+    assert before["weights"]["file"] == str(file)
+
+
+def test_what_keras_loads_gives_the_runs_logits(run: Path, tmp_path: Path) -> None:
+    assert main(["convert", str(run), str(tmp_path / "file.keras")]) == 0
+    theirs = import_keras().saving.load_model(tmp_path / "file.keras")
+    ours = LeNet1.load_from_checkpoint(run / "checkpoints" / "last.ckpt").eval()
+    images, _ = whole("test")
+    with torch.no_grad():
+        expected = ours(images)
+    given = torch.from_numpy(np.array(theirs(images.permute(0, 2, 3, 1).numpy())))
+    torch.testing.assert_close(given, expected)
+
+
+def test_a_file_that_ends_in_a_softmax_becomes_a_run(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = LeNet5()
+    file, new = save(to_keras(model, softmax=True), tmp_path / "file.keras"), tmp_path / "new"
+    assert main(["convert", str(file), str(new), "--model", "LeNet5", *TINY]) == 0
+    assert_bitwise_equal(weights_of(new), dict(model.state_dict()))
+    assert main(["test", "--run", str(new)]) == 0
+
+
+def test_what_only_a_fit_has_is_read_from_its_config_and_lost(run: Path, tmp_path: Path) -> None:
+    file, new = save(twins.lenet1(), tmp_path / "file.keras"), tmp_path / "new"
+    config = run / "config.yaml"
+    text = re.sub("^weights: .*$", "weights: no/such.ckpt", config.read_text(), flags=re.M)
+    config.write_text(f"{text}output: softmax\n")  # as the config of a Keras run has it
+    assert main(["convert", str(file), str(new), "--config", str(config)]) == 0
+    expected, of_fit = config_of(run), {"name", "weights", "output"}
+    assert config_of(new) == {key: expected[key] for key in expected.keys() - of_fit}
+
+
+def test_a_foreign_file_is_kept_only_if_it_predicts_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keras = import_keras()  # whose own names the layers of the document's program have
+    file = save(keras.Sequential(document_b_lenet1(keras.layers)), tmp_path / "file.keras")
+    command = ["convert", str(file), str(tmp_path / "new"), "--model", "LeNet1", *TINY]
+    assert main([*command, "--model.padding", "2"]) == 1
+    assert re.fullmatch(
+        r"digitlab: error: \d+ of 50 test images get the same class, and the outputs differ by at "
+        r"most \S+ of the largest, more than 1e-05: nothing was kept\n",
+        capsys.readouterr().err,
+    )
+    assert names_in(tmp_path) == ["file.keras"]
+    assert main([*command, "--model.padding", "same"]) == 0
+    assert names_in(tmp_path) == ["file.keras", "new"]
+
+
+def of_nan(model: Classifier) -> Any:
+    twin = build_twin(model)
+    twin.set_weights([np.full_like(weight, np.nan) for weight in twin.get_weights()])
+    return twin
+
+
+@pytest.mark.parametrize("make", [build_twin, of_nan])
+def test_a_twin_that_predicts_otherwise_is_not_kept(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Classifier], Any]
+) -> None:
+    monkeypatch.setattr(convert, "to_keras", make)
+    assert main(["convert", str(run), str(tmp_path / "file.keras")]) == 1
+    assert names_in(tmp_path) == ["run"]
+
+
+def test_a_save_that_fails_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object) -> None:
+        if isinstance(given[-1], Path):
+            given[-1].write_bytes(b"half of it")
+        raise OSError("no space left on device")
+
+    file = save(twins.lenet1(), tmp_path / "file.keras")
+    monkeypatch.setattr(convert, "save_keras_model", fail)
+    monkeypatch.setattr("digitlab.runs.update_metrics", fail)  # nearly the last of a run
+    to_run = [str(file), str(tmp_path / "new"), "--config", str(run / "config.yaml")]
+    for options in ([str(run), str(tmp_path / "new.keras")], to_run):
+        with pytest.raises(OSError, match="no space left"):
+            main(["convert", *options])
+        assert names_in(tmp_path) == ["file.keras", "run"]
+
+
+def damaged(path: Path) -> None:
+    save(twins.lenet1(), path)
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def with_code(path: Path) -> None:
+    """A model with a function of its own, which would say so if it ran."""
+    keras = import_keras()
+    harm = keras.layers.Lambda(lambda x: __import__("sys").stderr.write("harmed") and x)
+    save(keras.Sequential([keras.Input((28, 28, 1)), harm, *twins.lenet1().layers]), path)
+
+
+OTHER = "{file} is of another architecture than LeNet1: "
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "reason"),
+    [
+        (Path, "no.keras", "there is no Keras model {file}: train one with"),
+        (damaged, "cut.keras", "{file} is damaged, or needs code of its own"),
+        (damaged, "cut.h5", "{file} is damaged, or needs code of its own"),
+        (with_code, "code.keras", "needs code of its own to be loaded (Requested the"),
+        (with_code, "code.h5", "needs code of its own to be loaded (Requested the"),
+        (lambda path: save(twins.lenet5(), path), "lenet5.keras", OTHER + "network.conv1.weight"),
+        (lambda path: save(twins.mlp(), path), "mlp.h5", OTHER + "5 PyTorch layers have weights"),
+        (lambda path: save(twins.lenet1("same"), path), "s.h5", OTHER + "they differ in padding1;"),
+        (lambda path: save(twins.lenet1(in_channels=3), path), "rgb.keras", OTHER + "network.conv"),
+    ],
+)
+def test_a_file_that_does_not_do_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Maker, name: str, reason: str
+) -> None:
+    make(file := tmp_path / name)
+    before = names_in(tmp_path)
+    capsys.readouterr()
+    said = refusal(capsys, "convert", str(file), str(tmp_path / "new"), "--model", "LeNet1", *TINY)
+    assert reason.format(file=file) in said
+    assert names_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["{run}"], "convert needs two paths before its options: digitlab convert RUN_DIR"),
+        (["--checkpoint", "best", "{run}", "{new}.keras"], "convert needs two paths before"),
+        (["{run}", "{new}.pt"], "{run} and {new}.pt: one must be a Keras file"),
+        (["{new}.h5", "{new}.keras"], "{new}.h5 and {new}.keras: one must be a Keras file"),
+        (["{run}", "{new}/file.keras"], "there is no folder {new}: make it first"),
+        (["{new}", "{new}.keras"], "{new} is no run folder, as it has no config.yaml"),
+        (["{run}", "{new}.keras", "--checkpoint", "worst"], "there is no checkpoint worst"),
+        (["{run}", "{new}.keras", "--checkpiont", "best"], "checkpiont"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_nothing_written(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], reason: str
+) -> None:
+    places = {"run": run, "new": tmp_path / "new"}
+    said = refusal(capsys, "convert", *(option.format(**places) for option in options))
+    assert reason.format(**places) in said
+    assert names_in(tmp_path) == ["run"]
+
+
+def test_an_existing_target_is_refused_and_untouched(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file.keras"
+    file.write_bytes(b"somebody's")
+    assert "file.keras exists: nothing is" in refusal(capsys, "convert", str(run), str(file))
+    assert file.read_bytes() == b"somebody's"
+    assert "run exists: nothing is over" in refusal(capsys, "convert", str(file), str(run))
+
+
+def test_a_keras_run_is_refused_as_it_has_the_file(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "model.keras").touch()
+    said = refusal(capsys, "convert", str(run), str(tmp_path / "file.keras"))
+    assert said.startswith(f"{run} is a Keras run: its model.keras is what you want")
+    assert names_in(tmp_path) == ["run"]
+
+
+def test_help_shows_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["convert", "--help"])
+    assert (left.value.code, capsys.readouterr().out) == (0, f"usage: {convert.USAGE}\n")
