@@ -4,26 +4,42 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-GUIDE = Path(__file__).parent.parent / "docs" / "research.md"
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r'^```(python|bash)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
 def test_the_research_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    # One process, as imports take most of the time; of its own, as it is the reader's program.
-    (tmp_path / "guide.py").write_text(program(GUIDE.read_text("utf-8"), tmp_path), "utf-8")
-    done = subprocess.run(
-        [sys.executable, "guide.py"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run(program(DOCS / "research.md", tmp_path), tmp_path)
     assert list(tmp_path.glob("runs/*/version_0/metrics.json"))
 
 
-def program(page: str, folder: Path) -> str:
+@pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
+def test_the_parity_guide_s_python_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    shown = run(program(DOCS / "parity.md", tmp_path, languages=("python",)), tmp_path)
+    assert "the first Keras layer whose output differs: pool" in shown
+
+
+def run(code: str, folder: Path) -> str:
+    # One process, as imports take most of the time; of its own, as it is the reader's program.
+    (folder / "guide.py").write_text(code, "utf-8")
+    done = subprocess.run(
+        [sys.executable, "guide.py"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def program(page: Path, folder: Path, languages: tuple[str, ...] = ("python", "bash")) -> str:
     """Join a page's blocks; those with a title become files, and commands become calls."""
     parts = ["from digitlab.cli import main"]
-    for language, title, code in BLOCK.findall(page):
+    for language, title, code in BLOCK.findall(page.read_text("utf-8")):
+        if language not in languages:
+            continue
         if title:
             (folder / title).write_text(code, "utf-8")
         elif language == "python":

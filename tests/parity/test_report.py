@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.report import Report, check
 from digitlab.parity.compare import Check, format_checks
+from digitlab.parity.report import Report, check
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import (
     IMAGES,

@@ -1,3 +1,4 @@
+from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
@@ -89,8 +90,7 @@ def test_each_check_is_yielded_as_soon_as_it_is_made() -> None:
 def test_a_trajectory_in_float32_starts_anew_where_rounding_spoils_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import digitlab.parity.staircase as room
-
+    room = import_module("digitlab.parity.staircase")  # the package's name is the function
     started: list[float] = []
 
     def spoilt(module: object, twin: object, batches: list, *others: object) -> Check:
@@ -100,11 +100,14 @@ def test_a_trajectory_in_float32_starts_anew_where_rounding_spoils_it(
     batches = random_batches(7)
     monkeypatch.setattr(room, "trajectory", spoilt)
     model = make("linear")
-    check = room._in_float32(model, None, batches, None, None, steps=7, seed=0)  # type: ignore[arg-type]
+    check = room._in_float32(model, None, batches, None, None, steps=7, seed=0)
     assert check.passed
     assert check.note == "from batch 1 on 1.0e-03; from batch 2 on 1.0e-03; most in fc1"
     assert started == [float(images.mean()) for images, _ in batches[:3]]
     del started[:]
-    check = room._in_float32(model, None, batches, None, None, steps=6, seed=0)  # type: ignore[arg-type]
+    check = room._in_float32(model, None, batches, None, None, steps=6, seed=0)
     assert not check.passed  # 6 batches give two starts
     assert len(started) == 2
+    check = room._in_float32(model, None, batches, None, None, steps=7, seed=0)
+    assert check.note == "most in fc1"
+    assert len(started) == 3  # the first of these starts passed, so it is the last

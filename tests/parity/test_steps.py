@@ -14,6 +14,7 @@ from digitlab import models
 from digitlab.parity.backend import import_keras, keras_dtype
 from digitlab.parity.compare import Check
 from digitlab.parity.forward import logits, parameter_counts
+from digitlab.parity.masks import Masks
 from digitlab.parity.optimizers import KerasAdam, KerasRMSprop
 from digitlab.parity.recipe import exact_optimizer, to_keras_optimizer
 from digitlab.parity.steps import optimizer_steps, trajectory
@@ -282,7 +283,7 @@ def test_each_step_has_its_own_dropout_and_the_seed_chooses_it(
 ) -> None:
     drawn: list[tuple[int, int, int]] = []
 
-    class SpiedMasks(room.Masks):
+    class SpiedMasks(Masks):
         def uniform(self, layer: int, shape: tuple[int, ...]) -> Any:
             drawn.append((self.seed, layer, self.step))
             return super().uniform(layer, shape)
