@@ -70,25 +70,25 @@ def test_rows_stand_in_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str
     heading = next(line for line in lines if line.startswith("check "))
     place = heading.index("verdict")
     rows = lines[lines.index(heading) + 1 : lines.index("", lines.index(heading))]
-    assert {row[place:].split("  ")[0] for row in rows} == {"passed", "for information"}
+    assert {row[place:].split("  ")[0] for row in rows} == {"passed", "info"}
     assert all(row[place - 2 : place] == "  " for row in rows)
 
 
 def test_a_check_that_fails_is_written_and_gives_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proof = import_module("digitlab.parity.staircase")  # the package's name is the function
+    proof = import_module("digitlab.parity.stairs")  # the package's name is the function
     monkeypatch.setattr(
         proof, "exact_optimizer", lambda _, parameters: torch.optim.Adam(parameters)
     )
     assert main(options(tmp_path)) == 1
     out = capsys.readouterr().out
-    assert "\nFAILED: 2 of 10 checks, first trajectory of 2 steps, float64\n" in out
+    assert "\nFAILED: 2 of 10 checks, first 2 training steps, float64\n" in out
     (folder,) = tmp_path.glob("*/version_*")
     result = result_of(folder)
     assert result["passed"] is False
     failed = [c["name"] for c in result["checks"] if not c["passed"] and not c["informational"]]
-    assert failed == [f"trajectory of 2 steps, {dtype}" for dtype in ("float64", "float32")]
+    assert failed == [f"2 training steps, {dtype}" for dtype in ("float64", "float32")]
 
 
 @pytest.mark.parametrize("informational", [None, True])
@@ -198,7 +198,7 @@ def test_a_bar_is_cleared_before_the_row_of_what_it_showed(
         return ""
 
     monkeypatch.setattr(room, "Bar", SpiedBar)
-    monkeypatch.setattr(room, "_row", row)
+    monkeypatch.setattr(room, "format_check", row)
     assert main(options(tmp_path, "--trainer.enable_progress_bar", "false")) == 0
     bar = ["open 2", "0", "1", "close", "row"]
     assert events == ["row"] * 8 + bar + ["row"] + bar

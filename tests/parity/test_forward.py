@@ -12,8 +12,8 @@ from digitlab.classifier import Classifier
 from digitlab.data import MNISTDataModule
 from digitlab.parity import documents
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
-from digitlab.parity.evaluation import evaluation_mode, keras_images
 from digitlab.parity.forward import gradients, logits, parameter_counts, round_trip
+from digitlab.parity.sides import evaluation_mode, keras_images
 from digitlab.parity.weights import copy_weights, to_keras
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import (

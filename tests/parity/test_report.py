@@ -1,4 +1,5 @@
 import random
+import re
 from copy import deepcopy
 from importlib.util import find_spec
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.compare import Check, format_checks
+from digitlab.parity.compare import HEADING, Check, format_check
 from digitlab.parity.report import Report, check
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import (
@@ -295,10 +296,22 @@ def test_the_table_tells_verdicts_and_notes() -> None:
         Check("far", 1, float("inf"), 1e-12),
         Check("aside", 1, 0.5, 1e-5, informational=True),
     ]
-    assert format_checks(rows).splitlines() == [
-        "check  compared  difference  tolerance  verdict          note",
-        "good      1,200           0          0  passed           bit for bit",
-        "bad           1         nan    1.0e-12  FAILED",
-        "far           1         inf    1.0e-12  FAILED",
-        "aside         1     5.0e-01    1.0e-05  for information",
+    table = [re.sub(r"  +", "  ", line) for line in (HEADING, *map(format_check, rows))]
+    assert table == [
+        "check  compared  difference  tolerance  verdict",
+        "good  1,200  0  0  passed  bit for bit",
+        "bad  1  nan  1.0e-12  FAILED",
+        "far  1  inf  1.0e-12  FAILED",
+        "aside  1  5.0e-01  1.0e-05  info",
     ]
+    assert (
+        len(
+            {
+                row.index(verdict)
+                for row, verdict in zip(
+                    map(format_check, rows), ("passed", "FAILED", "FAILED", "info"), strict=True
+                )
+            }
+        )
+        == 1
+    )

@@ -9,7 +9,7 @@ from digitlab.parity.network import KerasNetwork, load_keras_model
 from digitlab.parity.optimizers import KerasAdam, KerasRMSprop
 from digitlab.parity.recipe import to_keras_optimizer
 from digitlab.parity.report import Report, check
-from digitlab.parity.staircase import staircase
+from digitlab.parity.stairs import staircase
 from digitlab.parity.weights import copy_weights, load_keras_weights, to_keras
 
 __all__ = [

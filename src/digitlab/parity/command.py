@@ -18,10 +18,10 @@ from digitlab.callbacks.progress import Bar
 from digitlab.data import ImageLoader
 from digitlab.fit import FitCLI, check_settings, check_together, claim, release
 from digitlab.parity.backend import import_keras, import_tensorflow
-from digitlab.parity.compare import Check
+from digitlab.parity.compare import HEADING, Check, format_check
 from digitlab.parity.recipe import to_keras_optimizer
-from digitlab.parity.staircase import staircase
-from digitlab.parity.steps import Batch
+from digitlab.parity.stairs import staircase
+from digitlab.parity.training import Batch
 from digitlab.parity.weights import build_twin
 from digitlab.weights import load_weights
 
@@ -133,7 +133,7 @@ def _compare(cli: ParityCLI, batches: FullBatches) -> list[Check]:
     # A GPU would round products of float32 to 10 bits.
     with import_tensorflow().device("CPU"):
         for check in staircase(cli.model, batches, images, labels, steps, seed, progress):
-            print(_row(check), flush=True)
+            print(format_check(check), flush=True)
             checks.append(check)
     return checks
 
@@ -175,7 +175,7 @@ def _describe(cli: ParityCLI) -> str:
     ]
     if others := _not_compared(cli):
         lines.append(f"not compared: {', '.join(others)}")
-    return "\n".join((*lines, "", _line("check", "compared", "difference", "tolerance", "verdict")))
+    return "\n".join((*lines, "", HEADING))
 
 
 def _not_compared(cli: ParityCLI) -> list[str]:
@@ -199,23 +199,3 @@ def _judge(checks: list[Check]) -> tuple[bool, str]:
     if failed:
         return False, f"FAILED: {len(failed)} of {len(required)} checks, first {failed[0].name}"
     return True, f"All {len(required)} checks passed: both compute the same"
-
-
-def _row(check: Check) -> str:
-    verdict = "passed" if check.passed else "FAILED"
-    return _line(
-        check.name,
-        f"{check.compared:,}",
-        f"{check.difference:.1e}",
-        f"{check.tolerance:.0e}",
-        "for information" if check.informational else verdict,
-        check.note,
-    )
-
-
-def _line(
-    check: str, compared: str, difference: str, tolerance: str, verdict: str, note: str = ""
-) -> str:
-    # The widths are those of the longest of each, for rows are printed as they come.
-    columns = f"{check:59}  {compared:>11}  {difference:>10}  {tolerance:>9}  {verdict:15}  {note}"
-    return columns.rstrip()

@@ -1,6 +1,5 @@
 """What a comparison of the two frameworks comes to."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,8 @@ class Check:
     Args:
         name: What was compared, such as `logits, float64`.
         compared: Number of values compared; a check that compared nothing fails.
-        difference: Largest absolute difference, relative to the largest absolute value.
+        difference: Largest absolute difference, relative to the largest absolute value, unless the
+            function that makes the check says otherwise.
         tolerance: Largest difference that passes.
         note: What a reader must know to judge the row, such as the parameter that differs most.
         informational: Whether the row is only for information, and fails nothing.
@@ -57,37 +57,23 @@ def relative_difference(ours: Array, theirs: Array) -> float:
     return difference / largest if largest else difference
 
 
-def format_checks(checks: Sequence[Check]) -> str:
-    """Lay out checks as a table in plain text, a row each under a row of headings.
+HEADING = f"{'check':43}  {'compared':>13}  difference  tolerance  verdict"
+"""The line above a table of checks."""
+
+
+def format_check(check: Check) -> str:
+    """Lay out a check as a row below `HEADING`.
 
     Examples:
-        >>> print(format_checks([Check("loss", 1, 2e-15, 1e-12), Check("logits", 0, 0.0, 1e-5)]))
-        check   compared  difference  tolerance  verdict
-        loss           1     2.0e-15    1.0e-12  passed
-        logits         0           0    1.0e-05  FAILED
+        >>> print(format_check(Check("loss, float64", 1, 2e-15, 1e-12)).replace("  " * 15, "..."))
+        loss, float64...          1     2.0e-15    1.0e-12  passed
     """
-    rows = [("check", "compared", "difference", "tolerance", "verdict", "note")]
-    for check in checks:
-        verdict = "passed" if check.passed else "FAILED"
-        rows.append(
-            (
-                check.name,
-                f"{check.compared:,}",
-                _short(check.difference),
-                _short(check.tolerance),
-                "for information" if check.informational else verdict,
-                check.note,
-            )
-        )
-    if not any(check.note for check in checks):
-        rows = [(*row[:-1], "") for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    sides = "<>>><<"
-    lines = [
-        "  ".join(f"{c:{side}{width}}" for c, side, width in zip(row, sides, widths, strict=True))
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    verdict = "info" if check.informational else "passed" if check.passed else "FAILED"
+    row = (
+        f"{check.name:43}  {check.compared:>13,}  {_short(check.difference):>10}  "
+        f"{_short(check.tolerance):>9}  {verdict:7}  {check.note}"
+    )
+    return row.rstrip()
 
 
 def _short(number: float) -> str:

@@ -12,7 +12,9 @@ from torch.overrides import TorchFunctionMode
 
 from digitlab.parity.backend import import_keras
 from digitlab.parity.compare import TOLERANCES, relative_difference
-from digitlab.parity.evaluation import (
+from digitlab.parity.flattening import flattened_in, inputs_within
+from digitlab.parity.layout import Array
+from digitlab.parity.sides import (
     channels_first,
     evaluation_mode,
     keras_images,
@@ -20,8 +22,6 @@ from digitlab.parity.evaluation import (
     sole_output,
     torch_images,
 )
-from digitlab.parity.flattening import flattened_in, inputs_within
-from digitlab.parity.layout import Array
 
 
 def first_divergence(module: nn.Module, keras_model: Any, images: Tensor) -> str | None:

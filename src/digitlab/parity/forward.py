@@ -18,7 +18,8 @@ from torch.nn.functional import cross_entropy
 from digitlab.classifier import Classifier
 from digitlab.parity.backend import import_keras, import_tensorflow
 from digitlab.parity.compare import TOLERANCES, Check, relative_difference
-from digitlab.parity.evaluation import (
+from digitlab.parity.layout import LAYOUTS, Array
+from digitlab.parity.sides import (
     evaluation_mode,
     keras_images,
     outputs,
@@ -26,7 +27,6 @@ from digitlab.parity.evaluation import (
     sole_output,
     torch_images,
 )
-from digitlab.parity.layout import LAYOUTS, Array
 from digitlab.parity.weights import Match, copy_weights, keras_layers, load_keras_weights, match
 
 Shapes = dict[str, tuple[int, ...]]

@@ -10,10 +10,16 @@ import numpy as np
 from torch import Tensor, nn
 
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.compare import TOLERANCES, Check, format_checks, relative_difference
+from digitlab.parity.compare import (
+    HEADING,
+    TOLERANCES,
+    Check,
+    format_check,
+    relative_difference,
+)
 from digitlab.parity.divergence import first_divergence
-from digitlab.parity.evaluation import channels_first, keras_images, outputs, precision
 from digitlab.parity.forward import gradients, logits, parameter_counts, round_trip
+from digitlab.parity.sides import channels_first, keras_images, outputs, precision
 from digitlab.parity.weights import copy_weights
 
 Batch = tuple[Tensor, Tensor]
@@ -50,7 +56,7 @@ class Report:
             raise AssertionError(f"the two do not compute the same\n{self}")
 
     def __str__(self) -> str:
-        table = format_checks(self.checks)
+        table = "\n".join([HEADING, *map(format_check, self.checks)])
         if self.first_divergence is None:
             return table
         return f"{table}\nthe first Keras layer whose output differs: {self.first_divergence}"
@@ -66,7 +72,7 @@ def check(torch_module: nn.Module, keras_model: Any, batches: Iterable[Batch]) -
     Args:
         torch_module: Maps images to logits. Nothing of it changes.
         keras_model: Functional or sequential, with one input; it reads `(N, H, W, C)`, or what
-            else `digitlab.parity.evaluation.keras_images` can make. Its weights are overwritten.
+            else `digitlab.parity.sides.keras_images` can make. Its weights are overwritten.
         batches: Images, float32 `(N, C, H, W)` as normalized for the network, and labels, int64
             `(N,)`. Without any the report fails: nothing was compared.
 

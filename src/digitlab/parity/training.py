@@ -13,11 +13,11 @@ from torch.nn.functional import cross_entropy
 
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
 from digitlab.parity.compare import TOLERANCES, Check, relative_difference
-from digitlab.parity.evaluation import keras_images, precision, torch_images
 from digitlab.parity.formulas import FORMULAS
 from digitlab.parity.layout import Array
 from digitlab.parity.masks import Masks, check_dropouts, masked_model, masked_module
 from digitlab.parity.recipe import exact_optimizer, keras_settings, to_keras_optimizer
+from digitlab.parity.sides import keras_images, precision, torch_images
 from digitlab.parity.weights import Match, copy_weights, match
 
 Batch = tuple[Tensor, Tensor]
@@ -63,11 +63,11 @@ def optimizer_steps(optimizer: torch.optim.Optimizer, steps: int = 5, seed: int 
     names = {"torch": type(exact).__name__, "keras": type(theirs).__name__}
     return [
         Check(
-            f"{steps} steps, {side} against NumPy",
+            f"{steps} optimizer steps, {side}, float64",
             formula.size,
             relative_difference(np.array(path), formula),
             TOLERANCES["float64"],
-            names[side],
+            f"{names[side]} against its formula in NumPy",
         )
         for side, path in paths.items()
     ]
@@ -85,11 +85,10 @@ def trajectory(
     """Train both sides with the same batches and dropout, and compare them after every step.
 
     Both start from the module's weights. A loss's difference is relative to the largest loss so
-    far. That of a tensor's weights is a length, as of vectors, and relative to the length of all
-    weights of its layer, for two reasons. Where a gradient is hardly larger than its rounding, Adam
-    divides one by the other: single weights then differ by up to 1e-4 in float32 and 1e-12 in
-    float64 although nothing is wrong. And in float32 one of a million rectifiers may be on on one
-    side only, which is 1e-3 of a bias that was 0 a few steps ago.
+    far, that of a weight in float64 to the largest weight. In float32 a tensor's difference is a
+    length, as of vectors, and relative to the length of all weights of its layer: where a gradient
+    is hardly larger than its rounding, Adam divides one by the other, and single weights differ by
+    up to 1e-4 although nothing is wrong.
 
     Args:
         module: The PyTorch side, which stays as it is: a copy is trained.
@@ -120,15 +119,29 @@ def trajectory(
         our_loss, their_loss = ours.step(images, labels), theirs.step(images, labels)
         largest_loss = max(largest_loss, abs(our_loss), abs(their_loss))
         found.add(done, "the loss", 1, abs(our_loss - their_loss) / (largest_loss or 1))
-        for name, size, difference in _weight_differences(pairs):
+        differences = _largest_differences if dtype == "float64" else _lengths_of_differences
+        for name, size, difference in differences(pairs):
             found.add(done, name, size, difference)
     if done < steps:
         raise ValueError(f"steps is {steps}, but there are only {done} batches: take fewer steps")
-    name = f"trajectory of {steps} step{'s' * (steps > 1)}, {dtype}"
+    name = f"{steps} training step{'s' * (steps > 1)}, {dtype}"
     return Check(name, found.compared, found.difference, found.tolerance, found.note)
 
 
-def _weight_differences(pairs: list[Match]) -> Iterator[tuple[str, int, float]]:
+def _largest_differences(pairs: list[Match]) -> Iterator[tuple[str, int, float]]:
+    """Yield each tensor's name, size and largest difference, relative to the largest weight."""
+    largest = 0.0
+    differences = {}
+    for pair in pairs:
+        ours, theirs = pair.tensor.detach().cpu().numpy(), pair.to_torch(pair.variable)
+        largest = max(largest, float(np.abs(ours).max()), float(np.abs(theirs).max()))
+        differences[pair.torch_name] = float(np.abs(ours - theirs).max())
+    for pair in pairs:
+        difference = differences[pair.torch_name] / (largest or 1.0)
+        yield pair.torch_name, pair.tensor.numel(), difference
+
+
+def _lengths_of_differences(pairs: list[Match]) -> Iterator[tuple[str, int, float]]:
     """Yield each tensor's name, size and length of difference, relative to its layer's length."""
     lengths: dict[str, float] = {}
     differences = {}
@@ -158,6 +171,7 @@ class _Found:
 
     def add(self, step: int, name: str, compared: int, difference: float) -> None:
         difference = float(np.nan_to_num(difference, nan=np.inf))
+        name = name.removeprefix("network.")  # as all names of a Classifier begin
         self.compared += compared
         if difference > self.difference:
             self.difference, self.most = difference, f"{name} at step {step}"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from digitlab.parity.compare import Check
-from digitlab.parity.staircase import staircase
+from digitlab.parity.stairs import staircase
 from tests.parity.pairs import RECIPES, make, random_batches, real_batches, real_images
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
@@ -36,10 +36,10 @@ def test_every_architecture_climbs_the_staircase_with_its_documents_optimizer(na
         "logits, float32": 2000,
         "loss, float64": 1,
         "gradients, float64": parameters,
-        "5 steps, torch against NumPy": 5000,
-        "5 steps, keras against NumPy": 5000,
-        f"trajectory of {steps} steps, float64": steps * (parameters + 1),
-        f"trajectory of {short} steps, float32": short * (parameters + 1),
+        "5 optimizer steps, torch, float64": 5000,
+        "5 optimizer steps, keras, float64": 5000,
+        f"{steps} training steps, float64": steps * (parameters + 1),
+        f"{short} training steps, float32": short * (parameters + 1),
     }
     required = {name: check.compared for name, check in checks.items() if not check.informational}
     assert required == expected
@@ -54,7 +54,7 @@ def test_every_architecture_climbs_the_staircase_with_its_documents_optimizer(na
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.usefixtures("real_data")
 def test_trajectories_still_agree_after_200_steps(name: str) -> None:
-    assert "trajectory of 200 steps, float64" in walk(name, 200, images=1000, batch_size=32)
+    assert "200 training steps, float64" in walk(name, 200, images=1000, batch_size=32)
 
 
 def test_the_model_stays_as_it_is() -> None:
@@ -81,16 +81,16 @@ def test_each_check_is_yielded_as_soon_as_it_is_made() -> None:
     names = []
     for check in checks:
         names.append(check.name)
-        if check.name.startswith("5 steps, keras"):
+        if check.name.startswith("5 optimizer steps, keras"):
             assert not shown  # no trajectory was begun before it was asked for
-    assert shown == ["Trajectory in float64, 7", "PyTorch's own Adam, 7"]
-    assert names[-1] == "trajectory of 7 steps, float64, PyTorch's own Adam"
+    assert shown == ["Trajectory in float64, 7", "stock Adam, 7"]
+    assert names[-1] == "7 training steps, float64, stock Adam"
 
 
 def test_a_trajectory_in_float32_starts_anew_where_rounding_spoils_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    room = import_module("digitlab.parity.staircase")  # the package's name is the function
+    room = import_module("digitlab.parity.stairs")  # the package's name is the function
     started: list[float] = []
 
     def spoilt(module: object, twin: object, batches: list, *others: object) -> Check:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-import digitlab.parity.steps as room
+import digitlab.parity.training as room
 from digitlab import models
 from digitlab.parity.backend import import_keras, keras_dtype
 from digitlab.parity.compare import Check
@@ -17,7 +17,7 @@ from digitlab.parity.forward import logits, parameter_counts
 from digitlab.parity.masks import Masks
 from digitlab.parity.optimizers import KerasAdam, KerasRMSprop
 from digitlab.parity.recipe import exact_optimizer, to_keras_optimizer
-from digitlab.parity.steps import optimizer_steps, trajectory
+from digitlab.parity.training import optimizer_steps, trajectory
 from digitlab.parity.twins import lenet1, mlp
 from digitlab.parity.weights import copy_weights, match, to_keras
 from tests.parity.pairs import make, random_batches, real_batches, real_images
@@ -105,7 +105,7 @@ def test_pytorchs_own_class_fails_the_trajectory_within_five_steps(name: str) ->
     module = make("nn128").double()
     check = walk(module, to_keras(module), OPTIMIZERS[name], stock=True)
     assert not check.passed
-    assert check.note.startswith("exceeded first in network.fc")
+    assert check.note.startswith("exceeded first in fc")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -163,7 +163,7 @@ def test_a_single_weight_that_misses_a_step_fails_the_trajectory() -> None:
         assert trajectory(module, twin, batches, KerasAdam, theirs, 5).passed
         check = trajectory(module, twin, batches, Forgetful, theirs, 5)
         assert not check.passed
-        assert check.note.startswith("exceeded first in network.fc1.weight at step 1,")
+        assert check.note.startswith("exceeded first in fc1.weight at step 1,")
 
 
 def test_a_learning_rate_that_differs_fails_the_trajectory_at_its_first_step() -> None:
@@ -171,7 +171,7 @@ def test_a_learning_rate_that_differs_fails_the_trajectory_at_its_first_step() -
     theirs = partial(to_keras_optimizer, optimizer_of(partial(KerasAdam, lr=0.001 * (1 + 1e-9))))
     check = trajectory(module, to_keras(module), random_batches(2), KerasAdam, theirs, 2)
     assert not check.passed
-    assert check.note.startswith("exceeded first in network.fc1.weight at step 1,")
+    assert check.note.startswith("exceeded first in fc1.weight at step 1,")
 
 
 def test_weights_that_are_no_numbers_fail_the_trajectory() -> None:

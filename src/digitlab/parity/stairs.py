@@ -16,7 +16,7 @@ from digitlab.parity.compare import Check
 from digitlab.parity.documents import documented
 from digitlab.parity.forward import gradients, logits, parameter_counts, round_trip
 from digitlab.parity.recipe import exact_optimizer, to_keras_optimizer
-from digitlab.parity.steps import Batch, MakeOptimizer, optimizer_steps, trajectory
+from digitlab.parity.training import Batch, MakeOptimizer, optimizer_steps, trajectory
 from digitlab.parity.weights import to_keras
 
 # Rounding adds up: in float32 a longer trajectory tells less with every step.
@@ -88,7 +88,7 @@ def staircase(
     check = _in_float32(single, single_twin, batches, make, make_keras, steps, seed)
     yield _annotate(check, substitution)
     if substitution:
-        stock = f"PyTorch's own {type(optimizer).__name__}"
+        stock = f"stock {type(optimizer).__name__}"
         check = walk(progress(batches, stock, steps), model.optimizer)
         yield replace(check, name=f"{check.name}, {stock}", informational=True)
 
