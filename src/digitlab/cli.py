@@ -101,8 +101,8 @@ def _run(command: str, options: list[str], debug: bool) -> int:
     try:
         run = import_module(ROOMS[command]).prepare(command, options)
         return run() or 0  # a check that failed gives 1
-    except BAD_INPUT as error:
-        if run and isinstance(error, OSError):
+    except (*BAD_INPUT, ImportError) as error:  # the last where an extra is not installed
+        if run and isinstance(error, OSError | ImportError):
             raise  # a full disk, say: no fault of the input
         if debug:
             traceback.print_exc()

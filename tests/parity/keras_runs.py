@@ -1,5 +1,7 @@
 """`digitlab keras …` in this process, on the tiny data."""
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from digitlab.cli import main
 from digitlab.parity.network import load_keras_model
 from tests import tiny
 from tests.commands import SHORT
+
+KERAS_INITIAL_VALUES = ["--model.initialization", "keras"]
 
 
 def keras_fit(root: Path, *options: str, model: str = "LinearClassifier") -> Path:
@@ -30,3 +34,13 @@ def whole(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Reference: a split of the tiny data with channels last, scaled to 0..1 by NumPy."""
     images, labels = tiny.TRAIN if split == "train" else tiny.TEST
     return (images[..., None] / np.float32(255)).astype(np.float32), labels.astype(np.int64)
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text("utf-8"))
+    return metrics
+
+
+def history_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,16 +1,26 @@
 """Small networks in both frameworks, written the way a user of either writes them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 # its usual name
 
 from digitlab.parity.backend import import_keras
+from digitlab.parity.weights import copy_weights
 
 IMAGES = torch.rand(6, 1, 12, 12, generator=torch.Generator().manual_seed(0)) - 0.3
 LABELS = torch.tensor([3, 1, 4, 1, 5, 9])
+BATCHES = [(IMAGES[:4], LABELS[:4]), (IMAGES[4:], LABELS[4:])]
+REPORT_ROWS = [  # of `check` on them
+    "parameters",
+    "round trip of the weights",
+    "logits, float32",
+    "logits, float64",
+    "loss, float64",
+    "gradients, float64",
+]
 
 
 class DocumentStyle(nn.Module):
@@ -104,3 +114,11 @@ def layer_of(function: Callable[[Any], Any], name: str = "custom") -> Any:
     """A user's own Keras layer without weights."""
     members = {"call": lambda self, x: function(x)}
     return type("Custom", (import_keras().layers.Layer,), members)(name=name)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def keras_pair(module: M, keras_model: Any) -> tuple[M, Any]:
+    copy_weights(module, keras_model)
+    return module, keras_model

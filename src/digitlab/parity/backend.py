@@ -40,12 +40,8 @@ def _import() -> tuple[Any, Any]:
             f"{' and '.join(missing)} cannot be imported: install the extra, "
             'pip install "digitlab[parity]"'
         )
+    _check_order()
     if find_spec("triton"):
-        if "tensorflow" in sys.modules and "triton" not in sys.modules:
-            raise ImportError(
-                "TensorFlow was imported before Triton, which torch needs: that aborts the process "
-                "later; import torch and triton, or call digitlab.parity.import_keras(), first"
-            )
         # The other order ends in SIGABRT, without a traceback.
         import triton  # noqa: F401
     if "keras" not in sys.modules:
@@ -71,6 +67,14 @@ def _import() -> tuple[Any, Any]:
         except (RuntimeError, ValueError):
             pass  # TensorFlow runs already, with the settings of whoever started it
     return keras, tensorflow
+
+
+def _check_order() -> None:
+    if find_spec("triton") and "tensorflow" in sys.modules and "triton" not in sys.modules:
+        raise ImportError(
+            "TensorFlow was imported before Triton, which torch needs: that aborts the process "
+            "later; import digitlab.parity, or torch and triton, first"
+        )
 
 
 def limit_gpu_memory(megabytes: int) -> None:
@@ -135,3 +139,6 @@ def _silent_stderr() -> Iterator[None]:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+
+
+_check_order()  # now, because the rest of the package imports Lightning, which imports Triton

@@ -17,7 +17,7 @@ from digitlab import runs
 from digitlab.callbacks.progress import Bar
 from digitlab.data import ImageLoader
 from digitlab.fit import FitCLI, check_settings, check_together, claim, release
-from digitlab.parity.backend import import_keras, import_tensorflow
+from digitlab.parity.backend import import_tensorflow
 from digitlab.parity.compare import HEADING, Check, format_check
 from digitlab.parity.recipe import to_keras_optimizer
 from digitlab.parity.stairs import staircase
@@ -60,10 +60,6 @@ def prepare(command: str, options: list[str]) -> Callable[[], int]:
     if cli.config.weights:
         load_weights(cli.model, Path(cli.config.weights))
     batches = FullBatches(cli.datamodule.train_dataloader(), cli.config.steps)
-    try:
-        import_keras()
-    except ImportError as error:
-        raise ValueError(str(error)) from error
     build_twin(cli.model)
     to_keras_optimizer(cli.model.optimizer(cli.model.parameters()))
     return partial(_run, cli, batches, claim(cli, suffix="-parity"))

@@ -38,10 +38,11 @@ class KerasNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logits."""
         batch = images.permute(0, 2, 3, 1).cpu().numpy()
-        outputs = np.asarray(self.keras_model.predict_on_batch(batch))
+        outputs = import_keras().ops.convert_to_numpy(self.keras_model(batch, training=False))
+        outputs = outputs.astype(np.promote_types(outputs.dtype, np.float32))
         if self.gives_probabilities:
             outputs = np.log(np.clip(outputs, 1e-7, 1))
-        return torch.from_numpy(outputs.astype(np.promote_types(outputs.dtype, np.float32)))
+        return torch.from_numpy(outputs)
 
 
 def ends_in_softmax(keras_model: Any) -> bool:
