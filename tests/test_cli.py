@@ -1,3 +1,4 @@
+import re
 import signal
 import subprocess
 import sys
@@ -91,6 +92,27 @@ def test_ctrl_c_before_the_run_starts_is_said_in_one_line(
     monkeypatch.setattr("digitlab.cli.import_module", interrupt)
     assert main(["fit"]) == 130
     assert capsys.readouterr().err == "digitlab: interrupted\n"
+
+
+def test_one_file_alone_imports_tensorflow_and_keras() -> None:
+    statement = re.compile(r"^ *(import|from) (keras|tensorflow)\b", re.MULTILINE)
+    files = [
+        path for path in Path("src").rglob("*.py") if statement.search(path.read_text("utf-8"))
+    ]
+    assert files == [Path("src/digitlab/parity/backend.py")]
+
+
+def test_without_the_extra_a_keras_command_names_the_remedy_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> None:
+        raise ImportError("keras cannot be imported: install the extra")
+
+    monkeypatch.setattr("digitlab.parity.backend._import", missing)
+    place = ["--trainer.default_root_dir", str(tmp_path / "runs")]
+    message = refusal(capsys, "keras", "fit", "--model", "LinearClassifier", *SHORT, *place)
+    assert message == "keras cannot be imported: install the extra"
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.skipif(not find_spec("keras"), reason="proves nothing where Keras is missing")

@@ -23,6 +23,11 @@ CHECKPOINTS: dict[Framework, dict[str, str]] = {
 }
 """Where in a run folder each framework's trained models are."""
 
+_COMMANDS: dict[Framework, tuple[str, str]] = {
+    "torch": ("PyTorch", "digitlab"),
+    "keras": ("Keras", "digitlab keras"),
+}
+
 
 def claim(root: Path, name: str) -> Path:
     """Make the next free folder `root/name/version_N`, which then is this process's alone."""
@@ -80,13 +85,15 @@ def find_checkpoint(folder: Path, checkpoint: str, framework: Framework = "torch
     Raises:
         ValueError: There is no such file, or the run is of the other framework.
     """
+    for other, (name, command) in _COMMANDS.items():
+        if other != framework and (folder / CHECKPOINTS[other]["last"]).exists():
+            raise ValueError(
+                f"{folder} was trained in {name}: say {command} test --run {folder}, or validate "
+                "or predict"
+            )
     if checkpoint in CHECKPOINTS[framework]:
         path = folder / CHECKPOINTS[framework][checkpoint]
         remedy = "train the run first, or give the path of a checkpoint"
-        for other, names in CHECKPOINTS.items():
-            if other != framework and (folder / names["last"]).exists():
-                command = "digitlab keras" if other == "keras" else "digitlab"
-                remedy = f"the run was trained in {other.title()}, so say {command} test --run ..."
     else:
         path = Path(checkpoint)
         remedy = "give last, best or the path of a checkpoint"

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from digitlab.cli import main
+from digitlab.models import LeNet5
 from digitlab.parity.network import load_keras_model
 from tests import tiny
 from tests.commands import SHORT
@@ -44,3 +46,22 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 def history_of(folder: Path) -> list[dict[str, str]]:
     with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+class OwnLeNet5(LeNet5):
+    """A user's subclass with the network of its parent."""
+
+
+class InvertedLeNet5(LeNet5):
+    """A user's subclass with layers of its parent, but another function."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(1 - images)
+
+
+class TanhLeNet5(LeNet5):
+    """A user's subclass with another layer."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.network.relu1 = nn.Tanh()

@@ -14,7 +14,7 @@ from digitlab.classifier import Classifier
 from digitlab.cli import main
 from digitlab.models import LeNet1, LeNet5
 from digitlab.parity import convert, twins
-from digitlab.parity.backend import import_keras
+from digitlab.parity.backend import Policy, import_keras, keras_dtype
 from digitlab.parity.network import save_keras_model
 from digitlab.parity.weights import build_twin, to_keras
 from tests.commands import config_of, fit, refusal
@@ -103,6 +103,19 @@ def test_a_file_that_ends_in_a_softmax_becomes_a_run(tmp_path: Path) -> None:
     assert main(["test", "--run", str(new)]) == 0
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
+def test_a_model_of_any_precision_becomes_a_run_with_its_weights(
+    policy: Policy, tmp_path: Path
+) -> None:
+    model = LeNet1()
+    with keras_dtype(policy):
+        save_keras_model(to_keras(model), tmp_path / "model.keras")
+    target = tmp_path / "new"
+    args = ("--model", "LeNet1", *TINY)
+    assert main(["convert", str(tmp_path / "model.keras"), str(target), *args]) == 0
+    assert_bitwise_equal(weights_of(target), model.state_dict())
+
+
 def test_what_only_a_fit_has_is_read_from_its_config_and_lost(run: Path, tmp_path: Path) -> None:
     file, new = save(twins.lenet1(), tmp_path / "file.keras"), tmp_path / "new"
     config = run / "config.yaml"
@@ -182,8 +195,8 @@ OTHER = "{file} is of another architecture than LeNet1: "
     ("make", "name", "reason"),
     [
         (Path, "no.keras", "there is no Keras model {file}: train one with"),
-        (damaged, "cut.keras", "{file} is damaged, or needs code of its own"),
-        (damaged, "cut.h5", "{file} is damaged, or needs code of its own"),
+        (damaged, "cut.keras", "{file} is damaged"),
+        (damaged, "cut.h5", "{file} is damaged"),
         (with_code, "code.keras", "needs code of its own to be loaded (Requested the"),
         (with_code, "code.h5", "needs code of its own to be loaded (Requested the"),
         (lambda path: save(twins.lenet5(), path), "lenet5.keras", OTHER + "network.conv1.weight"),

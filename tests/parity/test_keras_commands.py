@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from digitlab.cli import COMMANDS, main
+from digitlab.models import LeNet5
+from digitlab.parity import to_keras
 from digitlab.parity.network import load_keras_model
 from tests.commands import SHORT, config_of, fit, refusal
-from tests.parity.keras_runs import keras_fit, whole
+from tests.parity.keras_runs import OwnLeNet5, keras_fit, whole
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
 
@@ -62,11 +65,11 @@ def test_a_run_of_the_other_framework_is_refused_with_the_right_command(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = refusal(capsys, "test", "--run", str(trained))
-    assert "the run was trained in Keras, so say digitlab keras test" in message
+    assert message.startswith(f"{trained} was trained in Keras: say digitlab keras test --run")
     other = fit(tmp_path)
     capsys.readouterr()
     message = refusal(capsys, "keras", "test", "--run", str(other))
-    assert "the run was trained in Torch, so say digitlab test" in message
+    assert message.startswith(f"{other} was trained in PyTorch: say digitlab test --run")
 
 
 REFUSED = {
@@ -107,9 +110,35 @@ def test_what_keras_cannot_do_is_refused_by_name(
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_architecture_without_a_twin_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    message = refusal(capsys, "keras", "fit", "--model", "tests.test_fit.TwoInputs", *SHORT)
-    assert message
+@pytest.mark.parametrize("name", ["TanhLeNet5", "InvertedLeNet5"])
+def test_a_subclass_with_another_network_is_not_trained_as_its_parent(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, "keras", "fit", "--model", f"tests.parity.keras_runs.{name}", *SHORT)
+    assert message.startswith(f"{name} has no Keras twin: write one")
+
+
+def test_a_subclass_with_its_parent_s_network_has_its_twin() -> None:
+    model = OwnLeNet5()
+    state = torch.get_rng_state()
+    assert to_keras(model).name == "lenet5"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_file_of_another_architecture_is_not_measured_as_the_run_s(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "other.keras"
+    to_keras(LeNet5()).save(file)
+    before = (trained / "metrics.json").read_text("utf-8")
+    message = refusal(capsys, "keras", "test", "--run", str(trained), "--checkpoint", str(file))
+    assert message.startswith(f"{file} is of another architecture than LinearClassifier")
+    assert (trained / "metrics.json").read_text("utf-8") == before
+    of_torch = fit(tmp_path / "torch")
+    capsys.readouterr()
+    last = trained / "model.keras"
+    message = refusal(capsys, "keras", "test", "--run", str(of_torch), "--checkpoint", str(last))
+    assert "was trained in PyTorch" in message
 
 
 @pytest.mark.parametrize("args", [["keras"], ["keras", "--help"], ["keras", "-h"]])

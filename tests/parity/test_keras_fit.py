@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 
 from digitlab import models
 from digitlab.cli import main
+from digitlab.data import ImageOrder
 from digitlab.parity.backend import import_keras
 from tests.commands import SHORT, fit
 from tests.parity.keras_runs import (
@@ -49,17 +50,22 @@ def test_a_run_is_what_a_plain_keras_program_trains(tmp_path: Path) -> None:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     adam = keras.optimizers.Adam(0.001, epsilon=1e-8)  # PyTorch's default, as the config's
     model.compile(adam, loss, metrics=["accuracy"])
-    history = model.fit(*whole("train"), batch_size=32, epochs=2, verbose=0)
+    images, labels = whole("train")
+    losses = []
+    for epoch in range(2):  # as Keras's own shuffling would repeat the first epoch's order
+        order = ImageOrder(len(labels), seed=7, shuffle=True, epoch=epoch).indices()
+        fitted = model.fit(images[order], labels[order], batch_size=32, shuffle=False, verbose=0)
+        losses += fitted.history["loss"]
     loss, accuracy = model.evaluate(*whole("test"), verbose=0)
 
     # The layers are the same but for the activation, which we have as a layer of its own.
     for left, right in zip(weights_of(folder), model.get_weights(), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)  # fused otherwise
-    ours = metrics_of(folder)["test"]
-    assert ours["accuracy"] == pytest.approx(accuracy, abs=1e-6)
-    assert ours["loss"] == pytest.approx(loss, rel=1e-4)  # as the weights
-    losses = [float(row["train_loss"]) for row in history_of(folder)]
-    assert losses == pytest.approx(history.history["loss"], rel=1e-4)  # as the weights
+    score = metrics_of(folder)["test"]
+    assert score["accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    assert score["loss"] == pytest.approx(loss, rel=1e-4)  # as the weights
+    ours = [float(row["train_loss"]) for row in history_of(folder)]
+    assert ours == pytest.approx(losses, rel=1e-4)  # as the weights
 
 
 def test_a_run_leaves_what_a_pytorch_run_leaves(tmp_path: Path) -> None:
@@ -73,6 +79,8 @@ def test_a_run_leaves_what_a_pytorch_run_leaves(tmp_path: Path) -> None:
     assert (ours / "checkpoints" / "best.keras").is_file()
     assert history_of(ours)[0].keys() == history_of(theirs)[0].keys()
     assert [row["step"] for row in history_of(ours)] == ["7", "14"]
+    assert {row["learning_rate"] for row in history_of(ours)} == {"0.001"}  # not float32's
+    assert metrics_of(ours)["test"]["accuracy"] == float(history_of(ours)[-1]["val_accuracy"])
     assert curves_of(ours) == curves_of(theirs)
     assert metrics_of(ours).keys() == metrics_of(theirs).keys() | {"output"}
     same = ("model", "dataset", "parameters", "epochs", "optimizer_steps", "precision", "device")
@@ -104,6 +112,11 @@ def test_class_probabilities_are_logged_under_the_same_tags(tmp_path: Path) -> N
     ours, theirs = keras_fit(tmp_path, *options), fit(tmp_path / "torch", *options)
     assert curves_of(ours) == curves_of(theirs)
     assert curves_of(ours)["probabilities/0"] == [3, 6]
+
+
+def test_one_callback_needs_no_list(tmp_path: Path) -> None:
+    options = ["--trainer.callbacks", "ClassProbabilities", "--trainer.max_epochs", "8"]
+    assert curves_of(keras_fit(tmp_path, *options))["probabilities/0"] == [50]
 
 
 def interrupt(*_: object) -> None:

@@ -66,11 +66,17 @@ def test_models_within_models_and_a_permutation_pass() -> None:
 def test_a_float64_pair_is_compared_as_it_is() -> None:
     with keras_dtype("float64"):
         twin = keras_style()
+    twin.layers[-1].trainable = False
     report = check(DocumentStyle().double(), twin, BATCHES)
     report.assert_passed()
     assert [row.name for row in report.checks] == [
         name for name in REPORT_ROWS if "float32" not in name
     ]
+    compared = {row.name: row.compared for row in report.checks}
+    assert compared["logits, float64"] == 60
+    assert compared["gradients, float64"] == 2 * compared["round trip of the weights"]
+    assert not any("copy" in row.note for row in report.checks)
+    assert not twin.layers[-1].trainable
 
 
 def test_nothing_of_the_callers_module_changes() -> None:
@@ -107,6 +113,25 @@ def test_frozen_parameters_are_compared_too() -> None:
     report.assert_passed()
     assert report.checks[-1].compared > 0
     assert not twin.trainable
+
+
+def test_one_frozen_keras_layer_is_compared_too() -> None:
+    keras = import_keras()
+    stem = keras.Sequential([keras.layers.Conv2D(4, 3, padding="same", activation="relu")])
+    for frozen, twin in enumerate([keras_style(), keras_style(conv1=stem)]):
+        twin.layers[2 * (1 - frozen)].trainable = False  # conv2, or the model that holds conv1
+        report = check(DocumentStyle(), twin, BATCHES)
+        report.assert_passed()
+        assert report.checks[-1].compared == 2 * report.checks[1].compared
+        assert not all(layer.trainable for layer in twin.layers)
+
+
+def test_arrays_and_lists_are_compared_as_tensors_are() -> None:
+    batches = [[images.numpy(), labels.numpy()] for images, labels in BATCHES]
+    model, twin = DocumentStyle(), keras_style()
+    report = check(model, twin, batches)  # type: ignore[arg-type] # what a user may have
+    report.assert_passed()
+    assert report == check(model, twin, BATCHES)
 
 
 def test_a_report_needs_a_check_that_counts_and_all_of_those_to_pass() -> None:

@@ -1,11 +1,12 @@
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from digitlab.parity.backend import import_keras
+from digitlab.parity.backend import import_keras, keras_dtype
 from digitlab.parity.report import check
 from tests.parity.nets import (
     BATCHES,
@@ -114,3 +115,60 @@ def test_a_users_mistake_is_refused_by_name(mistake: str) -> None:
     images = torch.rand(2, 1, 14, 14) if mistake == "other images" else IMAGES[:2]
     with pytest.raises(ValueError, match=message):
         check(model, twin, [(images, LABELS[:2])])
+
+
+@pytest.mark.parametrize("side", ["torch", "keras"])
+def test_another_precision_is_refused_before_a_weight_changes(side: str) -> None:
+    model = DocumentStyle()
+    if side == "torch":
+        model, twin = model.bfloat16(), keras_style()
+    else:
+        with keras_dtype("mixed_bfloat16"):
+            twin = keras_style()
+    before = twin.get_weights()
+    with pytest.raises(ValueError, match=r"a side computes in bfloat16: .* `module\.float\(\)`"):
+        check(model, twin, BATCHES)
+    for array, kept in zip(twin.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(array, kept)
+
+
+LABELS_MUST = r": they must be int64 \(6,\), from 0 to 9, as `labels\.long\(\)`"
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (IMAGES, "a batch is Tensor: it must be two tensors, images and labels"),
+        ((IMAGES,), "a batch is Tensor: it must be two tensors"),
+        ((IMAGES, None), "a batch is Tensor, NoneType: it must be two tensors"),
+        (
+            (IMAGES.bfloat16(), LABELS),
+            r"bfloat16 \(6, 1, 12, 12\): they must be float32 .*float\(\)",
+        ),
+        ((IMAGES.flatten(1), LABELS), r"float32 \(6, 144\): they must be float32 \(N, C, H, W\)"),
+        ((IMAGES, LABELS + 1), r"int64 \(6,\), from 2 to 10" + LABELS_MUST),
+        ((IMAGES, LABELS - 2), r"int64 \(6,\), from -1 to 7" + LABELS_MUST),
+        ((IMAGES, LABELS.float()), r"float32 \(6,\)" + LABELS_MUST),
+        ((IMAGES, LABELS[:4]), r"int64 \(4,\)" + LABELS_MUST),
+        ((IMAGES, torch.eye(10)[LABELS]), r"float32 \(6, 10\).*`labels\.argmax\(1\)`"),
+    ],
+)
+def test_a_batch_that_is_none_is_refused(batch: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        check(DocumentStyle(), keras_style(), [batch])
+    assert "\n" not in str(error.value)
+
+
+def test_a_keras_model_that_is_none_is_refused() -> None:
+    keras, model = import_keras(), DocumentStyle()
+    unbuilt = keras.Sequential([keras.layers.Dense(10)])
+    planes = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Conv2D(4, 3)])
+    mistakes: list[tuple[Any, Any, str]] = [
+        (model, None, "the pair is a DocumentStyle and a NoneType: give a torch.nn.Module and a k"),
+        (keras_style(), model, "the pair is a Sequential and a DocumentStyle: give a torch"),
+        (model, unbuilt, "has 0 inputs of known shape: give it one keras.Input"),
+        (model, planes, r"gives \(None, 10, 10, 4\): it must give logits, \(N, classes\)"),
+    ]
+    for ours, theirs, message in mistakes:
+        with pytest.raises(ValueError, match=message):
+            check(ours, theirs, BATCHES)

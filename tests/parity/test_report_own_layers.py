@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from digitlab.parity.backend import import_keras
+from digitlab.parity.backend import import_keras, keras_dtype
 from digitlab.parity.report import check
 from tests.parity.nets import BATCHES, REPORT_ROWS, DocumentStyle, keras_style, layer_of
 
@@ -58,6 +58,17 @@ def test_a_layer_that_cannot_be_copied_is_compared_as_it_is(name: str) -> None:
     assert all("not in float64" in row.note for row in report.checks[2:])
     assert {row.tolerance for row in report.checks[2:]} == {1e-5}
     assert not check(DocumentStyle(), keras_style(conv1=[uncopyable(name), conv]), BATCHES).passed
+
+
+@pytest.mark.parametrize("name", ["refuses", "forgets"])
+def test_a_float64_pair_that_cannot_be_copied_is_compared_as_it_is(name: str) -> None:
+    conv = {"padding": "same", "activation": "relu"}
+    with keras_dtype("float64"):
+        twin = keras_style(conv1=[uncopyable(name), import_keras().layers.Conv2D(4, 3, **conv)])
+    report = check(Doubling().double(), twin, BATCHES)
+    report.assert_passed()
+    assert [row.name for row in report.checks] == [r for r in REPORT_ROWS if "float32" not in r]
+    assert all("no unfrozen copy" in row.note for row in report.checks[2:])
 
 
 def test_a_layer_that_rounds_to_single_precision_is_found_in_float64() -> None:

@@ -1,6 +1,7 @@
 """The one door to TensorFlow and Keras: safe order, right backend, no noise."""
 
 import os
+import random
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -117,6 +118,16 @@ def keras_dtype(policy: Policy) -> Iterator[None]:
     finally:
         config.set_floatx(before[0])
         config.set_dtype_policy(before[1])
+
+
+@contextmanager
+def unchanged_random_state() -> Iterator[None]:
+    """Leave Python's random numbers as they were; Keras draws its initial weights' seeds there."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 @contextmanager

@@ -19,11 +19,11 @@ from digitlab.data import ImageLoader
 from digitlab.fit import FitCLI, check_settings, check_together, claim, release
 from digitlab.parity.backend import import_tensorflow
 from digitlab.parity.compare import HEADING, Check, format_check
+from digitlab.parity.network import load_initial_weights
 from digitlab.parity.recipe import to_keras_optimizer
 from digitlab.parity.stairs import staircase
 from digitlab.parity.training import Batch
 from digitlab.parity.weights import build_twin
-from digitlab.weights import load_weights
 
 _IMAGES = 1000
 
@@ -58,7 +58,7 @@ def prepare(command: str, options: list[str]) -> Callable[[], int]:
     cli.datamodule.setup("test")
     check_together(cli.model, cli.datamodule)
     if cli.config.weights:
-        load_weights(cli.model, Path(cli.config.weights))
+        load_initial_weights(cli.model, Path(cli.config.weights))
     batches = FullBatches(cli.datamodule.train_dataloader(), cli.config.steps)
     build_twin(cli.model)
     to_keras_optimizer(cli.model.optimizer(cli.model.parameters()))
@@ -163,9 +163,10 @@ def _entry(check: Check) -> dict[str, Any]:
 def _describe(cli: ParityCLI) -> str:
     model, data = cli.model, cli.datamodule
     optimizer = type(model.optimizer(model.parameters())).__name__
+    steps = f"{cli.config.steps} step{'s' * (cli.config.steps > 1)}"
     lines = [
         f"{', '.join(cli.config_files) or 'no config'}: {type(model).__name__} and its Keras twin, "
-        f"{optimizer}, {cli.config.steps} steps of {data.batch_size} images of {data.name}, "
+        f"{optimizer}, {steps} of {data.batch_size} images of {data.name}, "
         f"seed {cli.config.seed_everything}",
         ", ".join(f"{name} {number}" for name, number in _versions().items()),
     ]

@@ -28,9 +28,11 @@ from digitlab.parity.network import (
     load_keras_model,
     save_keras_model,
 )
-from digitlab.parity.weights import to_keras
+from digitlab.parity.sides import copy_in
+from digitlab.parity.weights import keras_layers, to_keras
 from digitlab.weights import load_weights, sha256
 
+_HALF = ("float16", "bfloat16")
 USAGE = (
     "digitlab convert RUN_DIR OUT.keras [--checkpoint best], or "
     "digitlab convert MODEL.keras NEW_RUN_DIR --config CONFIG; .h5 does as well"
@@ -77,9 +79,14 @@ def _convert(work: Callable[[], None]) -> int:
 def compare_predictions(model: Classifier, keras_model: object, data: ImageDataModule) -> str:
     """Compare what both models give for the whole test split, and say it in words.
 
+    A Keras model of mixed precision is compared in float32: its weights are float32, and what it
+    rounds between them says nothing about the conversion.
+
     Raises:
         DisagreementError: They differ by more than rounding in float32 can explain.
     """
+    if any(layer.compute_dtype in _HALF for layer in keras_layers(keras_model)):
+        keras_model = copy_in(keras_model, "float32")
     keras_network = KerasNetwork(keras_model)
     model.network.eval()
     with torch.no_grad():

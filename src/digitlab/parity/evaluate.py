@@ -5,7 +5,7 @@ from functools import partial
 
 from digitlab.classifier import Classifier
 from digitlab.evaluate import read_options
-from digitlab.parity.network import KerasNetwork, load_keras_model
+from digitlab.parity.network import KerasNetwork, load_from_keras, load_keras_model
 
 
 def prepare(command: str, options: list[str]) -> Callable[[], None]:
@@ -18,6 +18,7 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     """
     evaluation = read_options(command, options, "keras")
     cli = evaluation.cli
+    load_from_keras(cli.model, evaluation.checkpoint)  # which refuses another architecture
     cli.model = Classifier(network=KerasNetwork(load_keras_model(evaluation.checkpoint)))
     cli.datamodule.setup(evaluation.command)
     # TensorFlow chooses its own device, and the saved model knows its precision.

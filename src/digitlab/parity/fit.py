@@ -1,6 +1,6 @@
 """`digitlab keras fit`: train the Keras twin of a config's network, by Keras itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from digitlab.callbacks.console import tabulate_layers
 from digitlab.callbacks.figures import draw_curves, draw_samples
 from digitlab.callbacks.results import circumstances, describe_end, entries, log_hyperparameters
 from digitlab.classifier import Classifier
-from digitlab.data import ImageLoader
+from digitlab.data import ImageLoader, ImageOrder
 from digitlab.fit import (
     FitCLI,
     check_settings,
@@ -28,13 +28,13 @@ from digitlab.fit import (
     say_what_is_next,
     training_in,
 )
-from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.network import SUFFIXES, KerasNetwork, load_from_keras
+from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
+from digitlab.parity.network import KerasNetwork, load_initial_weights
 from digitlab.parity.recipe import to_keras_optimizer
 from digitlab.parity.recorder import ProbabilityRecorder, Recorder
 from digitlab.parity.settings import Schedule, Settings, choose_device, read_settings
 from digitlab.parity.weights import build_twin, to_keras
-from digitlab.weights import load_weights, sha256
+from digitlab.weights import sha256
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -80,8 +80,7 @@ def _make(cli: KerasFitCLI, settings: Settings) -> tuple[Any, Schedule]:
     keras.utils.set_random_seed(cli.config.seed_everything)
     model, softmax = cli.model, cli.config.output == "softmax"
     if cli.config.weights:
-        path = Path(cli.config.weights)
-        (load_from_keras if path.suffix in SUFFIXES else load_weights)(model, path)
+        load_initial_weights(model, Path(cli.config.weights))
     schedule = Schedule(model)
     with keras_dtype(settings.policy):
         # Keras draws its own initial values by itself, if they are what is asked for.
@@ -123,6 +122,7 @@ def _run(
         stopwatch,
         logger,
         cli.datamodule.size("train"),
+        cli.datamodule.size("validation"),
         cli.datamodule.batch_size,
     )
     last = folder / runs.CHECKPOINTS["keras"]["last"]
@@ -146,22 +146,50 @@ def _fit(cli: KerasFitCLI, keras_model: Any, recorder: Recorder) -> None:
     with recorder.stopwatch.time("data"):
         images, labels = _whole(data.train_eval_dataloader())
         held_out = _whole(data.val_dataloader())
-    classes = keras_model.output_shape[-1]
-    one_hot = import_keras().utils.to_categorical if cli.config.output == "softmax" else None
-    callbacks = [recorder.callback()]
+    if cli.config.output == "softmax":
+        one_hot = partial(import_keras().utils.to_categorical, num_classes=len(data.class_names))
+        labels, held_out = one_hot(labels), (held_out[0], one_hot(held_out[1]))
+    order = data.train_dataloader().sampler
+    callbacks = [
+        import_keras().callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, _: order.set_epoch(epoch)
+        ),
+        recorder.callback(),
+    ]
     if settings.probabilities_every:
         callbacks.append(ProbabilityRecorder(recorder, images, data.class_names).callback())
     keras_model.fit(
-        images,
-        one_hot(labels, classes) if one_hot else labels,
-        batch_size=data.batch_size,
+        _batches(images, labels, order, data.batch_size),
         epochs=settings.epochs,
-        validation_data=(held_out[0], one_hot(held_out[1], classes) if one_hot else held_out[1]),
+        shuffle=False,  # the data set is in an order of its own
+        validation_data=held_out,
         validation_batch_size=data.eval_batch_size,
         validation_freq=settings.validate_every,
         callbacks=callbacks,
         verbose=0,
     )
+
+
+def _batches(images: NDArray[Any], labels: NDArray[Any], order: ImageOrder, size: int) -> Any:
+    """Make a `tf.data.Dataset` that serves, each time, the epoch that `order` is set to.
+
+    Keras's own shuffling does not do: once a seed is set, as it must be for a run that repeats, it
+    serves the same order in every epoch.
+    """
+    tensorflow = import_tensorflow()
+    data = tensorflow.data
+
+    def epoch() -> Iterator[NDArray[np.int64]]:
+        yield order.indices()
+
+    signature = tensorflow.TensorSpec((len(order),), "int64")
+    indices = data.Dataset.from_generator(epoch, output_signature=signature).unbatch().batch(size)
+    served = [tensorflow.constant(array) for array in (images, labels)]
+    batches = indices.map(
+        lambda chosen: tuple(tensorflow.gather(array, chosen) for array in served)
+    )
+    count = data.experimental.assert_cardinality(-(-len(order) // size))
+    return batches.apply(count).prefetch(data.AUTOTUNE)
 
 
 def _measure(cli: KerasFitCLI, recorder: Recorder) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def gradients(module: nn.Module, keras_model: Any, images: Tensor, labels: Tenso
         differences, key=lambda name: np.nan_to_num(differences[name], nan=np.inf), default=""
     )
     count = sum(array.size for array in ours if array is not None)
-    note = f"most in {worst}" if worst else "no parameter has a gradient"
+    note = f"most in {worst.removeprefix('network.')}" if worst else "no parameter has a gradient"
     tolerance, difference = TOLERANCES[dtype], differences.get(worst, 0.0)
     return [
         Check(f"loss, {dtype}", 1, relative_difference(our_loss, their_loss), tolerance),

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from digitlab.classifier import Classifier
 from digitlab.parity.backend import import_keras
 from digitlab.parity.weights import build_twin, load_keras_weights
+from digitlab.weights import load_weights
 
 SUFFIXES = (".keras", ".h5")
 """Files of Keras models: Keras 3's own format, and the older HDF5."""
@@ -62,6 +64,8 @@ def load_keras_model(path: Path) -> Any:
         raise ValueError(f"{path} is no file of a Keras model: give one that ends in .keras or .h5")
     if not path.is_file():
         raise ValueError(f"there is no Keras model {path}: train one with digitlab keras fit")
+    if path.suffix == ".keras" and not is_zipfile(path):
+        raise ValueError(f"{path} is damaged: give a model as keras.Model.save writes it")
     keras = import_keras()
     try:
         return keras.models.load_model(path, compile=False, safe_mode=True)
@@ -111,3 +115,12 @@ def load_from_keras(model: Classifier, path: Path) -> None:
         raise ValueError(
             f"{path} is of another architecture than {type(model).__name__}: {error}"
         ) from error
+
+
+def load_initial_weights(model: Classifier, path: Path) -> None:
+    """Copy the weights of either framework's file, as its suffix tells, into a model.
+
+    Raises:
+        ValueError: As for `load_from_keras` and `digitlab.weights.load_weights`.
+    """
+    (load_from_keras if path.suffix in SUFFIXES else load_weights)(model, path)

@@ -32,6 +32,7 @@ class Recorder:
         stopwatch: Times training and validation.
         logger: Writes the curves, or None.
         images: Number of training images.
+        held_out: Number of images validated on.
         batch_size: Of all batches but the last.
     """
 
@@ -44,6 +45,7 @@ class Recorder:
         stopwatch: Stopwatch,
         logger: TensorBoardLogger | None,
         images: int,
+        held_out: int,
         batch_size: int,
     ) -> None:
         self.folder = folder
@@ -53,6 +55,7 @@ class Recorder:
         self.stopwatch = stopwatch
         self.logger = logger
         self.images = images
+        self.held_out = held_out
         self.batch_size = batch_size
         self.rows: list[Row] = []
         self.step = 0
@@ -73,7 +76,7 @@ class Recorder:
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Start an epoch's row."""
         self._started = perf_counter()
-        self._learning_rate = float(self.keras_model.optimizer.learning_rate)
+        self._learning_rate = self.schedule.learning_rate  # Keras rounds its own to float32
         self._seen, self._window = 0, (0.0, 0.0, 0)
         batches = -(-self.images // self.batch_size)
         self._bar = Bar(f"Epoch {epoch + 1}", batches, self.settings.shows_bar)
@@ -107,9 +110,9 @@ class Recorder:
             "epoch": epoch + 1,
             "step": self.step,
             "train_loss": logs["loss"],
-            "train_accuracy": logs["accuracy"],
+            "train_accuracy": self._score(logs)["correct"] / self._seen,
             "val_loss": logs.get("val_loss"),
-            "val_accuracy": logs.get("val_accuracy"),
+            "val_accuracy": self._exact(logs.get("val_accuracy")),
             "learning_rate": self._learning_rate,
             "seconds": round(perf_counter() - self._started, 3),
         }
@@ -128,7 +131,13 @@ class Recorder:
 
     def _follow_schedule(self) -> None:
         if self.schedule.scheduler:
-            self.keras_model.optimizer.learning_rate = self.schedule.step()
+            self.schedule.step()
+            self.keras_model.optimizer.learning_rate = self.schedule.learning_rate
+
+    def _exact(self, accuracy: float | None) -> float | None:
+        """Undo Keras's rounding of the validation accuracy to float32."""
+        held_out = self.held_out
+        return None if accuracy is None else round(accuracy * held_out) / held_out
 
     def _score(self, logs: dict[str, float]) -> Score:
         correct = round(logs["accuracy"] * self._seen)

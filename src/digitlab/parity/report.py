@@ -1,15 +1,16 @@
 """The comparison of a user's own pair: steps 1 to 4, and the layer at which the two part."""
 
-import random
+import math
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from digitlab.parity.backend import import_keras, keras_dtype
+from digitlab.parity.backend import import_keras
 from digitlab.parity.compare import (
     HEADING,
     TOLERANCES,
@@ -19,11 +20,19 @@ from digitlab.parity.compare import (
 )
 from digitlab.parity.divergence import first_divergence
 from digitlab.parity.forward import gradients, logits, parameter_counts, round_trip
-from digitlab.parity.sides import channels_first, keras_images, outputs, precision
+from digitlab.parity.sides import (
+    channels_first,
+    copy_in,
+    keras_images,
+    outputs,
+    precision,
+    sole_input,
+)
 from digitlab.parity.weights import copy_weights
 
 Batch = tuple[Tensor, Tensor]
 Pair = tuple[nn.Module, Any]
+Suspect = tuple[nn.Module, Any, Tensor]
 
 _IMAGES = 32  # enough to find the layer, and few enough to hold all layers' outputs
 
@@ -66,80 +75,121 @@ def check(torch_module: nn.Module, keras_model: Any, batches: Iterable[Batch]) -
     """Compare any PyTorch module with any Keras model: parameters, weights, logits and gradients.
 
     The Keras model gets the module's weights, and then must compute the same: logits as the two
-    are, and logits, loss and gradients in float64 copies of both, where rounding hides nothing.
-    Dropout is off.
+    are, and logits, loss and gradients in float64 copies of both, where rounding hides nothing and
+    nothing is frozen. Dropout is off.
 
     Args:
         torch_module: Maps images to logits. Nothing of it changes.
         keras_model: Functional or sequential, with one input; it reads `(N, H, W, C)`, or what
             else `digitlab.parity.sides.keras_images` can make. Its weights are overwritten.
         batches: Images, float32 `(N, C, H, W)` as normalized for the network, and labels, int64
-            `(N,)`. Without any the report fails: nothing was compared.
+            `(N,)`, as tensors or arrays. Without any the report fails: nothing was compared.
 
     Raises:
-        ValueError: The weights cannot be matched, or the Keras model cannot read the images.
+        ValueError: The weights cannot be matched, a side or a batch is none, a side computes in
+            another precision than float32 or float64, or the Keras model cannot read the images.
         ImportError: The extra `parity` is not installed.
     """
+    classes = _classes(torch_module, keras_model)  # refuses before a weight is overwritten
     checks = [parameter_counts(torch_module, keras_model), round_trip(torch_module, keras_model)]
-    worst: dict[str, Check] = {}
-    pairs: list[Pair] = []
-    suspect: tuple[nn.Module, Any, Tensor] | None = None
-    for images, labels in batches:
-        if not len(images):
-            continue
-        if not pairs:
-            pairs, note = _pairs(torch_module, keras_model, images)
-        for pair in pairs:
-            of_logits = logits(*pair, images)
-            if not of_logits.passed:
-                suspect = (*pair, images)  # the last is in float64, which sees more
-            _keep_worst(worst, replace(of_logits, note=_join(of_logits.note, note)))
-        for row in gradients(*pairs[-1], images, labels):
-            _keep_worst(worst, replace(row, note=_join(row.note, note)))
+    given = (_tensors(batch, classes) for batch in batches)
+    worst, suspect = _compare((torch_module, keras_model), given)
     if not worst:
         nothing = Check("logits", 0, 0.0, TOLERANCES["float32"], "there are no images")
         return Report((*checks, nothing))
     return Report((*checks, *worst.values()), suspect and _name_divergence(*suspect))
 
 
-def _pairs(module: nn.Module, keras_model: Any, images: Tensor) -> tuple[list[Pair], str]:
-    """Give the pair as it is and, last, in float64, with a note where that cannot be made."""
-    if precision(module, keras_model) == "float64":
-        return [(module, keras_model)], ""
+def _classes(module: nn.Module, keras_model: Any) -> float:
+    """Count the classes of a pair; refuse one that cannot be compared."""
+    if not isinstance(module, nn.Module) or not isinstance(keras_model, import_keras().Model):
+        raise ValueError(
+            f"the pair is a {type(module).__name__} and a {type(keras_model).__name__}: "
+            "give a torch.nn.Module and a keras.Model, in this order"
+        )
+    precision(module, keras_model)
+    sole_input(keras_model)
+    shapes = [tuple(output.shape) for output in keras_model.outputs]
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        given = " and ".join(map(str, shapes))
+        raise ValueError(f"{keras_model.name} gives {given}: it must give logits, (N, classes)")
+    return shapes[0][1] or math.inf
+
+
+def _tensors(batch: Any, classes: float) -> Batch:
+    """Give a batch's images and labels as tensors; refuse what a comparison cannot read."""
+    kinds = [type(p).__name__ for p in (batch if isinstance(batch, list | tuple) else [batch])]
+    if len(kinds) != 2 or not all(isinstance(part, Tensor | np.ndarray) for part in batch):
+        raise ValueError(
+            f"a batch is {', '.join(kinds[:3])}: it must be two tensors, images and labels, "
+            "as in `[(images, labels)]`"
+        )
+    images, labels = (torch.as_tensor(part) for part in batch)
+    if images.dtype not in (torch.float32, torch.float64) or images.ndim != 4:
+        raise ValueError(
+            f"images are {images.dtype} {tuple(images.shape)}: they must be float32 (N, C, H, W), "
+            "as `images.float()` and `images.reshape(N, C, H, W)` make them"
+        )
+    integers = labels.dtype == torch.int64 and labels.shape == images.shape[:1]
+    if not integers or not ((labels >= 0) & (labels < classes)).all():
+        span = f", from {labels.min()} to {labels.max()}" if integers else ""
+        raise ValueError(
+            f"labels are {labels.dtype} {tuple(labels.shape)}{span}: they must be int64 "
+            f"({len(images)},), from 0 to {classes - 1}, as `labels.long()` or, of one-hot "
+            "labels, `labels.argmax(1)` makes them"
+        )
+    return images, labels
+
+
+def _compare(pair: Pair, batches: Iterable[Batch]) -> tuple[dict[str, Check], Suspect | None]:
+    """Compare a pair with the same weights on all batches.
+
+    Returns:
+        The worst row of each check by its name, and a pair whose logits differ, with the images.
+    """
+    worst: dict[str, Check] = {}
+    by_logits: list[Pair] = []
+    suspect: Suspect | None = None
+    for images, labels in batches:
+        if not len(images):
+            continue
+        if not by_logits:
+            by_logits, by_gradients, note = _pairs(*pair, images)
+        for sides in by_logits:
+            of_logits = logits(*sides, images)
+            if not of_logits.passed:
+                suspect = (*sides, images)  # the last is in float64, which sees more
+            _keep_worst(worst, replace(of_logits, note=_join(of_logits.note, note)))
+        for row in gradients(*by_gradients, images, labels):
+            _keep_worst(worst, replace(row, note=_join(row.note, note)))
+    return worst, suspect
+
+
+def _pairs(module: nn.Module, keras_model: Any, images: Tensor) -> tuple[list[Pair], Pair, str]:
+    """Give the pairs whose logits, and the one whose gradients are compared.
+
+    These are the pair as it is and a copy in float64, in which nothing is frozen; a note tells
+    where that cannot be made.
+    """
+    pair, is_double = (module, keras_model), precision(module, keras_model) == "float64"
+    note = "no unfrozen copy" if is_double else "not in float64"
     try:
-        ours, theirs = deepcopy(module).double().requires_grad_(True), _double(keras_model)
+        ours, theirs = (
+            deepcopy(module).double().requires_grad_(True),
+            copy_in(keras_model, "float64"),
+        )
         copy_weights(ours, theirs)
         before = channels_first(keras_model(keras_images(keras_model, images), training=False))
         our_logits, after = outputs(ours, theirs, images)
     # A layer of the user's can refuse in any way to be copied or to compute in float64.
     except Exception as error:
-        return [(module, keras_model)], f"not in float64: {type(error).__name__}"
+        return [pair], pair, f"{note}: {type(error).__name__}"
     in_double = our_logits.dtype == after.dtype == np.float64
     # A layer may keep what its config does not tell; rounding alone leaves far less than this.
-    if not in_double or not relative_difference(before, after) < 1e-3:
-        return [(module, keras_model)], "not in float64: the copy of a side is not the same"
-    return [(module, keras_model), (ours, theirs)], ""
-
-
-def _double(keras_model: Any) -> Any:
-    """Copy a Keras model in float64, with weights of its own that all are trainable."""
-    keras = import_keras()
-
-    def copy(layer: Any) -> Any:
-        if hasattr(layer, "layers"):
-            return keras.models.clone_model(layer, clone_function=copy)
-        config = layer.get_config()
-        config.pop("dtype", None)  # the policy sets it; not every user's layer takes it
-        return type(layer).from_config(config)
-
-    state = random.getstate()  # Keras draws the seeds of initial weights from it
-    try:
-        with keras_dtype("float64"):
-            double = copy(keras_model)
-    finally:
-        random.setstate(state)
-    double.trainable = True
-    return double
+    largest = TOLERANCES["float64"] if is_double else 1e-3
+    if not in_double or not relative_difference(before, after) < largest:
+        return [pair], pair, f"{note}: the copy of a side is not the same"
+    return [pair] if is_double else [pair, (ours, theirs)], (ours, theirs), ""
 
 
 def _keep_worst(worst: dict[str, Check], row: Check) -> None:

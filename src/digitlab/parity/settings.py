@@ -84,14 +84,13 @@ def read_settings(cli: RunCLI, steps_per_epoch: int) -> Settings:
     if trainer.logger not in (None, True, False):
         raise ValueError("trainer.logger: a Keras run has TensorBoard's or none; leave it out")
     steps = trainer.max_steps if trainer.max_steps > 0 else None
-    callbacks = _read_callbacks(cli)
     return Settings(
         precision=precision,
         epochs=_epochs(trainer.max_epochs, steps, steps_per_epoch),
         steps=steps,
         validate_every=trainer.check_val_every_n_epoch or 1,
         log_every=50 if trainer.log_every_n_steps is None else trainer.log_every_n_steps,
-        probabilities_every=callbacks,
+        probabilities_every=_read_callbacks(cli),
         saves=trainer.enable_checkpointing is not False,
         logs=trainer.logger is not False,
         shows_bar=trainer.enable_progress_bar is not False,
@@ -147,11 +146,15 @@ class Schedule:
                 "scheduler that depends on the step or the epoch alone, or none"
             )
 
-    def step(self) -> float:
-        """Go on by an epoch or a step, and give the learning rate from there on."""
+    def step(self) -> None:
+        """Go on by an epoch or a step."""
         if self.scheduler:
             self.optimizer.step()  # without gradients it does nothing but count
             self.scheduler.step()
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of now."""
         return float(self.optimizer.param_groups[0]["lr"])
 
 
@@ -164,8 +167,10 @@ def _check_model(model: Classifier) -> None:
 
 
 def _read_callbacks(cli: RunCLI) -> int | None:
+    """Do what the config's callbacks ask for, and give the interval of `ClassProbabilities`."""
     every = None
-    for callback in cli.config_init.trainer.callbacks or []:
+    given = cli.config_init.trainer.callbacks or []
+    for callback in given if isinstance(given, list) else [given]:
         if not isinstance(callback, _CALLBACKS):
             raise ValueError(
                 f"trainer.callbacks has {type(callback).__name__}, which a Keras run does not "

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from digitlab.parity.backend import import_keras
+from digitlab.parity.backend import Policy, import_keras, keras_dtype, unchanged_random_state
 from digitlab.parity.compare import TOLERANCES
 from digitlab.parity.layout import Array
 from digitlab.parity.weights import keras_layers
@@ -86,12 +86,7 @@ def keras_images(keras_model: Any, images: Tensor) -> Array:
     """
     if images.ndim != 4:
         raise ValueError(f"images are {tuple(images.shape)}: they must be (N, C, H, W)")
-    inputs = getattr(keras_model, "inputs", None) or []
-    if len(inputs) != 1:
-        raise ValueError(
-            f"{keras_model.name} has {len(inputs)} inputs of known shape: give it one keras.Input"
-        )
-    wanted = tuple(inputs[0].shape[1:])
+    wanted = tuple(sole_input(keras_model).shape[1:])
     array = images.detach().cpu().numpy()
     layouts = [array.transpose(0, 2, 3, 1), array.reshape(len(array), prod(array.shape[1:])), array]
     if images.shape[1] == 1:
@@ -101,11 +96,44 @@ def keras_images(keras_model: Any, images: Tensor) -> Array:
         if len(shape) == len(wanted) and all(
             size in (None, actual) for size, actual in zip(wanted, shape, strict=True)
         ):
-            return np.ascontiguousarray(layout, dtype=str(inputs[0].dtype))
+            return np.ascontiguousarray(layout, dtype=str(sole_input(keras_model).dtype))
     raise ValueError(
         f"{keras_model.name} reads {wanted}, and the images are (C, H, W) = "
         f"{tuple(images.shape[1:])}: it must read (H, W, C), (H, W), (C·H·W,) or (C, H, W)"
     )
+
+
+def sole_input(keras_model: Any) -> Any:
+    """Give the one symbolic tensor that a Keras model reads.
+
+    Raises:
+        ValueError: It reads several, or none is known.
+    """
+    inputs = getattr(keras_model, "inputs", None) or []
+    if len(inputs) != 1:
+        raise ValueError(
+            f"{keras_model.name} has {len(inputs)} inputs of known shape: give it one keras.Input"
+        )
+    return inputs[0]
+
+
+def copy_in(keras_model: Any, policy: Policy) -> Any:
+    """Copy a Keras model in another precision, with its weights, all of which are trainable."""
+    keras = import_keras()
+
+    def copy(layer: Any) -> Any:
+        if hasattr(layer, "layers"):
+            return keras.models.clone_model(layer, clone_function=copy)
+        config = layer.get_config()
+        config.pop("dtype", None)  # the policy sets it; not every user's layer takes it
+        return type(layer).from_config(config)
+
+    with keras_dtype(policy), unchanged_random_state():
+        made = copy(keras_model)
+    made.set_weights(keras_model.get_weights())
+    for layer in keras_layers(made):  # the model's own switch misses what a config freezes
+        layer.trainable = True
+    return made
 
 
 def channels_first(output: Any) -> Array:

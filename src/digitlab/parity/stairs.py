@@ -23,7 +23,7 @@ from digitlab.parity.weights import to_keras
 STEPS_IN_FLOAT32 = 5
 # And it may turn a rectifier on on one side only. A unit that was off for all images gets its first
 # gradient so, which Adam makes a whole step: 3e-3 of a layer, at 1 in 50 trajectories of 5 steps
-# (measured over all architectures). A fault is seen from every start.
+# (measured over all architectures). A fault shows in float64, which gets no second start.
 _STARTS_IN_FLOAT32 = 3
 # As many as differ in every class; their gradients in float64 take seconds in the largest network.
 _GRADIENT_IMAGES = 100
@@ -50,7 +50,7 @@ def staircase(
     Args:
         model: One of `digitlab.models`; it stays as it is, copies are compared. Its optimizer is
             used, at the first learning rate of a scheduler; gradients are not clipped.
-        batches: What to train on: at least `steps`, the same ones each time that it is iterated.
+        batches: What to train on, at least `steps`: a list, or what else can be iterated anew.
         images: Normalized, float32 `(N, C, H, W)`; the gradients are those of the first 100.
         labels: Int64 `(N,)`.
         steps: Length of the trajectory, at least 1.
@@ -63,9 +63,13 @@ def staircase(
 
     Raises:
         ValueError: There is no twin for this class, or its optimizer has no counterpart in Keras;
-            or there are fewer batches than steps.
+            there are fewer batches than steps, they can be iterated only once, or no images.
         ImportError: The extra `parity` is not installed.
     """
+    if iter(batches) is batches:
+        raise ValueError("batches are an iterator, and are iterated several times: give a list")
+    if not len(images):
+        raise ValueError("images are empty, so nothing would be compared: give at least one")
     single, double = deepcopy(model).float(), deepcopy(model).double()
     with keras_dtype("float32"):
         single_twin = to_keras(single)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from digitlab import models
 from digitlab.classifier import Classifier
 from digitlab.parity import twins
-from digitlab.parity.backend import keras_dtype
+from digitlab.parity.backend import keras_dtype, unchanged_random_state
 from digitlab.parity.flattening import flattened_in, inputs_within
 from digitlab.parity.layout import LAYOUTS, Array, Layout
 
@@ -69,7 +69,8 @@ def to_keras(model: Classifier, softmax: bool = False) -> Any:
         ValueError: There is no twin for this class.
         ImportError: The extra `parity` is not installed.
     """
-    twin = build_twin(model, softmax)
+    with unchanged_random_state():
+        twin = build_twin(model, softmax)
     copy_weights(model, twin)
     return twin
 
@@ -77,7 +78,7 @@ def to_keras(model: Classifier, softmax: bool = False) -> Any:
 def build_twin(model: Classifier, softmax: bool = False) -> Any:
     """Build the Keras twin of a model as `to_keras` does, with initial weights of Keras's own."""
     kind = next((kind for kind in type(model).__mro__ if kind in _TWINS), None)
-    if kind is None:
+    if kind is None or not _has_network_of(model, kind):
         raise ValueError(
             f"{type(model).__name__} has no Keras twin: write one, and compare the pair with "
             f"digitlab.parity.check; there are twins of {', '.join(k.__name__ for k in _TWINS)}"
@@ -86,6 +87,19 @@ def build_twin(model: Classifier, softmax: bool = False) -> Any:
     is_double = next(model.parameters()).dtype == torch.float64
     with keras_dtype("float64") if is_double else nullcontext():
         return _TWINS[kind](**structure, softmax=softmax)
+
+
+def _has_network_of(model: Classifier, kind: type[Classifier]) -> bool:
+    """Tell whether a subclass has its parent's layers, which alone the parent's twin is a twin of.
+
+    Layers print their settings, so two networks with equal prints have equal layers in equal order.
+    """
+    if type(model) is kind:
+        return True
+    structure = {name: model.hparams[name] for name in _STRUCTURE if name in model.hparams}
+    with torch.random.fork_rng(devices=[]):  # the initial weights are drawn in vain
+        parent = kind(**structure)
+    return type(model).forward is kind.forward and repr(model.network) == repr(parent.network)
 
 
 def copy_weights(module: nn.Module, keras_model: Any) -> None:
