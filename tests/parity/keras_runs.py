@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from digitlab.cli import main
 from digitlab.models import LeNet5
-from digitlab.parity.network import load_keras_model
+from digitlab.parity.network import load_keras_model, save_keras_model
 from tests import tiny
 from tests.commands import SHORT
 
 KERAS_INITIAL_VALUES = ["--model.initialization", "keras"]
+TINY = ("--data", "tests.tiny.TinyDataModule")
 
 
 def keras_fit(root: Path, *options: str, model: str = "LinearClassifier") -> Path:
@@ -46,6 +47,17 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 def history_of(folder: Path) -> list[dict[str, str]]:
     with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def save(keras_model: Any, path: Path) -> Path:
+    """Write a Keras model, and give the path back."""
+    save_keras_model(keras_model, path)
+    return path
+
+
+def names_in(folder: Path) -> list[str]:
+    """List what lies in a folder."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 class OwnLeNet5(LeNet5):

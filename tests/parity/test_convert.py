@@ -19,12 +19,10 @@ from digitlab.parity.network import save_keras_model
 from digitlab.parity.weights import build_twin, to_keras
 from tests.commands import config_of, fit, refusal
 from tests.fitting import assert_bitwise_equal, checkpoint_of, whole
+from tests.parity.keras_runs import TINY, names_in, save
 from tests.parity.test_twins import document_b_lenet1
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
-
-Maker = Callable[[Path], object]
-TINY = ("--data", "tests.tiny.TinyDataModule")
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +46,6 @@ def weights_of(folder: Path, checkpoint: str = "last") -> dict[str, torch.Tensor
     path = folder / "checkpoints" / f"{checkpoint}.ckpt"
     weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
     return weights
-
-
-def save(keras_model: Any, path: Path) -> Path:
-    save_keras_model(keras_model, path)
-    return path
-
-
-def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize(("name", "checkpoint"), [("file.keras", "last"), ("file.h5", "best")])
@@ -174,46 +163,6 @@ def test_a_save_that_fails_leaves_nothing(
         with pytest.raises(OSError, match="no space left"):
             main(["convert", *options])
         assert names_in(tmp_path) == ["file.keras", "run"]
-
-
-def damaged(path: Path) -> None:
-    save(twins.lenet1(), path)
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-def with_code(path: Path) -> None:
-    """A model with a function of its own, which would say so if it ran."""
-    keras = import_keras()
-    harm = keras.layers.Lambda(lambda x: __import__("sys").stderr.write("harmed") and x)
-    save(keras.Sequential([keras.Input((28, 28, 1)), harm, *twins.lenet1().layers]), path)
-
-
-OTHER = "{file} is of another architecture than LeNet1: "
-
-
-@pytest.mark.parametrize(
-    ("make", "name", "reason"),
-    [
-        (Path, "no.keras", "there is no Keras model {file}: train one with"),
-        (damaged, "cut.keras", "{file} is damaged"),
-        (damaged, "cut.h5", "{file} is damaged"),
-        (with_code, "code.keras", "needs code of its own to be loaded (Requested the"),
-        (with_code, "code.h5", "needs code of its own to be loaded (Requested the"),
-        (lambda path: save(twins.lenet5(), path), "lenet5.keras", OTHER + "network.conv1.weight"),
-        (lambda path: save(twins.mlp(), path), "mlp.h5", OTHER + "5 PyTorch layers have weights"),
-        (lambda path: save(twins.lenet1("same"), path), "s.h5", OTHER + "they differ in padding1;"),
-        (lambda path: save(twins.lenet1(in_channels=3), path), "rgb.keras", OTHER + "network.conv"),
-    ],
-)
-def test_a_file_that_does_not_do_is_refused_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Maker, name: str, reason: str
-) -> None:
-    make(file := tmp_path / name)
-    before = names_in(tmp_path)
-    capsys.readouterr()
-    said = refusal(capsys, "convert", str(file), str(tmp_path / "new"), "--model", "LeNet1", *TINY)
-    assert reason.format(file=file) in said
-    assert names_in(tmp_path) == before
 
 
 @pytest.mark.parametrize(
