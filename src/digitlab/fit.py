@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -94,8 +94,9 @@ def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer) -> None:
     with training_in(folder, folder / "checkpoints" / "last.ckpt"):
         _fit(cli, trainer)
     if trainer.is_global_zero:
-        tensorboard = isinstance(trainer.logger, TensorBoardLogger)
-        say_what_is_next(folder, "digitlab", tensorboard and Path(str(trainer.log_dir)))
+        logger = trainer.logger  # and not `trainer.log_dir`, which waits for all processes
+        events = Path(logger.log_dir) if isinstance(logger, TensorBoardLogger) else None
+        say_what_is_next(folder, "digitlab", events)
 
 
 @contextmanager
@@ -111,7 +112,7 @@ def training_in(folder: Path, last: Path) -> Iterator[None]:
         raise KeyboardInterrupt(rest) from None
 
 
-def say_what_is_next(folder: Path, program: str, events: Path | Literal[False]) -> None:
+def say_what_is_next(folder: Path, program: str, events: Path | None) -> None:
     """Print where the results are, and the commands that go on from there."""
     print(f"\nResults are in {folder}. What to do next:")
     if any((folder / names["last"]).exists() for names in runs.CHECKPOINTS.values()):

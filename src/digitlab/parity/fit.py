@@ -138,7 +138,7 @@ def _run(
     if logger:
         log_hyperparameters([logger], metrics, cli.model, cli.datamodule, schedule.optimizer)
         logger.finalize("success")
-    say_what_is_next(folder, "digitlab keras", folder if logger else False)
+    say_what_is_next(folder, "digitlab keras", folder if logger else None)
 
 
 def _fit(cli: KerasFitCLI, keras_model: Any, recorder: Recorder) -> None:
