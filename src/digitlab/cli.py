@@ -28,6 +28,7 @@ COMMANDS = {
     "keras predict": "classify the test images with a Keras run",
     "convert": "convert a run to Keras, or back: digitlab convert RUN_DIR model.keras",
     "parity": "prove a network and its Keras twin equal: digitlab parity --config CONFIG",
+    "reproduce": "measure the documents' figures over seeds: digitlab reproduce B1 B2 --seeds 3",
 }
 """What each command does."""
 
@@ -42,6 +43,7 @@ ROOMS = {
     "keras predict": "digitlab.parity.evaluate",
     "convert": "digitlab.parity.convert",
     "parity": "digitlab.parity.command",
+    "reproduce": "digitlab.reproduce.command",
 }
 """The module of each command; its `prepare` checks the input and returns what is left to do."""
 

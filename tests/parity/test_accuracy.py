@@ -4,25 +4,12 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from digitlab.cli import main
+from digitlab.reproduce.statistics import compare
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
-
-ALPHA = 0.05
-
-
-def not_equivalent(ours: list[float], theirs: list[float], margin: float) -> float:
-    """Welch's two one-sided tests (Schuirmann 1987): the p-value of "differs by the margin"."""
-    from scipy.stats import ttest_ind
-
-    left, right = np.array(ours), np.array(theirs)
-    above = ttest_ind(left, right - margin, equal_var=False, alternative="greater").pvalue
-    below = ttest_ind(left, right + margin, equal_var=False, alternative="less").pvalue
-    return float(max(above, below))
-
 
 def train(
     root: Path, command: list[str], config: str, seed: int, *options: str
@@ -57,7 +44,7 @@ def test_nn128_ends_with_the_same_accuracy_on_the_digits(tmp_path: Path) -> None
     ours, theirs = train_both(tmp_path, "configs/digits/nn128.yaml", 5, *options)
     assert {run["parameters"] for run in ours + theirs} == {101_770}
     # Of 360 test images one is .28 pp; runs differ by about .3 pp among themselves.
-    assert not_equivalent(accuracies(ours), accuracies(theirs), margin=1.5) < ALPHA
+    assert compare(accuracies(ours), accuracies(theirs), margin=1.5).verdict == "equivalent"
 
 
 @pytest.mark.slow
@@ -70,16 +57,4 @@ def test_a_network_ends_with_the_same_accuracy_on_mnist(
     short = ["--trainer.max_epochs", "2"]
     ours, theirs = train_both(tmp_path, f"configs/mnist/{config}.yaml", 8, *short)
     assert {run["parameters"] for run in ours + theirs} == {parameters}
-    assert not_equivalent(accuracies(ours), accuracies(theirs), margin=0.5) < ALPHA
-
-
-def test_a_difference_of_the_margin_is_not_called_equivalent() -> None:
-    generator = np.random.default_rng(0)
-    ours = list(98 + 0.3 * generator.standard_normal(8))
-    assert not_equivalent(ours, [value + 0.5 for value in ours], margin=0.5) >= ALPHA
-    assert not_equivalent(ours, list(reversed(ours)), margin=0.5) < ALPHA
-
-
-def test_runs_that_scatter_more_than_the_margin_prove_nothing() -> None:
-    ours, theirs = [95.0, 97.0, 99.0], [95.5, 97.0, 98.5]
-    assert not_equivalent(ours, theirs, margin=0.5) >= ALPHA
+    assert compare(accuracies(ours), accuracies(theirs), margin=0.5).verdict == "equivalent"

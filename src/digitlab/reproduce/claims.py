@@ -1,0 +1,223 @@
+"""What the documents conclude, each claim with a measure, its interval and a verdict."""
+
+import math
+from collections.abc import Callable
+
+from digitlab.models import MLP, LeNet1, LeNet5
+from digitlab.reproduce.evidence import Evidence, Judged, format_interval, format_mean, format_steps
+from digitlab.reproduce.results import Result
+from digitlab.reproduce.statistics import compare, summarize
+from digitlab.reproduce.tables import FRAMEWORKS
+
+
+def judge(evidence: Evidence) -> list[Judged]:
+    """Judge all claims for which there are results."""
+    return [judged for claim in _CLAIMS for judged in claim(evidence)]
+
+
+def _fewer_parameters(evidence: Evidence) -> list[Judged]:
+    counts = {
+        name: sum(parameter.numel() for parameter in model.parameters())
+        for name, model in (("NN 128", MLP([128])), ("LeNet-5", LeNet5()), ("LeNet1", LeNet1()))
+    }
+    fewer = [name for name in ("LeNet-5", "LeNet1") if counts[name] < counts["NN 128"]]
+    measure = ", ".join(f"{name} {count:,}" for name, count in counts.items()) + "; exact"
+    verdict = ("false", f"true of {' and '.join(fewer)} alone", "true")[len(fewer)]
+    command = "digitlab fit --config configs/mnist/lenet5.yaml"
+    return [Judged("LeNet has fewer parameters than NN 128", "B", measure, verdict, command)]
+
+
+def _converges_faster(evidence: Evidence) -> list[Judged]:
+    names = {"LeNet-5": "B3", "NN 128": "B1"}
+    return _faster(evidence, "LeNet converges faster than NN 128 (MNIST)", names)
+
+
+def _adam_faster(evidence: Evidence) -> list[Judged]:
+    names = {"Adam": "B3", "SGD, 0.001, momentum 0.9": "mnist/lenet5_sgd"}
+    return _faster(evidence, "Adam is much faster than SGD (LeNet-5, MNIST)", names)
+
+
+def _faster(evidence: Evidence, claim: str, rows: dict[str, str]) -> list[Judged]:
+    (fast, slow), found, shares = rows, [], []
+    for accuracy in (0.95, 0.98):
+        steps = {name: evidence.steps_to(accuracy, row) for name, row in rows.items()}
+        if min(len(values) for values in steps.values()) < 2:
+            return []
+        found.append(
+            f"steps to {accuracy:.0%}: "
+            + ", ".join(f"{name} {format_steps(values)}" for name, values in steps.items())
+        )
+        # Ordered values, since a run that never gets there has no number of steps.
+        shares.append(max(steps[fast]) < min(steps[slow]))
+    verdict = "true" if all(shares) else "partly" if any(shares) else "not shown"
+    command = f"digitlab reproduce {' '.join(rows.values())} --framework torch --seeds 5 "
+    command += "--validate_every 75 --out docs/results/convergence"
+    return [Judged(claim, "B", "; ".join(found), verdict, command)]
+
+
+def _ends_higher(evidence: Evidence) -> list[Judged]:
+    pairs = {"MNIST": ("B3", "B1"), "Fashion-MNIST": ("B6", "B5")}
+    return _better(evidence, "LeNet ends higher than NN 128", "LeNet-5 − NN 128", pairs)
+
+
+def _deeper_helps(evidence: Evidence) -> list[Judged]:
+    pairs = {"PyTorch's recipe": ("B7", "B6"), "Keras's recipe": ("B10", "B9")}
+    claim = "deeper convolutions help (Fashion-MNIST)"
+    return _better(evidence, claim, "LeNet1 − LeNet-5", pairs)
+
+
+def _better(
+    evidence: Evidence, claim: str, name: str, pairs: dict[str, tuple[str, str]]
+) -> list[Judged]:
+    found, ends = [], []
+    for where, (better, worse) in pairs.items():
+        ours, theirs = evidence.accuracies(better), evidence.accuracies(worse)
+        if min(len(ours), len(theirs)) < 2:
+            return []
+        difference = compare(ours, theirs, margin=1.0)
+        low, high = difference.interval
+        found.append(
+            f"{name}, {where}: {difference.difference:+.2f} pp [{low:+.2f}, {high:+.2f}] "
+            f"(n {len(ours)}, {len(theirs)})"
+        )
+        ends.append(_sign(low, high))
+    verdict = ends[0] if len(set(ends)) == 1 else "partly"
+    rows = " ".join(row for pair in pairs.values() for row in pair)
+    return [Judged(claim, "B", "; ".join(found), verdict, f"digitlab reproduce {rows} --seeds 10")]
+
+
+def _sign(low: float, high: float) -> str:
+    return "true" if low > 0 else "false" if high < 0 else "not shown"
+
+
+def _mnist_is_easy(evidence: Evidence) -> list[Judged]:
+    simple = {"softmax regression": "linear", "NN 128": "B2", "LeNet-5": "B4"}
+    found = {name: evidence.accuracies(row) for name, row in simple.items()}
+    fashion = evidence.accuracies("B9")
+    if min(len(values) for values in (*found.values(), fashion)) < 2:
+        return []
+    shares = {name: sum(value >= 99 for value in values) for name, values in found.items()}
+    harder = compare(found["LeNet-5"], fashion, margin=1.0)
+    measure = (
+        "runs at 99% or more: "
+        + ", ".join(f"{name} {shares[name]} of {len(found[name])}" for name in simple)
+        + f"; LeNet-5 errs {harder.difference:.2f} pp {format_interval(harder.interval)} more "
+        "often on Fashion-MNIST"
+    )
+    reached = [name for name in simple if shares[name] > len(found[name]) / 2]
+    verdict = f"true of {', '.join(reached)}" if reached else "exaggerated"
+    claim = "MNIST is too easy, very simple algorithms reach 99%; take Fashion-MNIST"
+    command = "digitlab reproduce linear B2 B4 B9 --framework torch --seeds 10"
+    return [Judged(claim, "B", measure, verdict, command)]
+
+
+def _needs_a_new_architecture(evidence: Evidence) -> list[Judged]:
+    found, lows = [], []
+    for row, what in (("B10", "5 epochs"), ("B11", "5 + 5 epochs")):
+        for framework, name in FRAMEWORKS.items():
+            values = evidence.accuracies(row, framework)
+            if len(values) > 1:
+                found.append(f"LeNet1, {what}, {name}: {format_mean(values)}")
+                lows.append(summarize(values).mean_interval[0])
+    if not found:
+        return []
+    verdict = "false: the same network passes it" if max(lows) > 91 else "not refuted"
+    command = "digitlab reproduce B10 B11 --seeds 10"
+    claim = "Fashion-MNIST needs a new architecture to pass 91%"
+    return [Judged(claim, "B", "; ".join(found), verdict, command)]
+
+
+def _overfits(evidence: Evidence) -> list[Judged]:
+    found, verdicts = [], []
+    for framework, name in FRAMEWORKS.items():
+        before = {run.seed: run for run in evidence.runs("B10", framework)}
+        pairs = [
+            (before[run.seed], run) for run in evidence.runs("B11", framework) if run.seed in before
+        ]
+        if len(pairs) < 2:
+            continue
+        # A run of B11 goes on from the run of B10 of its seed: the pairs' differences count.
+        gap = summarize([_gap(second) - _gap(first) for first, second in pairs])
+        test = [100 * (second.test_accuracy - first.test_accuracy) for first, second in pairs]
+        found.append(
+            f"{name} (n {gap.n} pairs): train − test accuracy {gap.mean:+.2f} pp "
+            f"{format_interval(gap.mean_interval)}, test accuracy {summarize(test).mean:+.2f} pp "
+            f"{format_interval(summarize(test).mean_interval)}"
+        )
+        verdicts.append(_sign(*gap.mean_interval))
+    if not found:
+        return []
+    verdict = verdicts[0] if len(set(verdicts)) == 1 else "partly"
+    command = "digitlab reproduce B10 B11 --seeds 10"
+    return [Judged("five more epochs overfit more (B11)", "B", "; ".join(found), verdict, command)]
+
+
+def _gap(run: Result) -> float:
+    return 100 * (run.train_accuracy - run.test_accuracy)
+
+
+def _seconds_an_epoch(evidence: Evidence) -> list[Judged]:
+    found = []
+    for framework, name in FRAMEWORKS.items():
+        timed = [run for run in evidence.runs("A1", framework) if run.train_seconds]
+        if len(timed) > 1:
+            summary = summarize([(run.train_seconds or math.nan) / 20 for run in timed])
+            found.append(
+                f"{name} on {timed[0].device}: {summary.mean:.1f} s "
+                f"{format_interval(summary.mean_interval, '.1f')} (n {summary.n})"
+            )
+    if not found:
+        return []
+    claim = "MLP 512-512 takes 2 s an epoch on a K520 GPU"
+    verdict = "not testable without a K520"
+    command = "digitlab reproduce A1 --seeds 10"
+    return [Judged(claim, "A", "; ".join(found), verdict, command)]
+
+
+def _linear_error(evidence: Evidence) -> list[Judged]:
+    values = evidence.accuracies("linear")
+    if len(values) < 2:
+        return []
+    summary = summarize([100 - value for value in values])
+    measure = (
+        f"softmax regression: error {summary.mean:.2f}% {format_interval(summary.mean_interval)} "
+        f"(n {summary.n})"
+    )
+    verdict = "another method: softmax regression errs less than that linear classifier"
+    verdict = verdict if summary.mean_interval[1] < 12 else "not refuted"
+    command = "digitlab reproduce linear --framework torch --seeds 10"
+    claim = "a linear classifier had 12% error in 1998"
+    return [Judged(claim, "A", measure, verdict, command)]
+
+
+def _best_error(evidence: Evidence) -> list[Judged]:
+    rows = ("A1", "A2", "A3", "B1", "B2", "B3", "B4")
+    errors = {row: [100 - value for value in evidence.accuracies(row)] for row in rows}
+    errors = {row: values for row, values in errors.items() if len(values) > 1}
+    if not errors:
+        return []
+    row, values = min(errors.items(), key=lambda item: summarize(item[1]).mean)
+    summary = summarize(values)
+    measure = (
+        f"the lowest mean error is {row}'s: {format_mean(values)}; "
+        f"the best single run {min(min(them) for them in errors.values()):.2f}%"
+    )
+    reached = summary.mean_interval[0] <= 0.5
+    verdict = "reached" if reached else "not by any network of the documents"
+    command = "digitlab reproduce A1 A2 A3 B1 B2 B3 B4 --framework torch --seeds 10"
+    return [Judged("the last models reach 0.5% error", "A", measure, verdict, command)]
+
+
+_CLAIMS: tuple[Callable[[Evidence], list[Judged]], ...] = (
+    _fewer_parameters,
+    _converges_faster,
+    _ends_higher,
+    _mnist_is_easy,
+    _deeper_helps,
+    _needs_a_new_architecture,
+    _adam_faster,
+    _overfits,
+    _seconds_an_epoch,
+    _linear_error,
+    _best_error,
+)

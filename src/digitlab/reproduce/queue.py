@@ -1,0 +1,195 @@
+"""A queue of runs that survives interruption, and that several processes may work on."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from digitlab import runs
+from digitlab.reproduce.results import lock
+from digitlab.reproduce.rows import Row
+from digitlab.runs import Framework
+
+_COMMANDS: dict[Framework, list[str]] = {"torch": ["fit"], "keras": ["keras", "fit"]}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One run: a row, in a framework, with a seed.
+
+    Args:
+        row: What is trained.
+        framework: `torch` or `keras`.
+        seed: Seed of initial weights, order of images and dropout.
+    """
+
+    row: Row
+    framework: Framework
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """A name of its own, which also is a folder's."""
+        config = self.row.config
+        return f"{config.parent.name}-{config.stem}-{self.framework}-seed_{self.seed}"
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        return f"{self.row.name} {self.framework} seed {self.seed}"
+
+
+@dataclass
+class Queue:
+    """Trains items, several beside each other, each in a process of its own.
+
+    What an item writes is in `out/runs/<item>`: log.txt, and a run folder. An item
+    that another process has under way is left to it. One that was interrupted starts over.
+
+    Args:
+        out: The folder of everything that is written.
+        is_done: Whether an item needs no training; asked again once the item is locked.
+        record: Takes what an item's finished run left in its folder, and says it in a few words.
+        expected_seconds: What an item will take, for the time left; None where nothing is known.
+        workers: Number of runs beside each other.
+        threads: Number of CPU threads of each.
+        options: Options of `digitlab fit` that all runs get.
+    """
+
+    out: Path
+    is_done: Callable[[Item], bool]
+    record: Callable[[Item, Path], str]
+    expected_seconds: Callable[[Item], float | None] = lambda item: None
+    workers: int = 1
+    threads: int = 1
+    options: Sequence[str] = ()
+    _stopped: Event = field(default_factory=Event, repr=False)
+
+    def work(self, items: Iterable[Item]) -> list[Item]:
+        """Train what is not done, and give the items that failed.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed; the runs under way are ended first.
+        """
+        # What goes on from another item comes last: by then that one is done, in most cases.
+        waiting = sorted((i for i in items if not self.is_done(i)), key=lambda i: bool(i.row.after))
+        failed = []
+        with ThreadPoolExecutor(self.workers) as pool, _Progress(self, waiting) as progress:
+            futures = {pool.submit(self._take, item): item for item in waiting}
+            try:
+                for future in as_completed(futures):
+                    item = futures[future]
+                    said = future.result()
+                    progress.show(item, said or "failed")
+                    failed += [] if said else [item]
+            except BaseException:
+                self._stopped.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return failed
+
+    def find_run(self, item: Item) -> Path | None:
+        """Find the folder of an item's finished run."""
+        finished = [path.parent for path in self._folder(item).glob("*/version_*/metrics.json")]
+        return max(finished, key=lambda path: path.stat().st_mtime, default=None)
+
+    def log(self, item: Item) -> Path:
+        """Give the file with what an item's run printed."""
+        return self._folder(item) / "log.txt"
+
+    def _take(self, item: Item) -> str:
+        """Train an item unless it is done or taken, and say what came of it; "" if it failed."""
+        try:
+            with self._lock(item).acquire(blocking=False):
+                if self.is_done(item):
+                    return "done by another process"
+                run = self.find_run(item) or self._train(item)
+                return self.record(item, run) if run else ""
+        except Timeout:
+            return "left to another process, which trains it"
+
+    def _train(self, item: Item) -> Path | None:
+        options = [*self.options]
+        if item.row.after:
+            first = self._train_first(item, item.row.after)
+            if not first:
+                return None
+            last = runs.CHECKPOINTS[item.framework]["last"]
+            options += ["--weights", str(first / last)]
+        folder = self._folder(item)
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "digitlab", *_COMMANDS[item.framework]]
+        command += ["--config", str(item.row.config), "--seed_everything", str(item.seed)]
+        command += ["--trainer.default_root_dir", str(folder), *options]
+        run = self.find_run(item) if self._call(command, self.log(item)) else None
+        if run:
+            for half in {*run.parent.iterdir()} - {run}:
+                shutil.rmtree(half, ignore_errors=True)
+        return run
+
+    def _train_first(self, item: Item, config: Path) -> Path | None:
+        first = Item(Row(f"{config.parent.name}/{config.stem}", config), item.framework, item.seed)
+        with self._lock(first):  # waits for a process that trains it
+            return self.find_run(first) or self._train(first)
+
+    def _call(self, command: list[str], log: Path) -> bool:
+        limits = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+        environment = os.environ | dict.fromkeys(limits, str(self.threads))
+        with log.open("w", encoding="utf-8") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+            while True:
+                try:
+                    return process.wait(timeout=0.2) == 0
+                except subprocess.TimeoutExpired:
+                    if self._stopped.is_set():
+                        process.kill()
+
+    def _folder(self, item: Item) -> Path:
+        return self.out / "runs" / item.name
+
+    def _lock(self, item: Item) -> FileLock:
+        return lock(self.out, item.name)
+
+
+class _Progress:
+    """Shows a line for each item that is done, and below them how far all are."""
+
+    def __init__(self, queue: Queue, items: Sequence[Item]) -> None:
+        known = {item: queue.expected_seconds(item) for item in items}
+        measured = [seconds for seconds in known.values() if seconds]
+        mean = sum(measured) / len(measured) if measured else 1.0
+        self._seconds = {item: seconds or mean for item, seconds in known.items()}
+        self._done = 0
+        # Counted in the runs' expected seconds, of which tqdm gets the time left right although
+        # some rows take a hundred times as long as others.
+        self._bar: tqdm[Any] = tqdm(
+            total=sum(self._seconds.values()),
+            bar_format="{desc} |{bar}| {percentage:3.0f}% {elapsed}<{remaining}",
+            desc=self._count(),
+            disable=None,  # where there is no terminal
+            dynamic_ncols=True,
+        )
+
+    def show(self, item: Item, said: str) -> None:
+        """Show what came of an item."""
+        self._done += 1
+        self._bar.set_description_str(self._count(), refresh=False)
+        self._bar.update(self._seconds[item])
+        self._bar.write(f"[{self._done}/{len(self._seconds)}] {item}: {said}")
+
+    def _count(self) -> str:
+        return f"{self._done} of {len(self._seconds)} runs"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()

@@ -1,0 +1,100 @@
+"""The rows that can be reproduced: every shipped config, with what was published of it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from digitlab.runs import Framework
+
+CONFIGS = Path("configs")
+_DOCUMENTS = re.compile(r"linear|([AB])(\d+)(_as_published)?")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A config, as its opening comment introduces it: `# B3: LeNet-5 …. Published: 99%.`.
+
+    Args:
+        name: The documents' run, such as `B3`, or the config's name, such as `digits/lenet5`.
+        config: The YAML file.
+        published: The figure in the documents' words; empty where there is none.
+    """
+
+    name: str
+    config: Path
+    published: str = ""
+
+    @property
+    def dataset(self) -> str:
+        """The folder of the config, which is named after its data set."""
+        return self.config.parent.name
+
+    @property
+    def in_documents(self) -> bool:
+        """Whether it is a run of the documents."""
+        return bool(_DOCUMENTS.fullmatch(self.name))
+
+    @property
+    def published_accuracy(self) -> float | None:
+        """The published accuracy in per cent, without words such as "almost"."""
+        figures = re.findall(r"([\d.]+)%", self.published)
+        return float(figures[-1]) if figures else None
+
+    @property
+    def frameworks(self) -> tuple[Framework, ...]:
+        """What it can be trained with: Keras knows no dropout in evaluation."""
+        return ("torch",) if self.name.endswith("_as_published") else ("torch", "keras")
+
+    @property
+    def after(self) -> Path | None:
+        """The config whose last weights it goes on from, if any."""
+        stem = self.config.stem
+        first = stem.removesuffix("_continued")
+        return self.config.with_stem(first) if first != stem else None
+
+
+def read_rows(folder: Path = CONFIGS) -> dict[str, Row]:
+    """Read the rows of a folder of configs: the documents' in their order, then the others.
+
+    Raises:
+        ValueError: There are no configs.
+    """
+    rows = [_read_row(path) for path in sorted(folder.glob("*/*.yaml"))]
+    if not rows:
+        raise ValueError(f"there are no configs in {folder}: call it where digitlab was cloned to")
+    return {row.name: row for row in sorted(rows, key=_order)}
+
+
+def choose(names: Sequence[str], rows: dict[str, Row]) -> list[Row]:
+    """Choose rows by their names, case aside; without a name, the documents' rows.
+
+    Raises:
+        ValueError: There is no row of that name.
+    """
+    if not names:
+        return [row for row in rows.values() if row.in_documents]
+    folded = {name.lower(): row for name, row in rows.items()}
+    for name in names:
+        if name.lower() not in folded:
+            nearest = get_close_matches(name.lower(), folded, n=1)
+            hint = f"did you mean {folded[nearest[0]].name}?" if nearest else ", ".join(rows)
+            raise ValueError(f"there is no row {name}: {hint}")
+    return list({name.lower(): folded[name.lower()] for name in names}.values())
+
+
+def _read_row(config: Path) -> Row:
+    lines = config.read_text("utf-8").splitlines()
+    comment = " ".join(line[2:] for line in lines if line.startswith("# "))
+    head = comment.partition(":")[0]
+    published = comment.partition("Published: ")[2].partition(". ")[0].rstrip(".")
+    name = head if _DOCUMENTS.fullmatch(head) else f"{config.parent.name}/{config.stem}"
+    return Row(name, config, published)
+
+
+def _order(row: Row) -> tuple[str, int, str]:
+    found = _DOCUMENTS.fullmatch(row.name)
+    if not found:
+        return "other", 0, row.name
+    return found[1] or "", int(found[2] or 0), row.name

@@ -1,0 +1,216 @@
+"""Results as Markdown tables: a line for each row, in the order of the rows, accuracies in per cent.
+
+Results of rows that are not among those given are left out, and so are rows without a result.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from digitlab.reproduce.results import Result
+from digitlab.reproduce.rows import Row
+from digitlab.reproduce.statistics import Comparison, Interval, compare, summarize
+from digitlab.runs import Framework
+
+FRAMEWORKS: dict[Framework, str] = {"torch": "PyTorch", "keras": "Keras"}
+"""The frameworks' names for a reader, in the order in which they are shown."""
+
+MARGINS = {"mnist": 0.5, "fashion_mnist": 1.0, "digits": 1.5}
+"""Per data set, the largest difference between two means that does not matter, in points.
+
+The documents tell recipes apart by 2 points (95 and 97%, 85 and 87%): half of that or less is no
+finding of theirs. It must also be more than seeds alone shift, or no number of runs that anyone
+trains would prove it: one run's standard deviation is about .2 points on MNIST, .4 on
+Fashion-MNIST, and .2 to 1.9 on the digits, of which 360 are tested, .28 points each.
+"""
+
+AS_PUBLISHED = (
+    ("NN 128", "B1_as_published", "B2"),
+    ("LeNet-5", "B3", "B4"),
+    ("NN 128", "B5_as_published", "B8"),
+    ("LeNet-5", "B6", "B9"),
+    ("LeNet1", "B7", "B10"),
+)
+"""What document B sets side by side: a network, its row in PyTorch, and its row in Keras."""
+
+_NONE = "—"
+
+
+def group(
+    results: Iterable[Result],
+    value: Callable[[Result], float] = lambda result: result.test_accuracy,
+) -> dict[tuple[str, Framework], list[float]]:
+    """Collect a value of all runs of the same row and framework, in per cent.
+
+    Args:
+        results: The runs.
+        value: What to take of a run, in [0, 1]; the accuracy on the test split unless it is said.
+    """
+    groups: dict[tuple[str, Framework], list[float]] = {}
+    for result in results:
+        groups.setdefault((result.row, result.framework), []).append(100 * value(result))
+    return groups
+
+
+def results_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
+    """Set what was measured in both frameworks beside what was published."""
+    groups = group(results)
+    lines = [
+        [
+            row.name if row.in_documents else _NONE,
+            f"`{row.dataset}/{row.config.stem}`",
+            row.published or _NONE,
+            *(cell for name in FRAMEWORKS for cell in _measured(groups.get((row.name, name), []))),
+        ]
+        for row in rows.values()
+        if any((row.name, framework) in groups for framework in FRAMEWORKS)
+    ]
+    return _table(["row", "config", "published", "PyTorch, %", "n", "Keras, %", "n"], lines)
+
+
+def intervals_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
+    """Say what the runs tell of the mean, and of one more run; nothing where there is one run."""
+    lines = []
+    for (name, framework), values in _ordered(rows, group(results)):
+        summary = summarize(values)
+        lines.append(
+            [
+                _name(rows[name]),
+                FRAMEWORKS[framework],
+                str(summary.n),
+                f"{summary.mean:.2f}",
+                _NONE if math.isnan(summary.deviation) else f"{summary.deviation:.2f}",
+                _interval(summary.mean_interval),
+                _interval(summary.prediction_interval),
+                rows[name].published or _NONE,
+            ]
+        )
+    head = ["row", "framework", "n", "mean, %", "standard deviation", "95% interval of the mean"]
+    return _table([*head, "95% prediction interval for one more run", "published"], lines)
+
+
+def same_recipe_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
+    """Compare the frameworks on the same config: equivalent is what a faithful port must be.
+
+    Rows of data sets that have no margin in `MARGINS` are left out.
+    """
+    groups = group(results)
+    lines = []
+    for row in rows.values():
+        ours, theirs = (groups.get((row.name, framework), []) for framework in FRAMEWORKS)
+        margin = MARGINS.get(row.dataset)
+        if ours and theirs and margin:
+            found = compare(ours, theirs, margin)
+            cells = [_mean(ours), _mean(theirs), *_difference(found), f"{margin}"]
+            lines.append([_name(row), *cells, _p_equivalence(found), found.verdict])
+    head = ["row", "PyTorch, % (n)", "Keras, % (n)", "difference, points", "95% interval", "margin"]
+    return _table([*head, "p (not equivalent)", "verdict"], lines)
+
+
+def as_published_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
+    """Compare the frameworks as document B does, each by the document's own recipe for it.
+
+    Here "different" is what the document says, and no failure: initial values, scaling and
+    epsilon differ, and dropout stays on where the PyTorch program evaluates NN 128.
+    """
+    groups = group(results)
+    lines = []
+    for network, *names in AS_PUBLISHED:
+        ours = groups.get((names[0], "torch"), [])
+        theirs = groups.get((names[1], "keras"), [])
+        if ours and theirs and all(name in rows for name in names):
+            pair = [rows[name] for name in names]
+            found = compare(ours, theirs, MARGINS[pair[0].dataset])
+            published = [row.published or _NONE for row in pair]
+            cells = [_mean(ours), _mean(theirs), *_difference(found), found.verdict]
+            lines.append([" : ".join(names), network, pair[0].dataset, *published, *cells])
+    head = ["rows", "network", "data set", "PyTorch, published", "Keras, published"]
+    head += ["PyTorch, % (n)", "Keras, % (n)", "difference, points", "95% interval"]
+    return _table([*head, 'verdict ("different": so are the recipes)'], lines)
+
+
+def prediction_table(
+    rows: Mapping[str, Row], results: Sequence[Result], reference: Sequence[Result]
+) -> str:
+    """Judge new runs by the 95% prediction intervals of other runs, and count those inside.
+
+    Runs judged by one interval are inside or outside together more often than by chance, as the
+    interval itself is off by chance: 95% holds on average over rows.
+
+    Args:
+        rows: The rows to judge.
+        results: The new runs; those with the row, framework and seed of a reference are left out.
+        reference: The runs that the intervals are of; rows with fewer than two are not judged.
+    """
+    keys = {result.key for result in reference}
+    new = [result for result in results if result.row in rows and result.key not in keys]
+    groups, names, frameworks = group(reference), [*rows], [*FRAMEWORKS]
+    new.sort(key=lambda r: (names.index(r.row), frameworks.index(r.framework), r.seed))
+    lines, inside = [], []
+    for result in new:
+        before = groups.get((result.row, result.framework), [math.nan])
+        low, high = summarize(before).prediction_interval
+        value, verdict = 100 * result.test_accuracy, _NONE
+        if _is_known((low, high)):
+            # 1e-9: rounding, where the reference's runs all gave the same.
+            inside.append(low - 1e-9 <= value <= high + 1e-9)
+            verdict = "inside" if inside[-1] else "outside"
+        run = [_name(rows[result.row]), FRAMEWORKS[result.framework], str(result.seed)]
+        lines.append([*run, f"{value:.2f}", _interval((low, high)), verdict])
+    head = ["row", "framework", "seed", "accuracy, %", "95% prediction interval", "verdict"]
+    closing = f"{sum(inside)} of {len(inside)} inside; 95% are expected."
+    if known := sum(result.key in keys for result in results):
+        closing += f" Runs whose seed is in the reference, which are not judged: {known}."
+    return f"{_table(head, lines)}\n\n{closing}"
+
+
+def _ordered(
+    rows: Mapping[str, Row], groups: Mapping[tuple[str, Framework], list[float]]
+) -> list[tuple[tuple[str, Framework], list[float]]]:
+    keys = [(name, framework) for name in rows for framework in FRAMEWORKS]
+    return [(key, groups[key]) for key in keys if key in groups]
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    all_lines = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in all_lines)
+
+
+def _name(row: Row) -> str:
+    return row.name if row.in_documents else f"`{row.name}`"
+
+
+def _measured(values: list[float]) -> tuple[str, str]:
+    if not values:
+        return "", ""
+    summary = summarize(values)
+    deviation = "" if math.isnan(summary.deviation) else f" ± {summary.deviation:.2f}"
+    return f"{summary.mean:.2f}{deviation}", str(summary.n)
+
+
+def _mean(values: list[float]) -> str:
+    return f"{summarize(values).mean:.2f} ({len(values)})"
+
+
+def _difference(found: Comparison) -> tuple[str, str]:
+    ends = [_signed(end) for end in found.interval]
+    interval = f"[{', '.join(ends)}]" if _is_known(found.interval) else _NONE
+    return _signed(found.difference), interval
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")  # + 0.0: no negative zero
+
+
+def _p_equivalence(found: Comparison) -> str:
+    if not _is_known(found.interval):
+        return _NONE
+    return f"{found.p_equivalence:.3f}" if found.p_equivalence >= 0.001 else "< 0.001"
+
+
+def _interval(interval: Interval) -> str:
+    low, high = max(interval[0], 0), min(interval[1], 100)  # no accuracy is outside
+    return f"[{low:.2f}, {high:.2f}]" if _is_known(interval) else _NONE
+
+
+def _is_known(interval: Interval) -> bool:
+    return all(math.isfinite(end) for end in interval)

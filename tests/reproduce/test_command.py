@@ -1,0 +1,118 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from digitlab.cli import main
+from digitlab.reproduce import results
+from tests.commands import refusal
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def laboratory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with configs of two rows that train in no time, where the commands are called."""
+    configs = tmp_path / "configs" / "tiny"
+    configs.mkdir(parents=True)
+    short = "data: tests.tiny.TinyDataModule\ntrainer:\n  max_epochs: 2\n  accelerator: cpu\n"
+    (configs / "linear.yaml").write_text(f"model: LinearClassifier\n{short}")
+    (configs / "nn.yaml").write_text(
+        "# B1: A network. Published: 12.5%.\nmodel:\n  class_path: MLP\n"
+        f"  init_args:\n    hidden_features: [16]\n{short}"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for tests.tiny
+    return tmp_path
+
+
+def done(laboratory: Path) -> list[tuple[str, str, int]]:
+    """The runs that are in the results."""
+    return [result.key for result in results.read(laboratory / "out" / "results.csv")]
+
+
+def test_rows_are_trained_over_seeds_and_summed_up(
+    laboratory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["reproduce", "B1", "tiny/linear", "--framework", "torch", "--out", "out"]
+    assert main([*command, "--seeds", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert sorted(done(laboratory)) == [
+        *(("B1", "torch", seed) for seed in (0, 1)),
+        *(("tiny/linear", "torch", seed) for seed in (0, 1)),
+    ]
+    assert "[4/4]" in shown
+    assert "12.5%" in shown
+    first, *_ = results.read(laboratory / "out" / "results.csv")
+    assert first.optimizer_steps == 14
+    assert len(first.val_curve) == 2
+
+    assert main([*command, "--seeds", "1", "--first_seed", "1"]) == 0
+    assert "[1/1]" not in capsys.readouterr().out  # nothing was left to do
+
+
+def test_a_killed_queue_is_gone_on_with_by_the_same_command(laboratory: Path) -> None:
+    command = [sys.executable, "-m", "digitlab", "reproduce", "B1", "--framework", "torch"]
+    command += ["--seeds", "2", "--out", "out", "--workers", "1"]
+    # A group of its own, so that its runs die with it, as on a machine that is switched off.
+    with subprocess.Popen(command, start_new_session=True) as process:
+        deadline = time.monotonic() + 100
+        while len(done(laboratory)) < 1 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        second = laboratory / "out" / "runs" / "tiny-nn-torch-seed_1"
+        while not list(second.glob("*/version_0")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert done(laboratory) == [("B1", "torch", 0)]
+    assert subprocess.run(command, check=True).returncode == 0
+    assert done(laboratory) == [("B1", "torch", 0), ("B1", "torch", 1)]
+
+
+def test_two_queues_at_once_train_every_run_once(laboratory: Path) -> None:
+    command = [sys.executable, "-m", "digitlab", "reproduce", "B1", "tiny/linear"]
+    command += ["--framework", "torch", "--seeds", "1", "--out", "out", "--workers", "2"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    shown = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted(done(laboratory)) == [("B1", "torch", 0), ("tiny/linear", "torch", 0)]
+    folders = list((laboratory / "out" / "runs").glob("*/*/version_*"))
+    assert [folder.name for folder in folders] == ["version_0", "version_0"], shown
+
+
+def test_a_run_that_fails_is_named_with_its_log_and_gives_exit_code_1(
+    laboratory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = laboratory / "configs" / "tiny" / "linear.yaml"
+    config.write_text(config.read_text() + "  no_such_setting: 1\n")
+    command = ["reproduce", "tiny/linear", "--framework", "torch", "--out", "out", "--seeds", "1"]
+    assert main(command) == 1
+    shown = capsys.readouterr().out
+    log = Path("out", "runs", "tiny-linear-torch-seed_0", "log.txt")
+    assert f"tiny/linear torch seed 0 failed: see {log}" in shown
+    assert "no_such_setting" in log.read_text()
+    assert done(laboratory) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["B12"], "there is no row B12: did you mean B2?"),
+        (["B1", "--seeds", "1", "B2"], "B2 stands behind an option: name the rows first"),
+        (["--seeds", "0"], "seeds is 0: give at least 1"),
+        (["--workers", "x"], "workers is x: it must be int"),
+        (["--framework", "jax"], "framework is jax: it must be one of"),
+        (["--sedes", "1"], "there is no option 'sedes': did you mean 'seeds'?"),
+        (["B1_as_published", "--framework", "keras"], "B1_as_published needs torch"),
+        (["B1", "--explain", "B1:B2"], "leave the rows out"),
+        (["--report", "--out", "nowhere"], "there are no results in nowhere: name the --out"),
+        (["--pages", "README.md"], "give it too"),
+    ],
+)
+def test_bad_input_is_answered_in_one_line(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refusal(capsys, "reproduce", *options)

@@ -1,0 +1,76 @@
+import csv
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from digitlab.reproduce import results
+from digitlab.reproduce.results import Result
+from tests.commands import fit
+
+RESULT = Result(
+    row="B3",
+    config="mnist/lenet5",
+    framework="torch",
+    seed=4,
+    test_accuracy=0.9877,
+    test_loss=0.0391,
+    train_accuracy=0.9931,
+    optimizer_steps=9375,
+    train_seconds=61.2,
+    train_curve=((1875, 0.943967), (3750, 0.981783)),
+    val_curve=((1875, 0.9817), (3750, 0.986)),
+    device="cpu (1 thread)",
+    versions="torch 2.15.0, lightning 2.6.6",
+)
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
+    without = replace(RESULT, seed=5, framework="keras", train_seconds=None, val_curve=())
+    results.add(tmp_path / "results.csv", [RESULT, without])
+    assert results.read(tmp_path / "results.csv") == [RESULT, without]
+
+
+def test_the_same_run_is_kept_once_and_the_first_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    results.add(path, [RESULT])
+    results.add(path, [replace(RESULT, test_accuracy=0.5), replace(RESULT, seed=6)])
+    assert [(r.seed, r.test_accuracy) for r in results.read(path)] == [(4, 0.9877), (6, 0.9877)]
+
+
+def test_no_line_is_lost_where_many_are_added_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seed: results.add(path, [replace(RESULT, seed=seed)]), range(40)))
+    assert sorted(result.seed for result in results.read(path)) == list(range(40))
+
+
+def test_a_finished_run_is_read_from_its_folder(tmp_path: Path) -> None:
+    folder = fit(tmp_path, "--trainer.max_epochs", "2", "--seed_everything", "3")
+    result = Result.of_run("B3", "tiny/linear", folder)
+    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+    with (folder / "history.csv").open(newline="") as file:
+        history = list(csv.DictReader(file))
+    assert result.test_accuracy == metrics["test"]["accuracy"]
+    assert result.key == ("B3", "torch", 3)
+    assert result.optimizer_steps == 14  # 7 batches an epoch
+    for curve, column in ((result.val_curve, "val"), (result.train_curve, "train")):
+        assert [step for step, _ in curve] == [7, 14]
+        assert [value for _, value in curve] == pytest.approx(
+            [float(row[f"{column}_accuracy"]) for row in history], abs=1e-6
+        )
+
+
+def test_validations_inside_an_epoch_are_points_of_the_curve(tmp_path: Path) -> None:
+    folder = fit(tmp_path, "--trainer.val_check_interval", "2")
+    curve = Result.of_run("B3", "tiny/linear", folder).val_curve
+    assert [step for step, _ in curve] == [2, 4, 6]
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text("epoch,loss\n1,0.5\n")
+    with pytest.raises(ValueError, match=r"results\.csv is no file of results"):
+        results.read(path)

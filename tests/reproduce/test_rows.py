@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+
+from digitlab.reproduce.rows import choose, read_rows
+
+DOCUMENTS = {
+    "linear": ("mnist/linear", 88.0),
+    "A1": ("mnist/mlp512_keras_recipe", 98.4),
+    "A2": ("mnist/pytorch_example_net", None),
+    "A3": ("mnist/tensorflow_tutorial_cnn", 97.3),
+    "B1": ("mnist/nn128", 95.0),
+    "B1_as_published": ("mnist/nn128_as_published", 95.0),
+    "B2": ("mnist/nn128_keras_recipe", 97.0),
+    "B3": ("mnist/lenet5", 99.0),
+    "B4": ("mnist/lenet5_keras_recipe", 99.0),
+    "B5": ("fashion_mnist/nn128", 85.0),
+    "B5_as_published": ("fashion_mnist/nn128_as_published", 85.0),
+    "B6": ("fashion_mnist/lenet5", 89.0),
+    "B7": ("fashion_mnist/lenet1", 91.0),
+    "B8": ("fashion_mnist/nn128_keras_recipe", 87.0),
+    "B9": ("fashion_mnist/lenet5_keras_recipe", 89.0),
+    "B10": ("fashion_mnist/lenet1_keras_recipe", 91.0),
+    "B11": ("fashion_mnist/lenet1_keras_recipe_continued", 91.0),
+}
+
+
+def test_the_documents_rows_are_those_of_the_inventory_in_its_order() -> None:
+    chosen = choose([], read_rows())
+    assert {
+        row.name: (f"{row.config.parent.name}/{row.config.stem}", row.published_accuracy)
+        for row in chosen
+    } == DOCUMENTS
+    assert [row.name for row in chosen] == list(DOCUMENTS)
+
+
+def test_every_config_is_a_row() -> None:
+    assert {row.config for row in read_rows().values()} == set(Path("configs").glob("*/*.yaml"))
+
+
+def test_a_row_is_chosen_once_and_whatever_the_case_of_its_name() -> None:
+    rows = read_rows()
+    assert choose(["b3", "digits/lenet5", "B3"], rows) == [rows["B3"], rows["digits/lenet5"]]
+
+
+def test_a_name_that_is_none_gets_the_nearest_one() -> None:
+    with pytest.raises(ValueError, match="there is no row B1_published: did you mean B1_as_publ"):
+        choose(["B1_published"], read_rows())
+
+
+def test_a_folder_without_configs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there are no configs in .*: call it where digitlab"):
+        read_rows(tmp_path)
+
+
+def test_dropout_in_evaluation_is_for_torch_alone() -> None:
+    rows = read_rows()
+    assert rows["B1_as_published"].frameworks == ("torch",)
+    assert rows["B1"].frameworks == ("torch", "keras")
+
+
+def test_five_epochs_more_go_on_from_their_first_five() -> None:
+    rows = read_rows()
+    assert rows["B11"].after == rows["B10"].config
+    assert [row.name for row in rows.values() if row.after] == ["B11"]
