@@ -105,10 +105,10 @@ def test_metrics_say_what_the_scores_belong_to(tmp_path: Path) -> None:
 
 
 def test_the_event_file_has_hyperparameters_with_the_final_scores(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    from tensorboard.backend.event_processing.event_accumulator import (
         EventAccumulator,
     )
-    from tensorboard.plugins.hparams.plugin_data_pb2 import (  # type: ignore[import-untyped]
+    from tensorboard.plugins.hparams.plugin_data_pb2 import (
         HParamsPluginData,
     )
 

@@ -11,6 +11,7 @@ from digitlab.reproduce.statistics import compare
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
 
+
 def train(
     root: Path, command: list[str], config: str, seed: int, *options: str
 ) -> dict[str, float]:

@@ -72,7 +72,12 @@ def _make_parser(command: str) -> ArgumentParser:
         prog=f"digitlab {command}", description=COMMANDS[command], exit_on_error=False
     )
     add = parser.add_argument
-    add("rows", nargs="*", default=[], help="Rows, such as B3 or digits/lenet5. Default: the documents' rows.")
+    add(
+        "rows",
+        nargs="*",
+        default=[],
+        help="Rows, such as B3 or digits/lenet5. Default: the documents' rows.",
+    )
     add("--framework", type=Literal["torch", "keras", "both"], default="both", help="What to use.")
     add("--seeds", type=int, default=3, help="Number of seeds.")
     add("--first_seed", type=int, default=0, help="The lowest seed.")

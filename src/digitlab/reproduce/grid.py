@@ -180,7 +180,7 @@ def make_grid(first: Row, second: Row, out: Path) -> Grid:
     for bits in product((0, 1), repeat=len(trained)):
         switched = [factor for factor, bit in zip(trained, bits, strict=True) if bit]
         path = out / "configs" / f"{''.join(map(str, bits)) or '0'}.yaml"
-        row = Row(" + ".join([first.name, *(factor.name for factor in switched)]), config)
+        row = Row(" + ".join([first.name, *(factor.name for factor in switched)]), path)
         levels = {factor.name: int(factor in switched) for factor in trained}
         cells[path.stem] = _make_cell(levels, row, switch(base, switched, theirs))
     grid = Grid((first.name, second.name), configs, factors, cells, out)

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -51,8 +52,8 @@ def draw_published(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure
         ends: list[float] = []
         for place, row in enumerate(facet):
             if row.published_accuracy is not None:
-                style = {"marker": _published_marker(row), "color": _PUBLISHED, "zorder": 4}
-                axes.plot(row.published_accuracy, place, markerfacecolor="none", ms=8, **style)
+                style: dict[str, Any] = {"color": _PUBLISHED, "mfc": "none", "ms": 8, "zorder": 4}
+                axes.plot(row.published_accuracy, place, _published_marker(row), **style)
                 ends.append(row.published_accuracy)
             for framework in FRAMEWORKS:
                 values = groups.get((row.name, framework), [])

@@ -1,4 +1,4 @@
-"""Results as Markdown tables: a line for each row, in the order of the rows, accuracies in per cent.
+"""Results as Markdown tables: a line for each row, in the rows' order, accuracies in per cent.
 
 Results of rows that are not among those given are left out, and so are rows without a result.
 """

@@ -1,0 +1,93 @@
+import pytest
+
+from digitlab.reproduce import tables
+from digitlab.reproduce.rows import read_rows
+from digitlab.runs import Framework
+from tests.reproduce.test_claims import runs
+
+ROWS = read_rows()
+
+
+def cells(table: str, line: int = 2) -> list[str]:
+    """The cells of a line of a Markdown table; the first below the head is 2."""
+    return [cell.strip() for cell in table.splitlines()[line].strip("|").split("|")]
+
+
+def both(row: str, ours: list[float], theirs: list[float]) -> list:
+    return runs(row, *ours) + runs(row, *theirs, framework="keras")
+
+
+def test_the_results_stand_beside_what_was_published() -> None:
+    table = tables.results_table(ROWS, both("B3", [98.0, 99.0], [98.5]))
+    assert cells(table) == [
+        *("B3", "`mnist/lenet5`", '"almost 99%"', "98.50 ± 0.71", "2", "98.50", "1")
+    ]
+
+
+def test_rows_have_the_documents_order_and_others_come_last() -> None:
+    results = runs("digits/lenet5", 97.0) + runs("B10", 91.0) + runs("B2", 97.5) + runs("A1", 98.4)
+    lines = tables.results_table(ROWS, results).splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in lines] == ["A1", "B2", "B10", "—"]
+
+
+def test_a_row_without_a_result_has_no_line() -> None:
+    assert len(tables.results_table(ROWS, []).splitlines()) == 2
+
+
+def test_intervals_of_three_runs_are_four_and_a_half_times_their_standard_error() -> None:
+    table = tables.intervals_table(ROWS, runs("B3", 97.0, 98.0, 99.0))
+    # t of 2 degrees of freedom is 4.303; 4.303 / √3 = 2.48, 4.303 √(4/3) = 4.97, and no accuracy
+    # is above 100.
+    assert cells(table)[2:7] == ["3", "98.00", "1.00", "[95.52, 100.00]", "[93.03, 100.00]"]
+
+
+def test_one_run_has_no_intervals() -> None:
+    assert cells(tables.intervals_table(ROWS, runs("B3", 98.0)))[3:7] == ["98.00", "—", "—", "—"]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "verdict"),
+    [
+        ([98.0, 98.1, 98.2], "equivalent"),
+        ([96.0, 96.1, 96.2], "different"),
+        ([95.0, 99.0], "inconclusive"),
+        ([98.0], "inconclusive"),
+    ],
+)
+def test_the_same_recipe_is_judged_by_the_margin_of_its_data_set(
+    theirs: list[float], verdict: str
+) -> None:
+    line = cells(tables.same_recipe_table(ROWS, both("B3", [98.0, 98.1, 98.2], theirs)))
+    assert (line[-3], line[-1]) == ("0.5", verdict)
+
+
+def test_the_margin_of_fashion_mnist_is_twice_as_wide() -> None:
+    shifted = both("B6", [89.0, 89.1, 89.2], [89.6, 89.7, 89.8])
+    assert cells(tables.same_recipe_table(ROWS, shifted))[-1] == "equivalent"
+
+
+def test_a_row_of_one_framework_is_not_compared() -> None:
+    assert len(tables.same_recipe_table(ROWS, runs("B3", 98.0, 98.1)).splitlines()) == 2
+
+
+def test_as_published_sets_dropout_in_evaluation_against_keras() -> None:
+    results = runs("B1_as_published", 95.0, 95.1) + runs("B2", 97.6, 97.7, framework="keras")
+    results += runs("B1", 96.0, 96.1) + runs("B2", 97.0, 97.1)  # which are no part of it
+    table = tables.as_published_table(ROWS, results)
+    line = cells(table)
+    assert len(table.splitlines()) == 3
+    assert line[:3] == ["B1_as_published : B2", "NN 128", "mnist"]
+    assert line[5:8] == ["95.05 (2)", "97.65 (2)", "−2.60"]
+    assert line[-1] == "different"
+
+
+@pytest.mark.parametrize(("accuracy", "verdict"), [(98.3, "inside"), (90.0, "outside")])
+def test_a_new_run_is_judged_by_the_prediction_interval(accuracy: float, verdict: str) -> None:
+    framework: Framework = "keras"
+    reference = runs("B3", 98.0, 98.2, 98.4, framework=framework)
+    new = runs("B3", 0, 0, 0, accuracy, framework=framework)  # the seeds 0 to 2 are not new
+    table = tables.prediction_table(ROWS, new, reference)
+    assert cells(table)[:4] == ["B3", "Keras", "3", f"{accuracy:.2f}"]
+    assert cells(table)[-1] == verdict
+    assert f"{int(verdict == 'inside')} of 1 inside; 95% are expected." in table
+    assert table.endswith("not judged: 3.")
