@@ -116,3 +116,21 @@ def test_bad_input_is_answered_in_one_line(
     options: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert said in refusal(capsys, "reproduce", *options)
+
+
+def test_without_keras_its_runs_are_refused_before_any_is_tried(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("digitlab.reproduce.command.find_spec", lambda name: None)
+    said = refusal(capsys, "reproduce", "B1")
+    assert said == (
+        "framework is both, and Keras is not installed: give --framework torch, or pip install "
+        '"digitlab[parity]"'
+    )
+
+
+def test_finer_curves_are_pytorch_s_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("digitlab.reproduce.command.find_spec", lambda name: object())
+    assert "give --framework torch" in refusal(capsys, "reproduce", "B1", "--validate_every", "9")

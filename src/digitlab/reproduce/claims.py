@@ -50,7 +50,8 @@ def _faster(evidence: Evidence, claim: str, rows: dict[str, str]) -> list[Judged
         # Ordered values, since a run that never gets there has no number of steps.
         shares.append(max(steps[fast]) < min(steps[slow]))
     verdict = "true" if all(shares) else "partly" if any(shares) else "not shown"
-    command = f"digitlab reproduce {' '.join(rows.values())} --framework torch --seeds 5 "
+    n = min(len(values) for values in steps.values())
+    command = f"digitlab reproduce {' '.join(rows.values())} --framework torch --seeds {n} "
     command += "--validate_every 75 --out docs/results/convergence"
     return [Judged(claim, "B", "; ".join(found), verdict, command)]
 

@@ -3,8 +3,9 @@
 import re
 from argparse import ArgumentError
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -55,6 +56,7 @@ def prepare(command: str, options: list[str]) -> Callable[[], int | None]:
             given.explain, rows, given.out, seeds, _workers(given), given.threads
         )
     frameworks = get_args(Framework) if given.framework == "both" else (given.framework,)
+    _check_frameworks(given, frameworks)
     items = [
         Item(row, framework, seed)
         for seed in seeds  # so that an interrupted queue has every row with some seeds
@@ -123,6 +125,21 @@ def _check_numbers(given: Namespace) -> None:
     for name, low in least.items():
         if given[name] is not None and given[name] < low:
             raise ValueError(f"{name} is {given[name]}: give at least {low}")
+
+
+def _check_frameworks(given: Namespace, frameworks: Sequence[Framework]) -> None:
+    if "keras" not in frameworks:
+        return
+    if not (find_spec("keras") and find_spec("tensorflow")):
+        raise ValueError(
+            f"framework is {given.framework}, and Keras is not installed: give --framework torch, "
+            'or pip install "digitlab[parity]"'
+        )
+    if given.validate_every:
+        raise ValueError(
+            f"validate_every is {given.validate_every}, and Keras validates once an epoch: give "
+            "--framework torch"
+        )
 
 
 def _workers(given: Namespace) -> int:

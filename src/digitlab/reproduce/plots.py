@@ -57,7 +57,7 @@ def draw_published(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure
                 ends.append(row.published_accuracy)
             for framework in FRAMEWORKS:
                 values = groups.get((row.name, framework), [])
-                _draw_mean(axes, place, framework, values, with_prediction=True)
+                _draw_mean(axes, place, framework, values, prediction=True)
                 ends += values
                 ends += summarize(values).prediction_interval if len(values) > 2 else ()
         space = 0.04 * (max(ends) - min(ends)) or 0.1
@@ -126,7 +126,7 @@ def draw_curves(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure:
     for axes, row in zip(grid, shown, strict=False):
         for framework, name in FRAMEWORKS.items():
             _draw_curve(axes, curves.get((row.name, framework), []), _STYLES[framework], name)
-        axes.set_title(f"{_label(row)}, {_DATASETS[row.dataset]}", fontsize=8)
+        axes.set_title(f"{_label(row)}\n{_DATASETS[row.dataset]}", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
@@ -170,30 +170,19 @@ def _draw_facets(
 
 
 def _draw_mean(
-    axes: Axes,
-    place: float,
-    framework: Framework,
-    values: list[float],
-    with_prediction: bool = False,
+    axes: Axes, place: float, framework: Framework, values: list[float], prediction: bool = False
 ) -> None:
     if not values:
         return
     style, summary = _STYLES[framework], summarize(values)
     intervals: list[tuple[Interval, float]] = [(summary.mean_interval, 3.5)]
-    if with_prediction:
+    if prediction:
         intervals.append((summary.prediction_interval, 1))
     for interval, width in intervals:
         if summary.n > 1:
             axes.plot(interval, [place + style.shift] * 2, color=style.color, linewidth=width)
-    axes.plot(
-        summary.mean,
-        place + style.shift,
-        style.marker,
-        color=style.color,
-        markeredgecolor="white",
-        ms=7,
-        zorder=3,
-    )
+    look: dict[str, Any] = {"color": style.color, "mec": "white", "ms": 7, "zorder": 3}
+    axes.plot(summary.mean, place + style.shift, style.marker, **look)
 
 
 def _draw_curve(
