@@ -175,10 +175,10 @@ def test_ctrl_c_ends_the_runs_under_way(tmp_path: Path, monkeypatch: pytest.Monk
     lasting = ["sleep", "600"]
     monkeypatch.setattr(Queue, "_train", lambda self, item: self._call(lasting, tmp_path / "log"))
 
-    def interrupt(futures: object) -> None:
+    def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("digitlab.reproduce.queue.as_completed", interrupt)
+    monkeypatch.setattr("digitlab.reproduce.queue.wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
         queue.work([Item(FIRST, "torch", seed) for seed in range(3)])
     assert not recorded

@@ -90,4 +90,4 @@ def test_a_new_run_is_judged_by_the_prediction_interval(accuracy: float, verdict
     assert cells(table)[:4] == ["B3", "Keras", "3", f"{accuracy:.2f}"]
     assert cells(table)[-1] == verdict
     assert f"{int(verdict == 'inside')} of 1 inside; 95% are expected." in table
-    assert table.endswith("not judged: 3.")
+    assert "has their seeds: 3; --first_seed 3 makes other runs." in table

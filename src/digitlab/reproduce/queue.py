@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -84,12 +84,14 @@ class Queue:
         failed = []
         with ThreadPoolExecutor(self.workers) as pool, _Progress(self, waiting) as progress:
             futures = {pool.submit(self._take, item): item for item in waiting}
+            pending = set(futures)
             try:
-                for future in as_completed(futures):
-                    item = futures[future]
-                    said = future.result()
-                    progress.show(item, said or "failed")
-                    failed += [] if said else [item]
+                while pending:
+                    done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        progress.show(futures[future], future.result() or "failed")
+                        failed += [] if future.result() else [futures[future]]
+                    progress.refresh()
             except BaseException:
                 self._stopped.set()
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -184,6 +186,10 @@ class _Progress:
         self._bar.set_description_str(self._count(), refresh=False)
         self._bar.update(self._seconds[item])
         self._bar.write(f"[{self._done}/{len(self._seconds)}] {item}: {said}")
+
+    def refresh(self) -> None:
+        """Show the time that has passed."""
+        self._bar.refresh()
 
     def _count(self) -> str:
         return f"{self._done} of {len(self._seconds)} runs"

@@ -159,7 +159,11 @@ def prediction_table(
     head = ["row", "framework", "seed", "accuracy, %", "95% prediction interval", "verdict"]
     closing = f"{sum(inside)} of {len(inside)} inside; 95% are expected."
     if known := sum(result.key in keys for result in results):
-        closing += f" Runs whose seed is in the reference, which are not judged: {known}."
+        new_seed = 1 + max(result.seed for result in reference)
+        closing += (
+            f" Not judged, as the reference has their seeds: {known}; "
+            f"--first_seed {new_seed} makes other runs."
+        )
     return f"{_table(head, lines)}\n\n{closing}"
 
 
