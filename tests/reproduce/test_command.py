@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from digitlab.cli import main
 from digitlab.reproduce import results
 from tests.commands import refusal
+from tests.reproduce.test_results import RESULT
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,6 +99,15 @@ def test_a_run_that_fails_is_named_with_its_log_and_gives_exit_code_1(
     assert done(laboratory) == []
 
 
+def test_runs_of_another_recipe_are_not_mixed_with_these(
+    laboratory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = replace(RESULT, row="tiny/linear", config="tiny/linear", recipe="of before")
+    results.add(laboratory / "out" / "results.csv", [result])
+    said = refusal(capsys, "reproduce", "tiny/linear", "--framework", "torch", "--out", "out")
+    assert "has runs of tiny/linear with other settings than tiny/linear.yaml has now" in said
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -110,6 +121,9 @@ def test_a_run_that_fails_is_named_with_its_log_and_gives_exit_code_1(
         (["B1", "--explain", "B1:B2"], "leave the rows out"),
         (["--report", "--out", "nowhere"], "there are no results in nowhere: name the --out"),
         (["--pages", "README.md"], "give it too"),
+        (["--report", "--pages", "none.md"], "there is no page none.md"),
+        (["--report", "B1"], "leave rows and --explain out"),
+        (["--explain", "B1:B2", "--validate_every", "5"], "leave --framework and --validate_every"),
     ],
 )
 def test_bad_input_is_answered_in_one_line(

@@ -40,6 +40,11 @@ def test_an_interaction_belongs_to_its_pair_alone() -> None:
     assert measured.last(0) == pytest.approx([0.2] * 3)  # it is
     assert measured.average(0) == pytest.approx([0.6] * 3)  # it is in half of the cells
     assert measured.alone(0, 1) == pytest.approx([2.2] * 3)
+    assert measured.last(0, 1) == pytest.approx([2.2] * 3)
+    (line,) = (it for it in effects_table(measured).splitlines() if it.startswith("| dropout  "))
+    assert [cell.strip() for cell in line.split("|")[4:7]] == ["+1.00", "+0.20", "+0.60"]
+    (together,) = (it for it in effects_table(measured).splitlines() if "everything" in it)
+    assert "| +2.70 " in together
 
 
 def test_an_interval_is_of_the_differences_within_seeds() -> None:

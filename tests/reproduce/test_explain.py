@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from digitlab import runs
 from digitlab.cli import main
@@ -44,7 +45,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands that trained, in this process, which need not import everything again."""
     commands: list[list[str]] = []
 
-    def train(self: Queue, command: list[str], log: Path) -> bool:
+    def train(self: Queue, command: list[str], log: Path, held: FileLock) -> bool:
         commands.append(command)
         return main(command[3:]) == 0
 

@@ -78,6 +78,22 @@ def test_nothing_is_written_where_one_of_the_pages_is_wrong(out: Path) -> None:
     assert not (out / "tables.md").exists()
 
 
+def test_finer_curves_are_read_from_their_own_folder(out: Path) -> None:
+    for row in ("B3", "B1"):
+        fine = [replace(run, val_curve=CURVE) for run in runs(row, 97.0, 97.1)]
+        results.add(out / "convergence" / "results.csv", fine)
+    assert "steps to 95%: LeNet-5 1,875" in read_tables(out, ROWS)["claims"]
+
+
+def test_an_explanation_under_way_leaves_the_rest_of_the_report(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (out / "explain-B1-B2").mkdir()
+    (out / "explain-B1-B2" / "grid.csv").write_text("a,seed,accuracy\n")
+    assert "results" in read_tables(out, ROWS)
+    assert "has no factors.json" in capsys.readouterr().out
+
+
 def test_runs_can_be_judged_by_anybody_s_results(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

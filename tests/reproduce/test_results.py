@@ -8,11 +8,13 @@ import pytest
 
 from digitlab.reproduce import results
 from digitlab.reproduce.results import Result
+from digitlab.reproduce.rows import Row
 from tests.commands import fit
 
 RESULT = Result(
     row="B3",
     config="mnist/lenet5",
+    recipe="0123456789ab",
     framework="torch",
     seed=4,
     test_accuracy=0.9877,
@@ -25,6 +27,8 @@ RESULT = Result(
     device="cpu (1 thread)",
     versions="torch 2.15.0, lightning 2.6.6",
 )
+
+ROW = Row("B3", Path("configs", "mnist", "lenet5.yaml"))
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -49,11 +53,14 @@ def test_no_line_is_lost_where_many_are_added_at_once(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_read_from_its_folder(tmp_path: Path) -> None:
     folder = fit(tmp_path, "--trainer.max_epochs", "2", "--seed_everything", "3")
-    result = Result.of_run("B3", "tiny/linear", folder)
+    result = Result.of_run(ROW, folder)
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     with (folder / "history.csv").open(newline="") as file:
         history = list(csv.DictReader(file))
     assert result.test_accuracy == metrics["test"]["accuracy"]
+    assert result.train_accuracy == pytest.approx(metrics["train"]["accuracy"], abs=1e-6)
+    assert result.train_accuracy != result.test_accuracy
+    assert result.config == "mnist/lenet5"
     assert result.key == ("B3", "torch", 3)
     assert result.optimizer_steps == 14  # 7 batches an epoch
     for curve, column in ((result.val_curve, "val"), (result.train_curve, "train")):
@@ -65,12 +72,31 @@ def test_a_finished_run_is_read_from_its_folder(tmp_path: Path) -> None:
 
 def test_validations_inside_an_epoch_are_points_of_the_curve(tmp_path: Path) -> None:
     folder = fit(tmp_path, "--trainer.val_check_interval", "2")
-    curve = Result.of_run("B3", "tiny/linear", folder).val_curve
+    curve = Result.of_run(ROW, folder).val_curve
     assert [step for step, _ in curve] == [2, 4, 6]
 
 
-def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_run_that_diverged_or_held_out_is_no_result(tmp_path: Path) -> None:
+    for name, metrics in {
+        "diverged": {"framework": "torch", "test": {"loss": None, "accuracy": 0.1}},
+        "held-out": {"framework": "torch", "val": {"loss": 0.1, "accuracy": 0.9}},
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps(metrics))
+        with pytest.raises(ValueError, match="has no loss on the test split"):
+            Result.of_run(ROW, tmp_path / name)
+
+
+def test_a_curve_with_a_point_for_each_step_is_read_again(tmp_path: Path) -> None:
+    long = replace(RESULT, val_curve=tuple((step, 0.9) for step in range(20_000)))
+    results.add(tmp_path / "results.csv", [long])
+    assert results.read(tmp_path / "results.csv") == [long]
+
+
+@pytest.mark.parametrize("text", ["epoch,loss\n1,0.5\n", "a half line"])
+def test_a_file_of_something_else_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
-    path.write_text("epoch,loss\n1,0.5\n")
+    results.add(path, [RESULT])
+    path.write_text(path.read_text().rpartition("1875:")[0] if text == "a half line" else text)
     with pytest.raises(ValueError, match=r"results\.csv is no file of results"):
         results.read(path)

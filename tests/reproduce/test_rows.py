@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from digitlab.reproduce.rows import choose, read_rows
+from digitlab.reproduce.rows import Row, choose, read_rows
 
 DOCUMENTS = {
     "linear": ("mnist/linear", 88.0),
@@ -51,6 +51,23 @@ def test_a_name_that_is_none_gets_the_nearest_one() -> None:
 def test_a_folder_without_configs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there are no configs in .*: call it where digitlab"):
         read_rows(tmp_path)
+
+
+def test_two_configs_cannot_be_the_same_row(tmp_path: Path) -> None:
+    (tmp_path / "mnist").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "mnist" / f"{name}.yaml").write_text("# B1: A network.\nmodel: MLP\n")
+    with pytest.raises(ValueError, match="2 configs open with `# B1:`"):
+        read_rows(tmp_path)
+
+
+def test_a_recipe_is_of_the_settings_and_not_of_the_comments(tmp_path: Path) -> None:
+    config = tmp_path / "a.yaml"
+    digests = []
+    for text in ("model: MLP\n", "# other words\nmodel:   MLP\n", "model: LeNet5\n"):
+        config.write_text(text)
+        digests.append(Row("a", config).recipe)
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_dropout_in_evaluation_is_for_torch_alone() -> None:

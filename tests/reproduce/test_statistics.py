@@ -100,11 +100,19 @@ def test_a_small_difference_that_is_certain_is_equivalent_all_the_same() -> None
     assert found.verdict == "equivalent"
 
 
-@pytest.mark.parametrize(
-    ("theirs", "verdict"), [(97.75, "equivalent"), (97.5, "equivalent"), (97.25, "different")]
-)
-def test_runs_that_do_not_scatter_are_compared_by_their_values(theirs: float, verdict: str) -> None:
-    assert compare([97.75, 97.75], [theirs, theirs], margin=0.5).verdict == verdict
+@pytest.mark.parametrize("theirs", [97.75, 98.5])
+def test_runs_that_all_agree_by_chance_prove_nothing(theirs: float) -> None:
+    found = compare([97.75, 97.75], [theirs, theirs], margin=0.5)
+    assert found.verdict == "inconclusive"
+    assert found.interval == (-math.inf, math.inf)
+
+
+def test_the_variances_of_two_sides_are_not_pooled() -> None:
+    # Many runs that hardly scatter and few that do: pooled, the few would look as certain.
+    ours = [98.0, 98.01] * 20
+    theirs = [97.6, 98.0, 98.4]
+    assert compare(ours, theirs, margin=0.5).verdict == "inconclusive"
+    assert compare(ours, [98.0, 98.01, 98.02], margin=0.5).verdict == "equivalent"
 
 
 def test_one_side_that_does_not_scatter_is_compared_without_a_warning() -> None:

@@ -81,6 +81,17 @@ def test_as_published_sets_dropout_in_evaluation_against_keras() -> None:
     assert line[-1] == "different"
 
 
+def test_every_pair_of_the_document_is_shown_with_both_published_figures() -> None:
+    pairs = {"B1_as_published": "B2", "B3": "B4", "B5_as_published": "B8", "B6": "B9", "B7": "B10"}
+    results = [run for row in pairs for run in runs(row, 90.0, 90.1)]
+    results += [run for row in pairs.values() for run in runs(row, 90, 90.1, framework="keras")]
+    lines = tables.as_published_table(ROWS, results).splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in lines] == [
+        f"{ours} : {theirs}" for ours, theirs in pairs.items()
+    ]
+    assert "| 85% | about 87% |" in lines[2]
+
+
 @pytest.mark.parametrize(("accuracy", "verdict"), [(98.3, "inside"), (90.0, "outside")])
 def test_a_new_run_is_judged_by_the_prediction_interval(accuracy: float, verdict: str) -> None:
     framework: Framework = "keras"

@@ -1,7 +1,7 @@
 """`digitlab reproduce`: train the documents' rows over seeds, and report what came out."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,7 +40,6 @@ def prepare(command: str, options: list[str]) -> Callable[[], int | None]:
         where = given.out
         return prepare_explain(given.explain, rows, where, seeds, given.workers, given.threads)
     frameworks = get_args(Framework) if given.framework == "both" else (given.framework,)
-    _check_frameworks(given, frameworks)
     items = [
         Item(row, framework, seed)
         for seed in seeds  # so that an interrupted queue has every row with some seeds
@@ -50,11 +49,23 @@ def prepare(command: str, options: list[str]) -> Callable[[], int | None]:
     ]
     if not items:
         raise ValueError(f"framework is {given.framework}: {', '.join(given.rows)} needs torch")
+    _check_frameworks(given, items)
+    _check_recipes(given.out / "results.csv", items)
     return partial(_reproduce, given, items)
 
 
-def _check_frameworks(given: Namespace, frameworks: Sequence[Framework]) -> None:
-    if "keras" not in frameworks:
+def _check_recipes(table: Path, items: list[Item]) -> None:
+    recipes = {item.row.name: item.row.recipe for item in items}
+    for result in results.read(table):
+        if recipes.get(result.row, result.recipe) != result.recipe:
+            raise ValueError(
+                f"{table} has runs of {result.row} with other settings than {result.config}.yaml "
+                "has now: move it away, or give another --out"
+            )
+
+
+def _check_frameworks(given: Namespace, items: list[Item]) -> None:
+    if all(item.framework == "torch" for item in items):
         return
     if not (find_spec("keras") and find_spec("tensorflow")):
         raise ValueError(
@@ -77,8 +88,7 @@ def _reproduce(given: Namespace, items: list[Item]) -> int:
         return key in {result.key for result in results.read(table)}
 
     def record(item: Item, folder: Path) -> str:
-        config = f"{item.row.dataset}/{item.row.config.stem}"
-        result = Result.of_run(item.row.name, config, folder)
+        result = Result.of_run(item.row, folder)
         results.add(table, [result])
         return f"{result.test_accuracy:.2%}"
 
@@ -92,15 +102,13 @@ def _reproduce(given: Namespace, items: list[Item]) -> int:
         given.threads,
         options if given.validate_every else [],
     )
-    try:
-        failed = queue.work(items)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the same command goes on from what is in {table}") from None
-    _print_summary(results.read(table), {item.row.name: item.row for item in items})
-    report = f"digitlab reproduce --report --out {given.out}"
-    print(f"\nResults are in {table}. What to do next:\n  {report}")
-    if RECORD.exists() and table != RECORD:
-        print(f"  {report} --against {RECORD}  # are they as expected?")
+    failed = queue.work(items)
+    if measured := results.read(table):
+        _print_summary(measured, {item.row.name: item.row for item in items})
+        report = f"digitlab reproduce --report --out {given.out}"
+        print(f"\nResults are in {table}. What to do next:\n  {report}")
+        if RECORD.exists() and table != RECORD:
+            print(f"  {report} --against {RECORD}  # are they as expected?")
     for item in failed:
         print(f"{item} failed: see {queue.log(item)}")
     return 1 if failed else 0

@@ -33,9 +33,9 @@ class Evidence:
     def steps_to(self, accuracy: float, row: str) -> list[float]:
         """Give after how many optimizer steps each run was first validated at `accuracy`.
 
-        Infinite for a run that did not reach it.
+        In PyTorch; infinite for a run that did not reach it.
         """
-        curves = [result.val_curve for result in self._convergence if result.row == row]
+        curves = [it.val_curve for it in self._convergence if it.key[:2] == (row, "torch")]
         return [
             next((step for step, value in curve if value >= accuracy), math.inf) for curve in curves
         ]

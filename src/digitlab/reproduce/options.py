@@ -72,5 +72,12 @@ def _check(given: Namespace) -> None:
             raise ValueError(f"{name} is {given[name]}: give at least {low}")
     if (given.pages or given.against) and not given.report:
         raise ValueError("pages and against say what --report does: give it too")
+    for page in given.pages:
+        if not page.is_file():
+            raise ValueError(f"there is no page {page}: give Markdown files")
+    if given.report and (given.rows or given.explain):
+        raise ValueError("report is of all that --out has: leave rows and --explain out")
+    if given.explain and (given.validate_every or given.framework == "keras"):
+        raise ValueError("explain trains in PyTorch: leave --framework and --validate_every out")
     if given.explain and given.rows:
         raise ValueError(f"explain is {given.explain}: leave the rows out, {' '.join(given.rows)}")

@@ -2,13 +2,16 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
+from types import FrameType
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
@@ -71,14 +74,19 @@ class Queue:
     workers: int = 1
     threads: int = 1
     options: Sequence[str] = ()
-    _stopped: Event = field(default_factory=Event, repr=False)
+    _stopped: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def work(self, items: Iterable[Item]) -> list[Item]:
         """Train what is not done, and give the items that failed.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C was pressed; the runs under way are ended first.
+            KeyboardInterrupt, SystemExit: Ctrl-C was pressed, or SIGTERM came; the runs under way
+                are ended first.
         """
+        with _ended_by_sigterm():
+            return self._work(items)
+
+    def _work(self, items: Iterable[Item]) -> list[Item]:
         # What goes on from another item comes last: by then that one is done, in most cases.
         waiting = sorted((i for i in items if not self.is_done(i)), key=lambda i: bool(i.row.after))
         failed = []
@@ -92,9 +100,11 @@ class Queue:
                         progress.show(futures[future], future.result() or "failed")
                         failed += [] if future.result() else [futures[future]]
                     progress.refresh()
-            except BaseException:
+            except BaseException as error:
                 self._stopped.set()
                 pool.shutdown(wait=True, cancel_futures=True)
+                if isinstance(error, KeyboardInterrupt):
+                    raise KeyboardInterrupt("the same command goes on where it was") from None
                 raise
         return failed
 
@@ -110,15 +120,23 @@ class Queue:
     def _take(self, item: Item) -> str:
         """Train an item unless it is done or taken, and say what came of it; "" if it failed."""
         try:
-            with self._lock(item).acquire(blocking=False):
+            with self._lock(item, blocking=False) as held:
                 if self.is_done(item):
                     return "done by another process"
-                run = self.find_run(item) or self._train(item)
-                return self.record(item, run) if run else ""
+                run = self.find_run(item) or self._train(item, held)
+                return self._record(item, run) if run else ""
         except Timeout:
             return "left to another process, which trains it"
 
-    def _train(self, item: Item) -> Path | None:
+    def _record(self, item: Item, run: Path) -> str:
+        try:
+            return self.record(item, run)
+        except (KeyError, ValueError) as error:  # the run is finished, and has no result to record
+            with self.log(item).open("a", encoding="utf-8") as log:
+                log.write(f"\n{error}\n")
+            return ""
+
+    def _train(self, item: Item, held: FileLock) -> Path | None:
         options = [*self.options]
         if item.row.after:
             first = self._train_first(item, item.row.after)
@@ -131,7 +149,7 @@ class Queue:
         command = [sys.executable, "-m", "digitlab", *_COMMANDS[item.framework]]
         command += ["--config", str(item.row.config), "--seed_everything", str(item.seed)]
         command += ["--trainer.default_root_dir", str(folder), *options]
-        run = self.find_run(item) if self._call(command, self.log(item)) else None
+        run = self.find_run(item) if self._call(command, self.log(item), held) else None
         if run:
             for half in {*run.parent.iterdir()} - {run}:
                 shutil.rmtree(half, ignore_errors=True)
@@ -139,14 +157,21 @@ class Queue:
 
     def _train_first(self, item: Item, config: Path) -> Path | None:
         first = Item(Row(f"{config.parent.name}/{config.stem}", config), item.framework, item.seed)
-        with self._lock(first):  # waits for a process that trains it
-            return self.find_run(first) or self._train(first)
+        while not self._stopped.is_set():
+            with suppress(Timeout), self._lock(first, timeout=0.2) as held:
+                return self.find_run(first) or self._train(first, held)
+        return None
 
-    def _call(self, command: list[str], log: Path) -> bool:
+    def _call(self, command: list[str], log: Path, held: FileLock) -> bool:
+        # The lock is the process's too, so that a run whose queue was killed keeps its item.
+        own = held._context.lock_file_fd
+        kept = [] if own is None else [own]
         limits = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
         environment = os.environ | dict.fromkeys(limits, str(self.threads))
         with log.open("w", encoding="utf-8") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+            process = subprocess.Popen(
+                command, stdout=file, stderr=file, env=environment, pass_fds=kept
+            )
             while True:
                 try:
                     return process.wait(timeout=0.2) == 0
@@ -157,8 +182,28 @@ class Queue:
     def _folder(self, item: Item) -> Path:
         return self.out / "runs" / item.name
 
-    def _lock(self, item: Item) -> FileLock:
-        return lock(self.out, item.name)
+    @contextmanager
+    def _lock(self, item: Item, **how: Any) -> Iterator[FileLock]:
+        own = lock(self.out, item.name)
+        with own.acquire(**how):
+            yield own
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Take SIGTERM as the wish to leave, with exit code 143, and not without the runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where signals cannot be handled
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Progress:

@@ -73,7 +73,10 @@ def read_tables(out: Path, rows: dict[str, Row]) -> dict[str, str]:
     if rerun := results.read(out / "rerun" / "results.csv"):
         named["rerun"] = tables.prediction_table(rows, rerun, measured)
     for grid in sorted(out.glob("explain-*/grid.csv")):
-        named |= read_explain(grid.parent)
+        try:
+            named |= read_explain(grid.parent)
+        except ValueError as error:  # it is still under way
+            print(error)
     return named
 
 

@@ -9,7 +9,10 @@ from typing import Any, Self
 from filelock import FileLock
 
 from digitlab import runs
+from digitlab.reproduce.rows import Row
 from digitlab.runs import Framework
+
+csv.field_size_limit(2**30)  # of a curve with a point for each step, too
 
 Curve = tuple[tuple[int, float], ...]
 """Points: after how many optimizer steps, which accuracy in [0, 1]."""
@@ -22,6 +25,7 @@ class Result:
     Args:
         row: The row's name.
         config: The config, such as `mnist/lenet5`.
+        recipe: The digest of the config's settings, `Row.recipe`.
         framework: `torch` or `keras`.
         seed: The run's seed.
         test_accuracy: Accuracy on the whole test split, in [0, 1].
@@ -37,6 +41,7 @@ class Result:
 
     row: str
     config: str
+    recipe: str
     framework: Framework
     seed: int
     test_accuracy: float
@@ -60,14 +65,21 @@ class Result:
         return self.config.partition("/")[0]
 
     @classmethod
-    def of_run(cls, row: str, config: str, folder: Path) -> Self:
-        """Read what a finished run left in its folder."""
+    def of_run(cls, row: Row, folder: Path) -> Self:
+        """Read what a finished run left in its folder.
+
+        Raises:
+            ValueError: It was not measured on the test split, or its loss is no number.
+        """
         metrics = runs.read_metrics(folder)
+        if metrics.get("test", {}).get("loss") is None:
+            raise ValueError(f"{folder} has no loss on the test split: it diverged, or held out")
         of_torch = metrics["framework"] == "torch"
         shown = ("torch", "lightning") if of_torch else ("keras", "tensorflow")
         return cls(
-            row=row,
-            config=config,
+            row=row.name,
+            config=f"{row.dataset}/{row.config.stem}",
+            recipe=row.recipe,
             framework=metrics["framework"],
             seed=metrics["seed"],
             test_accuracy=metrics["test"]["accuracy"],
@@ -90,7 +102,7 @@ def read(path: Path) -> list[Result]:
     """
     try:
         return [_from_text(line) for line in read_lines(path)]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"{path} is no file of results: {error!r}") from error
 
 
@@ -145,6 +157,8 @@ def _to_text(result: Result) -> dict[str, str]:
 
 
 def _from_text(line: dict[str, str]) -> Result:
+    if None in line.values():
+        raise ValueError(f"half a line, of {line['row']}")
     pairs = {
         name: [point.split(":") for point in line[name].split()]
         for name in ("train_curve", "val_curve")
@@ -156,6 +170,7 @@ def _from_text(line: dict[str, str]) -> Result:
     return Result(
         row=line["row"],
         config=line["config"],
+        recipe=line["recipe"],
         framework="keras" if line["framework"] == "keras" else "torch",
         seed=int(line["seed"]),
         test_accuracy=float(line["test_accuracy"]),

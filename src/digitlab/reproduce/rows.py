@@ -1,10 +1,15 @@
 """The rows that can be reproduced: every shipped config, with what was published of it."""
 
+import hashlib
+import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+
+import yaml
 
 from digitlab.runs import Framework
 
@@ -43,6 +48,12 @@ class Row:
         return float(figures[-1]) if figures else None
 
     @property
+    def recipe(self) -> str:
+        """A digest of the config's settings, which results of other settings do not have."""
+        settings = yaml.safe_load(self.config.read_text("utf-8"))
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
     def frameworks(self) -> tuple[Framework, ...]:
         """What it can be trained with: Keras knows no dropout in evaluation."""
         return ("torch",) if self.name.endswith("_as_published") else ("torch", "keras")
@@ -59,11 +70,14 @@ def read_rows(folder: Path = CONFIGS) -> dict[str, Row]:
     """Read the rows of a folder of configs: the documents' in their order, then the others.
 
     Raises:
-        ValueError: There are no configs.
+        ValueError: There are no configs, or two of the same name.
     """
     rows = [_read_row(path) for path in sorted(folder.glob("*/*.yaml"))]
     if not rows:
         raise ValueError(f"there are no configs in {folder}: call it where digitlab was cloned to")
+    for name, count in Counter(row.name for row in rows).items():
+        if count > 1:
+            raise ValueError(f"{count} configs open with `# {name}:`: let only one of them do so")
     return {row.name: row for row in sorted(rows, key=_order)}
 
 
