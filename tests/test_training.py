@@ -26,7 +26,7 @@ from tests.fitting import (
 from tests.tiny import TinyDataModule
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
-    "adam": lambda params: torch.optim.Adam(params, lr=0.001),
+    "adam": lambda params: torch.optim.Adam(params, lr=0.001, fused=True),
     "sgd": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
     "rmsprop": lambda params: torch.optim.RMSprop(params, lr=0.001, alpha=0.9, eps=1e-7),
 }
@@ -58,7 +58,7 @@ def test_the_default_optimizer_is_the_documents_adam() -> None:
     ours, theirs = both(MLP)
     fit(ours)
     adam = torch.optim.Adam(
-        theirs.parameters(), lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0
+        theirs.parameters(), lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, fused=True
     )
     plain_loop(theirs, adam, epochs=1)
     assert_bitwise_equal(weights(ours), weights(theirs))
@@ -125,7 +125,7 @@ def test_clipping_is_refused_only_where_gradients_are_still_scaled(
 def test_a_scheduler_can_step_once_an_epoch() -> None:
     ours, theirs = both(MLP, lr_scheduler=lambda optimizer: ExponentialLR(optimizer, gamma=0.1))
     fit(ours, max_epochs=3)
-    adam = torch.optim.Adam(theirs.parameters(), lr=0.001)
+    adam = torch.optim.Adam(theirs.parameters(), lr=0.001, fused=True)
     scheduler = ExponentialLR(adam, gamma=0.1)
     plain_loop(theirs, adam, epochs=3, after_epoch=scheduler.step)
     assert_bitwise_equal(weights(ours), weights(theirs))
@@ -174,8 +174,8 @@ def test_a_run_of_another_precision_learns_and_scores_in_float32_or_wider(
     seen: set[torch.dtype] = set()
 
     class Watching(MLP):
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            loss = super().training_step(batch, batch_idx)
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss: Any = super().training_step(batch, batch_idx)
             seen.update((loss.dtype, *(p.dtype for p in self.parameters())))
             return loss
 

@@ -20,6 +20,7 @@ from digitlab.callbacks import ProgressBar
 from digitlab.classifier import Classifier
 from digitlab.cli import COMMANDS
 from digitlab.data import ImageDataModule
+from digitlab.execution import Unprofiled
 from digitlab.messages import explain
 
 BAD_INPUT = (ValueError, OSError, MisconfigurationException)
@@ -112,6 +113,8 @@ class RunCLI(LightningCLI):
             )
         bar = [] if self.config.trainer.enable_progress_bar is False else [ProgressBar()]
         self.trainer_defaults["callbacks"] = [*bar, *others]
+        if self.config.trainer.profiler is None:
+            kwargs["profiler"] = Unprofiled()
         try:
             return super().instantiate_trainer(**kwargs)
         except (RuntimeError, TypeError, ImportError) as error:  # so it refuses some settings

@@ -1,7 +1,8 @@
 """The training code that every architecture shares: loss, metrics, optimizer and steps."""
 
 from collections.abc import Iterable
-from typing import Any, Literal, Self
+from functools import partial
+from typing import Any, Literal, Self, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from digitlab import execution
+from digitlab.batches import Batch, Block
+from digitlab.initialization import initialize_as_keras
 from digitlab.scores import Score, Sums
 
-Batch = tuple[Tensor, Tensor]
 Phase = Literal["train", "val", "test"]
 
 
@@ -35,7 +38,8 @@ class Classifier(LightningModule):
     Args:
         network: Maps images to logits.
         optimizer: Makes the optimizer of the parameters. The default, Adam with a learning rate of
-            0.001, is that of most of the documents' runs.
+            0.001, is that of most of the documents' runs. It is fused: one call for all
+            parameters, equal to the other kind but for rounding.
         lr_scheduler: Makes a learning rate scheduler of the optimizer. The default, none, keeps
             the learning rate constant as the documents do.
         lr_scheduler_interval: Step the scheduler after every epoch or every optimizer step.
@@ -45,39 +49,62 @@ class Classifier(LightningModule):
             PyTorch program never calls `eval()`. False is what everybody else wants.
         gradient_clip_norm: Shrink each step's gradients to this L2 norm where theirs is larger
             (above 0). The default, none, does not clip.
+        steps_per_execution: Optimizer steps per `training_step`, at least 1, as in Keras. It
+            changes speed and nothing else. Our data modules hand over so many batches at once;
+            other loaders' single batches are trained on one by one.
+        channels_last: Keep the weights of convolutions with channels last in memory, which on many
+            CPUs and GPUs makes convolutions faster. It changes results by rounding.
 
     Raises:
-        ValueError: `gradient_clip_norm` is not above 0.
+        ValueError: `gradient_clip_norm` is not above 0, or `steps_per_execution` below 1.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=0.001),
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(
+            params, lr=0.001, fused=True
+        ),
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
         initialization: Literal["torch", "keras"] = "torch",
         dropout_in_evaluation: bool = False,
         gradient_clip_norm: float | None = None,
+        steps_per_execution: int = 1,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         if gradient_clip_norm is not None and not gradient_clip_norm > 0:
             raise ValueError(
                 f"gradient_clip_norm is {gradient_clip_norm}: give a norm above 0, or null for none"
             )
+        if steps_per_execution < 1:
+            raise ValueError(f"steps_per_execution is {steps_per_execution}: it must be at least 1")
         # A callable does not pickle and a module is no plain value: without these three, a
         # checkpoint loads with `weights_only=True`.
         self.save_hyperparameters(ignore=["network", "optimizer", "lr_scheduler"])
-        self.network = network
+        self.network = network.to(
+            memory_format=torch.channels_last if channels_last else torch.preserve_format
+        )
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
         self.dropout_in_evaluation = dropout_in_evaluation
         self.gradient_clip_norm = gradient_clip_norm
+        self.steps_per_execution = steps_per_execution
+        self.automatic_optimization = steps_per_execution == 1
         self._sums: dict[Phase, Sums] = {}  # of epochs under way
         self._scores: dict[Phase, Score] = {}  # of epochs that are over
         if initialization == "keras":
-            self.apply(_initialize_as_keras)
+            self.apply(initialize_as_keras)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes here which hook it calls, some 40 times a step; a module's own way of
+        # setting an attribute takes 4 µs.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logits `(N, num_classes)` of normalized images `(N, in_channels, 28, 28)`."""
@@ -100,41 +127,35 @@ class Classifier(LightningModule):
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
         settings: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
-        if isinstance(scheduler, ReduceLROnPlateau):  # Lightning's own names what it watches
-            settings["monitor"] = getattr(scheduler, "monitor", "val/loss")
+        if isinstance(scheduler, ReduceLROnPlateau) and self.automatic_optimization:
+            settings["monitor"] = execution.monitored(scheduler)
         return {"optimizer": optimizer, "lr_scheduler": settings}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compute the mean loss of a batch, to be minimized."""
+    def training_step(self, batch: Batch | Block, batch_idx: int) -> Tensor | None:
+        """Compute the mean loss of a batch, to be minimized; or minimize it for each of several."""
         if batch_idx == 0 or "train" not in self._sums:  # a run may go on inside an epoch
             self._sums["train"] = Sums(self.device)
-        return self._add_to_sums("train", batch)
+        if self.automatic_optimization:
+            return self._add_to_sums("train", cast("Batch", batch))
+        batches = batch.batches() if isinstance(batch, Block) else iter([batch])
+        execution.train_on_batches(self, batches, partial(self._add_to_sums, "train"))
+        return None
 
     def on_fit_start(self) -> None:
-        """Refuse the one combination in which gradients cannot be clipped before a step."""
-        if self.gradient_clip_norm is None or self.trainer.precision != "16-mixed":
-            return
-        # Under a gradient scaler, a fused optimizer unscales the gradients inside its own step.
-        if any(getattr(o, "_step_supports_amp_scaling", False) for o in self.trainer.optimizers):
-            raise ValueError(
-                f"gradient_clip_norm is {self.gradient_clip_norm}: a fused optimizer under "
-                "16-mixed cannot be clipped; use bf16-mixed, or an optimizer with fused: false"
-            )
+        """Refuse what the trainer is asked for and cannot be done."""
+        execution.check(self, self.trainer)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, which a mixed precision has unscaled by now; log, if it is time."""
         if self.gradient_clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip_norm)
-        # One call of `log` costs as much as a small network's step, so it is made where it counts:
-        # here and not in each `training_step`, several of which may accumulate to a step.
-        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set at run time
-        if interval and (self.global_step + 1) % interval == 0:
-            mean_loss, accuracy = self._sums["train"].window()
-            self.log_dict({"train/loss_step": mean_loss, "train/accuracy_step": accuracy})
+        execution.log_step(self, self._sums["train"])
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training score."""
         self._log_score("train")
+        if not self.automatic_optimization:
+            execution.step_plateau_schedulers(self)
 
     def on_validation_epoch_start(self) -> None:
         """Start a validation score."""
@@ -223,8 +244,7 @@ class Classifier(LightningModule):
     def _log_score(self, phase: Phase) -> None:
         score = self.epoch_score(phase)
         metrics = {f"{phase}/loss": score["loss"], f"{phase}/accuracy": score["accuracy"]}
-        # Equal in all processes already; without `sync_dist` Lightning warns that they may not be.
-        self.log_dict(metrics, sync_dist=True)
+        self.log_dict(metrics, sync_dist=True)  # equal in all processes; Lightning warns without
 
     def _score(self, sums: Sums) -> Score:
         return (sums.reduce(self._trainer.strategy) if self._trainer else sums).score()
@@ -232,10 +252,3 @@ class Classifier(LightningModule):
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _initialize_as_keras(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.xavier_uniform_(module.weight)  # Glorot and Bengio 2010, equation 16
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

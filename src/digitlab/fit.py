@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from digitlab import runs
+from digitlab import execution, runs
 from digitlab.arguments import BAD_INPUT, RunCLI, ctrl_c_raises
 from digitlab.callbacks import Console, Figures, History, Results, Stopwatch
 from digitlab.callbacks.results import describe_device
@@ -63,11 +63,14 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
         load_weights(cli.model, Path(cli.config.weights))
         weights = {"file": cli.config.weights, "sha256": sha256(Path(cli.config.weights))}
     if cli.config.trainer.fast_dev_run:
-        return partial(_fit, cli, cli.instantiate_trainer())
+        trainer = cli.instantiate_trainer()
+        execution.check(cli.model, trainer)
+        return partial(_fit, cli, trainer)
 
     folder = claim(cli)
     try:
         trainer = _make_trainer(cli, folder, stopwatch, weights)
+        execution.check(cli.model, trainer)
     except BAD_INPUT:
         release(folder)
         raise

@@ -6,6 +6,8 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
+_AT_ONCE = 32  # batches whose predictions are compared with their labels together
+
 
 class Score(TypedDict):
     """Mean `loss` in nats and `accuracy` in [0, 1]: `correct` of `n` images."""
@@ -30,8 +32,10 @@ def describe(split: str, score: Score) -> str:
 class Sums:
     """Sums over the images seen so far, kept on the device that computes them.
 
-    Nothing is read back before the end: reading a value each step would stall a GPU. The sums are
-    not buffers of the module, since DDP overwrites every rank's buffers with the first rank's.
+    Nothing is read back before the end: reading a value each step would stall a GPU. Predictions
+    are compared with labels for several batches at once, since on small batches the comparison
+    costs what a layer does. The sums are not buffers of the module, since DDP overwrites every
+    rank's buffers with the first rank's.
 
     Examples:
         >>> sums = Sums(torch.device("cpu"))
@@ -46,9 +50,10 @@ class Sums:
         # float64 keeps 60,000 summands exact to a float32's rounding; Apple's GPUs have none.
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.loss = torch.zeros((), dtype=dtype, device=device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._waiting: list[tuple[Tensor, Tensor]] = []  # logits and labels to be compared
         self.n = 0
-        self._window_start = (self.loss.clone(), self.correct.clone(), 0)
+        self._window_start = (self.loss.clone(), self._correct.clone(), 0)
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch.
@@ -59,8 +64,22 @@ class Sums:
             labels: int64 `(N,)`.
         """
         self.loss.add_(loss.detach(), alpha=len(labels))
-        self.correct.add_((logits.argmax(1) == labels).sum())
+        self._waiting.append((logits.detach(), labels))
+        if len(self._waiting) == _AT_ONCE:
+            self._compare()
         self.n += len(labels)
+
+    @property
+    def correct(self) -> Tensor:
+        """The number of images classified right so far, int64 scalar."""
+        self._compare()
+        return self._correct
+
+    def _compare(self) -> None:
+        if self._waiting:
+            logits, labels = (torch.cat(tensors) for tensors in zip(*self._waiting, strict=True))
+            self._correct.add_((logits.argmax(1) == labels).sum())
+            self._waiting.clear()
 
     def window(self) -> tuple[Tensor, Tensor]:
         """Give mean loss and accuracy, scalars on the device, since the last call of this."""
@@ -72,7 +91,7 @@ class Sums:
         """Add up the sums of all processes, in place."""
         sums = torch.stack([self.loss, self.correct, torch.full_like(self.loss, self.n)])
         loss, correct, n = strategy.reduce(sums, reduce_op="sum")
-        self.loss, self.correct, self.n = loss, correct.long(), int(n.item())
+        self.loss, self._correct, self.n = loss, correct.long(), int(n.item())
         return self
 
     def score(self) -> Score:

@@ -59,7 +59,7 @@ def test_training_goes_on_in_training_mode() -> None:
     modes: set[bool] = set()
 
     class Watching(MLP):
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
             modes.update(module.training for module in self.modules())
             return super().training_step(batch, batch_idx)
 

@@ -156,7 +156,10 @@ def test_fitting_with_a_hold_out_never_reads_the_test_split(read_splits: list[Sp
 def test_the_loader_takes_device_and_rank_from_the_trainer() -> None:
     data = TinyDataModule()
     strategy = SimpleNamespace(root_device=torch.device("meta"))
-    data.trainer = cast("Trainer", SimpleNamespace(strategy=strategy, global_rank=1, world_size=3))
+    data.trainer = cast(
+        "Trainer",
+        SimpleNamespace(strategy=strategy, global_rank=1, world_size=3, lightning_module=None),
+    )
     for loader in (data.train_dataloader(), data.val_dataloader(), data.predict_dataloader()):
         assert (loader.sampler.rank, loader.sampler.world_size) == (1, 3)
         assert {tensor.device.type for tensor in next(iter(loader))} == {"meta"}

@@ -1,4 +1,4 @@
-"""What both frameworks are compared on: the seven architectures, images, optimizers' steps."""
+"""What both frameworks are compared on: the eight architectures, images, optimizers' steps."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +26,11 @@ RECIPES: dict[
     "lenet5": (models.LeNet5, {}, torch.optim.Adam),
     "lenet1": (models.LeNet1, {"padding": 2}, torch.optim.Adam),
     "lenet1_same": (models.LeNet1, {"padding": "same"}, torch.optim.Adam),
+    "fast_cnn": (
+        models.FastCNN,
+        {},
+        lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.7, 0.9)),
+    ),
     "pytorch_example_net": (
         models.PyTorchExampleNet,
         {},
@@ -55,7 +60,10 @@ def real_batches(count: int, batch_size: int = 32) -> list[tuple[Tensor, Tensor]
 
 def real_images(count: int) -> tuple[Tensor, Tensor]:
     """The first test images and their labels; needs the fixture `real_data`."""
-    return next(iter(MNISTDataModule(eval_batch_size=count).test_dataloader()))
+    batch: tuple[Tensor, Tensor] = next(
+        iter(MNISTDataModule(eval_batch_size=count).test_dataloader())
+    )
+    return batch
 
 
 def random_batches(count: int, batch_size: int = 16) -> list[tuple[Tensor, Tensor]]:

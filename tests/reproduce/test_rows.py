@@ -80,3 +80,21 @@ def test_five_epochs_more_go_on_from_their_first_five() -> None:
     rows = read_rows()
     assert rows["B11"].after == rows["B10"].config
     assert [row.name for row in rows.values() if row.after] == ["B11"]
+
+
+def test_settings_of_speed_make_no_other_recipe(tmp_path: Path) -> None:
+    adam = "    optimizer:\n      class_path: Adam\n      init_args:\n        lr: 0.01\n"
+    texts = {
+        "bare": "model: MLP\n",
+        "class": "model:\n  class_path: MLP\n",
+        "fast": "model:\n  class_path: MLP\n  init_args:\n    steps_per_execution: 8\n",
+        "adam": f"model:\n  class_path: MLP\n  init_args:\n{adam}",
+        "fused": f"model:\n  class_path: MLP\n  init_args:\n{adam}        fused: true\n",
+        "other": "model:\n  class_path: MLP\n  init_args:\n    dropout: 0.1\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    recipe = {name: Row(name, tmp_path / f"{name}.yaml").recipe for name in texts}
+    assert recipe["bare"] == recipe["class"] == recipe["fast"]
+    assert recipe["adam"] == recipe["fused"]
+    assert len({recipe["bare"], recipe["adam"], recipe["other"]}) == 3

@@ -7,6 +7,7 @@ from digitlab.callbacks.history import History
 from digitlab.callbacks.probabilities import ClassProbabilities
 from digitlab.callbacks.progress import ProgressBar
 from digitlab.callbacks.results import Results
+from digitlab.callbacks.step_checkpoint import StepCheckpoint
 from digitlab.callbacks.stopwatch import Stopwatch
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "History",
     "ProgressBar",
     "Results",
+    "StepCheckpoint",
     "Stopwatch",
 ]

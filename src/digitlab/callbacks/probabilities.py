@@ -18,7 +18,8 @@ class ClassProbabilities(Callback):
     mode, so that neither the weights nor the random numbers of the run are touched.
 
     Args:
-        every_n_steps: Optimizer steps between two records (at least 1); 50 in document A.
+        every_n_steps: Optimizer steps between two records (at least 1); 50 in document A. With
+            several steps per execution, the record is of the last that is made with the one due.
 
     Raises:
         ValueError: `every_n_steps` is below 1.
@@ -28,17 +29,21 @@ class ClassProbabilities(Callback):
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps is {every_n_steps}: it must be at least 1")
         self.every_n_steps = every_n_steps
-        self._logged_at = 0
+        self._seen_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start to count, from the step that a run goes on from."""
+        self._seen_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the probabilities, if it is time."""
-        step = trainer.global_step
-        # Under accumulation, several batches belong to a step.
-        if step % self.every_n_steps or step == self._logged_at:
+        # Several batches may belong to a step, or several steps to what is called a batch here.
+        seen, step = self._seen_step, trainer.global_step
+        self._seen_step = step
+        if step // self.every_n_steps == seen // self.every_n_steps:
             return
-        self._logged_at = step
         assert isinstance(pl_module, Classifier)
         # The network by itself: with `dropout_in_evaluation` the classifier would leave dropout on.
         pl_module.network.eval()

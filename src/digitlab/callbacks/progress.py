@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from tqdm import tqdm
 
 from digitlab.classifier import Classifier
+from digitlab.data import ImageLoader
 from digitlab.scores import Score
 
 REFRESH_SECONDS = 0.25
@@ -82,14 +83,26 @@ class ProgressBar(LightningProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the epoch's bar."""
-        self._open(f"Epoch {trainer.current_epoch + 1}", self.total_train_batches)
+        total = self.total_train_batches
+        if blocks := self._blocks():
+            total = blocks.batches
+        self._open(f"Epoch {trainer.current_epoch + 1}", total)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Show how far the epoch is."""
         assert isinstance(pl_module, Classifier)
-        self._bar.show(batch_idx + 1, partial(pl_module.running_score, "train"))
+        blocks = self._blocks()
+        done = blocks.state_dict()["batches"] if blocks else batch_idx + 1
+        self._bar.show(done, partial(pl_module.running_score, "train"))
+
+    def _blocks(self) -> ImageLoader | None:
+        """Give the training loader if Lightning's own numbers count blocks of several batches."""
+        loader = self.trainer.train_dataloader
+        return (
+            loader if isinstance(loader, ImageLoader) and loader.steps_per_execution > 1 else None
+        )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear the epoch's bar, which makes room for a line about it."""

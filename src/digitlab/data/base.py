@@ -1,5 +1,6 @@
 """What every data module does: choose images, divide them, and serve them in batches."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
@@ -174,7 +175,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """Serve the training images, in a new order each epoch."""
         # `overfit_batches` means the same few batches in every epoch.
         shuffle = not getattr(self.trainer, "overfit_batches", 0)
-        return self._loader("train", self.batch_size, shuffle=shuffle, pad=True)
+        return self._loader("train", self.batch_size, shuffle=shuffle, pad=True, **self._blocks())
 
     def train_eval_dataloader(self) -> ImageLoader:
         """Serve the training images, each once and in the data set's order, for an evaluation."""
@@ -193,7 +194,12 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._loader("test", self.eval_batch_size)
 
     def _loader(
-        self, split: Subset, batch_size: int, shuffle: bool = False, pad: bool = False
+        self,
+        split: Subset,
+        batch_size: int,
+        shuffle: bool = False,
+        pad: bool = False,
+        **blocks: Any,
     ) -> ImageLoader:
         images, labels = self._subset(split)
         trainer = self.trainer
@@ -207,7 +213,21 @@ class ImageDataModule(LightningDataModule, ABC):
         )
         scale = {"unit": None, "symmetric": (0.5, 0.5), "standard": self.mean_std}
         device = trainer.strategy.root_device if trainer else "cpu"
-        return ImageLoader(images, labels, order, batch_size, scale[self.normalization], device)
+        mean_std = scale[self.normalization]
+        return ImageLoader(images, labels, order, batch_size, mean_std, device, **blocks)
+
+    def _blocks(self) -> dict[str, Any]:
+        """Say how many batches a model that makes several steps at once is to be handed over."""
+        trainer = self.trainer
+        steps = getattr(trainer and trainer.lightning_module, "steps_per_execution", 1)
+        if steps == 1 or trainer is None:
+            return {}  # Lightning stops by itself after any batch
+        limit, most = trainer.limit_train_batches, trainer.max_steps
+        return {
+            "steps_per_execution": steps,
+            "limit": limit if isinstance(limit, int) else None,
+            "steps_left": lambda: math.inf if most < 0 else most - trainer.global_step,
+        }
 
 
 def stratify(

@@ -1,7 +1,8 @@
 """The in-memory loader: a split lives on the device as uint8, and is normalized by the batch."""
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Batch = tuple[Tensor, Tensor]
-"""Images, float32 `(N, 1, 28, 28)`, and labels, int64 `(N,)`."""
+from digitlab.batches import Batch, Block
 
 
 def run_seed() -> int:
@@ -93,12 +93,19 @@ class ImageLoader:
         mean_std: Mean and standard deviation to normalize with, of pixels from 0 to 1.
             `None` leaves them from 0 to 1.
         device: Where the images live and the batches are made.
+        steps_per_execution: Batches to hand over at once, at least 1. Above 1, a `Block` of them
+            is served, gathered and normalized together.
+        limit: Batches to serve in an epoch at most; `None` for all.
+        steps_left: Tells how many batches are still wanted, whenever some are handed over.
 
     Examples:
         >>> images, labels = np.zeros((5, 28, 28), np.uint8), np.arange(5)
         >>> loader = ImageLoader(images, labels, ImageOrder(5), batch_size=2)
         >>> [labels.tolist() for _, labels in loader]
         [[0, 1], [2, 3], [4]]
+        >>> blocks = ImageLoader(images, labels, ImageOrder(5), 2, steps_per_execution=2)
+        >>> [[labels.tolist() for _, labels in block.batches()] for block in blocks]
+        [[[0, 1], [2, 3]], [[4]]]
     """
 
     batch_sampler = None  # Lightning reads it from every evaluation loader that has a `sampler`
@@ -111,9 +118,15 @@ class ImageLoader:
         batch_size: int,
         mean_std: tuple[float, float] | None = None,
         device: torch.device | str = "cpu",
+        steps_per_execution: int = 1,
+        limit: int | None = None,
+        steps_left: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self.sampler = sampler
         self.batch_size = batch_size
+        self.steps_per_execution = steps_per_execution
+        self._limit = limit
+        self._steps_left = steps_left
         self._images = torch.as_tensor(images, device=device).unsqueeze(1)
         self._labels = torch.as_tensor(labels, device=device)
         # Tensors on the device, for CUDA multiplies by the reciprocal of a Python number, which
@@ -125,22 +138,32 @@ class ImageLoader:
         self._served = (0, 0)  # the epoch and its number of batches handed out so far
         self._resuming = False
 
-    def __len__(self) -> int:
+    @property
+    def batches(self) -> int:
         """Number of batches that this process serves in an epoch."""
-        return -(-len(self.sampler) // self.batch_size)
+        whole = -(-len(self.sampler) // self.batch_size)
+        return whole if self._limit is None else min(whole, self._limit)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield images, float32 `(N, 1, 28, 28)`, and labels, int64 `(N,)`."""
+    def __len__(self) -> int:
+        """Number of times that this process serves something in an epoch."""
+        return -(-self.batches // self.steps_per_execution)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield batches, or blocks of several: an `Iterator[Batch]` or `Iterator[Block]`."""
         # Being a generator, this starts at the first `next`: Lightning calls `iter` several times
         # before it restores the position and sets the epoch.
         first = self.state_dict()["batches"] if self._resuming else 0
         self._resuming = False
         epoch = self.sampler.epoch
         indices = torch.from_numpy(self.sampler.indices()).to(self._labels.device)
-        for batch in range(first, len(self)):
+        while count := int(min(self.steps_per_execution, self.batches - first, self._steps_left())):
+            end = first + count
             # Counted before `yield`, so that a checkpoint written in this step includes its batch.
-            self._served = (epoch, batch + 1)
-            yield self._gather(indices[batch * self.batch_size : (batch + 1) * self.batch_size])
+            self._served = (epoch, end)
+            images, labels = self._gather(indices[first * self.batch_size : end * self.batch_size])
+            block = self.steps_per_execution > 1
+            yield Block(images, labels, self.batch_size) if block else (images, labels)
+            first = end
 
     def _gather(self, indices: Tensor) -> Batch:
         images = self._images.index_select(0, indices).to(torch.float32).div_(self._white)

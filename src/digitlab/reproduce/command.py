@@ -92,7 +92,8 @@ def _reproduce(given: Namespace, items: list[Item]) -> int:
         results.add(table, [result])
         return f"{result.test_accuracy:.2%}"
 
-    options = ["--trainer.val_check_interval", str(given.validate_every)]
+    every = ["--trainer.val_check_interval", str(given.validate_every)]
+    options = [*every, "--model.steps_per_execution", "1"]  # Lightning counts what it calls
     queue = Queue(
         given.out,
         is_done,

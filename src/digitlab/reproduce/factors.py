@@ -9,6 +9,7 @@ from typing import Any
 
 from digitlab.classifier import Classifier
 from digitlab.fit import FitCLI
+from digitlab.reproduce.rows import SPEED
 from digitlab.reproduce.settings import Settings, images_evaluated, settings_of
 
 Keys = tuple[str, ...]
@@ -120,6 +121,8 @@ def _differences(ours: Any, theirs: Any, keys: Keys = ()) -> Iterator[Keys]:
         yield keys
     else:
         for key in {**ours, **theirs}:
+            if key in SPEED:
+                continue
             if key in ours and key in theirs:
                 yield from _differences(ours[key], theirs[key], (*keys, key))
             else:
@@ -168,7 +171,8 @@ def _say_value(value: Any) -> str:
     arguments = ", ".join(
         f"{name}={_say_value(argument)}"
         for name, argument in value.get("init_args", {}).items()
-        if name not in of_class or _differs(argument, of_class[name].default)
+        if name not in SPEED
+        and (name not in of_class or _differs(argument, of_class[name].default))
     )
     short = value["class_path"].rpartition(".")[2]
     return f"{short}({arguments})" if arguments else short

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from digitlab.runs import Framework
 
 CONFIGS = Path("configs")
+SPEED = {"steps_per_execution", "channels_last", "fused"}
+"""Settings that change how fast a network is trained and, by rounding at most, results."""
 _DOCUMENTS = re.compile(r"linear|([AB])(\d+)(_as_published)?")
 
 
@@ -49,8 +52,11 @@ class Row:
 
     @property
     def recipe(self) -> str:
-        """A digest of the config's settings, which results of other settings do not have."""
-        settings = yaml.safe_load(self.config.read_text("utf-8"))
+        """A digest of the config's settings, which results of other settings do not have.
+
+        Without those of `SPEED`.
+        """
+        settings = _without_speed(yaml.safe_load(self.config.read_text("utf-8")))
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -64,6 +70,15 @@ class Row:
         stem = self.config.stem
         first = stem.removesuffix("_continued")
         return self.config.with_stem(first) if first != stem else None
+
+
+def _without_speed(settings: Any) -> Any:
+    if not isinstance(settings, dict):
+        return settings
+    kept = {name: _without_speed(value) for name, value in settings.items() if name not in SPEED}
+    if kept.keys() <= {"class_path", "init_args"} and not kept.get("init_args"):
+        return kept.get("class_path", {})  # as if the class had been named alone
+    return kept
 
 
 def read_rows(folder: Path = CONFIGS) -> dict[str, Row]:

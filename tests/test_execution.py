@@ -1,0 +1,251 @@
+"""Several optimizer steps per `training_step` give what one gives, bit for bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, seed_everything
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.cli import ReduceLROnPlateau
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from digitlab import execution, models
+from digitlab.classifier import Classifier
+from digitlab.models import MLP
+from tests.fitting import (
+    BATCHES,
+    Recording,
+    assert_bitwise_equal,
+    fit,
+    small_mlp,
+    trainer,
+    weights,
+    whole,
+)
+from tests.tiny import TinyDataModule
+
+# Lightning counts blocks here; the log is by the step still.
+pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller")
+
+BLOCKS = [2, 4, 7, 32]  # of which only 7 divides the tiny data's 7 batches
+
+
+def sgd(parameters: Any) -> Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+def train(steps: int, model: str = "MLP", options: dict[str, Any] | None = None, **how: Any) -> Any:
+    """Train a model from the same weights, and return what can be compared."""
+    torch.manual_seed(1)
+    made: Classifier = getattr(models, model)(**(options or {}), steps_per_execution=steps)
+    logger = Recording()
+    fitted = fit(made, logger=logger, **{"max_epochs": 2, "log_every_n_steps": 3, **how})
+    optimizer = fitted.optimizers[0].state_dict()["state"]
+    state = {f"{i}.{name}": value for i, own in optimizer.items() for name, value in own.items()}
+    return weights(made) | state, logger.records, fitted
+
+
+@pytest.mark.parametrize("steps", BLOCKS)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_weights_optimizer_and_log_are_those_of_single_steps(steps: int, precision: str) -> None:
+    ours, our_log, fitted = train(steps, precision=precision)  # with dropout
+    theirs, their_log, _ = train(1, precision=precision)
+    assert_bitwise_equal(ours, theirs)
+    assert our_log == their_log
+    assert fitted.global_step == 2 * BATCHES
+    assert not fitted.lightning_module.automatic_optimization
+
+
+@pytest.mark.parametrize("model", models.__all__)
+def test_every_architecture_gives_the_same_bits(model: str) -> None:
+    ours, theirs = (train(steps, model, max_epochs=1)[0] for steps in (4, 1))
+    assert_bitwise_equal(ours, theirs)
+
+
+def one_cycle(optimizer: Optimizer) -> OneCycleLR:
+    return OneCycleLR(optimizer, max_lr=0.1, total_steps=2 * BATCHES)
+
+
+def exponential(optimizer: Optimizer) -> ExponentialLR:
+    return ExponentialLR(optimizer, gamma=0.5)
+
+
+def plateau(optimizer: Optimizer) -> ReduceLROnPlateau:
+    # A threshold that nothing passes: each epoch but the first is on the plateau.
+    return ReduceLROnPlateau(optimizer, "train/loss", patience=0, threshold=1e3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gradient_clip_norm": 0.05},
+        {"lr_scheduler": one_cycle, "lr_scheduler_interval": "step"},
+        {"lr_scheduler": exponential},
+        {"lr_scheduler": exponential, "lr_scheduler_interval": "step"},
+        {"lr_scheduler": plateau},
+        {"channels_last": True},
+    ],
+    ids=["clip", "one cycle", "per epoch", "per step", "plateau", "channels last"],
+)
+def test_clipping_and_schedulers_work_by_the_step(options: dict[str, Any]) -> None:
+    options |= {"optimizer": sgd}
+    ours, our_log, our_fit = train(4, "MLP", options, max_epochs=2)
+    theirs, their_log, their_fit = train(1, "MLP", options, max_epochs=2)
+    assert_bitwise_equal(ours, theirs)
+    assert our_log == their_log
+    rates = [fitted.optimizers[0].param_groups[0]["lr"] for fitted in (our_fit, their_fit)]
+    assert rates[0] == rates[1]
+
+
+@pytest.mark.parametrize("max_steps", [1, 3, 4, 9, 14])
+def test_training_ends_at_exactly_max_steps(max_steps: int) -> None:
+    ours, _, fitted = train(4, max_epochs=-1, max_steps=max_steps)
+    theirs, _, _ = train(1, max_epochs=-1, max_steps=max_steps)
+    assert fitted.global_step == max_steps
+    assert_bitwise_equal(ours, theirs)
+
+
+def test_steps_are_counted_on_every_axis() -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Watching(Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            seen.append((trainer.global_step, trainer.fit_loop.epoch_loop._batches_that_stepped))
+
+    logger = Recording()
+    fit(small_mlp(steps_per_execution=4), Watching(), logger=logger, max_epochs=2)
+    assert seen == [(4, 3), (7, 6), (11, 10), (14, 13)]
+    assert sorted({(step, values["epoch"]) for step, values in logger.records}) == [
+        (step, epoch) for epoch, step in enumerate((6, 13))
+    ]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 5, 6, 100])
+def test_a_limit_of_batches_means_optimizer_steps(limit: int) -> None:
+    ours, _, fitted = train(4, limit_train_batches=limit)
+    theirs, _, _ = train(1, limit_train_batches=limit)
+    assert fitted.global_step == 2 * min(limit, BATCHES)
+    assert_bitwise_equal(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_overfitting_and_a_fast_run_take_steps_too() -> None:
+    ours, _, fitted = train(4, overfit_batches=3, limit_val_batches=0)
+    theirs, _, _ = train(1, overfit_batches=3, limit_val_batches=0)
+    assert fitted.global_step == 6
+    assert_bitwise_equal(ours, theirs)
+    fast = trainer(fast_dev_run=2)
+    fast.fit(small_mlp(steps_per_execution=4), TinyDataModule())
+    assert fast.global_step == 2
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_hooks_that_somebody_listens_to_are_called_at_every_step(steps: int) -> None:
+    called: list[str] = []
+
+    class Listening(Callback):
+        def on_before_backward(self, *args: Any) -> None:
+            called.append("before")
+
+        def on_after_backward(self, *args: Any) -> None:
+            called.append("after")
+
+        def on_before_optimizer_step(self, *args: Any) -> None:
+            called.append("step")
+
+    model, silent = (small_mlp(steps_per_execution=steps) for _ in range(2))
+    fit(model, Listening())
+    assert called == ["before", "after", "step"] * BATCHES
+    fit(silent)
+    assert_bitwise_equal(weights(model), weights(silent))
+
+
+def test_a_models_own_hooks_are_called_at_every_step() -> None:
+    class Listening(MLP):
+        after = 0
+
+        def on_after_backward(self) -> None:
+            self.after += 1
+
+    model = Listening([16], steps_per_execution=4)
+    fit(model)
+    assert model.after == BATCHES
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # on machines of many cores
+def test_single_batches_of_any_loader_are_trained_on_one_by_one() -> None:
+    def on(steps: int) -> Classifier:
+        model = small_mlp(steps_per_execution=steps, dropout=0.0)
+        loader = DataLoader(TensorDataset(*(tensor[:40] for tensor in whole("train"))), 16)
+        seed_everything(0, verbose=False)
+        run = trainer(max_epochs=2)
+        run.fit(model, loader, loader)
+        assert run.global_step == 6
+        return model
+
+    assert_bitwise_equal(weights(on(8)), weights(on(1)))
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "limit": ({"limit_train_batches": 0.5}, "limit_train_batches 0.5 .* number of optimizer steps"),
+    "validation": ({"val_check_interval": 3}, "val_check_interval 3 .* validate after whole"),
+    "fraction": ({"val_check_interval": 0.5}, "val_check_interval 0.5 .* validate after whole"),
+    "averaging": ({"callbacks": [StochasticWeightAveraging(0.1)]}, "StochasticWeightAveraging"),
+    "ema": ({"callbacks": [EMAWeightAveraging()]}, "EMAWeightAveraging .* leave the callback out"),
+    "accumulation": ({"callbacks": [GradientAccumulationScheduler({1: 2})]}, "larger batch_size"),
+    "checkpoint": (
+        {"callbacks": [ModelCheckpoint(every_n_train_steps=3)], "enable_checkpointing": True},
+        "ModelCheckpoint inside an epoch .* use digitlab.callbacks.StepCheckpoint",
+    ),
+    "clipping": ({"gradient_clip_val": 1.0}, "gradient_clip_val 1.0 .* model's gradient_clip_norm"),
+    "batches": ({"accumulate_grad_batches": 2}, "accumulate_grad_batches 2 .* larger batch_size"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_honoured_is_refused_by_name(case: str) -> None:
+    options, message = REFUSED[case]
+    run = trainer(**options)
+    with pytest.raises(ValueError, match=message):
+        execution.check(small_mlp(steps_per_execution=4), run)
+    execution.check(small_mlp(steps_per_execution=1), run)
+
+
+def test_a_refusal_comes_from_the_fit_itself() -> None:
+    with pytest.raises(ValueError, match="set steps_per_execution to 1"):
+        trainer(val_check_interval=3).fit(small_mlp(steps_per_execution=4), TinyDataModule())
+
+
+@pytest.mark.parametrize("steps", [0, -2])
+def test_less_than_a_step_is_refused(steps: int) -> None:
+    with pytest.raises(ValueError, match=f"steps_per_execution is {steps}: it must be at least 1"):
+        small_mlp(steps_per_execution=steps)
+
+
+# Python 3.12 warns of any fork beside threads; torch's are idle here.
+@pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_two_processes_train_as_they_do_by_single_steps(tmp_path: Path, precision: Any) -> None:
+    class Leaving(Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            path = tmp_path / f"{pl_module.steps_per_execution}-{trainer.global_rank}.pt"
+            torch.save({**pl_module.state_dict(), "step": torch.tensor(trainer.global_step)}, path)
+
+    for steps in (1, 3):
+        torch.manual_seed(1)
+        model = MLP([16], steps_per_execution=steps)
+        seed_everything(3, verbose=False)
+        ranks: dict[str, Any] = {"strategy": "ddp_fork", "devices": 2, "precision": precision}
+        trainer(callbacks=[Leaving()], max_epochs=2, **ranks).fit(model, TinyDataModule())
+    ours, others, theirs = (torch.load(tmp_path / f"{name}.pt") for name in ("3-0", "3-1", "1-0"))
+    assert ours["step"] == 2 * 4
+    assert_bitwise_equal(ours, others)
+    assert_bitwise_equal(ours, theirs)
