@@ -89,6 +89,44 @@ def test_a_run_leaves_what_a_pytorch_run_leaves(tmp_path: Path) -> None:
     assert metrics_of(ours)["framework"] == "keras"
 
 
+@pytest.mark.parametrize("steps", [3, 32])
+def test_several_steps_per_execution_train_the_same_weights(tmp_path: Path, steps: int) -> None:
+    options = ["--model.hidden_features", "[16]", "--trainer.max_epochs", "2"]
+    options += ["--trainer.log_every_n_steps", "2"]
+    ours, theirs = (
+        keras_fit(tmp_path / str(k), *options, "--model.steps_per_execution", str(k), model="MLP")
+        for k in (steps, 1)
+    )
+    assert metrics_of(ours)["optimizer_steps"] == metrics_of(theirs)["optimizer_steps"] == 14
+    assert metrics_of(ours)["images_per_second"] > 0
+    for our_weights, their_weights in zip(weights_of(ours), weights_of(theirs), strict=True):
+        np.testing.assert_array_equal(our_weights, their_weights)
+    ends = {3: [2, 5, 9, 12, 13], 32: [6, 13]}[steps]  # Keras's callbacks see nothing between
+    assert curves_of(ours)["train/loss_step"] == ends
+    assert curves_of(theirs)["train/loss_step"] == [1, 3, 5, 7, 9, 11, 13]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.max_steps", "5"],
+        ["--model.lr_scheduler", "ExponentialLR", "--model.lr_scheduler.gamma", "0.5"]
+        + ["--model.lr_scheduler_interval", "step", "--trainer.max_epochs", "1"],
+    ],
+    ids=["max_steps", "schedule"],
+)
+def test_what_happens_at_a_step_of_its_own_makes_executions_single(
+    tmp_path: Path, options: list[str]
+) -> None:
+    runs = [
+        keras_fit(tmp_path / str(k), *options, "--model.steps_per_execution", str(k))
+        for k in (4, 1)
+    ]
+    assert metrics_of(runs[0])["optimizer_steps"] == metrics_of(runs[1])["optimizer_steps"]
+    for ours, theirs in zip(*map(weights_of, runs), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_the_screen_is_that_of_a_pytorch_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,7 @@ def _make(cli: KerasFitCLI, settings: Settings) -> tuple[Any, Schedule]:
             if softmax
             else losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
+            steps_per_execution=settings.steps_per_execution,
         )
     return keras_model, schedule
 

@@ -59,6 +59,7 @@ class Recorder:
         self.batch_size = batch_size
         self.rows: list[Row] = []
         self.step = 0
+        self.step_before = 0
         self._best = -1.0
         self._bar = Bar("", 0, enabled=False)
 
@@ -77,22 +78,31 @@ class Recorder:
         """Start an epoch's row."""
         self._started = perf_counter()
         self._learning_rate = self.schedule.learning_rate  # Keras rounds its own to float32
-        self._seen, self._window = 0, (0.0, 0.0, 0)
-        batches = -(-self.images // self.batch_size)
-        self._bar = Bar(f"Epoch {epoch + 1}", batches, self.settings.shows_bar)
+        self._done, self._seen, self._window = 0, 0, (0.0, 0.0, 0)
+        self._bar = Bar(f"Epoch {epoch + 1}", self._batches, self.settings.shows_bar)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
-        """Count the step, and show and log it if it is time; Keras's `logs` are means so far."""
-        before, self._seen = self._seen, min((batch + 1) * self.batch_size, self.images)
-        self.stopwatch.images += self._seen - before
-        self.step += 1
-        self._bar.show(batch + 1, partial(self._score, logs))
-        if self.logger and self.settings.log_every and self.step % self.settings.log_every == 0:
+        """Count the steps, and show and log them if it is time; Keras's `logs` are means so far."""
+        before = self._done, self._seen
+        self._done = min(batch + 1, self._batches)  # Keras counts a shorter execution as a whole
+        self._seen = min(self._done * self.batch_size, self.images)
+        self.stopwatch.images += self._seen - before[1]
+        self.step_before, self.step = self.step, self.step + self._done - before[0]
+        self._bar.show(self._done, partial(self._score, logs))
+        if self.logger and self.passes(self.settings.log_every):
             self._log_window(self.logger, logs)
         if self.schedule.interval == "step":
             self._follow_schedule()
         if self.step == self.settings.steps:
             self.keras_model.stop_training = True
+
+    @property
+    def _batches(self) -> int:
+        return -(-self.images // self.batch_size)
+
+    def passes(self, every: int | None) -> bool:
+        """Say whether the steps just made reach or pass a multiple of `every`, if that is given."""
+        return bool(every) and self.step // every > self.step_before // every  # type: ignore[operator]
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Change from training to validation."""
@@ -212,8 +222,8 @@ class ProbabilityRecorder:
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Log the probabilities, if it is time."""
-        recorder, every = self.recorder, self.recorder.settings.probabilities_every
-        if not recorder.logger or not every or recorder.step % every:
+        recorder = self.recorder
+        if not recorder.logger or not recorder.passes(recorder.settings.probabilities_every):
             return
         generator = np.random.default_rng(recorder.step)
         chosen = generator.choice(len(self.images), size=recorder.batch_size)

@@ -36,6 +36,8 @@ class Settings:
         precision: Lightning's name of it.
         epochs: Largest number of epochs.
         steps: Largest number of optimizer steps; None for no limit.
+        steps_per_execution: Optimizer steps between two calls of Keras's callbacks; 1 where they
+            have something to do at each step, to follow a schedule or to stop at a step.
         validate_every: Epochs from one validation to the next.
         log_every: Optimizer steps between two points of a training curve; 0 for none.
         probabilities_every: Optimizer steps between two records of class probabilities, or None.
@@ -47,6 +49,7 @@ class Settings:
     precision: str
     epochs: int
     steps: int | None
+    steps_per_execution: int
     validate_every: int
     log_every: int
     probabilities_every: int | None
@@ -88,6 +91,9 @@ def read_settings(cli: RunCLI, steps_per_epoch: int) -> Settings:
         precision=precision,
         epochs=_epochs(trainer.max_epochs, steps, steps_per_epoch),
         steps=steps,
+        steps_per_execution=1
+        if steps or _follows_steps(cli.model)
+        else cli.model.steps_per_execution,
         validate_every=trainer.check_val_every_n_epoch or 1,
         log_every=50 if trainer.log_every_n_steps is None else trainer.log_every_n_steps,
         probabilities_every=_read_callbacks(cli),
@@ -156,6 +162,10 @@ class Schedule:
     def learning_rate(self) -> float:
         """The learning rate of now."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+
+def _follows_steps(model: Classifier) -> bool:
+    return model.lr_scheduler is not None and model.lr_scheduler_interval == "step"
 
 
 def _check_model(model: Classifier) -> None:
