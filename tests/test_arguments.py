@@ -5,7 +5,7 @@ import pytest
 
 from digitlab.arguments import RunCLI
 from digitlab.cli import main
-from tests.commands import refusal
+from tests.commands import SHORT, refusal
 
 CONFIG = """
 model: {class_path: MLP, init_args: {hidden_features: [16], dropout: 0.5}}
@@ -133,7 +133,7 @@ def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: 
             "there are several classes ReduceLROn",
         ),
         ("--model.num_classes", "-1", "negative dimension -1"),
-        ("--trainer.callbacks", "ModelCheckpoint", "Found more than one stateful callback of type"),
+        ("--trainer.callbacks", "StepCheckpoint", "Found more than one stateful callback of type"),
         ("--trainer.accelerator", "tpu", "torch_xla"),
         ("--trainer.max_epochs", "0", "trainer.max_epochs is 0: leave at least one step to train"),
         ("--trainer.limit_train_batches", "0", "trainer.limit_train_batches is 0: leave at least"),
@@ -154,6 +154,26 @@ def test_a_bad_option_is_refused_in_one_line_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     assert message in refusal(capsys, "fit", "--config", config, option, value)
     assert list(tmp_path.glob("runs/*")) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--trainer.gradient_clip_val", "1.0", "gradient_clip_val 1.0 cannot be honoured with"),
+        ("--trainer.val_check_interval", "3", "validate after whole epochs, or set steps_per_exec"),
+        ("--trainer.fast_dev_run", "true", ""),
+    ],
+)
+def test_what_several_steps_at_once_cannot_honour_is_refused_before_a_folder_is_made(
+    option: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = ["--model.steps_per_execution", "4", "--trainer.default_root_dir", str(tmp_path)]
+    command = ["fit", "--model", "LinearClassifier", *SHORT, *steps, option, value]
+    if message:
+        assert message in refusal(capsys, *command)
+    else:
+        assert main(command) == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_callback_s_own_words_are_passed_on(

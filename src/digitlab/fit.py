@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from digitlab import execution, runs
 from digitlab.arguments import BAD_INPUT, RunCLI, ctrl_c_raises
-from digitlab.callbacks import Console, Figures, History, Results, Stopwatch
+from digitlab.callbacks import Console, Figures, History, Results, StepCheckpoint, Stopwatch
 from digitlab.callbacks.results import describe_device
 from digitlab.classifier import Classifier
 from digitlab.data import ImageDataModule
@@ -199,10 +198,10 @@ def make_logger(folder: Path) -> TensorBoardLogger:
 def _checkpoints(folder: Path, validated: bool) -> list[Callback]:
     # Without the version counter a checkpoint takes its predecessor's name and place.
     common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
-    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
+    last = StepCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
     if not validated:
         return [last]
-    best = ModelCheckpoint(
+    best = StepCheckpoint(
         filename="best",
         monitor="val/accuracy",
         mode="max",

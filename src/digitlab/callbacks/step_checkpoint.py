@@ -13,7 +13,8 @@ class StepCheckpoint(ModelCheckpoint):
 
     Lightning's own looks whether the number of optimizer steps is a multiple of
     `every_n_train_steps`, which with `steps_per_execution` above 1 it may jump over. This one saves
-    at the end of the first `training_step` that reaches or passes a multiple.
+    at the end of the first `training_step` that reaches or passes a multiple. Where no interval is
+    given it saves after epochs, as Lightning's own does.
 
     Args:
         every_n_train_steps: Optimizer steps from one checkpoint to the next, at least 1.

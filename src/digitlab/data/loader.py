@@ -156,7 +156,8 @@ class ImageLoader:
         self._resuming = False
         epoch = self.sampler.epoch
         indices = torch.from_numpy(self.sampler.indices()).to(self._labels.device)
-        while count := int(min(self.steps_per_execution, self.batches - first, self._steps_left())):
+        batches = self.batches
+        while count := int(min(self.steps_per_execution, batches - first, self._steps_left())):
             end = first + count
             # Counted before `yield`, so that a checkpoint written in this step includes its batch.
             self._served = (epoch, end)
