@@ -54,6 +54,13 @@ def read_splits() -> list[Split]:
 
 
 @pytest.fixture(autouse=True)
+def _denormals() -> Iterator[None]:
+    """`digitlab fit` flushes denormal numbers to zero in its process, which here is every test's."""
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
 def _own_seed() -> Iterator[None]:
     """`seed_everything` leaves its seed in the environment: no test hands it to the next."""
     before = {name: os.environ.pop(name, None) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
