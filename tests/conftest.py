@@ -55,7 +55,7 @@ def read_splits() -> list[Split]:
 
 @pytest.fixture(autouse=True)
 def _denormals() -> Iterator[None]:
-    """`digitlab fit` flushes denormal numbers to zero in its process, which here is every test's."""
+    """`digitlab fit` flushes denormal numbers in its process, which here is every test's."""
     yield
     torch.set_flush_denormal(False)
 

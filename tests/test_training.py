@@ -22,6 +22,7 @@ from tests.fitting import (
     small_mlp,
     trainer,
     weights,
+    whole,
 )
 from tests.tiny import TinyDataModule
 
@@ -120,6 +121,25 @@ def test_clipping_is_refused_only_where_gradients_are_still_scaled(
             model.on_fit_start()
     else:
         model.on_fit_start()
+
+
+def test_smoothed_labels_are_minimized_but_not_evaluated() -> None:
+    model = small_mlp(label_smoothing=0.2, dropout=0.0)
+    images, labels = whole("test")
+    model.eval()
+    log_probabilities = model(images).log_softmax(1)
+    plain = -log_probabilities[torch.arange(len(labels)), labels]
+    smoothed = 0.8 * plain - 0.2 * log_probabilities.mean(1)  # Szegedy et al. 2016, section 7
+    data = TinyDataModule()
+    assert model.evaluate(data.test_dataloader())["loss"] == pytest.approx(plain.mean().item())
+    model.train()
+    torch.testing.assert_close(model._loss_and_logits(images, labels)[0], smoothed.mean())
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.1, float("nan")])
+def test_a_smoothing_out_of_range_is_refused(smoothing: float) -> None:
+    with pytest.raises(ValueError, match=f"label_smoothing is {smoothing}: it must be from 0 to 1"):
+        MLP(label_smoothing=smoothing)
 
 
 def test_a_scheduler_can_step_once_an_epoch() -> None:

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from digitlab import execution
 from digitlab.batches import Batch, Block
 from digitlab.initialization import initialize_as_keras
+from digitlab.predictions import describe_predictions
 from digitlab.scores import Score, Sums
 
 Phase = Literal["train", "val", "test"]
@@ -24,7 +25,7 @@ class Classifier(LightningModule):
     """An image classifier: a network that gives logits, and all that trains and measures it.
 
     An architecture is a subclass whose `__init__` builds the network and passes it on with
-    `super().__init__(network=..., **kwargs)`; `digitlab.models` has the documents' seven.
+    `super().__init__(network=..., **kwargs)`; `digitlab.models` has the documents'.
 
     The loss is the cross-entropy of the logits, computed in float32 or wider whatever the
     network's precision. Loss and accuracy of an epoch are sums over images, divided once, so that
@@ -49,6 +50,8 @@ class Classifier(LightningModule):
             PyTorch program never calls `eval()`. False is what everybody else wants.
         gradient_clip_norm: Shrink each step's gradients to this L2 norm where theirs is larger
             (above 0). The default, none, does not clip.
+        label_smoothing: Part of the label that is shared among all classes while training, in
+            [0, 1]. `train/loss` is the loss with it, which is minimized; other losses are without.
         steps_per_execution: Optimizer steps per `training_step`, at least 1, as in Keras. It
             changes speed and nothing else. Our data modules hand over so many batches at once;
             other loaders' single batches are trained on one by one.
@@ -56,7 +59,7 @@ class Classifier(LightningModule):
             CPUs and GPUs makes convolutions faster. It changes results by rounding.
 
     Raises:
-        ValueError: `gradient_clip_norm` is not above 0, or `steps_per_execution` below 1.
+        ValueError: A number is out of its range.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Classifier(LightningModule):
         initialization: Literal["torch", "keras"] = "torch",
         dropout_in_evaluation: bool = False,
         gradient_clip_norm: float | None = None,
+        label_smoothing: float = 0.0,
         steps_per_execution: int = 1,
         channels_last: bool = False,
     ) -> None:
@@ -78,6 +82,8 @@ class Classifier(LightningModule):
             raise ValueError(
                 f"gradient_clip_norm is {gradient_clip_norm}: give a norm above 0, or null for none"
             )
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}: it must be from 0 to 1")
         if steps_per_execution < 1:
             raise ValueError(f"steps_per_execution is {steps_per_execution}: it must be at least 1")
         # A callable does not pickle and a module is no plain value: without these three, a
@@ -91,6 +97,7 @@ class Classifier(LightningModule):
         self.lr_scheduler_interval = lr_scheduler_interval
         self.dropout_in_evaluation = dropout_in_evaluation
         self.gradient_clip_norm = gradient_clip_norm
+        self.label_smoothing = label_smoothing
         self.steps_per_execution = steps_per_execution
         self.automatic_optimization = steps_per_execution == 1
         self._sums: dict[Phase, Sums] = {}  # of epochs under way
@@ -182,23 +189,11 @@ class Classifier(LightningModule):
         self._log_score("test")
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int = 0) -> dict[str, Any]:
-        """Classify a batch of images; labels may stand beside them.
-
-        Returns:
-            `label` int64 `(N,)` where labels were given, `class` int64 `(N,)`, `class_name` (N
-            strings), `probability` of that class `(N,)`, and `probabilities` `(N, num_classes)`.
-        """
+        """Classify a batch of images, as `describe_predictions`; labels may stand beside them."""
         images, *labels = (batch,) if isinstance(batch, Tensor) else batch
-        probabilities = _at_least_float32(self(images)).softmax(1)
-        probability, predicted = probabilities.max(1)
         names = getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
-        return {
-            **({"label": labels[0]} if labels else {}),
-            "class": predicted,
-            "class_name": [names[i] if names else str(i) for i in predicted.tolist()],
-            "probability": probability,
-            "probabilities": probabilities,
-        }
+        logits = _at_least_float32(self(images))
+        return describe_predictions(logits, labels[0] if labels else None, names)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Score:
@@ -233,7 +228,8 @@ class Classifier(LightningModule):
 
     def _loss_and_logits(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = _at_least_float32(self(images))
-        return cross_entropy(logits, labels), logits
+        smoothing = self.label_smoothing if self.training else 0.0
+        return cross_entropy(logits, labels, label_smoothing=smoothing), logits
 
     def _add_to_sums(self, phase: Phase, batch: Batch) -> Tensor:
         images, labels = batch

@@ -20,6 +20,7 @@ VARIANTS: dict[str, list[tuple[dict[str, Any], int]]] = {
     "PyTorchExampleNet": [({}, 21_840)],
     "TensorFlowTutorialCNN": [({}, 3_274_634)],
     "LeNet5": [({}, 61_706)],
+    "FastCNN": [({}, 212_682)],
     "LeNet1": [({"padding": 2}, 121_994), ({"padding": "same"}, 121_994)],
 }
 CASES = [

@@ -26,11 +26,8 @@ RECIPES: dict[
     "lenet5": (models.LeNet5, {}, torch.optim.Adam),
     "lenet1": (models.LeNet1, {"padding": 2}, torch.optim.Adam),
     "lenet1_same": (models.LeNet1, {"padding": "same"}, torch.optim.Adam),
-    "fast_cnn": (
-        models.FastCNN,
-        {},
-        lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.7, 0.9)),
-    ),
+    # With the learning rate of its record, ten times as large, rounding grows to 3e-12 in 50 steps.
+    "fast_cnn": (models.FastCNN, {}, torch.optim.Adam),
     "pytorch_example_net": (
         models.PyTorchExampleNet,
         {},

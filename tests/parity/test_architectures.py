@@ -23,6 +23,7 @@ ARCHITECTURES = {
     "LeNet5": (models.LeNet5, {}, 61_706),
     "LeNet1": (models.LeNet1, {}, 121_994),
     "LeNet1 same": (models.LeNet1, {"padding": "same"}, 121_994),
+    "FastCNN": (models.FastCNN, {}, 212_682),
     "PyTorchExampleNet": (models.PyTorchExampleNet, {}, 21_840),
     "TensorFlowTutorialCNN": (models.TensorFlowTutorialCNN, {}, 3_274_634),
 }

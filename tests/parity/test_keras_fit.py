@@ -110,8 +110,10 @@ def test_several_steps_per_execution_train_the_same_weights(tmp_path: Path, step
     "options",
     [
         ["--trainer.max_steps", "5"],
-        ["--model.lr_scheduler", "ExponentialLR", "--model.lr_scheduler.gamma", "0.5"]
-        + ["--model.lr_scheduler_interval", "step", "--trainer.max_epochs", "1"],
+        [
+            *("--model.lr_scheduler", "ExponentialLR", "--model.lr_scheduler.gamma", "0.5"),
+            *("--model.lr_scheduler_interval", "step", "--trainer.max_epochs", "1"),
+        ],
     ],
     ids=["max_steps", "schedule"],
 )

@@ -30,6 +30,7 @@ CASES = [
         ("PyTorchExampleNet", "pytorch_example_net", {}, 21_840),
         ("TensorFlowTutorialCNN", "tensorflow_tutorial_cnn", {}, 3_274_634),
         ("LeNet5", "lenet5", {}, 61_706),
+        ("FastCNN", "fast_cnn", {}, 212_682),
         ("LeNet1", "lenet1", {"padding": 2}, 121_994),
         ("LeNet1", "lenet1", {"padding": "same"}, 121_994),
     )

@@ -98,3 +98,8 @@ def test_settings_of_speed_make_no_other_recipe(tmp_path: Path) -> None:
     assert recipe["bare"] == recipe["class"] == recipe["fast"]
     assert recipe["adam"] == recipe["fused"]
     assert len({recipe["bare"], recipe["adam"], recipe["other"]}) == 3
+
+
+def test_what_keras_cannot_train_is_a_row_of_pytorch_alone() -> None:
+    alone = {name for name, row in read_rows().items() if row.frameworks == ("torch",)}
+    assert alone == {"B1_as_published", "B5_as_published", "mnist/fast99"}

@@ -1,11 +1,13 @@
-"""The documents' architectures: each a `Classifier`, each importable by its name."""
+"""The documents' architectures and `FastCNN`: each a `Classifier`, importable by its name."""
 
 from digitlab.models.cnn import PyTorchExampleNet, TensorFlowTutorialCNN
+from digitlab.models.fast import FastCNN
 from digitlab.models.lenet import LeNet1, LeNet5
 from digitlab.models.mlp import MLP, LinearClassifier
 
 __all__ = [
     "MLP",
+    "FastCNN",
     "LeNet1",
     "LeNet5",
     "LinearClassifier",

@@ -181,6 +181,7 @@ def _not_compared(cli: ParityCLI) -> list[str]:
     settings = {
         "lr_scheduler (the learning rate stays at its first value)": model.lr_scheduler,
         "gradient_clip_norm": model.gradient_clip_norm,
+        "label_smoothing": model.label_smoothing,
         "dropout_in_evaluation": model.dropout_in_evaluation,
         "accumulate_grad_batches": cli.config.trainer.accumulate_grad_batches != 1,
         "precision": str(cli.config.trainer.precision or "32-true") not in ("32-true", "32"),

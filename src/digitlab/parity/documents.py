@@ -70,6 +70,16 @@ TENSORFLOW_TUTORIAL_CNN: Shapes = {
     "fc2.weight": (10, 1024),
     "fc2.bias": (10,),
 }
+FAST_CNN: Shapes = {  # of no document: from the description in its docstring
+    "conv1.weight": (16, 1, 5, 5),
+    "conv1.bias": (16,),
+    "conv2.weight": (32, 16, 3, 3),
+    "conv2.bias": (32,),
+    "fc1.weight": (256, 800),
+    "fc1.bias": (256,),
+    "fc2.weight": (10, 256),
+    "fc2.bias": (10,),
+}
 
 _BY_CLASS: dict[type[Classifier], Shapes] = {
     models.LinearClassifier: LINEAR_CLASSIFIER,
@@ -77,6 +87,7 @@ _BY_CLASS: dict[type[Classifier], Shapes] = {
     models.LeNet1: LENET1,
     models.PyTorchExampleNet: PYTORCH_EXAMPLE_NET,
     models.TensorFlowTutorialCNN: TENSORFLOW_TUTORIAL_CNN,
+    models.FastCNN: FAST_CNN,
 }
 _BY_WIDTHS: dict[tuple[int, ...], Shapes] = {(512, 512): MLP_512_512, (128,): MLP_128}
 

@@ -169,6 +169,11 @@ def _follows_steps(model: Classifier) -> bool:
 
 
 def _check_model(model: Classifier) -> None:
+    if model.label_smoothing:
+        raise ValueError(
+            f"model.label_smoothing is {model.label_smoothing}: Keras's cross-entropy of integer "
+            "labels has none; set --model.label_smoothing 0"
+        )
     if model.dropout_in_evaluation:
         raise ValueError(
             "model.dropout_in_evaluation is True: Keras's fit switches dropout off when it "

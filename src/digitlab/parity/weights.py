@@ -23,6 +23,7 @@ _TWINS: dict[type[Classifier], Callable[..., Any]] = {
     models.LeNet1: twins.lenet1,
     models.PyTorchExampleNet: twins.pytorch_example_net,
     models.TensorFlowTutorialCNN: twins.tensorflow_tutorial_cnn,
+    models.FastCNN: twins.fast_cnn,
 }
 # What a twin is built with; the other hyper-parameters are of training.
 _STRUCTURE = ("hidden_features", "dropout", "padding", "in_channels", "num_classes")

@@ -15,6 +15,7 @@ import yaml
 from digitlab.runs import Framework
 
 CONFIGS = Path("configs")
+_TORCH_ONLY = {"dropout_in_evaluation", "label_smoothing"}
 SPEED = {"steps_per_execution", "channels_last", "fused"}
 """Settings that change how fast a network is trained and, by rounding at most, results."""
 _DOCUMENTS = re.compile(r"linear|([AB])(\d+)(_as_published)?")
@@ -61,8 +62,10 @@ class Row:
 
     @property
     def frameworks(self) -> tuple[Framework, ...]:
-        """What it can be trained with: Keras knows no dropout in evaluation."""
-        return ("torch",) if self.name.endswith("_as_published") else ("torch", "keras")
+        """What it can be trained with: some settings have no counterpart in Keras."""
+        model = yaml.safe_load(self.config.read_text("utf-8"))["model"]
+        arguments = model.get("init_args", {}) if isinstance(model, dict) else {}
+        return ("torch",) if _TORCH_ONLY & arguments.keys() else ("torch", "keras")
 
     @property
     def after(self) -> Path | None:

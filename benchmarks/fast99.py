@@ -1,0 +1,151 @@
+"""Seconds in which `configs/mnist/fast99.yaml` trains to 99%, and how accurate it is, over seeds.
+
+    DIGITLAB_DATA=data python -m benchmarks.fast99 [--seeds 30] [--threads 2] [--out FILE.json]
+
+All runs are made in one process, by digitlab's own model, data module and trainer, after one that
+is discarded. The seconds are those from the start of the first to the end of the last optimizer
+step, with the batches that are gathered in between; the images are read before. The test split is
+read once in a run, after its last step. Further options are those of `digitlab fit`, such as
+`--trainer.accelerator cpu`.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from benchmarks.machine import describe_machine, versions
+from digitlab.fit import FitCLI
+from digitlab.reproduce.statistics import summarize
+
+CONFIG = Path("configs", "mnist", "fast99.yaml")
+# What a run writes and shows beside training; it is validated on nothing.
+QUIET = [
+    *("--trainer.logger", "false"),
+    *("--trainer.enable_checkpointing", "false"),
+    *("--trainer.enable_progress_bar", "false"),
+    *("--trainer.limit_val_batches", "0"),
+]
+
+
+class StepSeconds(Callback):
+    """Measures from the start of the first optimizer step to the end of the last one.
+
+    Attributes:
+        seconds: NaN until training is over.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = math.nan
+        self._start = math.nan
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start with the first batch, whose gathering belongs to its step."""
+        if trainer.current_epoch == 0:
+            self._start = _now(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop after the last batch, once the device has nothing left to do."""
+        if trainer.is_last_batch or trainer.global_step == trainer.max_steps:
+            self.seconds = _now(pl_module.device) - self._start
+
+
+def main() -> None:
+    """Measure, print, and write a file if one is wanted."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=30, help="number of runs, of seeds 0, 1, …")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    args, options = parser.parse_known_args()
+    torch.set_num_threads(args.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    measure(args.seeds, options)  # what the first run in a process loads and allocates
+    runs = []
+    for seed in range(args.seeds):
+        runs.append(measure(seed, options))
+        print("seed {seed}: {accuracy:.2f}% in {seconds:.2f} s".format(**runs[-1]), flush=True)
+    result = describe(runs, args.threads)
+    print(as_text(result))
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+def measure(seed: int, options: list[str]) -> dict[str, Any]:
+    """Train and test once; give seed, accuracy on the test split in per cent, and seconds."""
+    seeded = ["--config", str(CONFIG), *QUIET, *options, "--seed_everything", str(seed)]
+    cli = FitCLI("fit", seeded)
+    cli.datamodule.setup("fit")
+    stopwatch = StepSeconds()
+    trainer = cli.instantiate_trainer(stopwatch)
+    trainer.fit(cli.model, cli.datamodule)
+    steps, device = trainer.global_step, trainer.strategy.root_device.type
+    (scores,) = trainer.test(cli.model, cli.datamodule, verbose=False)
+    return {
+        "seed": seed,
+        "accuracy": round(100 * scores["test/accuracy"], 4),  # a float32
+        "seconds": stopwatch.seconds,
+        "steps": steps,
+        "precision": trainer.precision,
+        "device": device,
+    }
+
+
+def describe(runs: list[dict[str, Any]], threads: int) -> dict[str, Any]:
+    """Summarize the runs, with what they were made on."""
+    accuracies = [run["accuracy"] for run in runs]
+    seconds = [run["seconds"] for run in runs]
+    summary = summarize(accuracies)
+    several = summary.n > 1  # of a single run, JSON has null
+    return {
+        "config": str(CONFIG),
+        "settings": CONFIG.read_text("utf-8"),
+        "n": summary.n,
+        "accuracy": {
+            "mean": summary.mean,
+            "deviation": summary.deviation if several else None,
+            "interval": summary.mean_interval if several else None,
+            "min": min(accuracies),
+            "max": max(accuracies),
+        },
+        "seconds": {"median": median(seconds), "min": min(seconds), "max": max(seconds)},
+        "machine": describe_machine(threads, runs[0]["device"]),
+        "versions": versions(),
+        "runs": runs,
+    }
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """Write a summary as text."""
+    accuracy, seconds, first = result["accuracy"], result["seconds"], result["runs"][0]
+    spread = "" if result["n"] == 1 else " ± {deviation:.3f}".format(**accuracy)
+    low, high = accuracy["interval"] or (math.nan, math.nan)
+    return "\n".join(
+        [
+            f"n {result['n']}, {first['steps']} steps, {first['precision']}, {first['device']}",
+            f"test accuracy {accuracy['mean']:.3f}%{spread}, 95% interval [{low:.3f}, {high:.3f}], "
+            f"from {accuracy['min']:.2f} to {accuracy['max']:.2f}",
+            f"seconds {seconds['median']:.3f}, from {seconds['min']:.3f} to {seconds['max']:.3f}",
+            ", ".join(f"{name} {value}" for name, value in result["machine"].items()),
+            ", ".join(f"{name} {value}" for name, value in result["versions"].items()),
+        ]
+    )
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""What a measurement was made on, and with."""
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "keras", "tensorflow")
+
+
+def describe_machine(threads: int, device: str) -> dict[str, Any]:
+    """Name the processor, its cores, the threads used of them, and the GPU if it is used."""
+    cpu = {"cpu": _processor(), "cores": len(os.sched_getaffinity(0)), "threads": threads}
+    if device == "cpu":
+        return cpu
+    import torch  # `benchmarks.start_up` measures memory, which a large parent would add to
+
+    return {**cpu, "gpu": torch.cuda.get_device_name()}
+
+
+def versions() -> dict[str, str]:
+    """Give the versions of what does the work."""
+    return {name: version(name) for name in _PACKAGES}
+
+
+def environment(threads: int, device: str) -> dict[str, str]:
+    """Make the environment of a process that is measured.
+
+    Args:
+        threads: CPU threads of one operation, in PyTorch as in TensorFlow.
+        device: `cpu` hides all GPUs.
+    """
+    counts = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    return {**os.environ, **dict.fromkeys(counts, str(threads)), **hidden}
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "unknown"
