@@ -189,7 +189,8 @@ def test_lightnings_costly_logging_is_called_at_an_epochs_end_only(
     assert len(logged) == 2 * len(losses)
 
 
-def test_a_training_step_never_waits_for_the_device() -> None:
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_a_training_step_never_waits_for_the_device(at_once: int) -> None:
     class Strict(MLP):
         steps = 0
 
@@ -203,9 +204,9 @@ def test_a_training_step_never_waits_for_the_device() -> None:
                 self.steps += 1
                 return super().training_step(batch, batch_idx)
 
-    model = Strict([16])
+    model = Strict([16], steps_per_execution=at_once)
     fit(model, log_every_n_steps=100)
-    assert model.steps == BATCHES
+    assert model.steps == -(-BATCHES // at_once)
 
 
 def test_keras_initialization_is_glorot_uniform_with_zero_biases() -> None:

@@ -230,6 +230,17 @@ def test_less_than_a_step_is_refused(steps: int) -> None:
         small_mlp(steps_per_execution=steps)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_a_gpu_gives_the_bits_of_single_steps_too(precision: str) -> None:
+    options: dict[str, Any] = {"accelerator": "gpu", "devices": 1, "precision": precision}
+    ours, our_log, fitted = train(4, **options)
+    theirs, their_log, _ = train(1, **options)
+    assert_bitwise_equal(ours, theirs)
+    assert our_log == their_log
+    assert fitted.global_step == 2 * BATCHES
+
+
 # Python 3.12 warns of any fork beside threads; torch's are idle here.
 @pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
