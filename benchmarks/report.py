@@ -1,0 +1,137 @@
+"""Tables and a plot of what `benchmarks.step_time` measured."""
+
+from collections.abc import Callable, Iterator
+from statistics import mean, median
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.contest import Turn
+from benchmarks.targets import TARGETS, Rounds, Target
+from benchmarks.variants import MODELS
+
+Summary = dict[str, Any]
+
+
+def summarize(turns: list[Turn]) -> Summary:
+    """Summarize microseconds per step; the mean has the ends of all epochs in it."""
+    rounds = [turn.microseconds for turn in turns]
+    return {
+        "rounds": rounds,
+        "median": median(rounds),
+        "min": min(rounds),
+        "max": max(rounds),
+        "mean": mean(rounds),
+        "cpu_rounds": [turn.cpu_microseconds for turn in turns],
+    }
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Make all tables of a measurement, as Markdown."""
+    machine, versions = result["machine"], result["versions"]
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    where = [machine["cpu"], f"{machine['cores']} cores", threads]
+    where += [machine["gpu"]] if "gpu" in machine else []
+    measured = rounds_of(result, "rounds")
+    return "\n".join(
+        [
+            f"{', '.join(where)}; {', '.join(f'{name} {v}' for name, v in versions.items())}.",
+            f"Medians of {result['rounds']} rounds (smallest to largest).",
+            *("", "Microseconds per optimizer step:", ""),
+            *_by_variant(measured, _microseconds),
+            *("", "Microseconds of CPU time per optimizer step, of all threads together:", ""),
+            *_by_variant(rounds_of(result, "cpu_rounds"), _microseconds),
+            *("", "Time of each variant as a multiple of digitlab's, round by round:", ""),
+            *_by_variant(measured, _multiple),
+            *("", "Against the targets:", ""),
+            *_against_targets(measured),
+        ]
+    )
+
+
+def rounds_of(result: dict[str, Any], name: str) -> dict[str, dict[str, Rounds]]:
+    """Give one of the lists of all rounds, by model and variant."""
+    return {
+        model: {variant: summary[name] for variant, summary in summaries.items()}
+        for model, summaries in result["models"].items()
+    }
+
+
+def _by_variant(
+    measured: dict[str, dict[str, Rounds]], cell: Callable[[dict[str, Rounds], str], str]
+) -> Iterator[str]:
+    """Make the lines of a table with a row for each variant and a column for each model."""
+    yield from _head("variant", *(MODELS[model].title for model in measured))
+    for variant in dict.fromkeys(name for rounds in measured.values() for name in rounds):
+        yield _row(variant, *(cell(rounds, variant) for rounds in measured.values()))
+
+
+def _microseconds(rounds: dict[str, Rounds], variant: str) -> str:
+    times = rounds.get(variant)
+    return f"{median(times):,.0f} ({min(times):,.0f}-{max(times):,.0f})" if times else ""
+
+
+def _multiple(rounds: dict[str, Rounds], variant: str) -> str:
+    if variant not in rounds or "digitlab" not in rounds:
+        return ""
+    return _range(ratios(rounds[variant], rounds["digitlab"]))
+
+
+def _against_targets(measured: dict[str, dict[str, Rounds]]) -> Iterator[str]:
+    yield from _head("model", "ratio", "measured", "target", "met")
+    for target in TARGETS:
+        for model, rounds in measured.items():
+            if row := _target_row(target, model, rounds):
+                yield row
+
+
+def _target_row(target: Target, model: str, rounds: dict[str, Rounds]) -> str | None:
+    sides = target.sides(rounds)
+    bound = target.bounds.get(model)
+    if not sides or bound is None:
+        return None
+    ours, theirs = sides
+    found = ratios(rounds[ours], rounds[theirs])
+    met = median(found) <= bound if target.at_most else median(found) >= bound
+    wanted = f"{'≤' if target.at_most else '≥'} {bound}"
+    cells = (f"{ours} / {theirs}", _range(found), wanted, "yes" if met else "**no**")
+    return _row(MODELS[model].title, *cells)
+
+
+def ratios(times: Rounds, others: Rounds) -> Rounds:
+    """Divide round by round."""
+    return [time / other for time, other in zip(times, others, strict=True)]
+
+
+def _range(values: Rounds) -> str:
+    return f"{median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def _head(*names: str) -> list[str]:
+    return [_row(*names), _row(*["---"] * len(names))]
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """Draw the medians as bars, a panel for each model, with the rounds' ranges."""
+    models = result["models"]
+    figure = Figure(figsize=(10, 3 * -(-len(models) // 2)), layout="constrained")
+    panels = figure.subplots(-(-len(models) // 2), 2, squeeze=False).flat
+    for model, panel in zip(models, panels, strict=False):
+        summaries = models[model]
+        medians = [summary["median"] for summary in summaries.values()]
+        ranges = [
+            [summary["median"] - summary["min"] for summary in summaries.values()],
+            [summary["max"] - summary["median"] for summary in summaries.values()],
+        ]
+        ours = [name.startswith("digitlab") for name in summaries]
+        colors = ["tab:orange" if our else "tab:gray" for our in ours]
+        panel.barh(list(summaries), medians, xerr=ranges, color=colors, capsize=2)
+        panel.invert_yaxis()
+        panel.set(title=MODELS[model].title, xlabel="µs per optimizer step")
+    for panel in panels:  # that are left over
+        panel.set_axis_off()
+    return figure

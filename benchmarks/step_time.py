@@ -1,0 +1,88 @@
+"""Measure microseconds per optimizer step of digitlab, of raw loops, and of what it competes with.
+
+    export DIGITLAB_DATA=data
+    python -m benchmarks.step_time [--models nn128 lenet5] [--variants raw digitlab] [--rounds 9]
+    python -m benchmarks.step_time --table step_time.json [--plot step_time.png]
+
+Each variant is a process of its own. They train by turns, a chunk of steps at a time, and only one
+runs at any moment; two turns of each are discarded first. Nothing validates. The end of an epoch
+falls into the chunk in which it happens, with what is done there: digitlab's checkpoint and files.
+"""
+
+import json
+import tempfile
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contest import Entry, compete
+from benchmarks.machine import describe_machine, environment, versions
+from benchmarks.report import draw, summarize, tables
+from benchmarks.variants import DEFAULT, HELP, MODELS, Model, command, exists, is_variant
+
+
+def main() -> None:
+    """Do what the command line says."""
+    args = _parse()
+    result = json.loads(args.table.read_text("utf-8")) if args.table else measure(args)
+    print(tables(result))
+    if args.plot:
+        draw(result).savefig(args.plot)
+
+
+def _parse() -> Namespace:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--variants", nargs="+", type=_variant, default=DEFAULT, help=HELP)
+    parser.add_argument(
+        "--steps_per_execution",
+        nargs="+",
+        type=int,
+        default=[],
+        help="Measure digitlab with these, too: the variant digitlab_K for each K.",
+    )
+    parser.add_argument("--rounds", type=int, default=9, help="Turns of each variant that count.")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process.")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--out", type=Path, help="JSON file; it grows by the model.")
+    parser.add_argument("--table", type=Path, help="Measure nothing: read this JSON file.")
+    parser.add_argument("--plot", type=Path, help="Image to draw: PNG, SVG or PDF.")
+    return parser.parse_args()
+
+
+def _variant(name: str) -> str:
+    if not is_variant(name):
+        raise ArgumentTypeError(f"there is no variant {name!r}: choose from {HELP}")
+    return name
+
+
+def measure(args: Namespace) -> dict[str, Any]:
+    """Measure all models, one after another."""
+    searched = [f"digitlab_{steps}" for steps in args.steps_per_execution]
+    variants = list(dict.fromkeys([*args.variants, *searched]))
+    result: dict[str, Any] = {
+        "machine": describe_machine(args.threads, args.device),
+        "versions": versions(),
+        "rounds": args.rounds,
+        "models": {},
+    }
+    for name in args.models:
+        result["models"][name] = _measure_model(MODELS[name], variants, args)
+        if args.out:
+            args.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    return result
+
+
+def _measure_model(model: Model, variants: list[str], args: Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        entries = [
+            Entry(variant, command(variant, model, Path(folder, variant), args.device))
+            for variant in variants
+            if exists(variant, model)
+        ]
+        times = compete(entries, args.rounds, environment(args.threads, args.device))
+    return {variant: summarize(rounds) for variant, rounds in times.items()}
+
+
+if __name__ == "__main__":
+    main()

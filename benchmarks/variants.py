@@ -1,0 +1,109 @@
+"""What `benchmarks.step_time` can measure: models, variants, and the command of each."""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.recipes import read_recipe
+
+
+@dataclass(frozen=True)
+class Model:
+    """A recipe to be measured.
+
+    Args:
+        title: Its name in tables.
+        config: The config, below `configs`.
+        steps: Optimizer steps of a turn, .3 to 2 s in most variants on one core.
+    """
+
+    title: str
+    config: str
+    steps: int
+
+    @property
+    def path(self) -> Path:
+        """The config's path from the repository's root."""
+        return Path("configs", f"{self.config}.yaml")
+
+
+MODELS = {
+    "nn128": Model("NN 128", "mnist/nn128", 512),
+    "lenet5": Model("LeNet-5", "mnist/lenet5", 192),
+    "example_net": Model("example net", "mnist/pytorch_example_net", 96),
+    "mlp512": Model("MLP 512-512", "mnist/mlp512_keras_recipe", 96),
+    "lenet1": Model("LeNet1", "fashion_mnist/lenet1_keras_recipe", 96),
+    "tutorial_cnn": Model("tutorial CNN", "mnist/tensorflow_tutorial_cnn", 32),
+}
+"""The recipes, the smallest first."""
+
+_LOOPS = {
+    "documents": ["documents"],
+    "stock_lightning": ["stock_lightning"],
+    "stock_lightning_tqdm": ["stock_lightning", "--tqdm"],
+    "raw": ["raw"],
+    "raw_fused": ["raw", "--fused"],
+    "raw_channels_last": ["raw", "--fused", "--channels_last"],
+    "raw_tuned": ["raw", "--fused", "--channels_last", "--flush_denormal"],
+    "raw_bf16": ["raw", "--fused", "--channels_last", "--bf16"],
+}
+_DIGITLAB = re.compile(r"digitlab(?:_(\d+))?(_bf16)?")
+_KERAS = re.compile(r"keras_(\d+)(_no_xla)?")
+
+DEFAULT = [
+    *("documents", "stock_lightning", "raw", "raw_fused", "raw_tuned"),
+    *("digitlab_1", "digitlab", "keras_1", "keras_32"),
+]
+"""The variants that are measured if none are named."""
+
+HELP = (
+    f"{', '.join(_LOOPS)}; digitlab (the config's steps_per_execution), digitlab_K, digitlab_bf16, "
+    "digitlab_K_bf16; keras_K, keras_K_no_xla, with K steps per execution"
+)
+"""The names of all variants."""
+
+
+def is_variant(name: str) -> bool:
+    """Whether there is a variant of that name."""
+    return name in _LOOPS or bool(_DIGITLAB.fullmatch(name) or _KERAS.fullmatch(name))
+
+
+def exists(variant: str, model: Model) -> bool:
+    """Whether a variant is anything of its own for a model: RMSprop cannot be fused."""
+    return variant != "raw_fused" or read_recipe(model.path).can_fuse
+
+
+def command(variant: str, model: Model, folder: Path, device: str) -> list[str]:
+    """Make the command line of a contestant, which writes its files into `folder`."""
+    if digitlab := _DIGITLAB.fullmatch(variant):
+        return _digitlab(model, folder, device, *digitlab.groups())
+    options = ["--config", str(model.path), "--steps", str(model.steps), "--device", device]
+    if keras := _KERAS.fullmatch(variant):
+        steps, no_xla = keras.groups()
+        name, *flags = ["keras_fit", "--steps_per_execution", steps, *["--no_xla"] * bool(no_xla)]
+    else:
+        name, *flags = _LOOPS[variant]
+    place = ["--folder", str(folder)] if name == "stock_lightning" else []
+    return [sys.executable, "-m", f"benchmarks.contestants.{name}", *options, *flags, *place]
+
+
+def _digitlab(
+    model: Model, folder: Path, device: str, steps_per_execution: str | None, bf16: str | None
+) -> list[str]:
+    """Make the command line of a real `digitlab fit`, which neither ends nor validates."""
+    settings = {
+        "trainer.default_root_dir": str(folder),
+        "trainer.accelerator": "gpu" if device == "cuda" else "cpu",
+        "trainer.max_epochs": "-1",
+        "trainer.max_steps": "-1",
+        "trainer.limit_val_batches": "0",
+        "trainer.callbacks+": "benchmarks.callbacks.TakeTurns",
+        "trainer.callbacks.steps": str(model.steps),
+    }
+    if steps_per_execution:
+        settings["model.steps_per_execution"] = steps_per_execution
+    if bf16:
+        settings["trainer.precision"] = "bf16-mixed"
+    options = [f"--{name}={value}" for name, value in settings.items()]
+    return [sys.executable, "-m", "digitlab", "fit", "--config", str(model.path), *options]
