@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from benchmarks import report
 from benchmarks.machine import describe_machine, versions
 from digitlab.fit import FitCLI
 from digitlab.reproduce.statistics import summarize
@@ -75,7 +76,7 @@ def main() -> None:
         runs.append(measure(seed, options))
         print("seed {seed}: {accuracy:.2f}% in {seconds:.2f} s".format(**runs[-1]), flush=True)
     result = describe(runs, args.threads)
-    print(as_text(result))
+    print(f"{table(result)}\n{report.describe(result)}")
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
@@ -124,21 +125,24 @@ def describe(runs: list[dict[str, Any]], threads: int) -> dict[str, Any]:
     }
 
 
-def as_text(result: dict[str, Any]) -> str:
-    """Write a summary as text."""
+def table(result: dict[str, Any]) -> str:
+    """Make a Markdown table of a summary."""
     accuracy, seconds, first = result["accuracy"], result["seconds"], result["runs"][0]
-    spread = "" if result["n"] == 1 else " ± {deviation:.3f}".format(**accuracy)
+    deviation = "" if result["n"] == 1 else " ± {deviation:.3f}".format(**accuracy)
     low, high = accuracy["interval"] or (math.nan, math.nan)
-    return "\n".join(
-        [
-            f"n {result['n']}, {first['steps']} steps, {first['precision']}, {first['device']}",
-            f"test accuracy {accuracy['mean']:.3f}%{spread}, 95% interval [{low:.3f}, {high:.3f}], "
-            f"from {accuracy['min']:.2f} to {accuracy['max']:.2f}",
-            f"seconds {seconds['median']:.3f}, from {seconds['min']:.3f} to {seconds['max']:.3f}",
-            ", ".join(f"{name} {value}" for name, value in result["machine"].items()),
-            ", ".join(f"{name} {value}" for name, value in result["versions"].items()),
-        ]
-    )
+    times = f"{seconds['median']:.2f} ({seconds['min']:.2f}-{seconds['max']:.2f})"
+    cells = {
+        "runs": f"{result['n']}",
+        "steps": f"{first['steps']}",
+        "precision": first["precision"],
+        "threads": f"{result['machine']['threads']}",
+        "test accuracy": f"{accuracy['mean']:.3f}%{deviation}",
+        "95% interval of the mean": f"{low:.3f} to {high:.3f}",
+        "lowest, highest": f"{accuracy['min']:.2f}, {accuracy['max']:.2f}",
+        "seconds": times,
+    }
+    lines = [cells.keys(), ["---"] * len(cells), cells.values()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _now(device: torch.device) -> float:

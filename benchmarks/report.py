@@ -28,25 +28,39 @@ def summarize(turns: list[Turn]) -> Summary:
 
 def tables(result: dict[str, Any]) -> str:
     """Make all tables of a measurement, as Markdown."""
-    machine, versions = result["machine"], result["versions"]
+    headings = {
+        "times": "Microseconds per optimizer step:",
+        "cpu": "Microseconds of CPU time per optimizer step, of all threads together:",
+        "multiples": "Time of each variant as a multiple of digitlab's, round by round:",
+        "targets": "Against the targets:",
+    }
+    made = named_tables(result)
+    parts = [made["machine"], *(f"{text}\n\n{made[name]}" for name, text in headings.items())]
+    return "\n\n".join(parts)
+
+
+def named_tables(result: dict[str, Any]) -> dict[str, str]:
+    """Make the tables of a measurement by their names, and a sentence, `machine`."""
+    measured = rounds_of(result, "rounds")
+    counts = {len(rounds) for summaries in measured.values() for rounds in summaries.values()}
+    rounds = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    lines = {
+        "machine": [f"{describe(result)}; medians of {rounds} rounds (smallest to largest)."],
+        "times": _by_variant(measured, _microseconds),
+        "cpu": _by_variant(rounds_of(result, "cpu_rounds"), _microseconds),
+        "multiples": _by_variant(measured, _multiple),
+        "targets": _against_targets(measured),
+    }
+    return {name: "\n".join(table) for name, table in lines.items()}
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Say what a measurement was made on and with."""
+    machine = result["machine"]
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     where = [machine["cpu"], f"{machine['cores']} cores", threads]
     where += [machine["gpu"]] if "gpu" in machine else []
-    measured = rounds_of(result, "rounds")
-    return "\n".join(
-        [
-            f"{', '.join(where)}; {', '.join(f'{name} {v}' for name, v in versions.items())}.",
-            f"Medians of {result['rounds']} rounds (smallest to largest).",
-            *("", "Microseconds per optimizer step:", ""),
-            *_by_variant(measured, _microseconds),
-            *("", "Microseconds of CPU time per optimizer step, of all threads together:", ""),
-            *_by_variant(rounds_of(result, "cpu_rounds"), _microseconds),
-            *("", "Time of each variant as a multiple of digitlab's, round by round:", ""),
-            *_by_variant(measured, _multiple),
-            *("", "Against the targets:", ""),
-            *_against_targets(measured),
-        ]
-    )
+    return ", ".join([*where, *(f"{name} {v}" for name, v in result["versions"].items())])
 
 
 def rounds_of(result: dict[str, Any], name: str) -> dict[str, dict[str, Rounds]]:

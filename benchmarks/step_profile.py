@@ -47,6 +47,7 @@ def main() -> None:
         print(table(json.loads(args.table.read_text("utf-8"))))
         return
     torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # as `digitlab fit` does
     result = {
         "machine": describe_machine(args.threads, "cpu"),
         "versions": versions(),

@@ -38,13 +38,12 @@ _RAW = ("raw_fused", "raw")  # the same optimizer as digitlab's
 _SMALL = ("nn128", "lenet5", "example_net", "mlp512")
 _LARGE = ("lenet1", "tutorial_cnn")
 
+_FULL_SPEED = dict.fromkeys(_SMALL[:3], 1.10) | dict.fromkeys((*_SMALL[3:], *_LARGE), 1.05)
+
 TARGETS = [
-    Target(
-        "digitlab",
-        _RAW,
-        dict.fromkeys(_SMALL[:3], 1.10) | dict.fromkeys((*_SMALL[3:], *_LARGE), 1.05),
-        at_most=True,
-    ),
+    Target("digitlab", _RAW, _FULL_SPEED, at_most=True),
+    # The same bound against a loop that knows all of digitlab's tricks.
+    Target("digitlab", ("raw_tuned",), _FULL_SPEED, at_most=True),
     Target(
         "digitlab_1",
         _RAW,

@@ -1,5 +1,6 @@
 """Several optimizer steps per `training_step` give what one gives, bit for bit."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,11 @@ import pytest
 import torch
 from lightning import Callback, seed_everything
 from lightning.pytorch.callbacks import (
+    DeviceStatsMonitor,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
+    LambdaCallback,
+    LearningRateMonitor,
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
@@ -17,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from digitlab import execution, models
+from digitlab import models, unsupported
 from digitlab.classifier import Classifier
 from digitlab.models import MLP
 from tests.fitting import (
@@ -151,19 +155,14 @@ def test_overfitting_and_a_fast_run_take_steps_too() -> None:
 def test_hooks_that_somebody_listens_to_are_called_at_every_step(steps: int) -> None:
     called: list[str] = []
 
-    class Listening(Callback):
-        def on_before_backward(self, *args: Any) -> None:
-            called.append("before")
-
-        def on_after_backward(self, *args: Any) -> None:
-            called.append("after")
-
-        def on_before_optimizer_step(self, *args: Any) -> None:
-            called.append("step")
-
+    hooks = ["on_before_zero_grad", "on_before_backward", "on_after_backward"]
+    hooks.append("on_before_optimizer_step")
+    listening = LambdaCallback(
+        **{hook: lambda *_, name=hook, **__: called.append(name) for hook in hooks}
+    )
     model, silent = (small_mlp(steps_per_execution=steps) for _ in range(2))
-    fit(model, Listening())
-    assert called == ["before", "after", "step"] * BATCHES
+    fit(model, listening)
+    assert called == hooks * BATCHES
     fit(silent)
     assert_bitwise_equal(weights(model), weights(silent))
 
@@ -171,13 +170,66 @@ def test_hooks_that_somebody_listens_to_are_called_at_every_step(steps: int) -> 
 def test_a_models_own_hooks_are_called_at_every_step() -> None:
     class Listening(MLP):
         after = 0
+        zeroed = 0
 
         def on_after_backward(self) -> None:
             self.after += 1
 
+        def on_before_zero_grad(self, optimizer: Optimizer) -> None:
+            self.zeroed += 1
+
     model = Listening([16], steps_per_execution=4)
     fit(model)
-    assert model.after == BATCHES
+    assert model.after == model.zeroed == BATCHES
+
+
+def test_a_models_hook_that_would_not_be_called_is_refused() -> None:
+    class Clipping(MLP):
+        def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"Clipping.configure_gradient_clipping cannot be honoured"):
+        fit(Clipping([16], steps_per_execution=4))
+
+
+def test_an_optimizer_that_needs_several_gradients_a_step_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"LBFGS cannot be honoured .* takes one gradient a step"):
+        fit(small_mlp(steps_per_execution=4, optimizer=torch.optim.LBFGS))
+
+
+@pytest.mark.filterwarnings("ignore:You have overridden `on_after_batch_transfer`")
+def test_a_hook_that_makes_a_batch_of_a_block_is_refused() -> None:
+    class Augmenting(MLP):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch[0].flip(3), batch[1]
+
+    with pytest.raises(TypeError, match=r"a hook returned tuple for a Block .* _replace"):
+        fit(Augmenting([16], steps_per_execution=4), limit_val_batches=0)
+
+
+def test_a_scheduler_that_watches_what_was_not_logged_is_told_so() -> None:
+    model = small_mlp(steps_per_execution=4, lr_scheduler=torch_plateau)
+    with pytest.raises(ValueError, match="watches val/loss, which this epoch did not log"):
+        fit(model, check_val_every_n_epoch=2)
+
+
+def torch_plateau(optimizer: Optimizer) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+
+
+def test_the_optimizer_computes_outside_of_a_mixed_precision() -> None:
+    inside: list[bool] = []
+
+    class Watching(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            loss = closure() if closure else None
+            inside.append(torch.is_autocast_enabled("cpu"))
+            return super().step() if closure is None else loss
+
+    for steps in (1, 4):
+        model = small_mlp(steps_per_execution=steps, optimizer=partial(Watching, lr=0.01))
+        fit(model, precision="bf16-mixed")
+    assert inside == [False] * (2 * BATCHES)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")  # on machines of many cores
@@ -194,6 +246,10 @@ def test_single_batches_of_any_loader_are_trained_on_one_by_one() -> None:
     assert_bitwise_equal(weights(on(8)), weights(on(1)))
 
 
+class OwnCheckpoint(ModelCheckpoint):
+    """Saves when Lightning's own does."""
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "limit": ({"limit_train_batches": 0.5}, "limit_train_batches 0.5 .* number of optimizer steps"),
     "validation": ({"val_check_interval": 3}, "val_check_interval 3 .* validate after whole"),
@@ -205,18 +261,26 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"callbacks": [ModelCheckpoint(every_n_train_steps=3)], "enable_checkpointing": True},
         "ModelCheckpoint inside an epoch .* use digitlab.callbacks.StepCheckpoint",
     ),
+    "time": ({"val_check_interval": "00:00:01:00"}, "val_check_interval as a time .* validate"),
+    "overfit": ({"overfit_batches": 0.5}, "overfit_batches 0.5 .* a number of optimizer steps"),
+    "rate": ({"callbacks": [LearningRateMonitor()], "logger": True}, "LearningRateMonitor by the"),
+    "device": ({"callbacks": [DeviceStatsMonitor()], "logger": True}, "DeviceStatsMonitor cannot"),
+    "own checkpoint": (
+        {"callbacks": [OwnCheckpoint(every_n_train_steps=3)], "enable_checkpointing": True},
+        "OwnCheckpoint inside an epoch .* use digitlab.callbacks.StepCheckpoint",
+    ),
     "clipping": ({"gradient_clip_val": 1.0}, "gradient_clip_val 1.0 .* model's gradient_clip_norm"),
     "batches": ({"accumulate_grad_batches": 2}, "accumulate_grad_batches 2 .* larger batch_size"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_honoured_is_refused_by_name(case: str) -> None:
+def test_what_cannot_be_honoured_is_refused_by_name(case: str, tmp_path: Path) -> None:
     options, message = REFUSED[case]
-    run = trainer(**options)
+    run = trainer(**{**options, "default_root_dir": tmp_path})
     with pytest.raises(ValueError, match=message):
-        execution.check(small_mlp(steps_per_execution=4), run)
-    execution.check(small_mlp(steps_per_execution=1), run)
+        unsupported.check(small_mlp(steps_per_execution=4), run)
+    unsupported.check(small_mlp(steps_per_execution=1), run)
 
 
 def test_a_refusal_comes_from_the_fit_itself() -> None:

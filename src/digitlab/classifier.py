@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from digitlab import execution
+from digitlab import execution, unsupported
 from digitlab.batches import Batch, Block
 from digitlab.initialization import initialize_as_keras
 from digitlab.predictions import describe_predictions
@@ -144,13 +144,12 @@ class Classifier(LightningModule):
             self._sums["train"] = Sums(self.device)
         if self.automatic_optimization:
             return self._add_to_sums("train", cast("Batch", batch))
-        batches = batch.batches() if isinstance(batch, Block) else iter([batch])
-        execution.train_on_batches(self, batches, partial(self._add_to_sums, "train"))
+        execution.train_on(self, batch, partial(self._add_to_sums, "train"))
         return None
 
     def on_fit_start(self) -> None:
         """Refuse what the trainer is asked for and cannot be done."""
-        execution.check(self, self.trainer)
+        unsupported.check(self, self.trainer)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, which a mixed precision has unscaled by now; log, if it is time."""

@@ -7,16 +7,11 @@ are the same, bit for bit.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    GradientAccumulationScheduler,
-    ModelCheckpoint,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins import (
     DoublePrecision,
@@ -26,31 +21,41 @@ from lightning.pytorch.plugins import (
 )
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.trainer import call
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from digitlab.batches import Batch
+from digitlab.batches import Batch, Block
 from digitlab.scores import Sums
+from digitlab.unsupported import overrides
 
 if TYPE_CHECKING:
     from digitlab.classifier import Classifier
 
 # Where Lightning has nothing to do at a step but to call hooks.
 _PLAIN_PRECISIONS = (Precision, DoublePrecision, HalfPrecision, MixedPrecision)
-_STEP_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
-_MODEL_HOOKS = ("on_before_backward", "on_after_backward", "backward")
+_SHARED_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward")
+_CALLBACK_HOOKS = (*_SHARED_HOOKS, "on_before_optimizer_step")
+_MODEL_HOOKS = (*_SHARED_HOOKS, "backward")
 
 
-def train_on_batches(
-    model: "Classifier", batches: Iterator[Batch], loss_of: Callable[[Batch], Tensor]
+def train_on(
+    model: "Classifier", served: Batch | Block, loss_of: Callable[[Batch], Tensor]
 ) -> None:
-    """Make an optimizer step for each batch, and what follows a step."""
+    """Make an optimizer step for a batch, or for each batch of a block, and what follows a step.
+
+    Raises:
+        TypeError: A block was served, but a hook made a batch of it.
+    """
     optimizer = model.optimizers()
     assert isinstance(optimizer, LightningOptimizer)
     make_step = _bare_step if _is_bare(model) else _step
     before = model.global_step
-    for batch in batches:
-        make_step(model, optimizer, loss_of(batch))
+    for batch in _batches(model.trainer, served):
+        loss = loss_of(batch)
+        # Automatic optimization, too, leaves the forward pass's precision before this.
+        with _outside_autocast(model.trainer):
+            make_step(model, optimizer, loss)
         _step_schedulers(model, "step")
     # Lightning's loggers take their x from here; it adds 1 itself.
     steps = model.global_step - before
@@ -59,7 +64,26 @@ def train_on_batches(
         _step_schedulers(model, "epoch")
 
 
+def _batches(trainer: Trainer, served: Batch | Block) -> Iterator[Batch]:
+    if isinstance(served, Block):
+        return served.batches()
+    if getattr(trainer.train_dataloader, "steps_per_execution", 1) > 1:
+        raise TypeError(
+            f"a hook returned {type(served).__name__} for a Block of several batches: return "
+            "batch._replace(images=...), or set steps_per_execution to 1"
+        )
+    return iter([served])
+
+
+def _outside_autocast(trainer: Trainer) -> AbstractContextManager[Any]:
+    if isinstance(trainer.precision_plugin, MixedPrecision):
+        return torch.autocast(trainer.precision_plugin.device, enabled=False)
+    return nullcontext()
+
+
 def _step(model: "Classifier", optimizer: LightningOptimizer, loss: Tensor) -> None:
+    call._call_callback_hooks(model.trainer, "on_before_zero_grad", optimizer.optimizer)
+    model.on_before_zero_grad(optimizer.optimizer)
     optimizer.zero_grad()
     model.manual_backward(loss)
     optimizer.step()
@@ -89,13 +113,9 @@ def _is_bare(model: "Classifier") -> bool:
         type(trainer.strategy) is SingleDeviceStrategy
         and type(precision) in _PLAIN_PRECISIONS
         and getattr(precision, "scaler", None) is None
-        and not any(_overrides(callback, Callback, _STEP_HOOKS) for callback in callbacks)
-        and not _overrides(model, LightningModule, _MODEL_HOOKS)
+        and not any(overrides(c, Callback, hook) for c in callbacks for hook in _CALLBACK_HOOKS)
+        and not any(overrides(model, LightningModule, hook) for hook in _MODEL_HOOKS)
     )
-
-
-def _overrides(thing: object, base: type, hooks: tuple[str, ...]) -> bool:
-    return any(getattr(type(thing), hook) is not getattr(base, hook) for hook in hooks)
 
 
 def log_step(model: "Classifier", sums: Sums) -> None:
@@ -127,10 +147,20 @@ class Unprofiled(PassThroughProfiler):
 
 
 def step_plateau_schedulers(model: "Classifier") -> None:
-    """Step the schedulers that wait for a plateau, once an epoch's scores are logged."""
+    """Step the schedulers that wait for a plateau, once an epoch's scores are logged.
+
+    Raises:
+        ValueError: What a scheduler watches was not logged.
+    """
+    metrics = model.trainer.callback_metrics
     for config in model.trainer.lr_scheduler_configs:
         if isinstance(scheduler := config.scheduler, ReduceLROnPlateau):
-            scheduler.step(model.trainer.callback_metrics[monitored(scheduler)])
+            if (name := monitored(scheduler)) not in metrics:
+                raise ValueError(
+                    f"lr_scheduler watches {name}, which this epoch did not log: validate each "
+                    f"epoch, or watch one of {', '.join(metrics)}"
+                )
+            scheduler.step(metrics[name])
 
 
 def _step_schedulers(model: "Classifier", interval: str) -> None:
@@ -142,52 +172,3 @@ def _step_schedulers(model: "Classifier", interval: str) -> None:
 def monitored(scheduler: ReduceLROnPlateau) -> str:
     """Name what a scheduler watches: Lightning's own class says it, torch's does not."""
     return getattr(scheduler, "monitor", "val/loss")
-
-
-def check(model: "Classifier", trainer: Trainer) -> None:
-    """Refuse what a trainer is asked for and cannot be done.
-
-    Raises:
-        ValueError: With `steps_per_execution` above 1, a setting counts batches or changes what a
-            step is; or a gradient scaler and a fused optimizer leave nothing to clip.
-    """
-    if model.steps_per_execution > 1:
-        for setting, remedy in _not_honoured(trainer):
-            raise ValueError(
-                f"{setting} cannot be honoured with steps_per_execution "
-                f"{model.steps_per_execution}: {remedy}, or set steps_per_execution to 1"
-            )
-    if model.gradient_clip_norm is None or trainer.precision != "16-mixed":
-        return
-    # Under a gradient scaler, a fused optimizer unscales the gradients inside its own step.
-    if any(getattr(o, "_step_supports_amp_scaling", False) for o in trainer.optimizers):
-        raise ValueError(
-            f"gradient_clip_norm is {model.gradient_clip_norm}: a fused optimizer under "
-            "16-mixed cannot be clipped; use bf16-mixed, or an optimizer with fused: false"
-        )
-
-
-def _not_honoured(trainer: Trainer) -> Iterator[tuple[str, str]]:
-    """Find settings that Lightning counts in blocks, or does not do under manual optimization."""
-    if (norm := trainer.gradient_clip_val) is not None:
-        yield f"gradient_clip_val {norm}", "use the model's gradient_clip_norm"
-    if (batches := trainer.accumulate_grad_batches) != 1:
-        yield f"accumulate_grad_batches {batches}", "use a larger batch_size"
-    limit = trainer.limit_train_batches
-    if isinstance(limit, float) and limit != 1:
-        yield f"limit_train_batches {limit}", "give a number of optimizer steps"
-    interval = trainer.val_check_interval
-    if isinstance(interval, int) or (isinstance(interval, float) and interval != 1):
-        yield f"val_check_interval {interval}", "validate after whole epochs"
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set at run time
-        name = type(callback).__name__
-        if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
-            yield name, "leave the callback out"
-        if isinstance(callback, GradientAccumulationScheduler):
-            yield name, "use a larger batch_size"
-        if type(callback) is ModelCheckpoint and _saves_inside_epochs(callback):
-            yield f"{name} inside an epoch", "use digitlab.callbacks.StepCheckpoint"
-
-
-def _saves_inside_epochs(checkpoint: ModelCheckpoint) -> bool:
-    return checkpoint._every_n_train_steps > 0 or checkpoint._train_time_interval is not None

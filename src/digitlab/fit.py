@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from digitlab import execution, runs
+from digitlab import runs, unsupported
 from digitlab.arguments import BAD_INPUT, RunCLI, ctrl_c_raises
 from digitlab.callbacks import Console, Figures, History, Results, StepCheckpoint, Stopwatch
 from digitlab.callbacks.results import describe_device
@@ -67,13 +67,13 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
         weights = {"file": cli.config.weights, "sha256": sha256(Path(cli.config.weights))}
     if cli.config.trainer.fast_dev_run:
         trainer = cli.instantiate_trainer()
-        execution.check(cli.model, trainer)
+        unsupported.check(cli.model, trainer)
         return partial(_fit, cli, trainer)
 
     folder = claim(cli)
     try:
         trainer = _make_trainer(cli, folder, stopwatch, weights)
-        execution.check(cli.model, trainer)
+        unsupported.check(cli.model, trainer)
     except BAD_INPUT:
         release(folder)
         raise

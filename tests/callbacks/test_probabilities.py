@@ -43,6 +43,27 @@ def test_every_class_has_its_mean_probability_every_n_steps() -> None:
     torch.testing.assert_close(ours.sum(1), torch.ones(4))
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller")
+def test_of_a_block_the_last_batch_is_recorded() -> None:
+    class Reference(Callback):
+        means: list[torch.Tensor] = []  # noqa: RUF012 # one instance
+
+        def on_train_batch_end(
+            self, trainer: Trainer, model: LightningModule, outputs: Any, batch: Any, *_: Any
+        ) -> None:
+            *_, (images, _) = batch.batches()
+            with torch.no_grad():
+                self.means.append(model.eval()(images).softmax(1).mean(0))
+            model.train()
+
+    logger, model = Recording(), small_mlp(steps_per_execution=4)
+    fit(model, ClassProbabilities(3), Reference(), logger=logger, max_epochs=2)
+    recorded = probabilities(logger)
+    assert [step for step, _ in recorded] == [4, 7, 11, 14]  # every block passes a multiple of 3
+    ours = torch.tensor([values for _, values in recorded])
+    torch.testing.assert_close(ours, torch.stack(Reference.means))
+
+
 @pytest.mark.parametrize("dropout_in_evaluation", [False, True])
 def test_recording_leaves_weights_and_random_numbers_alone(dropout_in_evaluation: bool) -> None:
     def train(*callbacks: Callback) -> tuple[Classifier, torch.Tensor]:

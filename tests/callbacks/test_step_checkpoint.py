@@ -46,3 +46,8 @@ def test_each_multiple_is_saved_at_the_end_of_its_block(
 def test_time_is_an_interval_too(tmp_path: Path, seconds: int, expected: list[int]) -> None:
     run(tmp_path, 4, train_time_interval=timedelta(seconds=seconds))
     assert saved(tmp_path) == expected
+
+
+def test_a_metric_inside_an_epoch_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"monitor is val/loss: .* leave monitor out"):
+        StepCheckpoint(every_n_train_steps=3, monitor="val/loss")

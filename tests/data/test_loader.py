@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -181,7 +182,9 @@ def test_asking_for_iterators_without_using_them_changes_nothing() -> None:
     assert flat([labels.tolist() for _, labels in iterators[1]]) == reference[16:]
 
 
-@pytest.mark.parametrize("name", ["seed", "batch_size", "images", "world_size"])
+@pytest.mark.parametrize(
+    "name", ["seed", "batch_size", "images", "world_size", "steps_per_execution"]
+)
 def test_a_position_in_another_order_is_refused_by_name(name: str) -> None:
     loader = numbered(ImageOrder(23))
     state = loader.state_dict()
@@ -191,3 +194,40 @@ def test_a_position_in_another_order_is_refused_by_name(name: str) -> None:
 
 def test_the_position_is_made_of_plain_numbers() -> None:
     assert {type(value) for value in numbered(ImageOrder(23)).state_dict().values()} == {int}
+
+
+def in_blocks(steps: int, left: float = math.inf) -> ImageLoader:
+    images = np.zeros((23, 28, 28), np.uint8)
+    order = ImageOrder(23, shuffle=True)
+    return ImageLoader(
+        images, np.arange(23), order, 4, steps_per_execution=steps, steps_left=lambda: left
+    )
+
+
+@pytest.mark.parametrize("steps", [2, 4, 6, 10])
+def test_blocks_have_the_batches_in_their_order(steps: int) -> None:
+    blocks = list(in_blocks(steps))
+    assert len(blocks) == len(in_blocks(steps)) == -(-6 // steps)
+    batches = [labels.tolist() for block in blocks for _, labels in block.batches()]
+    assert batches == served(numbered(ImageOrder(23, shuffle=True)))
+
+
+def test_a_loader_resumed_at_a_block_goes_on_with_the_next() -> None:
+    stopped, resumed = in_blocks(4), in_blocks(4)
+    next(iter(stopped))
+    assert stopped.state_dict()["batches"] == 4
+    resumed.load_state_dict(stopped.state_dict())
+    ((_, rest, _),) = list(resumed)
+    assert rest.tolist() == stopped.sampler.indices()[16:].tolist()
+
+
+def test_a_position_inside_a_block_is_refused() -> None:
+    stopped = in_blocks(4, left=3)
+    next(iter(stopped))
+    with pytest.raises(ValueError, match="is of batch 3, inside a block of 4, where max_steps"):
+        in_blocks(4).load_state_dict(stopped.state_dict())
+
+
+@pytest.mark.parametrize("left", [0, -5])
+def test_nothing_is_served_when_no_step_is_left(left: int) -> None:
+    assert list(in_blocks(4, left)) == []

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from digitlab.batches import Block
 from digitlab.classifier import Classifier
 
 
@@ -45,6 +46,8 @@ class ClassProbabilities(Callback):
         if step // self.every_n_steps == seen // self.every_n_steps:
             return
         assert isinstance(pl_module, Classifier)
+        if isinstance(batch, Block):
+            *_, batch = batch.batches()
         # The network by itself: with `dropout_in_evaluation` the classifier would leave dropout on.
         pl_module.network.eval()
         with torch.no_grad(), trainer.precision_plugin.forward_context():

@@ -20,6 +20,10 @@ class StepCheckpoint(ModelCheckpoint):
         every_n_train_steps: Optimizer steps from one checkpoint to the next, at least 1.
         train_time_interval: Time from one checkpoint to the next, instead.
         **kwargs: Other arguments of `ModelCheckpoint`.
+
+    Raises:
+        ValueError: `monitor` is given beside an interval, although inside an epoch the metric is
+            that of the weights at its start.
     """
 
     def __init__(
@@ -28,6 +32,12 @@ class StepCheckpoint(ModelCheckpoint):
         train_time_interval: timedelta | None = None,
         **kwargs: Any,
     ) -> None:
+        inside = every_n_train_steps or train_time_interval is not None
+        if inside and kwargs.get("monitor"):
+            raise ValueError(
+                f"monitor is {kwargs['monitor']}: a checkpoint inside an epoch knows no metric of "
+                "its weights; leave monitor out, or the interval"
+            )
         super().__init__(
             every_n_train_steps=every_n_train_steps,
             train_time_interval=train_time_interval,

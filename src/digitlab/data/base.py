@@ -20,7 +20,8 @@ _DIGIT_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 class ImageDataModule(LightningDataModule, ABC):
     """A data set of 28x28 grey images in ten classes, held in memory and normalized by the batch.
 
-    Batches are tuples of images, float32 `(N, 1, 28, 28)`, and labels, int64 `(N,)`. The order of
+    Batches are tuples of images, float32 `(N, 1, 28, 28)`, and labels, int64 `(N,)`; a model with
+    `steps_per_execution` above 1 is handed over blocks of several while it trains. The order of
     training images follows from `seed_everything`'s seed and the epoch alone. The last batch of an
     epoch is served even if it is smaller. Under DDP each image is evaluated exactly once.
 
