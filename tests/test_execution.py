@@ -203,7 +203,7 @@ def test_a_hook_that_makes_a_batch_of_a_block_is_refused() -> None:
         def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
             return batch[0].flip(3), batch[1]
 
-    with pytest.raises(TypeError, match=r"a hook returned tuple for a Block .* _replace"):
+    with pytest.raises(TypeError, match=r"a hook returned tuple for a Block .*_replace"):
         fit(Augmenting([16], steps_per_execution=4), limit_val_batches=0)
 
 
