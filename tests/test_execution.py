@@ -188,7 +188,9 @@ def test_a_models_hook_that_would_not_be_called_is_refused() -> None:
         def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
             raise AssertionError
 
-    with pytest.raises(ValueError, match=r"Clipping.configure_gradient_clipping cannot be honoured"):
+    with pytest.raises(
+        ValueError, match=r"Clipping.configure_gradient_clipping cannot be honoured"
+    ):
         fit(Clipping([16], steps_per_execution=4))
 
 

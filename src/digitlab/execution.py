@@ -8,6 +8,7 @@ are the same, bit for bit.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from digitlab.batches import Batch, Block
+from digitlab.lean import Step, lean_step
 from digitlab.scores import Sums
 from digitlab.unsupported import overrides
 
@@ -49,7 +51,9 @@ def train_on(
     """
     optimizer = model.optimizers()
     assert isinstance(optimizer, LightningOptimizer)
-    make_step = _bare_step if _is_bare(model) else _step
+    make_step = _step
+    if _is_bare(model):
+        make_step = partial(_bare_step, step=lean_step(optimizer.optimizer))
     before = model.global_step
     for batch in _batches(model.trainer, served):
         loss = loss_of(batch)
@@ -89,7 +93,9 @@ def _step(model: "Classifier", optimizer: LightningOptimizer, loss: Tensor) -> N
     optimizer.step()
 
 
-def _bare_step(model: "Classifier", optimizer: LightningOptimizer, loss: Tensor) -> None:
+def _bare_step(
+    model: "Classifier", optimizer: LightningOptimizer, loss: Tensor, step: Step
+) -> None:
     """Do what `_step` does where no layer of Lightning's has anything to add.
 
     Walking through them costs a tenth of a small network's step.
@@ -100,7 +106,7 @@ def _bare_step(model: "Classifier", optimizer: LightningOptimizer, loss: Tensor)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer._on_before_step()  # counts the step
     model.on_before_optimizer_step(optimizer.optimizer)
-    optimizer.optimizer.step()
+    step()
     optimizer._on_after_step()
 
 
