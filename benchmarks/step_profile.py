@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.machine import describe_machine, versions
 from benchmarks.variants import MODELS, Model
-from digitlab import classifier
+from digitlab import classifier, execution, lean
 from digitlab.data import ImageLoader
 from digitlab.fit import FitCLI
 from digitlab.scores import Sums
@@ -116,19 +116,16 @@ def _timed(cli: FitCLI, spent: dict[str, float]) -> Iterator[None]:
 
         return timed
 
-    network, make = cli.model.network, cli.model.optimizer
+    def lean_step(optimizer: torch.optim.Optimizer) -> lean.Step:
+        return timing("optimizer", lean.lean_step(optimizer))
 
-    def make_timed(parameters: Any) -> torch.optim.Optimizer:
-        optimizer = make(parameters)
-        optimizer.step = timing("optimizer", optimizer.step)  # type: ignore[method-assign]
-        return optimizer
-
-    cli.model.optimizer = make_timed
+    network = cli.model.network
     with (
         patch.object(ImageLoader, "_gather", timing("loader", ImageLoader._gather)),
         patch.object(network, "forward", timing("forward", network.forward)),
         patch.object(classifier, "cross_entropy", timing("loss", cross_entropy)),
         patch.object(torch.Tensor, "backward", timing("backward", torch.Tensor.backward)),
+        patch.object(execution, "lean_step", lean_step),
         patch.object(Sums, "add", timing("scores", Sums.add)),
     ):
         yield
