@@ -24,6 +24,7 @@ CONFIGS = [
     "fashion_mnist/lenet1_keras_recipe",
     "mnist/pytorch_example_net",
     "mnist/tensorflow_tutorial_cnn",
+    "digits/fast_cnn",
 ]
 EPOCHS = ["mnist/nn128", "mnist/lenet5"]
 STEPS_OF_AN_EPOCH = 1875  # 60,000 images in batches of 32
