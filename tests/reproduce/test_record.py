@@ -10,7 +10,8 @@ from digitlab.reproduce.report import PAGE_TABLE, read_tables
 from digitlab.reproduce.rows import read_rows
 
 RECORD = Path("docs", "results")
-PAGES = [Path("README.md"), *sorted(Path("docs").glob("*.md"))]
+# What docs/performance.md has is the benchmarks'.
+PAGES = [Path("README.md"), *sorted({*Path("docs").glob("*.md")} - {Path("docs/performance.md")})]
 SHOWN = [
     (page, name) for page in PAGES for name in PAGE_TABLE.findall(page.read_text(encoding="utf-8"))
 ]
