@@ -1,9 +1,11 @@
 """The one way by which image files are read: fetched under a lock, and checked before use."""
 
+import gzip
 import hashlib
 import os
 import struct
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +13,8 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 from torchvision.datasets.utils import check_integrity
+
+from digitlab.runs import whole
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images, uint8 `(N, 28, 28)`, and labels, int64 `(N,)`."""
@@ -35,7 +39,9 @@ def sha256(array: NDArray[Any]) -> str:
 def read_split(dataset: type[Any], root: Path, split: Split, digests: tuple[str, str]) -> Arrays:
     """Read a split of a data set in MNIST's format, after downloading what is missing.
 
-    Processes that share `root` take turns, so that none reads a file that another is unpacking.
+    Processes that share `root` take turns, so that none reads a file that another is unpacking. A
+    file that is not as it should be, as a killed process may leave it, is unpacked again if its
+    archive is intact. Where nothing can be fetched, nothing is left in `root`.
 
     Args:
         dataset: torchvision's `MNIST` or a subclass.
@@ -47,33 +53,80 @@ def read_split(dataset: type[Any], root: Path, split: Split, digests: tuple[str,
         Images, uint8 `(N, 28, 28)`, and labels, int64 `(N,)`.
 
     Raises:
-        OSError: Files are missing or archives damaged, and they cannot be downloaded.
-        ValueError: The contents of an unpacked file are not what the digest says.
+        OSError: Files are missing or archives damaged, and they cannot be downloaded; or files
+            cannot be read or written.
+        ValueError: The contents of an unpacked file are not what the digest says, and there is no
+            intact archive of it.
     """
-    raw = root / dataset.__name__ / "raw"
     if root.exists() and not root.is_dir():
         raise ValueError(f"root is {root}: a file, where there should be a folder of data sets")
+    raw = root / dataset.__name__ / "raw"
+    with _turn(root, raw):
+        arrays = _read(dataset, root, split, digests)
+        if arrays is None and _unpack_again(dataset, raw, split):
+            arrays = _read(dataset, root, split, digests)
+    if arrays is None:
+        raise ValueError(_damaged(raw, split, digests))
+    return arrays
+
+
+@contextmanager
+def _turn(root: Path, raw: Path) -> Iterator[None]:
+    """Keep other processes out of the root; after a failure, take back what is empty in it."""
     with suppress(OSError):  # torchvision fails on the same folder below, with what is missing
         root.mkdir(parents=True, exist_ok=True)
-    with _lock(root):
+    if not os.access(root, os.W_OK):
+        yield  # nothing is unpacked into a folder that cannot be written: no turns are needed
+        return
+    file = root / ".digitlab.lock"
+    with FileLock(file, mode=0o666):  # whoever shares the folder takes turns, of any user
+        made = [folder for folder in (raw, raw.parent) if not folder.exists()]
         try:
-            source = dataset(root, train=split == "train", download=True)
-        # Damaged bytes lead torchvision's reader to AssertionError, KeyError, RuntimeError, ...
-        except Exception as error:
-            if missing := _missing(dataset, raw):
-                raise OSError(_not_available(raw, missing, error)) from error
-            if isinstance(error, OSError):
-                raise
-            raise ValueError(_damaged(raw, split, digests)) from error
+            yield
+        except BaseException:
+            with suppress(OSError):  # a folder that has a file stays
+                for folder in made:
+                    folder.rmdir()
+            with suppress(OSError):  # another user's
+                file.unlink()  # those who wait for it notice, and make another
+            raise
+
+
+def _read(dataset: type[Any], root: Path, split: Split, digests: tuple[str, str]) -> Arrays | None:
+    """Fetch what is missing, and read a split; None if a file is not what its digest says."""
+    raw = root / dataset.__name__ / "raw"
+    # torchvision would prefer the cache that its old versions left to the files that are meant.
+    no_cache = {"_check_legacy_exist": lambda self: False}
+    dataset = type(dataset.__name__, (dataset,), no_cache)
+    try:
+        source = dataset(root, train=split == "train", download=True)
+    # Damaged bytes lead torchvision's reader to AssertionError, KeyError, RuntimeError, ...
+    except Exception as error:
+        if missing := _missing(dataset, raw):
+            raise OSError(_not_available(raw, missing, error)) from error
+        if isinstance(error, OSError):
+            fault = f"{error.strerror or error}: {error.filename or raw}"
+            remedy = "check the permissions and the space there, and run the command again"
+            raise OSError(error.errno, f"{fault}: {remedy}") from error
+        return None
     images, labels = source.data.numpy(), source.targets.numpy()
-    if (sha256(images), sha256(labels)) != digests or images.shape != (len(labels), 28, 28):
-        raise ValueError(_damaged(raw, split, digests))
-    return images, labels
+    good = (sha256(images), sha256(labels)) == digests and images.shape == (len(labels), 28, 28)
+    return (images, labels) if good else None
 
 
-def _lock(root: Path) -> AbstractContextManager[Any]:
-    # Nothing is unpacked into a folder that cannot be written: its readers need no turns.
-    return FileLock(root / ".digitlab.lock") if os.access(root, os.W_OK) else nullcontext()
+def _unpack_again(dataset: type[Any], raw: Path, split: Split) -> bool:
+    """Replace a split's files from those archives that are intact, and tell if there are any."""
+    md5 = dict(dataset.resources)
+    archives = [raw / f"{name}.gz" for name in _FILES[split]]
+    try:
+        intact = [archive for archive in archives if check_integrity(archive, md5[archive.name])]
+        for archive in intact:
+            # A link to another data set's file is replaced, and that file left as it is.
+            with whole(archive.with_suffix("")) as beside:
+                beside.write_bytes(gzip.decompress(archive.read_bytes()))
+    except OSError:  # in a folder that cannot be written, say; the file is called damaged then
+        return False
+    return bool(intact)
 
 
 def _missing(dataset: type[Any], raw: Path) -> str | None:
