@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from digitlab.data import MNISTDataModule
 from digitlab.data.reading import Split
@@ -24,7 +25,10 @@ def outcome(
     root: Path, data: type[MNISTDataModule] = TinyDataModule, split: Split | None = None
 ) -> str:
     """The one line that reading is refused with; empty where the true arrays are read."""
-    truth = {"train": tiny.TRAIN, "test": tiny.TEST}
+    truth: dict[Split, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {
+        "train": tiny.TRAIN,
+        "test": tiny.TEST,
+    }
     module = data(root=str(root))
     try:
         read = {name: module.read(name) for name in ([split] if split else truth)}
@@ -34,7 +38,7 @@ def outcome(
         assert len(line.splitlines()) == 1
         return line
     for name, (images, labels) in read.items():
-        assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
+        assert (images.dtype.name, labels.dtype.name) == ("uint8", "int64")
         np.testing.assert_array_equal(images, truth[name][0])
         np.testing.assert_array_equal(labels, truth[name][1])
     return ""

@@ -158,7 +158,10 @@ class LargeMNIST(TinyMNIST):
 
 
 def _read_large(root: Path, _: int) -> tuple[float, float, bool]:
-    digests = (sha256(LARGE_IMAGES).hexdigest(), sha256(LARGE_LABELS).hexdigest())
+    digests = (
+        sha256(LARGE_IMAGES.tobytes()).hexdigest(),
+        sha256(LARGE_LABELS.tobytes()).hexdigest(),
+    )
     start = time.monotonic()
     images, labels = read_split(LargeMNIST, root, "train", digests)
     end = time.monotonic()
