@@ -20,8 +20,7 @@ PAGE = Path("docs", "performance.md")
 def main() -> None:
     """Fill the page's tables and draw the plot."""
     runs.write_text(PAGE, fill(PAGE.read_text("utf-8"), tables(), PAGE))
-    with runs.whole(FOLDER / "step_time.png") as beside:
-        report.draw(step_times()).savefig(beside)
+    runs.write_figure(FOLDER / "step_time.png", report.draw(step_times()))
     print(f"Written: {PAGE}, {FOLDER / 'step_time.png'}")
 
 

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 import digitlab
 from digitlab.cli import COMMANDS, main
@@ -79,8 +80,13 @@ def test_ctrl_c_says_what_is_left_and_exits_with_130(tmp_path: Path) -> None:
     folder = tmp_path / "tiny-linearclassifier" / "version_0"
     assert process.returncode == 130
     last = folder / "checkpoints" / "last.ckpt"
-    assert error == f"digitlab: interrupted: {last} is of the last whole epoch\n"
-    assert last.exists()
+    first, second, third = error.splitlines()
+    assert (first, second) == ("", "stopping after this step; Ctrl-C stops at once")
+    said = rf"digitlab: interrupted by Ctrl-C: saved {last} at step (\d+); (.+)"
+    match = re.fullmatch(said, third)
+    assert match
+    assert match[2] == f"digitlab fit --run {folder} goes on"
+    assert torch.load(last, weights_only=True)["global_step"] == int(match[1]) >= 14
 
 
 def test_ctrl_c_before_the_run_starts_is_said_in_one_line(

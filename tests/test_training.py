@@ -180,7 +180,7 @@ def test_a_scheduler_can_wait_for_a_plateau(monitor: str) -> None:
 
     logger = Recording()
     run = fit(small_mlp(lr_scheduler=plateau), logger=logger, max_epochs=3, log_every_n_steps=7)
-    assert watched == [value for _, value in logger.series(monitor)]
+    assert watched == pytest.approx([value for _, value in logger.series(monitor)])
     assert len(watched) == 3
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.001 * 0.1**2)
 

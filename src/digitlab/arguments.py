@@ -3,8 +3,6 @@
 import re
 from argparse import ArgumentError
 from argparse import ArgumentParser as PlainParser
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,17 +124,6 @@ class RunCLI(LightningCLI):
         # A default that is an instance, such as a device, is dumped as a sentence; left out, the
         # argument takes that default again.
         return re.sub(r"^ *\w+: Unable to serialize instance.*\n", "", text, flags=re.MULTILINE)
-
-
-@contextmanager
-def ctrl_c_raises(trainer: Trainer) -> Iterator[None]:
-    """Raise KeyboardInterrupt for Ctrl-C, which Lightning answers with exit code 1."""
-    try:
-        yield
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
 
 
 def _check_config(path: str) -> None:

@@ -1,5 +1,6 @@
 """The training code that every architecture shares: loss, metrics, optimizer and steps."""
 
+import sys
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, Literal, Self, cast
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from digitlab import execution, unsupported
+from digitlab import execution, processes, unsupported
 from digitlab.batches import Batch, Block
 from digitlab.initialization import initialize_as_keras
 from digitlab.predictions import describe_predictions
@@ -135,12 +136,17 @@ class Classifier(LightningModule):
         scheduler = self.lr_scheduler(optimizer)
         settings: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
         if isinstance(scheduler, ReduceLROnPlateau) and self.automatic_optimization:
-            settings["monitor"] = execution.monitored(scheduler)
+            # Stepped at the epoch's end, here: Lightning would do it after the checkpoint.
+            settings |= {"monitor": execution.monitored(scheduler), "frequency": sys.maxsize}
         return {"optimizer": optimizer, "lr_scheduler": settings}
+
+    def on_train_epoch_start(self) -> None:
+        """Start a training score; a run that goes on inside an epoch keeps that of its start."""
+        self._sums["train"] = Sums(self.device)
 
     def training_step(self, batch: Batch | Block, batch_idx: int) -> Tensor | None:
         """Compute the mean loss of a batch, to be minimized; or minimize it for each of several."""
-        if batch_idx == 0 or "train" not in self._sums:  # a run may go on inside an epoch
+        if "train" not in self._sums:  # Lightning may go on inside an epoch
             self._sums["train"] = Sums(self.device)
         if self.automatic_optimization:
             return self._add_to_sums("train", cast("Batch", batch))
@@ -160,8 +166,7 @@ class Classifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training score."""
         self._log_score("train")
-        if not self.automatic_optimization:
-            execution.step_plateau_schedulers(self)
+        execution.step_plateau_schedulers(self)
 
     def on_validation_epoch_start(self) -> None:
         """Start a validation score."""
@@ -225,6 +230,24 @@ class Classifier(LightningModule):
             self._scores[phase] = self._score(self._sums.pop(phase))
         return self._scores[phase]
 
+    def not_finite(self) -> tuple[int, float] | None:
+        """Find a loss of the epoch under way that is not finite, as `Sums.not_finite` does."""
+        return self._sums["train"].not_finite() if "train" in self._sums else None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the sums of an epoch under way, those of each process."""
+        if "train" in self._sums and not self.trainer.is_last_batch:
+            states = processes.gather(self.trainer, self._sums["train"].state_dict())
+            checkpoint["train_sums"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the sums of an epoch, where the checkpoint was written inside one."""
+        states = checkpoint.get("train_sums", [])
+        rank = self._trainer.global_rank if self._trainer else 0
+        if rank < len(states):
+            self._sums["train"] = Sums(self.device)
+            self._sums["train"].load_state_dict(states[rank])
+
     def _loss_and_logits(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = _at_least_float32(self(images))
         smoothing = self.label_smoothing if self.training else 0.0
@@ -239,7 +262,12 @@ class Classifier(LightningModule):
     def _log_score(self, phase: Phase) -> None:
         score = self.epoch_score(phase)
         metrics = {f"{phase}/loss": score["loss"], f"{phase}/accuracy": score["accuracy"]}
-        self.log_dict(metrics, sync_dist=True)  # equal in all processes; Lightning warns without
+        # Equal in all processes; Lightning warns without `sync_dist`.
+        self.log_dict(metrics, sync_dist=True, logger=False if phase == "train" else None)
+        if phase == "train":
+            # Lightning would log it only after the checkpoint of the epoch's end was written: a run
+            # that is killed then, and goes on from there, would never have logged it.
+            execution.log_metrics(self, metrics, self.global_step - 1)
 
     def _score(self, sums: Sums) -> Score:
         return (sums.reduce(self._trainer.strategy) if self._trainer else sums).score()

@@ -1,7 +1,7 @@
 """The `digitlab` command: a light front that answers at once, and the door to everything else.
 
 Exit codes: 0 done, 1 a run or a check that failed, 2 bad input (one line on stderr; `--debug` shows
-the traceback too), 130 interrupted by Ctrl-C.
+the traceback too), 130 interrupted by Ctrl-C, 143 by SIGTERM.
 """
 
 import logging
@@ -97,23 +97,31 @@ def _run(command: str, options: list[str], debug: bool) -> int:
     _settle_process()
     # torch and Lightning take seconds to import: only now, and only for a command.
     from digitlab.arguments import BAD_INPUT
+    from digitlab.runs import RunError
+    from digitlab.signals import Interrupted
 
     _silence()
     run = None
     try:
         run = import_module(ROOMS[command]).prepare(command, options)
         return run() or 0  # a check that failed gives 1
+    except Interrupted as interrupt:
+        print(f"digitlab: {interrupt}", file=sys.stderr)
+        return interrupt.exit_code
+    except RunError as error:
+        return _refuse(str(error), debug, code=1)
     except (*BAD_INPUT, ImportError) as error:  # the last where an extra is not installed
-        if run and isinstance(error, OSError | ImportError):
-            raise  # a full disk, say: no fault of the input
-        if debug:
-            traceback.print_exc()
-        return _refuse(str(error))
+        if run and isinstance(error, ImportError):
+            raise
+        # While it runs, a full disk, say: no fault of the input.
+        return _refuse(str(error), debug, code=1 if run and isinstance(error, OSError) else 2)
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, debug: bool = False, code: int = 2) -> int:
+    if debug:
+        traceback.print_exc()
     print(f"digitlab: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _settle_process() -> None:
@@ -138,6 +146,7 @@ def _silence() -> None:
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what was asked for
     for message in (
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
+        r"Checkpoint directory .* exists and is not empty",  # where a run goes on
         r"The number of training batches .* is smaller than the logging interval",  # it logs still
         r"You requested to overfit but enabled .* dataloader shuffling",  # it is off already
     ):

@@ -12,8 +12,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from digitlab import runs
-from digitlab.arguments import RunCLI, ctrl_c_raises, split_off
+from digitlab.arguments import RunCLI, split_off
 from digitlab.scores import describe
+from digitlab.signals import StopSignals
 from digitlab.weights import load_weights
 
 # What of a fit's trainer an evaluation takes over; one process is enough for it.
@@ -54,7 +55,7 @@ class Evaluation:
     def run(self, trainer: Trainer) -> None:
         """Measure the model and write what came out into the run folder."""
         cli = self.cli
-        with ctrl_c_raises(trainer):
+        with StopSignals(trainer).handled():
             if self.command == "predict":
                 _write_predictions(trainer.predict(cli.model, cli.datamodule) or [], self.folder)
             elif self.command == "validate":
@@ -109,7 +110,7 @@ def read_options(
         raise ValueError(f"{command} needs trained weights: name a run, --run RUN_DIR or latest")
     folder = runs.find(given[-1])
     trained = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-    trained = {key: trained[key] for key in trained.keys() - {"name", "weights", "output"}}
+    trained = {key: trained[key] for key in ("model", "data", "trainer", "seed_everything")}
     trained["trainer"] = {key: trained["trainer"][key] for key in TRAINER}
     cli = EvaluationCLI(command, ["--run", str(folder), *flags], base=yaml.safe_dump(trained))
     _check_data(cli, trained["data"])

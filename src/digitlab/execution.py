@@ -135,8 +135,13 @@ def log_step(model: "Classifier", sums: Sums) -> None:
     if interval and (step + 1) % interval == 0:
         loss, accuracy = (mean.item() for mean in sums.window())
         values = {"train/loss_step": loss, "train/accuracy_step": accuracy}
-        for logger in model.trainer.loggers:
-            logger.log_metrics({**values, "epoch": model.current_epoch}, step=step)
+        log_metrics(model, values, step)
+
+
+def log_metrics(model: "Classifier", values: dict[str, float], step: int) -> None:
+    """Give values to all loggers, at an optimizer step, which are counted from 0."""
+    for logger in model.trainer.loggers:
+        logger.log_metrics({**values, "epoch": model.current_epoch}, step=step)
 
 
 class Unprofiled(PassThroughProfiler):

@@ -2,24 +2,29 @@
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from digitlab import runs, unsupported
-from digitlab.arguments import BAD_INPUT, RunCLI, ctrl_c_raises
-from digitlab.callbacks import Console, Figures, History, Results, StepCheckpoint, Stopwatch
+from digitlab.arguments import BAD_INPUT, RunCLI, split_off
+from digitlab.assembly import make_trainer
+from digitlab.callbacks import LastCheckpoint, Stopwatch
 from digitlab.callbacks.results import describe_device
 from digitlab.classifier import Classifier
 from digitlab.data import ImageDataModule
+from digitlab.resume import Start, find_start, note_job, requeued
+from digitlab.runs import RunError
+from digitlab.signals import Interrupted, StopSignals, requeue
 from digitlab.weights import load_weights, sha256
 
 release = rank_zero_only(runs.release)  # a folder is its first process's: no other removes it
@@ -43,6 +48,32 @@ class FitCLI(RunCLI):
             default=None,
             help="Checkpoint or state dict to take the initial weights, and nothing else, from.",
         )
+        parser.add_argument(
+            "--run",
+            type=str | None,
+            default=None,
+            help="Go on with this run, a folder or latest, where it was stopped or killed, with "
+            "its settings. A larger trainer.max_epochs lengthens it.",
+        )
+        parser.add_argument(
+            "--allow_changes",
+            type=bool,
+            default=False,
+            help="With --run: accept settings that change the result. An unfinished epoch starts "
+            "over, with the weights so far.",
+        )
+        parser.add_argument(
+            "--checkpoint_every_n_steps",
+            type=int | None,
+            default=None,
+            help="Optimizer steps between two checkpoints inside an epoch. Default: none.",
+        )
+        parser.add_argument(
+            "--checkpoint_every_n_minutes",
+            type=float | None,
+            default=1.0,
+            help="Minutes between two checkpoints inside an epoch; null for none.",
+        )
 
 
 def prepare(command: str, options: list[str]) -> Callable[[], None]:
@@ -55,67 +86,123 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     # with such numbers so slowly that a small network's step takes half as long again. As zeros
     # they give the same weights. Now, because the threads of later operations inherit it.
     torch.set_flush_denormal(True)
-    cli = FitCLI(command, options)
-    check_settings(cli)
+    cli, again = read_options(command, options)
+    start = find_start(again, cli.dump(), cli.config.allow_changes) if again else Start()
+    if start.finished:
+        return partial(print, f"{again} is finished: {start.finished}")
     stopwatch = Stopwatch()
     with stopwatch.time("data"):
         cli.datamodule.setup("fit")
     check_together(cli.model, cli.datamodule)
     weights = None
-    if cli.config.weights:
+    if cli.config.weights and not start.checkpoint:
         load_weights(cli.model, Path(cli.config.weights))
         weights = {"file": cli.config.weights, "sha256": sha256(Path(cli.config.weights))}
     if cli.config.trainer.fast_dev_run:
         trainer = cli.instantiate_trainer()
         unsupported.check(cli.model, trainer)
-        return partial(_fit, cli, trainer)
+        return partial(_fit, cli, trainer, start)
 
-    folder = claim(cli)
-    try:
-        trainer = _make_trainer(cli, folder, stopwatch, weights)
+    folder = again or claim(cli)
+    with released_if_refused(folder, new=not again):
+        trainer = make_trainer(cli, folder, stopwatch, weights, start)
         unsupported.check(cli.model, trainer)
-    except BAD_INPUT:
-        release(folder)
-        raise
-    return partial(_fit_in, folder, cli, trainer)
+        start.check_processes(trainer.world_size, cli.config.allow_changes)
+    return partial(_fit_in, folder, cli, trainer, start)
+
+
+def read_options(command: str, options: list[str]) -> tuple[FitCLI, Path | None]:
+    """Read a command line, and the folder of the run that is to go on, if one is.
+
+    Raises:
+        ValueError, OSError, MisconfigurationException: The input is bad.
+    """
+    given, others = split_off(options, "--run")
+    if not given or {"-h", "--help"} & set(options):
+        cli = FitCLI(command, options)
+        check_settings(cli)
+        folder = requeued(Path(cli.config.trainer.default_root_dir) / run_name(cli))
+        if not folder:
+            return cli, None
+        given = [str(folder)]
+    folder = runs.find(given[-1])
+    if (folder / runs.CHECKPOINTS["keras"]["last"]).exists():
+        raise ValueError(f"{folder} was trained in Keras: only PyTorch's runs go on")
+    cli = FitCLI(command, others, base=(folder / "config.yaml").read_text("utf-8"))
+    check_settings(cli)
+    return cli, folder
+
+
+def is_first_process() -> bool:
+    """Say whether this process is the one that writes a run's files, before there is a trainer."""
+    rank: int = rank_zero_only.rank  # type: ignore[attr-defined]  # set when it was imported
+    return rank == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
 def claim(cli: FitCLI, suffix: str = "") -> Path:
-    """Claim a folder in the first process; the others, which it starts, are told of it."""
-    told = "DIGITLAB_RUN_FOLDER"
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set when it was imported
-        root = Path(cli.config.trainer.default_root_dir)
-        folder = runs.claim(root, f"{cli.datamodule.name}-{cli.config.name}{suffix}")
-        os.environ[told] = str(folder)
-    elif told not in os.environ:
-        raise ValueError("digitlab must start the processes itself: give --trainer.devices N")
-    return Path(os.environ[told])
+    """Claim a run folder in the first process; no other writes, so that a name does for it."""
+    root, name = Path(cli.config.trainer.default_root_dir), run_name(cli) + suffix
+    if not is_first_process():
+        return root / name / "version_of_the_first_process"
+    folder = runs.claim(root, name)
+    note_job(folder)
+    return folder
 
 
-def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer) -> None:
-    if trainer.is_global_zero:
+def run_name(cli: FitCLI) -> str:
+    """Give the name of the folder that holds the versions of a run."""
+    return f"{cli.datamodule.name}-{cli.config.name}"
+
+
+def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer, start: Start) -> None:
+    if not trainer.is_global_zero:
+        _fit(cli, trainer, start)
+        return
+    with runs.alone(folder):
+        if start.again:
+            print(start.describe())
         runs.write_text(folder / "config.yaml", cli.dump())
         device = describe_device(trainer.strategy.root_device)
         print(describe(cli, device, str(trainer.precision)))
-    with training_in(folder, folder / "checkpoints" / "last.ckpt"):
-        _fit(cli, trainer)
-    if trainer.is_global_zero:
+        with released_if_refused(folder, new=not start.again), saying_what_is_left(folder):
+            _fit(cli, trainer, start)
         logger = trainer.logger  # and not `trainer.log_dir`, which waits for all processes
         events = Path(logger.log_dir) if isinstance(logger, TensorBoardLogger) else None
         say_what_is_next(folder, "digitlab", events)
 
 
 @contextmanager
-def training_in(folder: Path, last: Path) -> Iterator[None]:
-    """Train in the `with` block: bad input leaves no folder, Ctrl-C says what is left."""
+def released_if_refused(folder: Path, new: bool = True) -> Iterator[None]:
+    """Leave no folder where the input of a new run is refused in the `with` block."""
     try:
         yield
     except BAD_INPUT:
-        release(folder)
+        if new:
+            release(folder)
         raise
-    except KeyboardInterrupt:
-        rest = f"{last} is of the last whole epoch" if last.exists() else "no epoch was finished"
-        raise KeyboardInterrupt(rest) from None
+
+
+@contextmanager
+def saying_what_is_left(folder: Path) -> Iterator[None]:
+    """Train in the `with` block; where it ends early, say what the run can go on from.
+
+    Raises:
+        Interrupted: It was asked to end.
+        RunError: It cannot go on.
+    """
+    try:
+        yield
+    except (Interrupted, FloatingPointError, RunError) as error:
+        last = folder / runs.CHECKPOINTS["torch"]["last"]
+        rest = f"{last} is of an earlier step" if last.exists() else "nothing was saved"
+        if isinstance(error, FloatingPointError):
+            raise RunError(f"{error}; {rest}") from error
+        go_on = f"digitlab fit --run {folder} goes on"
+        if isinstance(error, RunError):
+            raise RunError(f"{error}; {rest}, {go_on}") from error
+        if error.number == signal.SIGUSR1:
+            go_on = requeue()
+        raise Interrupted(error.number, f"{error.rest or rest}; {go_on}") from None
 
 
 def say_what_is_next(folder: Path, program: str, events: Path | None) -> None:
@@ -127,14 +214,32 @@ def say_what_is_next(folder: Path, program: str, events: Path | None) -> None:
         print(f"  tensorboard --logdir {events}")
 
 
-def _fit(cli: FitCLI, trainer: Trainer) -> None:
+def _fit(cli: FitCLI, trainer: Trainer, start: Start) -> None:
+    signals = StopSignals(trainer)
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, LastCheckpoint):
+            callback.signals = signals
     try:
-        with ctrl_c_raises(trainer):
-            trainer.fit(cli.model, cli.datamodule)
+        with signals.handled():
+            trainer.fit(cli.model, cli.datamodule, ckpt_path=start.checkpoint)
+    except OSError as error:  # a full disk, say
+        raise RunError(f"training failed after {trainer.global_step} steps: {error}") from error
     except BAD_INPUT as error:
-        if trainer.global_step == 0:
+        if trainer.global_step in (0, start.step):
             raise  # a setting that Lightning or a callback checks only now
         raise RuntimeError(f"training failed after {trainer.global_step} steps") from error
+    except Interrupted as interrupt:
+        launcher = trainer.strategy.launcher
+        if launcher and not interrupt.rest:  # the other processes do not know
+            launcher.kill(signal.SIGTERM)
+        if trainer.is_global_zero:
+            raise
+        # Lightning would take another code of a process that it has started for a failure.
+        started_here = (
+            isinstance(launcher, _SubprocessScriptLauncher)
+            and not launcher.cluster_environment.creates_processes_externally
+        )
+        raise SystemExit(0 if started_here else interrupt.exit_code) from None
 
 
 def check_settings(cli: FitCLI) -> None:
@@ -144,6 +249,8 @@ def check_settings(cli: FitCLI) -> None:
             raise ValueError(f"trainer.{name} is 0: leave at least one step to train")
     default = Path(cli.config_files[0]).stem if cli.config_files else type(cli.model).__name__
     cli.config.name = cli.config.name or default.lower()
+    if cli.config.run:
+        raise ValueError(f"run is {cli.config.run}: only digitlab fit goes on with a run")
     if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", cli.config.name):
         raise ValueError(
             f"name is {cli.config.name}: give a part of a folder's name, without a slash or a space"
@@ -168,51 +275,6 @@ def check_together(model: Classifier, data: ImageDataModule) -> None:
             f"{type(model).__name__} gives logits {tuple(logits.shape)} for an image: {data.name} "
             f"has {classes} classes, so give (1, {classes}), by --model.num_classes {classes}"
         )
-
-
-def _make_trainer(
-    cli: RunCLI, folder: Path, stopwatch: Stopwatch, weights: dict[str, str] | None
-) -> Trainer:
-    settings = cli.config.trainer
-    history = History(folder / "history.csv")
-    callbacks: list[Callback] = [
-        stopwatch,
-        history,
-        Console(history),
-        Figures(folder, history),
-        Results(folder, stopwatch, weights),
-    ]
-    if settings.enable_checkpointing is not False:
-        callbacks += _checkpoints(folder / "checkpoints", settings.limit_val_batches != 0)
-    if settings.logger not in (None, True):
-        return cli.instantiate_trainer(*callbacks)  # with the user's own logger, or none
-    return cli.instantiate_trainer(*callbacks, logger=make_logger(folder))
-
-
-def make_logger(folder: Path) -> TensorBoardLogger:
-    """Make the logger that writes a run's events into its folder."""
-    # `Results` logs the hyper-parameters when there are metrics to show beside them; Lightning's
-    # default is a placeholder of -1.
-    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-    # Lightning writes hyper-parameters to this file unless it exists, as this one does by then.
-    logger.NAME_HPARAMS_FILE = "config.yaml"
-    return logger
-
-
-def _checkpoints(folder: Path, validated: bool) -> list[Callback]:
-    # Without the version counter a checkpoint takes its predecessor's name and place.
-    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
-    last = StepCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
-    if not validated:
-        return [last]
-    best = StepCheckpoint(
-        filename="best",
-        monitor="val/accuracy",
-        mode="max",
-        save_on_train_epoch_end=False,  # but after each validation
-        **common,
-    )
-    return [last, best]
 
 
 def describe(cli: RunCLI, device: str, precision: str, kind: str = "") -> str:

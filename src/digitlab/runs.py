@@ -1,8 +1,8 @@
 """Run folders: `runs/<name>/version_N` with all that a run was and gave.
 
-config.yaml, checkpoints/last.ckpt and best.ckpt, TensorBoard events, history.csv, metrics.json,
-samples.png, curves.png; each later command adds its own config, such as test.yaml. A Keras run has
-model.keras and checkpoints/best.keras instead of the two checkpoints.
+config.yaml, checkpoints (last.ckpt, previous.ckpt, best.ckpt), TensorBoard events, history.csv,
+metrics.json, samples.png, curves.png; each later command adds its own config, such as test.yaml. A
+Keras run has model.keras and checkpoints/best.keras instead of the others.
 """
 
 import csv
@@ -16,12 +16,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 Framework = Literal["torch", "keras"]
 CHECKPOINTS: dict[Framework, dict[str, str]] = {
-    "torch": {"last": "checkpoints/last.ckpt", "best": "checkpoints/best.ckpt"},
+    "torch": {
+        "last": "checkpoints/last.ckpt",
+        "best": "checkpoints/best.ckpt",
+        "previous": "checkpoints/previous.ckpt",
+    },
     "keras": {"last": "model.keras", "best": "checkpoints/best.keras"},
 }
-"""Where in a run folder each framework's trained models are."""
+"""Where in a run folder each framework's trained models are; `previous` was `last` before it."""
 
 _COMMANDS: dict[Framework, tuple[str, str]] = {
     "torch": ("PyTorch", "digitlab"),
@@ -42,6 +48,27 @@ def claim(root: Path, name: str) -> Path:
             number += 1
         else:
             return folder
+
+
+class RunError(Exception):
+    """A run that ended before its end, in a sentence that says why and what is left of it."""
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Train in a folder, in the `with` block, as the only process that does.
+
+    Raises:
+        ValueError: Another process trains there.
+    """
+    try:
+        # The system releases it when a process ends, in whatever way.
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(
+            f"{folder} is being trained by another process: wait for its end, or stop it"
+        ) from error
 
 
 def release(folder: Path) -> None:
@@ -106,20 +133,37 @@ def find_checkpoint(folder: Path, checkpoint: str, framework: Framework = "torch
 def whole(path: Path) -> Iterator[Path]:
     """Give a path, of the same suffix, to write a file at, which takes its place when it is whole.
 
-    A crash leaves the old file or the new one, never a part.
+    A crash, of the machine too, or a full disk leaves the old file or the new one, never a part.
     """
     beside = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield beside
+        _write_through(beside)  # or a machine that fails now may rename a file that is empty
         os.replace(beside, path)
+        _write_through(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _write_through(path: Path) -> None:
+    """Make sure that a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     with whole(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """Write a matplotlib figure whole or not at all."""
+    with whole(path) as beside:
+        figure.savefig(beside)
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -1,12 +1,14 @@
 """Loss and accuracy over a set of images, exact whatever the sizes of its batches."""
 
-from typing import Self, TypedDict
+import math
+from typing import Any, Self, TypedDict
 
 import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
-_AT_ONCE = 32  # batches whose predictions are compared with their labels together
+AT_ONCE = 32
+"""Batches whose predictions are compared with their labels, or losses checked, together."""
 
 
 class Score(TypedDict):
@@ -52,6 +54,7 @@ class Sums:
         self.loss = torch.zeros((), dtype=dtype, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
         self._waiting: list[tuple[Tensor, Tensor]] = []  # logits and labels to be compared
+        self._unchecked: list[Tensor] = []  # losses
         self.n = 0
         self._window_start = (self.loss.clone(), self._correct.clone(), 0)
 
@@ -63,11 +66,25 @@ class Sums:
             logits: `(N, num_classes)`, any float dtype.
             labels: int64 `(N,)`.
         """
-        self.loss.add_(loss.detach(), alpha=len(labels))
+        loss = loss.detach()
+        self.loss.add_(loss, alpha=len(labels))
+        self._unchecked.append(loss)
         self._waiting.append((logits.detach(), labels))
-        if len(self._waiting) == _AT_ONCE:
+        if len(self._waiting) == AT_ONCE:
             self._compare()
         self.n += len(labels)
+
+    def not_finite(self) -> tuple[int, float] | None:
+        """Find the first loss since the last call of this that is infinite or no number.
+
+        Returns:
+            How many batches ago it was, 0 for the last, and the loss.
+        """
+        losses: list[float] = torch.stack(self._unchecked).tolist() if self._unchecked else []
+        self._unchecked.clear()
+        found = (i for i, loss in enumerate(losses) if not math.isfinite(loss))
+        first = next(found, None)
+        return None if first is None else (len(losses) - 1 - first, losses[first])
 
     @property
     def correct(self) -> Tensor:
@@ -80,6 +97,24 @@ class Sums:
             logits, labels = (torch.cat(tensors) for tensors in zip(*self._waiting, strict=True))
             self._correct.add_((logits.argmax(1) == labels).sum())
             self._waiting.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the sums so far, on the CPU."""
+        start = self._window_start
+        return {
+            "loss": self.loss.cpu(),
+            "correct": self.correct.cpu(),
+            "n": self.n,
+            "window_start": (start[0].cpu(), start[1].cpu(), start[2]),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the sums that `state_dict` gave."""
+        device = self.loss.device
+        self.loss, self._correct = state["loss"].to(device), state["correct"].to(device)
+        self.n = state["n"]
+        loss, correct, n = state["window_start"]
+        self._window_start = (loss.to(device), correct.to(device), n)
 
     def window(self) -> tuple[Tensor, Tensor]:
         """Give mean loss and accuracy, scalars on the device, since the last call of this."""

@@ -5,9 +5,9 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from digitlab import checkpoints
 from digitlab.classifier import Classifier
 
 
@@ -43,23 +43,12 @@ def sha256(path: Path) -> str:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a file's weights and, where it has them, the settings of the model that they are of."""
-    if not path.is_file():
-        raise ValueError(
-            f"there is no checkpoint {path}: train the run that it belongs to, or name another"
-        )
-    if path.suffix in (".keras", ".h5"):
+    if path.is_file() and path.suffix in (".keras", ".h5"):
         raise ValueError(
             f"{path} is a Keras model: make a run of it, digitlab convert {path} RUN_DIR --config "
             "CONFIG, and give its checkpoints/last.ckpt"
         )
-    with path.open("rb") as file:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged byte can lead the unpickler anywhere
-            raise ValueError(
-                f"{path} is damaged or no checkpoint of plain tensors: give one that loads with "
-                "torch.load(..., weights_only=True)"
-            ) from error
+    content = checkpoints.read(path)
     settings: dict[str, Any] = {}
     if isinstance(content, dict) and "state_dict" in content:
         settings = content.get("hyper_parameters") or {}

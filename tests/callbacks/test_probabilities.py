@@ -37,7 +37,7 @@ def test_every_class_has_its_mean_probability_every_n_steps() -> None:
     logger = Recording()
     fit(None, ClassProbabilities(3), Reference(), logger=logger, max_epochs=2, log_every_n_steps=7)
     recorded = probabilities(logger)
-    assert [step for step, _ in recorded] == [3, 6, 9, 12]
+    assert [step for step, _ in recorded] == [2, 5, 8, 11]  # counted from 0
     ours = torch.tensor([values for _, values in recorded])
     torch.testing.assert_close(ours, torch.tensor(Reference.means))
     torch.testing.assert_close(ours.sum(1), torch.ones(4))
@@ -59,7 +59,7 @@ def test_of_a_block_the_last_batch_is_recorded() -> None:
     logger, model = Recording(), small_mlp(steps_per_execution=4)
     fit(model, ClassProbabilities(3), Reference(), logger=logger, max_epochs=2)
     recorded = probabilities(logger)
-    assert [step for step, _ in recorded] == [4, 7, 11, 14]  # every block passes a multiple of 3
+    assert [step for step, _ in recorded] == [3, 6, 10, 13]  # every block passes a multiple of 3
     ours = torch.tensor([values for _, values in recorded])
     torch.testing.assert_close(ours, torch.stack(Reference.means))
 
@@ -119,4 +119,4 @@ def test_under_accumulation_a_step_is_recorded_once() -> None:
         "log_every_n_steps": 7,
     }
     fit(None, ClassProbabilities(1), logger=logger, **options)
-    assert [step for step, _ in probabilities(logger)] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in probabilities(logger)] == [0, 1, 2, 3, 4, 5]

@@ -221,11 +221,14 @@ def test_a_loader_resumed_at_a_block_goes_on_with_the_next() -> None:
     assert rest.tolist() == stopped.sampler.indices()[16:].tolist()
 
 
-def test_a_position_inside_a_block_is_refused() -> None:
-    stopped = in_blocks(4, left=3)
-    next(iter(stopped))
-    with pytest.raises(ValueError, match="is of batch 3, inside a block of 4, where max_steps"):
-        in_blocks(4).load_state_dict(stopped.state_dict())
+def test_a_block_that_was_cut_short_is_followed_by_its_rest() -> None:
+    stopped, again = in_blocks(4, left=3), in_blocks(4)
+    (first,) = (next(iter(stopped)),)
+    again.load_state_dict(stopped.state_dict())
+    whole = list(in_blocks(4))
+    rest, *others = again
+    assert torch.equal(torch.cat([first.labels, rest.labels]), whole[0].labels)
+    assert [block.labels.tolist() for block in others] == [b.labels.tolist() for b in whole[1:]]
 
 
 @pytest.mark.parametrize("left", [0, -5])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from digitlab.callbacks.history import History, Row
 from digitlab.data import ImageDataModule
 from digitlab.data.loader import run_seed
+from digitlab.runs import write_figure
 
 
 class Figures(Callback):
@@ -29,12 +30,12 @@ class Figures(Callback):
         """Draw random training images."""
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         if trainer.is_global_zero and isinstance(data, ImageDataModule):
-            draw_samples(data).savefig(self.folder / "samples.png")
+            write_figure(self.folder / "samples.png", draw_samples(data))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the curves."""
         if trainer.is_global_zero and self.history.rows:
-            draw_curves(self.history.rows).savefig(self.folder / "curves.png")
+            write_figure(self.folder / "curves.png", draw_curves(self.history.rows))
 
 
 def draw_samples(data: ImageDataModule) -> Figure:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -30,16 +31,36 @@ class History(Callback):
         self._started = 0.0
         self._learning_rate: float | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give the rows, and what is known of the one under way, for a checkpoint."""
+        return {
+            "rows": self.rows,
+            "validation": self._validation,
+            "learning_rate": self._learning_rate,
+            "seconds": perf_counter() - self._started,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint: after an epoch, or inside one, whose start was before."""
+        self.rows = state_dict["rows"]
+        self._validation = state_dict["validation"]
+        self._learning_rate = state_dict["learning_rate"]
+        self._started = perf_counter() - state_dict["seconds"]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start a row: a run that goes on inside an epoch does not start that epoch."""
-        self.on_train_epoch_start(trainer, pl_module)
+        """Take back the rows of what is trained again."""
+        if self._learning_rate is None:  # no checkpoint has told of the epoch's start
+            self.on_train_epoch_start(trainer, pl_module)
+        if self.path.exists() and self.rows and trainer.is_global_zero:
+            write_csv(self.path, self.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start an epoch's row."""
         self._validation = None
         self._started = perf_counter()
         # A scheduler has set the next epoch's by this one's end.
-        self._learning_rate = trainer.optimizers[0].param_groups[0].get("lr")
+        rate = trainer.optimizers[0].param_groups[0].get("lr")
+        self._learning_rate = None if rate is None else float(rate)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the latest validation of the epoch."""

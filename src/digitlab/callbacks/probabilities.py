@@ -56,7 +56,8 @@ class ClassProbabilities(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         names = getattr(data, "class_names", range(len(probabilities)))
         for logger in trainer.loggers:
-            logger.log_metrics(probability_scalars(names, probabilities), step=step)
+            # A step's number on this axis is from 0, as Lightning's are.
+            logger.log_metrics(probability_scalars(names, probabilities), step=step - 1)
 
 
 def probability_scalars(names: Iterable[object], probabilities: Tensor) -> dict[str, float]:

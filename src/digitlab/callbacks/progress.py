@@ -81,6 +81,11 @@ class ProgressBar(LightningProgressBar):
     def _open(self, description: str, batches: int | float) -> None:
         self._bar = Bar(description, batches, self._enabled)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open a bar for the rest of an epoch, whose start does not come again."""
+        if trainer.fit_loop.restarted_mid_epoch:
+            self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the epoch's bar."""
         total = self.total_train_batches

@@ -47,6 +47,14 @@ class Results(Callback):
         self.stopwatch = stopwatch
         self.weights = weights
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a run that goes on would not know, for a checkpoint."""
+        return {"weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it from a checkpoint."""
+        self.weights = state_dict["weights"]
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate, print and write."""
         assert isinstance(pl_module, Classifier)
@@ -70,8 +78,11 @@ class Results(Callback):
             "device": describe_device(trainer.strategy.root_device),
             **({"weights": self.weights} if self.weights else {}),
         }
-        update_metrics(self.folder, metrics)
-        log_hyperparameters(trainer.loggers, metrics, pl_module, data, trainer.optimizers[0])
+        optimizer, step = trainer.optimizers[0], trainer.global_step - 1
+        log_hyperparameters(trainer.loggers, metrics, pl_module, data, optimizer, step)
+        for logger in trainer.loggers:
+            logger.save()
+        update_metrics(self.folder, metrics)  # last: with this a run is finished
         print(describe_end(train, data.validation_split, other, self.stopwatch))
 
 
@@ -134,8 +145,9 @@ def log_hyperparameters(
     model: Classifier,
     data: ImageDataModule,
     optimizer: torch.optim.Optimizer,
+    step: int,
 ) -> None:
-    """Log what a run was made with beside what it gave, for TensorBoard's HPARAMS."""
+    """Log what a run was made with beside what it gave after `step`, for TensorBoard's HPARAMS."""
     parameters = {
         **{name: metrics[name] for name in ("framework", "model", "dataset", "seed")},
         "optimizer": type(optimizer).__name__,
@@ -147,4 +159,4 @@ def log_hyperparameters(
     figures = {f"hparams/val_{name}": held_out[name] for name in ("accuracy", "loss")}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(parameters, figures)
+            logger.log_hyperparams(parameters, figures, step)

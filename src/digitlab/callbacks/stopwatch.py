@@ -28,6 +28,21 @@ class Stopwatch(Callback):
         yield
         self.seconds[phase] += perf_counter() - started
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give what was measured so far, for a checkpoint."""
+        running = {} if self._started is None else {"training": perf_counter() - self._started}
+        seconds = {
+            phase: self.seconds.get(phase, 0.0) + running.get(phase, 0.0)
+            for phase in (*self.seconds, *running)
+        }
+        return {"seconds": seconds, "images": self.images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint; what this process has measured is added."""
+        for phase, seconds in state_dict["seconds"].items():
+            self.seconds[phase] += seconds
+        self.images = state_dict["images"]
+
     def start(self) -> None:
         """Start the clock of the phases that follow each other."""
         self._started = perf_counter()

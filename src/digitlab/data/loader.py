@@ -158,7 +158,9 @@ class ImageLoader:
         indices = torch.from_numpy(self.sampler.indices()).to(self._labels.device)
         batches = self.batches
         steps_left = self._steps_left
-        while (count := int(min(self.steps_per_execution, batches - first, steps_left()))) > 0:
+        size = self.steps_per_execution
+        # A block that `max_steps` cut short is followed by its rest.
+        while (count := int(min(size - first % size, batches - first, steps_left()))) > 0:
             end = first + count
             # Counted before `yield`, so that a checkpoint written in this step includes its batch.
             self._served = (epoch, end)
@@ -188,7 +190,7 @@ class ImageLoader:
 
         Raises:
             ValueError: The position is that of another order: other images, seed, batch size or
-                number of processes; or it lies inside a block.
+                number of processes.
         """
         for name, ours in self._meaning().items():
             if state[name] != ours:
@@ -196,12 +198,6 @@ class ImageLoader:
                     f"{name} is {ours}, but the checkpoint was written with {name} {state[name]}: "
                     "resume with that value, or start a new run from its weights"
                 )
-        if state["batches"] % self.steps_per_execution and state["batches"] < self.batches:
-            raise ValueError(
-                f"the checkpoint is of batch {state['batches']}, inside a block of "
-                f"{self.steps_per_execution}, where max_steps ended the run: start a new run from "
-                "its weights"
-            )
         self.sampler.set_epoch(state["epoch"])
         self._served = (state["epoch"], state["batches"])
         self._resuming = True

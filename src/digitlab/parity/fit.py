@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from digitlab import runs
 from digitlab.arguments import BAD_INPUT
+from digitlab.assembly import make_logger
 from digitlab.callbacks import Stopwatch
 from digitlab.callbacks.console import tabulate_layers
 from digitlab.callbacks.figures import draw_curves, draw_samples
@@ -24,9 +25,8 @@ from digitlab.fit import (
     check_together,
     claim,
     describe,
-    make_logger,
+    released_if_refused,
     say_what_is_next,
-    training_in,
 )
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
 from digitlab.parity.network import KerasNetwork, load_initial_weights
@@ -113,7 +113,7 @@ def _run(
     runs.write_text(folder / "config.yaml", cli.dump())
     print(describe(cli, device, settings.precision, "'s Keras twin"))
     print(_describe_layers(keras_model), flush=True)
-    draw_samples(cli.datamodule).savefig(folder / "samples.png")
+    runs.write_figure(folder / "samples.png", draw_samples(cli.datamodule))
     logger = make_logger(folder) if settings.logs else None
     recorder = Recorder(
         folder,
@@ -127,17 +127,21 @@ def _run(
         cli.datamodule.batch_size,
     )
     last = folder / runs.CHECKPOINTS["keras"]["last"]
-    with training_in(folder, last), keras_dtype(settings.policy):
+    with released_if_refused(folder), keras_dtype(settings.policy):
         try:
             _fit(cli, keras_model, recorder)
         except BAD_INPUT as error:
             if recorder.step == 0:
                 raise
             raise RuntimeError(f"training failed after {recorder.step} steps") from error
+        except KeyboardInterrupt:
+            rest = f"{last} is of the last whole epoch" if last.exists() else "nothing was saved"
+            raise KeyboardInterrupt(rest) from None
     metrics = _measure(cli, recorder)
     runs.update_metrics(folder, metrics | {"device": device})
     if logger:
-        log_hyperparameters([logger], metrics, cli.model, cli.datamodule, schedule.optimizer)
+        optimizer, step = schedule.optimizer, recorder.step - 1
+        log_hyperparameters([logger], metrics, cli.model, cli.datamodule, optimizer, step)
         logger.finalize("success")
     say_what_is_next(folder, "digitlab keras", folder if logger else None)
 
@@ -201,7 +205,7 @@ def _measure(cli: KerasFitCLI, recorder: Recorder) -> dict[str, Any]:
         train = measured.evaluate(data.train_eval_dataloader())
         other = measured.evaluate(data.val_dataloader())
     if recorder.rows:
-        draw_curves(recorder.rows).savefig(recorder.folder / "curves.png")
+        runs.write_figure(recorder.folder / "curves.png", draw_curves(recorder.rows))
     print(describe_end(train, data.validation_split, other, recorder.stopwatch))
     weights = cli.config.weights
     return {

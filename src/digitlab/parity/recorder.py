@@ -230,5 +230,5 @@ class ProbabilityRecorder:
         images = torch.from_numpy(self.images[chosen]).permute(0, 3, 1, 2)
         probabilities = KerasNetwork(recorder.keras_model)(images).softmax(1).mean(0)
         recorder.logger.log_metrics(
-            probability_scalars(self.class_names, probabilities), step=recorder.step
+            probability_scalars(self.class_names, probabilities), step=recorder.step - 1
         )

@@ -75,7 +75,7 @@ def _work(grid: Grid, seeds: Sequence[int], workers: int, threads: int) -> int:
 def _write_report(folder: Path) -> None:
     tables = read_explain(folder)
     measured = read_measured(folder)
-    draw_effects(measured).savefig(folder / "effects.png")
+    runs.write_figure(folder / "effects.png", draw_effects(measured))
     text = "\n\n".join(tables.values())
     print(f"\n{text}\n\nWritten to {folder / 'tables.md'} and {folder / 'effects.png'}")
     title = f"# From {measured.first} to {measured.second}"

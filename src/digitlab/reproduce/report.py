@@ -45,8 +45,7 @@ def write_report(
     runs.write_text(out / "tables.md", text + "\n")
     draw = {"published": plots.draw_published, "curves": plots.draw_curves, "gap": plots.draw_gap}
     for name, figure in draw.items():
-        with runs.whole(out / f"{name}.png") as beside:
-            figure(rows, measured).savefig(beside)
+        runs.write_figure(out / f"{name}.png", figure(rows, measured))
     for page, page_text in filled.items():
         runs.write_text(page, page_text)
     written = [out / "tables.md", *(out / f"{name}.png" for name in draw), *pages]

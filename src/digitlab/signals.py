@@ -1,0 +1,106 @@
+"""Signals that ask a run to end: obeyed after the step in hand while training, else at once."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import current_thread, main_thread
+from types import FrameType
+
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Trainer
+
+from digitlab.processes import agree
+
+
+class Interrupted(BaseException):
+    """The run was asked to end, and ends now.
+
+    No `Exception`, as it is no error; no `KeyboardInterrupt`, which Lightning turns into exit 1.
+
+    Args:
+        number: The signal's number.
+        rest: What is left, in words.
+    """
+
+    def __init__(self, number: int, rest: str = "") -> None:
+        super().__init__(number, rest)
+        self.number = number
+        self.rest = rest
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell shows of a program that the signal ended: 130 for Ctrl-C, 143 for TERM."""
+        return 128 + self.number
+
+    def __str__(self) -> str:
+        name = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
+        return f"interrupted by {name}" + (f": {self.rest}" if self.rest else "")
+
+
+class StopSignals:
+    """Ctrl-C, SIGTERM and, under SLURM, SIGUSR1, while a trainer runs.
+
+    Args:
+        trainer: Its own handlers are left out: they save inside the handler, in mid-step, and end
+            with exit code 0 or 1.
+
+    Attributes:
+        deferring: Whether a signal waits until somebody asks for it with `received`. Otherwise it
+            raises `Interrupted` at once, as a second Ctrl-C always does.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.deferring = False
+        self._number = 0
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle the signals in the `with` block.
+
+        Raises:
+            Interrupted: A signal came.
+        """
+        if current_thread() is not main_thread():  # Python's rule
+            yield
+            return
+        self.trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if SLURMEnvironment.detect():
+            numbers.append(signal.SIGUSR1)  # as in `sbatch --signal=USR1@90`
+        before = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again = bool(self._number)
+        self._number = number
+        if not self.deferring or (again and number == signal.SIGINT):
+            raise Interrupted(number)
+        if not again and self.trainer.is_global_zero:
+            # Not `print`, which may be what the signal interrupted.
+            os.write(sys.stderr.fileno(), b"\nstopping after this step; Ctrl-C stops at once\n")
+
+    def received(self) -> int:
+        """Give the number of a signal that came to any process, 0 for none.
+
+        To be called by all processes or none.
+        """
+        return agree(self.trainer, self._number)
+
+
+def requeue() -> str:
+    """Ask SLURM to start this job again, and say what came of it."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"SLURM did not requeue job {job} ({error})"
+    return f"SLURM starts job {job} again"

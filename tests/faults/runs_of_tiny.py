@@ -1,0 +1,93 @@
+"""Command lines of short runs, and how they are killed."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from digitlab.classifier import Classifier
+from tests.faults.victims import SIGKILLED, kill_self, run
+
+STEPS = 25  # in an epoch: 200 images in batches of 8
+MLP = "MLP --model.hidden_features [16] --model.dropout 0.3"
+BLOCKS = "--model.steps_per_execution 4"
+
+
+def fit(model: str, place: Path, epochs: int = 3) -> list[str]:
+    """Trains a model, with options behind its name, on the tiny data; saves every 4 steps."""
+    data = "--data tests.tiny.TinyDataModule --data.batch_size 8"
+    trainer = f"--trainer.accelerator cpu --trainer.max_epochs {epochs}"
+    often = "--trainer.log_every_n_steps 3 --checkpoint_every_n_steps 4"
+    where = ["--trainer.default_root_dir", str(place), "--name", "run"]
+    return ["fit", *where, *f"{data} {trainer} {often} --model {model}".split()]
+
+
+def folder_of(place: Path) -> Path:
+    """The only run folder below a place."""
+    (folder,) = place.glob("*/version_*")
+    return folder
+
+
+def log_of(place: Path) -> Path:
+    place.mkdir(parents=True, exist_ok=True)
+    return place / "log"
+
+
+def left_alone(command: list[str], place: Path) -> Path:
+    """Runs a command to its end, and gives its run folder."""
+    log = log_of(place)
+    assert run(command, log) == 0, log.read_text("utf-8")
+    return folder_of(place)
+
+
+def go_on(folder: Path, *options: str) -> str:
+    """Goes on with a run to its end, and gives what it said."""
+    log = folder / "log"
+    assert run(["fit", "--run", str(folder), *options], log) == 0, log.read_text("utf-8")
+    said = log.read_text("utf-8")
+    log.unlink()
+    return said
+
+
+def refused(folder: Path, *options: str) -> str:
+    """Asks for what is no good, and gives the one line that is the answer."""
+    log = folder / "log"
+    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    assert run(["fit", "--run", str(folder), *options], log) == 2, log.read_text("utf-8")
+    said = log.read_text("utf-8").splitlines()
+    log.unlink()
+    after = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    assert before == after
+    assert len(said) == 1, said
+    return said[0].removeprefix("digitlab: error: ")
+
+
+def kill_before_step(step: int) -> None:
+    """A fault: the process is killed when it is about to make its `step`-th optimizer step."""
+    made, original = 0, Classifier.on_before_optimizer_step
+
+    def count(self: Classifier, optimizer: Any) -> None:
+        nonlocal made
+        made += 1
+        if made == step:
+            kill_self()
+        original(self, optimizer)
+
+    Classifier.on_before_optimizer_step = count  # type: ignore[method-assign]
+
+
+def killed(command: list[str], place: Path, fault: Any) -> Path:
+    """Runs a command that a fault kills, and gives its run folder."""
+    log = log_of(place)
+    assert run(command, log, fault) == SIGKILLED, log.read_text("utf-8")
+    return folder_of(place)
+
+
+def killed_again(folder: Path, fault: Any) -> None:
+    """Goes on with a run, and a fault kills it."""
+    log = folder / "log"
+    assert run(["fit", "--run", str(folder)], log, fault) == SIGKILLED, log.read_text("utf-8")
+    log.unlink()
+
+
+def kill_before(*steps: int) -> list[Any]:
+    return [partial(kill_before_step, step) for step in steps]

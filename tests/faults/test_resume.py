@@ -1,0 +1,72 @@
+"""A run that is killed and goes on ends, bit for bit, where one that was left alone does."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs_of_tiny import (
+    BLOCKS,
+    MLP,
+    fit,
+    go_on,
+    kill_before,
+    killed,
+    killed_again,
+    left_alone,
+)
+from tests.faults.victims import differences, scalars
+
+BY_STEP = "--model.lr_scheduler StepLR --model.lr_scheduler.step_size 10"
+BY_STEP += " --model.lr_scheduler_interval step"
+BY_EPOCH = "--model.lr_scheduler CosineAnnealingLR --model.lr_scheduler.T_max 3"
+PLATEAU = "--model.lr_scheduler torch.optim.lr_scheduler.ReduceLROnPlateau"
+PLATEAU += " --model.lr_scheduler.patience 0 --model.lr_scheduler.threshold 0.9"
+STOPPING = "--trainer.callbacks EarlyStopping --trainer.callbacks.monitor val/loss"
+STOPPING += " --trainer.callbacks.patience 0 --trainer.callbacks.min_delta 0.5"
+PROBABILITIES = "--trainer.callbacks ClassProbabilities --trainer.callbacks.every_n_steps 5"
+SGD = "--model.optimizer SGD --model.optimizer.lr 0.01 --model.optimizer.momentum 0.9"
+RUNS = {
+    "no dropout": "LinearClassifier",
+    "dropout": MLP,
+    "dropout, blocks": f"{MLP} {BLOCKS}",
+    "dropout in evaluation, blocks": f"{MLP} {BLOCKS} --model.dropout_in_evaluation true",
+    "bf16": f"{MLP} --trainer.precision bf16-mixed",
+    "bf16, blocks": f"{MLP} {BLOCKS} --trainer.precision bf16-mixed",
+    "momentum": f"{MLP} {SGD}",
+    "schedule by step": f"{MLP} {BY_STEP}",
+    "schedule by step, blocks": f"{MLP} {BLOCKS} {BY_STEP}",
+    "schedule by epoch": f"{MLP} {BY_EPOCH}",
+    "schedule by epoch, blocks": f"{MLP} {BLOCKS} {BY_EPOCH}",
+    "plateau": f"{MLP} {PLATEAU}",
+    "plateau, blocks": f"{MLP} {BLOCKS} {PLATEAU}",
+    "accumulated gradients": f"{MLP} --trainer.accumulate_grad_batches 2",
+    "validation inside epochs": f"{MLP} --trainer.val_check_interval 0.3",
+    "validation by batches": f"{MLP} --trainer.val_check_interval 8",
+    "validation every second epoch": f"{MLP} {BLOCKS} --trainer.check_val_every_n_epoch 2",
+    "hold-out": f"{MLP} {BLOCKS} --data.validation_size 50",
+    "no validation": f"{MLP} {BLOCKS} --trainer.limit_val_batches 0",
+    "part of the epoch": f"{MLP} {BLOCKS} --trainer.limit_train_batches 18",
+    "max_steps": f"{MLP} --trainer.max_steps 60",
+    "max_steps inside a block": f"{MLP} {BLOCKS} --trainer.max_steps 62",
+    "max_steps at an epoch's end": f"{MLP} {BLOCKS} --trainer.max_steps 50",
+    "early stopping": f"{MLP} {BLOCKS} {STOPPING}",
+    "another callback": f"{MLP} {BLOCKS} {PROBABILITIES}",
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_that_was_killed_three_times_ends_where_one_left_alone_does(
+    tmp_path: Path, run: str
+) -> None:
+    command = RUNS[run]
+    alone = left_alone(fit(command, tmp_path / "alone"), tmp_path / "alone")
+    # The second death is in the second epoch, the third before anything is saved anew.
+    first, second, third = kill_before(11, 23, 3)
+    folder = killed(fit(command, tmp_path / "killed"), tmp_path / "killed", first)
+    killed_again(folder, second)
+    killed_again(folder, third)
+    assert "Going on from" in go_on(folder)
+    assert differences(folder, alone) == []
+    for tag, curve in scalars(folder).items():
+        steps = [step for step, _ in curve]
+        assert steps == sorted(set(steps)) or tag == "epoch"  # which stands beside every record
