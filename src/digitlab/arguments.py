@@ -132,10 +132,33 @@ def _check_config(path: str) -> None:
         raise ValueError(f"there is no file {path}: give the path of a config")
     try:
         settings = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ValueError(f"{path} is no valid YAML: it is nested too deeply") from error
+    # PyYAML's own conversions fail in many ways, such as that of `!!int` without a number.
+    except Exception as error:
         raise ValueError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} has no settings: write them as `name: value`")
+    if _is_endless(settings):
+        raise ValueError(f"{path} has more than 10,000 values: does an alias contain itself?")
+    if "config" in settings:
+        raise ValueError(f"{path} sets config: name further configs by --config")
+    if settings.get("trainer", {}) is None:
+        raise ValueError(f"{path} sets trainer to null: leave it out, or give it settings")
+
+
+def _is_endless(settings: Any) -> bool:
+    """Say whether there are too many values, as where an alias contains itself."""
+    left = [settings]
+    for _ in range(10_000):
+        if not left:
+            return False
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return True
 
 
 def split_off(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:

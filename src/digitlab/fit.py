@@ -1,6 +1,5 @@
 """`digitlab fit`: train a network, in a run folder of its own."""
 
-import os
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -9,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from digitlab import runs, unsupported
 from digitlab.arguments import BAD_INPUT, RunCLI, split_off
@@ -22,6 +21,8 @@ from digitlab.callbacks import LastCheckpoint, Stopwatch
 from digitlab.callbacks.results import describe_device
 from digitlab.classifier import Classifier
 from digitlab.data import ImageDataModule
+from digitlab.launch import started_here, together
+from digitlab.processes import is_first_process
 from digitlab.resume import Start, find_start, note_job, requeued
 from digitlab.runs import RunError
 from digitlab.signals import Interrupted, StopSignals, requeue
@@ -133,12 +134,6 @@ def read_options(command: str, options: list[str]) -> tuple[FitCLI, Path | None]
     return cli, folder
 
 
-def is_first_process() -> bool:
-    """Say whether this process is the one that writes a run's files, before there is a trainer."""
-    rank: int = rank_zero_only.rank  # type: ignore[attr-defined]  # set when it was imported
-    return rank == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
-
-
 def claim(cli: FitCLI, suffix: str = "") -> Path:
     """Claim a run folder in the first process; no other writes, so that a name does for it."""
     root, name = Path(cli.config.trainer.default_root_dir), run_name(cli) + suffix
@@ -220,7 +215,7 @@ def _fit(cli: FitCLI, trainer: Trainer, start: Start) -> None:
         if isinstance(callback, LastCheckpoint):
             callback.signals = signals
     try:
-        with signals.handled():
+        with signals.handled(), together(trainer):
             trainer.fit(cli.model, cli.datamodule, ckpt_path=start.checkpoint)
     except OSError as error:  # a full disk, say
         raise RunError(f"training failed after {trainer.global_step} steps: {error}") from error
@@ -228,18 +223,13 @@ def _fit(cli: FitCLI, trainer: Trainer, start: Start) -> None:
         if trainer.global_step in (0, start.step):
             raise  # a setting that Lightning or a callback checks only now
         raise RuntimeError(f"training failed after {trainer.global_step} steps") from error
-    except Interrupted as interrupt:
-        launcher = trainer.strategy.launcher
-        if launcher and not interrupt.rest:  # the other processes do not know
-            launcher.kill(signal.SIGTERM)
+    except (Interrupted, FloatingPointError) as end:
         if trainer.is_global_zero:
             raise
-        # Lightning would take another code of a process that it has started for a failure.
-        started_here = (
-            isinstance(launcher, _SubprocessScriptLauncher)
-            and not launcher.cluster_environment.creates_processes_externally
-        )
-        raise SystemExit(0 if started_here else interrupt.exit_code) from None
+        # The first process says it. SLURM may take another code of a process for a failure, and
+        # end the first before it has asked for a new start.
+        told = started_here() or SLURMEnvironment.detect()
+        raise SystemExit(0 if told else getattr(end, "exit_code", 1)) from None
 
 
 def check_settings(cli: FitCLI) -> None:
@@ -259,7 +249,10 @@ def check_settings(cli: FitCLI) -> None:
 
 def check_together(model: Classifier, data: ImageDataModule) -> None:
     """Check what neither the model nor the data module can check alone, before anything is made."""
-    model.configure_optimizers()  # whose settings nothing has checked yet
+    try:
+        model.configure_optimizers()  # whose settings nothing has checked yet
+    except TypeError as error:
+        raise ValueError(f"optimizer or lr_scheduler cannot be made: {error}") from error
     classes = len(data.class_names)
     model.network.eval()  # no dropout: the run's random numbers stay as they are
     try:

@@ -35,7 +35,7 @@ TRAINER += ["gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_bat
 TRAINER += ["accelerator", "strategy", "devices", "num_nodes", "deterministic", "benchmark"]
 TRAINER += ["num_sanity_val_steps", "reload_dataloaders_every_n_epochs", "plugins", "barebones"]
 KEYS = [
-    *("seed_everything", "name", "weights", "model", "data", "trainer", "unknown"),
+    *("seed_everything", "name", "config", "weights", "model", "data", "trainer", "unknown"),
     *("model.class_path", "model.init_args", "model.dict_kwargs", "data.class_path"),
     *("data.init_args", "data.unknown", "model.unknown"),
     *(f"model.init_args.{name}" for name in MODEL),
@@ -73,14 +73,7 @@ values = st.recursive(
     ),
     max_leaves=5,
 )
-NOT_NULL = ["trainer", "model.init_args.optimizer"]
-NOT_NULL += [f"model.init_args.optimizer.{name}" for name in ("lr", "init_args.lr", "class_path")]
-pairs = st.tuples(st.sampled_from(KEYS), values)
-edits = st.lists(
-    pairs.filter(lambda pair: pair[0] not in NOT_NULL or pair[1] is not None),
-    min_size=1,
-    max_size=3,
-)
+edits = st.lists(st.tuples(st.sampled_from(KEYS), values), min_size=1, max_size=3)
 
 
 def edited(changes: list[tuple[str, Any]]) -> str:
@@ -102,7 +95,10 @@ def edited(changes: list[tuple[str, Any]]) -> str:
     return text
 
 
+ALIASES = ["ab", "bc", "cd", "de", "ef", "fg", "gh", "hi"]  # nine times as many values at each
 BROKEN = [
+    *("&x {model: *x}", "model: &m {class_path: MLP, init_args: *m}", "a: &x [*x]", "[" * 3000),
+    "a: &a [x, x]\n" + "\n".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in ALIASES),
     *("", "~", "- 1", "x", "a: b: c", "[" * 100, "{a: " * 100, "a: &x 1\nb: *x"),
     *("trainer: &m {max_epochs: 1}\nmodel: *m", "a: *b", "!!python/object/apply:os.getcwd []"),
     *("model: !x MLP", "%YAML 9.9\n---\na: 1", "a: 1\n---\nb: 2", "\ta: 1", "? [1]\n: 2", "1: 2"),
@@ -118,7 +114,9 @@ BROKEN = [
     ),
 ]
 pieces = st.sampled_from(["model", "trainer", ": ", "\n", "  ", "- ", "[", "]", "{", "}", ","])
-pieces |= st.sampled_from(["*a", "'", '"', "|", ">", "#", "%", "@", "?", "<<", "\t", "---"])
+pieces |= st.sampled_from(
+    ["*a", "&a", "!!int", "'", '"', "|", ">", "#", "%", "@", "?", "<<", "\t", "---"]
+)
 raw = st.one_of(
     st.sampled_from(BROKEN).map(str.encode),
     st.lists(pieces, max_size=12).map(lambda words: "".join(words).encode()),

@@ -25,7 +25,7 @@ _TIMES = {"wall_time", "phases", "images_per_second"}
 def context() -> ForkServerContext:
     """Processes that start in no time, for they have imported all, and share nothing else."""
     forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(["digitlab.fit", "tests.tiny", "tests.faults.victims"])
+    forkserver.set_forkserver_preload(["tests.faults.warm"])
     return forkserver
 
 

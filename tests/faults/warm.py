@@ -1,0 +1,20 @@
+"""Imported once, before victims are forked: what each of them would otherwise do first, slowly."""
+
+import io
+
+import numpy as np
+
+import tests.tiny  # noqa: F401
+from digitlab import cli
+
+cli._settle_process()
+
+import torch.utils.tensorboard  # noqa: E402, F401  # after what keeps TensorFlow out of it
+from sklearn.model_selection import train_test_split  # noqa: E402, F401
+
+from digitlab.callbacks.figures import draw_curves, draw_strip  # noqa: E402
+from digitlab.fit import read_options  # noqa: E402
+
+draw_strip(np.zeros((2, 28, 28), np.uint8), ["0", "1"]).savefig(io.BytesIO())
+draw_curves([]).savefig(io.BytesIO())
+read_options("fit", ["--model", "MLP", "--data", "tests.tiny.TinyDataModule"])
