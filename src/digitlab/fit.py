@@ -155,6 +155,7 @@ def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer, start: Start) -> None:
         return
     with runs.alone(folder):
         if start.again:
+            runs.remove_halves(folder)
             print(start.describe())
         runs.write_text(folder / "config.yaml", cli.dump())
         device = describe_device(trainer.strategy.root_device)

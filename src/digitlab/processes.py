@@ -1,9 +1,17 @@
 """What the processes of a run tell each other; a run of one process has nobody to ask."""
 
+import os
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
+
+
+def is_first_process() -> bool:
+    """Say whether this process is the one that writes a run's files, before there is a trainer."""
+    # Where a node starts its processes by itself, their ranks are those on the node.
+    return not _get_rank() and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
 def agree(trainer: Trainer, number: int) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from digitlab.classifier import Classifier
-from digitlab.processes import agree
+from digitlab.processes import agree, gather
 from digitlab.scores import AT_ONCE
 
 
@@ -50,7 +50,7 @@ class FiniteLoss(Callback):
         # The sum of processes' losses is what is trained on: all stop with the one that saw it.
         if not agree(trainer, found is not None):
             return
-        ago, loss = found or (0, float("nan"))
+        ago, loss = max(filter(None, gather(trainer, found)))
         batches: int = trainer.accumulate_grad_batches
         step = trainer.global_step - ago // batches
         raise FloatingPointError(
