@@ -143,8 +143,8 @@ def _check_config(path: str) -> None:
         raise ValueError(f"{path} has more than 10,000 values: does an alias contain itself?")
     if "config" in settings:
         raise ValueError(f"{path} sets config: name further configs by --config")
-    if settings.get("trainer", {}) is None:
-        raise ValueError(f"{path} sets trainer to null: leave it out, or give it settings")
+    if not isinstance(trainer := settings.get("trainer", {}), dict):
+        raise ValueError(f"{path} sets trainer to {trainer}: leave it out, or give it settings")
 
 
 def _is_endless(settings: Any) -> bool:

@@ -267,7 +267,8 @@ class Classifier(LightningModule):
         if phase == "train":
             # Lightning would log it only after the checkpoint of the epoch's end was written: a run
             # that is killed then, and goes on from there, would never have logged it.
-            execution.log_metrics(self, metrics, self.global_step - 1)
+            # Part of an epoch, which `max_steps` ended, stands where a longer run replaces it.
+            execution.log_metrics(self, metrics, self.global_step - self.trainer.is_last_batch)
 
     def _score(self, sums: Sums) -> Score:
         return (sums.reduce(self._trainer.strategy) if self._trainer else sums).score()

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -143,6 +144,13 @@ def whole(path: Path) -> Iterator[Path]:
         _write_through(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove what `whole` was writing below a folder when its process was killed."""
+    for path in folder.rglob(".*"):
+        if re.fullmatch(r"\.\d+\..+", path.name):
+            path.unlink(missing_ok=True)
 
 
 def _write_through(path: Path) -> None:

@@ -114,7 +114,7 @@ def _set_counters(trainer: Trainer, checkpoint: dict[str, Any], repeat_epoch: bo
 
 def _put_back_the_rest(state: dict[str, Any]) -> bool:
     """Count a block of batches that was cut short, if any, as not served: its rest is to come."""
-    for loader in state.get("combined_loader", []):
+    for loader in state["state_dict"].get("combined_loader", []):
         if loader.get("batches", 0) % loader.get("steps_per_execution", 1):
             progress = state["epoch_loop.batch_progress"]
             for counter in (progress["total"], progress["current"]):

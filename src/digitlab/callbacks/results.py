@@ -78,7 +78,8 @@ class Results(Callback):
             "device": describe_device(trainer.strategy.root_device),
             **({"weights": self.weights} if self.weights else {}),
         }
-        optimizer, step = trainer.optimizers[0], trainer.global_step - 1
+        # At the step after the last, as a longer run's next steps take the place of this.
+        optimizer, step = trainer.optimizers[0], trainer.global_step
         log_hyperparameters(trainer.loggers, metrics, pl_module, data, optimizer, step)
         for logger in trainer.loggers:
             logger.save()
@@ -147,7 +148,7 @@ def log_hyperparameters(
     optimizer: torch.optim.Optimizer,
     step: int,
 ) -> None:
-    """Log what a run was made with beside what it gave after `step`, for TensorBoard's HPARAMS."""
+    """Log what a run was made with beside what it gave, for TensorBoard's HPARAMS."""
     parameters = {
         **{name: metrics[name] for name in ("framework", "model", "dataset", "seed")},
         "optimizer": type(optimizer).__name__,

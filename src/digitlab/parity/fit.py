@@ -140,7 +140,7 @@ def _run(
     metrics = _measure(cli, recorder)
     runs.update_metrics(folder, metrics | {"device": device})
     if logger:
-        optimizer, step = schedule.optimizer, recorder.step - 1
+        optimizer, step = schedule.optimizer, recorder.step
         log_hyperparameters([logger], metrics, cli.model, cli.datamodule, optimizer, step)
         logger.finalize("success")
     say_what_is_next(folder, "digitlab keras", folder if logger else None)

@@ -1,0 +1,138 @@
+"""A run may be killed at any moment, while it writes, validates or measures, and may be moved."""
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+import pytest
+import torch
+
+from digitlab import runs
+from digitlab.callbacks import Figures, History, LastCheckpoint, Results
+from digitlab.classifier import Classifier
+from tests.faults.runs_of_tiny import (
+    BLOCKS,
+    MLP,
+    fit,
+    go_on,
+    kill_before_step,
+    killed,
+    left_alone,
+)
+from tests.faults.victims import differences, kill_self, run
+
+COMMAND = f"{MLP} {BLOCKS}"
+RESULTS = "digitlab.callbacks.results"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Path:
+    """A run that nothing happens to."""
+    os.environ["DIGITLAB_DATA"] = str(tiny_root)
+    place = tmp_path_factory.mktemp("alone")
+    return left_alone(fit(COMMAND, place), place)
+
+
+def in_call(owner: Any, name: str, number: int, after: bool = False) -> None:
+    """A fault: the process is killed at the `number`-th call of a function, or right after it."""
+    owner = locate(owner) if isinstance(owner, str) else owner  # a module does not pickle
+    calls, original = 0, getattr(owner, name)
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls < number:
+            return original(*args, **kwargs)
+        if after:
+            original(*args, **kwargs)
+        kill_self()
+        raise AssertionError
+
+    setattr(owner, name, count)
+
+
+def in_half_of_a_file(name: str, number: int) -> None:
+    """A fault: killed when half of the bytes of a file are on the disk, the `number`-th such."""
+    writes, original = 0, Path.write_bytes
+
+    def half(path: Path, content: Any) -> int:
+        nonlocal writes
+        writes += path.name.endswith(name)
+        if writes == number and path.name.endswith(name):
+            original(path, bytes(content)[: len(content) // 2])
+            kill_self()
+        return original(path, content)
+
+    Path.write_bytes = half  # type: ignore[method-assign, assignment]
+
+
+after = partial(partial, in_call, after=True)
+MOMENTS = {
+    "before anything was saved": partial(kill_before_step, 2),
+    "half of a checkpoint was written": partial(in_half_of_a_file, "last.ckpt", 8),
+    "half of the best was written": partial(in_half_of_a_file, "best.ckpt", 2),
+    "half of the first checkpoint was written": partial(in_half_of_a_file, "last.ckpt", 1),
+    "a file was about to be renamed": partial(in_call, "os", "replace", 9),
+    "a file had been renamed": after("os", "replace", 9),
+    "the next file was about to be renamed": partial(in_call, "os", "replace", 10),
+    "a checkpoint was about to be saved": partial(in_call, LastCheckpoint, "save", 9),
+    "a checkpoint had been saved": after(LastCheckpoint, "save", 9),
+    "a validation was under way": partial(in_call, Classifier, "validation_step", 2),
+    "an epoch's row had been written": after(History, "on_train_epoch_end", 2),
+    "an epoch's end had been logged": after(Classifier, "on_train_epoch_end", 2),
+    "all was trained": partial(in_call, Figures, "on_train_end", 1),
+    "the whole splits were measured": partial(in_call, Classifier, "evaluate", 2),
+    "metrics were about to be written": partial(in_call, RESULTS, "update_metrics", 1),
+    "all was done": after(Results, "on_train_end", 1),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_was_killed_when(tmp_path: Path, alone: Path, moment: str) -> None:
+    folder = killed(fit(COMMAND, tmp_path), tmp_path, MOMENTS[moment])
+    assert ("finished" in go_on(folder)) == (moment == "all was done")
+    assert differences(folder, alone) == []
+    assert [path.name for path in folder.rglob(".*") if path.name != ".lock"] == []
+
+
+def test_a_run_that_was_moved_goes_on_and_keeps_its_best(tmp_path: Path, alone: Path) -> None:
+    # The best of this run is of an epoch before the last.
+    folder = killed(fit(COMMAND, tmp_path), tmp_path, partial(kill_before_step, 60))
+    before = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"]
+    moved = tmp_path / "elsewhere"
+    shutil.move(folder, moved)
+    go_on(moved)
+    assert differences(moved, alone) == []
+    assert before <= torch.load(moved / "checkpoints" / "best.ckpt", weights_only=True)["epoch"]
+    assert not folder.exists()
+
+
+def test_a_longer_run_is_the_run_that_was_that_long_from_the_start(
+    tmp_path: Path, alone: Path
+) -> None:
+    folder = left_alone(fit(COMMAND, tmp_path, epochs=1), tmp_path)
+    assert "finished: 1 epochs, 25 steps" in go_on(folder)
+    go_on(folder, "--trainer.max_epochs", "3")
+    assert differences(folder, alone) == []
+
+
+@pytest.mark.parametrize("steps", [10, 25, 30])
+def test_more_steps_are_those_of_the_run_that_had_them_from_the_start(
+    tmp_path: Path, alone: Path, steps: int
+) -> None:
+    folder = left_alone([*fit(COMMAND, tmp_path), "--trainer.max_steps", str(steps)], tmp_path)
+    go_on(folder, "--trainer.max_steps", "-1")
+    assert differences(folder, alone) == []
+
+
+def test_two_processes_do_not_train_the_same_run(tmp_path: Path) -> None:
+    folder = killed(fit(COMMAND, tmp_path), tmp_path, partial(kill_before_step, 60))
+    with runs.alone(folder):
+        log = tmp_path / "second"
+        assert run(["fit", "--run", str(folder)], log) == 2
+    said = f"digitlab: error: {folder} is being trained by another process: wait for its end"
+    assert log.read_text().splitlines()[-1].startswith(said)
+    go_on(folder)
