@@ -216,7 +216,7 @@ def _fit(cli: FitCLI, trainer: Trainer, start: Start) -> None:
         if isinstance(callback, LastCheckpoint):
             callback.signals = signals
     try:
-        with signals.handled(), together(trainer):
+        with together(trainer), signals.handled():
             trainer.fit(cli.model, cli.datamodule, ckpt_path=start.checkpoint)
     except OSError as error:  # a full disk, say
         raise RunError(f"training failed after {trainer.global_step} steps: {error}") from error

@@ -40,6 +40,9 @@ def together(trainer: Trainer) -> Iterator[None]:
             raise
         if companions.told_by_first():
             raise SystemExit(0) from None
+        if current_thread() is main_thread():
+            # So torchrun ends the processes that are left, where one still has a line to say.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         lost = companions.lost_soon() or "the connection to another process is lost"
         # The first process tells more of what to do.
         raise RunError(lost if trainer.is_global_zero else f"{lost}; {_GO_ON}") from error
