@@ -30,6 +30,15 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def tiny_for_module(tiny_root: Path) -> Iterator[None]:
+    """For a module's own fixtures, which come before the tests'."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIGITLAB_DATA", str(tiny_root))
+        patch.chdir(Path(__file__).parents[1])
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _tiny_data(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads a real data set unless it asks for `real_data`; paths are the repository's."""

@@ -1,6 +1,5 @@
 """A run may be killed at any moment, while it writes, validates or measures, and may be moved."""
 
-import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -29,9 +28,8 @@ RESULTS = "digitlab.callbacks.results"
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory, tiny_for_module: None) -> Path:
     """A run that nothing happens to."""
-    os.environ["DIGITLAB_DATA"] = str(tiny_root)
     place = tmp_path_factory.mktemp("alone")
     return left_alone(fit(COMMAND, place), place)
 
