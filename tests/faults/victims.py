@@ -31,6 +31,8 @@ def context() -> ForkServerContext:
 
 def _run(arguments: Sequence[str], log: str, fault: Fault | None) -> None:
     torch.set_num_threads(1)
+    # A shell's background jobs, as which tests may run, are started with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

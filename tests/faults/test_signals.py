@@ -1,0 +1,154 @@
+"""Ctrl-C and SIGTERM end a run at a step, and what was trained is kept."""
+
+import os
+import re
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from digitlab.callbacks import LastCheckpoint
+from digitlab.classifier import Classifier
+from tests.faults.runs_of_tiny import (
+    BLOCKS,
+    MLP,
+    fit,
+    folder_of,
+    go_on,
+    left_alone,
+    log_of,
+)
+from tests.faults.victims import differences, run, start
+
+CODES = {signal.SIGTERM: (143, "SIGTERM"), signal.SIGINT: (130, "Ctrl-C")}
+BOTH = pytest.mark.parametrize("number", CODES)
+
+
+def signal_self(owner: type, name: str, call: int, *numbers: int) -> None:
+    """A fault: the process gets signals in the `call`-th call of a method."""
+    calls, original = 0, getattr(owner, name)
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, count)
+
+
+at_step = partial(partial, signal_self, Classifier, "on_before_optimizer_step")
+
+
+def saved_step(folder: Path) -> int:
+    step: int = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    return step
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("model", "step", "saved"),
+    [
+        (MLP, 30, 30),
+        (f"{MLP} {BLOCKS}", 30, 33),  # blocks of four end at 25, 29, 33
+        (f"{MLP} --trainer.accumulate_grad_batches 3", 5, 5),
+        (MLP, 25, 25),  # the epoch's last, which its validation follows
+        (f"{MLP} --trainer.val_check_interval 10", 10, 11),
+    ],
+)
+def test_the_step_in_hand_is_finished_and_saved(
+    tmp_path: Path, number: signal.Signals, model: str, step: int, saved: int
+) -> None:
+    command, log = fit(f"{model} --checkpoint_every_n_steps 1000", tmp_path), log_of(tmp_path)
+    code, name = CODES[number]
+    assert run(command, log, at_step(step, number)) == code
+    folder = folder_of(tmp_path)
+    last = folder / "checkpoints" / "last.ckpt"
+    said = f"digitlab: interrupted by {name}: saved {last} at step {saved}; "
+    assert log.read_text().endswith(f"{said}digitlab fit --run {folder} goes on\n")
+    assert saved_step(folder) == saved
+    assert "Traceback" not in log.read_text()
+    go_on(folder)
+    alone = tmp_path / "alone"
+    assert differences(folder, left_alone(fit(model, alone), alone)) == []
+
+
+def test_a_run_that_is_stopped_again_and_again_ends_as_one_left_alone(tmp_path: Path) -> None:
+    command = f"{MLP} {BLOCKS}"
+    assert run(fit(command, tmp_path), log_of(tmp_path), at_step(1, signal.SIGTERM)) == 143
+    folder, log = folder_of(tmp_path), tmp_path / "log"
+    times = 0
+    while (code := run(["fit", "--run", str(folder)], log, at_step(6, signal.SIGINT))) == 130:
+        times += 1
+    assert (code, times) == (0, 8)  # at steps 12, 20, 29, 37, 45, 54, 62 and 70
+    alone = tmp_path / "alone"
+    assert differences(folder, left_alone(fit(command, alone), alone)) == []
+
+
+def test_a_second_ctrl_c_stops_at_once_and_harms_nothing(tmp_path: Path) -> None:
+    command, log = f"{MLP} --checkpoint_every_n_steps 10", log_of(tmp_path)
+    assert run(fit(command, tmp_path), log, at_step(18, signal.SIGINT, signal.SIGINT)) == 130
+    folder = folder_of(tmp_path)
+    assert saved_step(folder) == 10
+    last = folder / "checkpoints" / "last.ckpt"
+    said = f"interrupted by Ctrl-C: {last} is of an earlier step; digitlab fit --run {folder} goes"
+    assert said in log.read_text().splitlines()[-1]
+    assert "Traceback" not in log.read_text()
+    go_on(folder)
+    alone = tmp_path / "alone"
+    assert differences(folder, left_alone(fit(command, alone), alone)) == []
+
+
+def test_a_second_ctrl_c_while_it_saves_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    log = log_of(tmp_path)
+    fault = partial(signal_self, LastCheckpoint, "save", 9, signal.SIGINT, signal.SIGINT)
+    assert run(fit(MLP, tmp_path), log, fault) == 130
+    folder = folder_of(tmp_path)
+    assert [path.name for path in folder.rglob(".*") if path.name != ".lock"] == []
+    go_on(folder)
+
+
+@BOTH
+def test_after_training_a_signal_ends_the_evaluation_at_once(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    log = log_of(tmp_path)
+    fault = partial(signal_self, Classifier, "evaluate", 1, number)
+    assert run(fit(MLP, tmp_path), log, fault) == CODES[number][0]
+    folder = folder_of(tmp_path)
+    assert not (folder / "metrics.json").exists()
+    go_on(folder)
+    alone = tmp_path / "alone"
+    assert differences(folder, left_alone(fit(MLP, alone), alone)) == []
+
+
+@BOTH
+def test_an_evaluation_stops_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    folder = left_alone(fit("LinearClassifier", tmp_path), tmp_path)
+    log = tmp_path / "test.log"
+    fault = partial(signal_self, Classifier, "test_step", 1, number)
+    assert run(["test", "--run", str(folder)], log, fault) == CODES[number][0]
+    assert log.read_text() == f"digitlab: interrupted by {CODES[number][1]}\n"
+
+
+def test_a_signal_at_any_time_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
+    command = f"{MLP} {BLOCKS} --trainer.max_epochs 60"
+    process = start(fit(command, tmp_path), log_of(tmp_path))
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/*/history.csv")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.pid
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(timeout=60)
+    assert process.exitcode == 143
+    folder = folder_of(tmp_path)
+    said = (tmp_path / "log").read_text()
+    assert re.search(rf"saved \S+ at step {saved_step(folder)};", said)
+    assert "stopping after this step" in said
+    assert f"step {saved_step(folder)}\n" in go_on(folder)
