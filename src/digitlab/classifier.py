@@ -154,8 +154,9 @@ class Classifier(LightningModule):
         return None
 
     def on_fit_start(self) -> None:
-        """Refuse what the trainer is asked for and cannot be done."""
+        """Refuse what the trainer is asked for and cannot be done; draw other masks than others."""
         unsupported.check(self, self.trainer)
+        processes.draw_apart(self.trainer)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, which a mixed precision has unscaled by now; log, if it is time."""

@@ -1,8 +1,10 @@
 """What the processes of a run tell each other; a run of one process has nobody to ask."""
 
 import os
+import random
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
@@ -36,3 +38,17 @@ def gather(trainer: Trainer, state: Any) -> list[Any]:
     states = [None] * trainer.world_size
     torch.distributed.all_gather_object(states, state)
     return states
+
+
+def draw_apart(trainer: Trainer) -> None:
+    """Seed the random numbers of each process but the first by its rank.
+
+    Lightning seeds all alike, and then images of one step share dropout's masks.
+    """
+    if trainer.global_rank == 0:
+        return
+    seeds = np.random.SeedSequence([torch.initial_seed(), trainer.global_rank])
+    seed = int(seeds.generate_state(1)[0])
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # a user may draw from it
+    random.seed(seed)
