@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from digitlab import runs, unsupported
+from digitlab import checkpoints, runs, unsupported
 from digitlab.arguments import BAD_INPUT, RunCLI, split_off
 from digitlab.assembly import make_trainer
 from digitlab.callbacks import LastCheckpoint, Stopwatch
@@ -190,7 +190,8 @@ def saying_what_is_left(folder: Path) -> Iterator[None]:
         yield
     except (Interrupted, FloatingPointError, RunError) as error:
         last = folder / runs.CHECKPOINTS["torch"]["last"]
-        rest = f"{last} is of an earlier step" if last.exists() else "nothing was saved"
+        saved = last.exists() and checkpoints.read(last)["global_step"]
+        rest = f"{last} is of step {saved}" if saved else "nothing was saved"
         if isinstance(error, FloatingPointError):
             raise RunError(f"{error}; {rest}") from error
         go_on = f"digitlab fit --run {folder} goes on"

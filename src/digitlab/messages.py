@@ -47,7 +47,10 @@ def _unknown_option(match: re.Match[str], key: str, options: Iterable[str]) -> s
 
 def _unknown_parameter(match: re.Match[str], key: str, options: Iterable[str]) -> str:
     module, _, name = match["owner"].rpartition(".")
-    ancestors = getattr(import_module(module), name).__mro__
+    owner = getattr(import_module(module), name)
+    if not isinstance(owner, type):  # but `typing.Union`: no class is named yet
+        return f"{key} has {match['name']}, but no class: name it, by {key}.class_path"
+    ancestors = owner.__mro__
     known = {name for ancestor in ancestors for name in signature(ancestor.__init__).parameters}
     known -= {"self", "args", "kwargs", "network", "params"}
     name = f"{key}.{match['name']}"

@@ -97,7 +97,7 @@ def test_a_second_ctrl_c_stops_at_once_and_harms_nothing(tmp_path: Path) -> None
     folder = folder_of(tmp_path)
     assert saved_step(folder) == 10
     last = folder / "checkpoints" / "last.ckpt"
-    said = f"interrupted by Ctrl-C: {last} is of an earlier step; digitlab fit --run {folder} goes"
+    said = f"interrupted by Ctrl-C: {last} is of step 10; digitlab fit --run {folder} goes on"
     assert said in log.read_text().splitlines()[-1]
     assert "Traceback" not in log.read_text()
     go_on(folder)

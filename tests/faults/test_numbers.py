@@ -1,0 +1,95 @@
+"""No run goes on with numbers that are none, and the same seed gives the same bits."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from digitlab.checkpoints import read
+from digitlab.classifier import Classifier
+from tests.faults.runs_of_tiny import BLOCKS, MLP, fit, folder_of, left_alone, log_of
+from tests.faults.victims import differences, run
+
+
+def spoil_step(step: int, what: str) -> None:
+    """A fault: at a step the images, and so the loss, become NaN; or a weight infinite."""
+    made, original = 0, Classifier._loss_and_logits
+
+    def spoil(self: Classifier, images: torch.Tensor, labels: torch.Tensor) -> Any:
+        nonlocal made
+        made += self.training
+        if made == step and self.training and what == "loss":
+            images = images * float("nan")
+        result = original(self, images, labels)
+        if made == step and self.training and what == "weight":
+            next(self.parameters()).data[0] = float("inf")
+        return result
+
+    Classifier._loss_and_logits = spoil  # type: ignore[method-assign]
+
+
+def stopped(command: list[str], place: Path, fault: Any) -> tuple[Path, str]:
+    """Runs a command that fails, and gives its run folder and the last line that it says."""
+    log = log_of(place)
+    assert run(command, log, fault) == 1, log.read_text("utf-8")
+    assert "Traceback" not in log.read_text("utf-8")
+    folder = folder_of(place)
+    assert not (folder / "metrics.json").exists()
+    for path in folder.glob("checkpoints/*.ckpt"):
+        assert all(tensor.isfinite().all() for tensor in read(path)["state_dict"].values())
+    return folder, log.read_text("utf-8").splitlines()[-1].removeprefix("digitlab: error: ")
+
+
+@pytest.mark.parametrize(
+    ("model", "step", "saved"),
+    [
+        (MLP, 1, None),
+        (MLP, 30, 28),
+        (MLP, 25, 24),  # the epoch's last
+        (f"{MLP} {BLOCKS}", 2, None),
+        (f"{MLP} {BLOCKS}", 31, 29),
+        (f"{MLP} {BLOCKS}", 75, 74),
+    ],
+)
+def test_a_loss_that_is_no_number_stops_the_run_and_names_step_rate_and_checkpoint(
+    tmp_path: Path, model: str, step: int, saved: int | None
+) -> None:
+    folder, line = stopped(fit(model, tmp_path), tmp_path, partial(spoil_step, step, "loss"))
+    last = folder / "checkpoints" / "last.ckpt"
+    left = f"{last} is of step {saved}" if saved else "nothing was saved"
+    assert line == f"the loss is nan at step {step}, learning rate 0.001; {left}"
+    assert last.exists() == bool(saved)
+
+
+def test_without_a_checkpoint_in_between_the_step_is_named_too(tmp_path: Path) -> None:
+    command = [*fit(MLP, tmp_path), "--checkpoint_every_n_steps", "1000"]
+    _, line = stopped(command, tmp_path, partial(spoil_step, 20, "loss"))
+    assert line == "the loss is nan at step 20, learning rate 0.001; nothing was saved"
+
+
+@pytest.mark.parametrize(("step", "after"), [(24, 24), (25, 25)])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, step: int, after: int) -> None:
+    command = fit("LinearClassifier", tmp_path)
+    folder, line = stopped(command, tmp_path, partial(spoil_step, step, "weight"))
+    last = folder / "checkpoints" / "last.ckpt"
+    said = f"network.fc1.weight is not finite after step {after}, learning rate 0.001; "
+    assert line == f"{said}{last} is of step {20 if step == 24 else 24}"
+    assert not last.with_name("best.ckpt").exists()
+
+
+def test_a_rate_that_is_too_large_is_named(tmp_path: Path) -> None:
+    options = "--model.optimizer SGD --model.optimizer.lr 1e38"
+    _, line = stopped(fit(f"LeNet5 {options}", tmp_path), tmp_path, None)
+    assert "is nan at step 2, learning rate 1e+38; nothing was saved" in line
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
+    command = f"{MLP} {BLOCKS}"
+    first, second, third = (
+        left_alone([*fit(command, tmp_path / name), "--seed_everything", seed], tmp_path / name)
+        for name, seed in (("first", "5"), ("second", "5"), ("third", "6"))
+    )
+    assert differences(first, second) == []
+    assert differences(first, third) == ["last", "best", "history.csv", "metrics.json", "events"]
