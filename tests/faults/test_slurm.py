@@ -1,0 +1,128 @@
+"""SLURM asks a run to make room, and starts the same command again; `scontrol` is a stand-in."""
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from digitlab.classifier import Classifier
+from tests.faults.ranks import Environment, codes, ranks, ranks_left_alone, said
+from tests.faults.runs_of_tiny import BLOCKS, MLP, fit, folder_of
+from tests.faults.victims import Fault, differences
+
+REQUEUED = 128 + signal.SIGUSR1
+
+
+def signal_at_step(step: int, number: int) -> None:
+    """A fault: the process gets a signal in its `step`-th optimizer step."""
+    made, original = 0, Classifier.on_before_optimizer_step
+
+    def count(self: Classifier, optimizer: Any) -> None:
+        nonlocal made
+        made += 1
+        if made == step:
+            os.kill(os.getpid(), number)
+        original(self, optimizer)
+
+    Classifier.on_before_optimizer_step = count  # type: ignore[method-assign]
+
+
+make_room = partial(partial, signal_at_step, number=signal.SIGUSR1)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Path:
+    """A folder with a `scontrol` that writes down what it is asked for, and obeys."""
+    return stand_in(tmp_path, code=0)
+
+
+def stand_in(folder: Path, code: int) -> Path:
+    commands = folder / "commands"
+    commands.mkdir(exist_ok=True)
+    program = commands / "scontrol"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\nexit {code}\n')
+    program.chmod(0o755)
+    return folder
+
+
+def tell(cluster: Path, job: Environment, rank: int, size: int) -> Environment:
+    """What `srun` tells a process."""
+    numbers = {"NTASKS": size, "NTASKS_PER_NODE": size, "PROCID": rank, "LOCALID": rank}
+    told = {"NNODES": "1", "NODEID": "0", "NODELIST": "localhost", "JOB_NAME": "train", **job}
+    told |= {name: str(number) for name, number in numbers.items()}
+    path = f"{cluster / 'commands'}{os.pathsep}{os.environ['PATH']}"
+    return {f"SLURM_{name}": text for name, text in told.items()} | {"PATH": path}
+
+
+def run(
+    cluster: Path,
+    arguments: list[str],
+    job: Environment,
+    faults: Mapping[int, Fault] | None = None,
+    size: int = 1,
+) -> list[int | None]:
+    """Runs `digitlab` as a job, and gives its processes' exit codes."""
+    launcher: Callable[[int, int], Environment] = partial(tell, cluster, job)
+    with ranks(arguments, cluster, size, faults, launcher) as processes:
+        return codes(processes)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "job", "asked"),
+    [
+        (MLP, 1, {"JOB_ID": "4242"}, "requeue 4242\n"),
+        # The second process gets the signal alone.
+        (
+            f"{MLP} {BLOCKS}",
+            2,
+            {"JOB_ID": "4245", "ARRAY_JOB_ID": "4242", "ARRAY_TASK_ID": "3"},
+            "requeue 4242_3\n",
+        ),
+    ],
+    ids=["job", "array, two processes"],
+)
+def test_a_job_saves_is_requeued_and_ends_where_one_left_alone_does(
+    tmp_path: Path, cluster: Path, model: str, size: int, job: Environment, asked: str
+) -> None:
+    alone = ranks_left_alone(fit(model, tmp_path / "alone"), tmp_path / "alone", size)
+    arguments = fit(model, cluster / "runs")
+    faults = {size - 1: make_room(7)}
+    # One code for the job: srun may take the others' for failures, and end the first too soon.
+    assert run(cluster, arguments, job, faults, size) == [REQUEUED, 0][:size]
+    assert (cluster / "asked").read_text() == asked
+    *_, last = said(cluster).splitlines()
+    assert last.startswith("digitlab: interrupted by SIGUSR1: saved ")
+    assert last.endswith(f"SLURM starts job {asked.split()[1]} again")
+    assert run(cluster, arguments, job | {"RESTART_COUNT": "1"}, size=size) == [0] * size
+    assert said(cluster).startswith("Going on from ")
+    assert differences(folder_of(cluster / "runs"), alone) == []
+
+
+def test_each_job_goes_on_with_its_own_run_and_a_new_one_starts_its_own(
+    tmp_path: Path, cluster: Path
+) -> None:
+    arguments = fit(MLP, cluster / "runs")
+    for name in ("1", "2"):
+        assert run(cluster, arguments, {"JOB_ID": name}, {0: make_room(7)}) == [REQUEUED]
+    assert run(cluster, arguments, {"JOB_ID": "1", "RESTART_COUNT": "1"}) == [0]
+    finished = cluster.glob("runs/*/*/metrics.json")
+    assert [path.parent.name for path in finished] == ["version_0"]
+    assert run(cluster, arguments, {"JOB_ID": "1", "RESTART_COUNT": "2"}) == [0]
+    assert "version_0 is finished" in said(cluster)
+    assert run(cluster, arguments, {"JOB_ID": "3", "RESTART_COUNT": "1"}) == [0]
+    assert "version_2" in said(cluster)
+
+
+def test_a_job_that_is_not_requeued_says_so_and_has_saved(tmp_path: Path) -> None:
+    cluster = stand_in(tmp_path, code=1)
+    arguments = fit(MLP, cluster / "runs")
+    assert run(cluster, arguments, {"JOB_ID": "7"}, {0: make_room(7)}) == [REQUEUED]
+    *_, last = said(cluster).splitlines()
+    assert "saved" in last
+    assert "SLURM did not requeue job 7 " in last
+    assert run(cluster, ["fit", "--run", str(folder_of(cluster / "runs"))], {"JOB_ID": "8"}) == [0]
+    assert "Going on from" in said(cluster)
