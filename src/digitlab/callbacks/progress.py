@@ -113,6 +113,12 @@ class ProgressBar(LightningProgressBar):
         """Clear the epoch's bar, which makes room for a line about it."""
         self._bar.close()
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Clear the bar, or what is said of the end would stand behind it."""
+        self._bar.close()
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say why the epoch's bar stands still, or open a bar for a validation on its own."""
         if trainer.state.fn == "fit":

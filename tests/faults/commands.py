@@ -1,0 +1,95 @@
+"""Commands as a user gives them, which start processes of their own; none outlives its test."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from tests.faults.ranks import PATIENCE, wait_for
+
+DDP = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+
+# In the environment of all processes that a command has started, whatever became of their parents.
+_MARK = "DIGITLAB_TESTS_COMMAND"
+
+
+class Command:
+    """A command under way.
+
+    Args:
+        words: What stands after `python -m`.
+        log: The file that what it prints is appended to.
+        terminal: What it has as standard error in place of the file.
+    """
+
+    def __init__(self, words: Sequence[str], log: Path, terminal: int | None = None) -> None:
+        self.log = log
+        self._mark = uuid4().hex
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *words],
+                stdout=file,
+                stderr=subprocess.STDOUT if terminal is None else terminal,
+                env=os.environ | {_MARK: self._mark},
+                start_new_session=True,
+            )
+
+    @property
+    def first(self) -> int:
+        """The process that was started."""
+        return self._process.pid
+
+    def others(self) -> list[int]:
+        """The processes that were started with a rank, the first to start first."""
+        return self._all(b"LOCAL_RANK=")
+
+    def _all(self, name: bytes = b"") -> list[int]:
+        """All processes whose environment at their start had a variable."""
+        mark = f"{_MARK}={self._mark}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has just ended, or is another's
+                # Nothing is to be read of those that have ended.
+                variables = (folder / "environ").read_bytes().split(b"\0")
+                if mark in variables and any(text.startswith(name) for text in variables):
+                    found.append(int(folder.name))
+        return sorted(found)
+
+    def end(self, seconds: float = 60) -> int:
+        """Waits for the end of all its processes, and gives the exit code, below 0 for a signal."""
+        code = self._process.wait(seconds)
+        wait_for(lambda: not self._all(), seconds)
+        return code
+
+    def said(self) -> str:
+        """What it has printed."""
+        return self.log.read_text("utf-8")
+
+    def kill(self) -> None:
+        """Ends all that is left of it."""
+        for number in self._all():
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        self._process.wait(PATIENCE)
+
+
+@contextmanager
+def command(words: Sequence[str], log: Path, terminal: int | None = None) -> Iterator[Command]:
+    """Starts a command, of which nothing is left after the `with` block."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = Command(words, log, terminal)
+    try:
+        yield started
+    finally:
+        started.kill()
+
+
+def digitlab(
+    arguments: Sequence[str], place: Path, terminal: int | None = None
+) -> AbstractContextManager[Command]:
+    """Starts `digitlab`; what it prints is appended to `place/log`."""
+    return command(["digitlab", *arguments], place / "log", terminal)
