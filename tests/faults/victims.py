@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -111,6 +112,7 @@ def _metrics(folder: Path) -> dict[str, Any]:
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Reads a run's curves as TensorBoard does."""
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each run that went on
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return {
