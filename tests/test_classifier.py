@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
+from digitlab.callbacks import ExactResume
 from digitlab.classifier import Classifier
 from digitlab.models import MLP, LeNet5
 from tests.fitting import BATCHES, Recording, fit, plain_loop, small_mlp, trainer, weights, whole
@@ -150,8 +151,8 @@ def test_a_run_goes_on_from_a_checkpoint_written_inside_an_epoch(tmp_path: Path)
                 trainer.save_checkpoint(path)
 
     whole_run, resumed = small_mlp(dropout=0.0), small_mlp(dropout=0.0)
-    fit(whole_run, Saver())
-    run = trainer()
+    fit(whole_run, ExactResume(), Saver())
+    run = trainer(callbacks=[ExactResume()])
     run.fit(resumed, TinyDataModule(), ckpt_path=path, weights_only=True)
     assert resumed.epoch_score("train") == whole_run.epoch_score("train")
     assert all(

@@ -114,7 +114,7 @@ def test_clipping_is_refused_only_where_gradients_are_still_scaled(
 ) -> None:
     model = small_mlp(gradient_clip_norm=1.0)
     optimizer = torch.optim.Adam(model.parameters(), fused=fused)
-    run = SimpleNamespace(precision=precision, optimizers=[optimizer])
+    run = SimpleNamespace(precision=precision, optimizers=[optimizer], global_rank=0)
     model.trainer = cast("Trainer", run)
     if fused and precision == "16-mixed":
         with pytest.raises(ValueError, match=r"gradient_clip_norm is 1\.0: .* use bf16-mixed"):

@@ -101,7 +101,7 @@ class Classifier(LightningModule):
         self.label_smoothing = label_smoothing
         self.steps_per_execution = steps_per_execution
         self.automatic_optimization = steps_per_execution == 1
-        self._sums: dict[Phase, Sums] = {}  # of epochs under way
+        self.sums: dict[Phase, Sums] = {}  # of epochs under way
         self._scores: dict[Phase, Score] = {}  # of epochs that are over
         if initialization == "keras":
             self.apply(initialize_as_keras)
@@ -142,12 +142,12 @@ class Classifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start a training score; a run that goes on inside an epoch keeps that of its start."""
-        self._sums["train"] = Sums(self.device)
+        self.sums["train"] = Sums(self.device)
 
     def training_step(self, batch: Batch | Block, batch_idx: int) -> Tensor | None:
         """Compute the mean loss of a batch, to be minimized; or minimize it for each of several."""
-        if "train" not in self._sums:  # Lightning may go on inside an epoch
-            self._sums["train"] = Sums(self.device)
+        if "train" not in self.sums:  # Lightning may go on inside an epoch
+            self.sums["train"] = Sums(self.device)
         if self.automatic_optimization:
             return self._add_to_sums("train", cast("Batch", batch))
         execution.train_on(self, batch, partial(self._add_to_sums, "train"))
@@ -162,16 +162,16 @@ class Classifier(LightningModule):
         """Clip the gradients, which a mixed precision has unscaled by now; log, if it is time."""
         if self.gradient_clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip_norm)
-        execution.log_step(self, self._sums["train"])
+        execution.log_step(self, self.sums["train"])
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training score."""
-        self._log_score("train")
+        execution.log_score(self, "train")
         execution.step_plateau_schedulers(self)
 
     def on_validation_epoch_start(self) -> None:
         """Start a validation score."""
-        self._sums["val"] = Sums(self.device)
+        self.sums["val"] = Sums(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the validation score."""
@@ -179,11 +179,11 @@ class Classifier(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation score."""
-        self._log_score("val")
+        execution.log_score(self, "val")
 
     def on_test_epoch_start(self) -> None:
         """Start a test score."""
-        self._sums["test"] = Sums(self.device)
+        self.sums["test"] = Sums(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the test score."""
@@ -191,7 +191,7 @@ class Classifier(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the test score."""
-        self._log_score("test")
+        execution.log_score(self, "test")
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int = 0) -> dict[str, Any]:
         """Classify a batch of images, as `describe_predictions`; labels may stand beside them."""
@@ -220,34 +220,16 @@ class Classifier(LightningModule):
 
     def running_score(self, phase: Phase) -> Score:
         """Read this process's score of the epoch under way."""
-        return self._sums[phase].score()
+        return self.sums[phase].score()
 
     def epoch_score(self, phase: Phase) -> Score:
         """Give the score of the epoch that has just ended, over all processes.
 
         To be called by all processes or none, from a hook at or after the epoch's end.
         """
-        if phase in self._sums:
-            self._scores[phase] = self._score(self._sums.pop(phase))
+        if phase in self.sums:
+            self._scores[phase] = self._score(self.sums.pop(phase))
         return self._scores[phase]
-
-    def not_finite(self) -> tuple[int, float] | None:
-        """Find a loss of the epoch under way that is not finite, as `Sums.not_finite` does."""
-        return self._sums["train"].not_finite() if "train" in self._sums else None
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the sums of an epoch under way, those of each process."""
-        if "train" in self._sums and not self.trainer.is_last_batch:
-            states = processes.gather(self.trainer, self._sums["train"].state_dict())
-            checkpoint["train_sums"] = states
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the sums of an epoch, where the checkpoint was written inside one."""
-        states = checkpoint.get("train_sums", [])
-        rank = self._trainer.global_rank if self._trainer else 0
-        if rank < len(states):
-            self._sums["train"] = Sums(self.device)
-            self._sums["train"].load_state_dict(states[rank])
 
     def _loss_and_logits(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = _at_least_float32(self(images))
@@ -257,19 +239,8 @@ class Classifier(LightningModule):
     def _add_to_sums(self, phase: Phase, batch: Batch) -> Tensor:
         images, labels = batch
         loss, logits = self._loss_and_logits(images, labels)
-        self._sums[phase].add(loss, logits, labels)
+        self.sums[phase].add(loss, logits, labels)
         return loss
-
-    def _log_score(self, phase: Phase) -> None:
-        score = self.epoch_score(phase)
-        metrics = {f"{phase}/loss": score["loss"], f"{phase}/accuracy": score["accuracy"]}
-        # Equal in all processes; Lightning warns without `sync_dist`.
-        self.log_dict(metrics, sync_dist=True, logger=False if phase == "train" else None)
-        if phase == "train":
-            # Lightning would log it only after the checkpoint of the epoch's end was written: a run
-            # that is killed then, and goes on from there, would never have logged it.
-            # Part of an epoch, which `max_steps` ended, stands where a longer run replaces it.
-            execution.log_metrics(self, metrics, self.global_step - self.trainer.is_last_batch)
 
     def _score(self, sums: Sums) -> Score:
         return (sums.reduce(self._trainer.strategy) if self._trainer else sums).score()

@@ -9,7 +9,7 @@ are the same, bit for bit.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -136,6 +136,19 @@ def log_step(model: "Classifier", sums: Sums) -> None:
         loss, accuracy = (mean.item() for mean in sums.window())
         values = {"train/loss_step": loss, "train/accuracy_step": accuracy}
         log_metrics(model, values, step)
+
+
+def log_score(model: "Classifier", phase: Literal["train", "val", "test"]) -> None:
+    """Log the score of an epoch that has just ended."""
+    score = model.epoch_score(phase)
+    metrics = {f"{phase}/loss": score["loss"], f"{phase}/accuracy": score["accuracy"]}
+    # Equal in all processes; Lightning warns without `sync_dist`.
+    model.log_dict(metrics, sync_dist=True, logger=False if phase == "train" else None)
+    if phase == "train":
+        # Lightning would log it only after the checkpoint of the epoch's end was written: a run
+        # that is killed then, and goes on from there, would never have logged it. Part of an
+        # epoch, which `max_steps` ended, stands where a longer run replaces it.
+        log_metrics(model, metrics, model.global_step - model.trainer.is_last_batch)
 
 
 def log_metrics(model: "Classifier", values: dict[str, float], step: int) -> None:

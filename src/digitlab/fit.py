@@ -1,6 +1,5 @@
 """`digitlab fit`: train a network, in a run folder of its own."""
 
-import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +18,7 @@ from digitlab.arguments import BAD_INPUT, RunCLI, split_off
 from digitlab.assembly import make_trainer
 from digitlab.callbacks import LastCheckpoint, Stopwatch
 from digitlab.callbacks.results import describe_device
-from digitlab.classifier import Classifier
-from digitlab.data import ImageDataModule
+from digitlab.checks import check_settings, check_together
 from digitlab.launch import started_here, together
 from digitlab.processes import is_first_process
 from digitlab.resume import Start, find_start, note_job, requeued
@@ -232,44 +230,6 @@ def _fit(cli: FitCLI, trainer: Trainer, start: Start) -> None:
         # end the first before it has asked for a new start.
         told = started_here() or SLURMEnvironment.detect()
         raise SystemExit(0 if told else getattr(end, "exit_code", 1)) from None
-
-
-def check_settings(cli: FitCLI) -> None:
-    """Check what the parser cannot, and give the run a name."""
-    for name in ("max_epochs", "max_steps", "limit_train_batches"):
-        if cli.config.trainer[name] == 0:
-            raise ValueError(f"trainer.{name} is 0: leave at least one step to train")
-    default = Path(cli.config_files[0]).stem if cli.config_files else type(cli.model).__name__
-    cli.config.name = cli.config.name or default.lower()
-    if cli.config.run:
-        raise ValueError(f"run is {cli.config.run}: only digitlab fit goes on with a run")
-    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", cli.config.name):
-        raise ValueError(
-            f"name is {cli.config.name}: give a part of a folder's name, without a slash or a space"
-        )
-
-
-def check_together(model: Classifier, data: ImageDataModule) -> None:
-    """Check what neither the model nor the data module can check alone, before anything is made."""
-    try:
-        model.configure_optimizers()  # whose settings nothing has checked yet
-    except TypeError as error:
-        raise ValueError(f"optimizer or lr_scheduler cannot be made: {error}") from error
-    classes = len(data.class_names)
-    model.network.eval()  # no dropout: the run's random numbers stay as they are
-    try:
-        with torch.no_grad():
-            logits = model(torch.zeros(1, 1, 28, 28))
-    except RuntimeError as error:
-        raise ValueError(
-            f"{type(model).__name__} cannot take {data.name}'s images, (N, 1, 28, 28): {error}"
-        ) from error
-    model.network.train()
-    if logits.shape != (1, classes):
-        raise ValueError(
-            f"{type(model).__name__} gives logits {tuple(logits.shape)} for an image: {data.name} "
-            f"has {classes} classes, so give (1, {classes}), by --model.num_classes {classes}"
-        )
 
 
 def describe(cli: RunCLI, device: str, precision: str, kind: str = "") -> str:

@@ -51,7 +51,11 @@ def _unknown_parameter(match: re.Match[str], key: str, options: Iterable[str]) -
     if not isinstance(owner, type):  # but `typing.Union`: no class is named yet
         return f"{key} has {match['name']}, but no class: name it, by {key}.class_path"
     ancestors = owner.__mro__
-    known = {name for ancestor in ancestors for name in signature(ancestor.__init__).parameters}
+    known = {
+        name
+        for ancestor in ancestors
+        for name in signature(ancestor.__init__).parameters  # type: ignore[misc]  # of a class
+    }
     known -= {"self", "args", "kwargs", "network", "params"}
     name = f"{key}.{match['name']}"
     return f"there is no option {name!r}: {_nearest(name, known)}"

@@ -92,7 +92,7 @@ def find_start(folder: Path, settings: str, allow_changes: bool = False) -> Star
             if 0 <= limit < count:
                 raise ValueError(f"trainer.{name} is {limit}, but the run has had {count} already")
         stopped = state["stopped"] and _times(ours) == _times(theirs)
-        start = Start(True, path, step, len(state["random"]))
+        start = Start(True, path, step, len(state["processes"]))
         if not stopped and epochs != limits[0] and step != limits[1]:
             return start
         if runs.read_metrics(folder).get("optimizer_steps") == step:

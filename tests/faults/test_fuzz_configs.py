@@ -98,7 +98,7 @@ def edited(changes: list[tuple[str, Any]]) -> str:
 ALIASES = ["ab", "bc", "cd", "de", "ef", "fg", "gh", "hi"]  # nine times as many values at each
 BROKEN = [
     *("&x {model: *x}", "model: &m {class_path: MLP, init_args: *m}", "a: &x [*x]", "[" * 3000),
-    "a: &a [x, x]\n" + "\n".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in ALIASES),
+    "a: &a [x, x]\n" + "\n".join(f"{b}: &{b} [{f'*{a}, ' * 9}]" for a, b in map(tuple, ALIASES)),
     *("", "~", "- 1", "x", "a: b: c", "[" * 100, "{a: " * 100, "a: &x 1\nb: *x"),
     *("trainer: &m {max_epochs: 1}\nmodel: *m", "a: *b", "!!python/object/apply:os.getcwd []"),
     *("model: !x MLP", "%YAML 9.9\n---\na: 1", "a: 1\n---\nb: 2", "\ta: 1", "? [1]\n: 2", "1: 2"),

@@ -85,7 +85,7 @@ def _checkpoints(ours: Path, theirs: Path, name: str) -> bool:
     contents = [torch.load(path, weights_only=True) for path in paths]
     parts = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
     return all(equal(*(content[part] for content in contents)) for part in parts) and equal(
-        *(content["exact_resume"]["random"] for content in contents)
+        *(content["exact_resume"]["processes"] for content in contents)
     )
 
 

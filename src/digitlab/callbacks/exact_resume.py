@@ -1,7 +1,7 @@
 """What Lightning's checkpoints lack, so that a run that goes on from one ends as if never stopped.
 
-Lightning keeps weights, optimizers, schedulers and counters. The loader keeps its position, the
-`Classifier` its sums; here are the random numbers, and the counters put right.
+Lightning keeps weights, optimizers, schedulers and counters, and the loader its position. Here are
+random numbers and the sums of an epoch under way, and the counters are put right.
 """
 
 import random
@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from digitlab.classifier import Classifier
 from digitlab.processes import gather
+from digitlab.scores import Sums
 
 
 class ExactResume(Callback):
@@ -33,17 +35,25 @@ class ExactResume(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add each process's random numbers, and whether the run is asked to stop."""
-        states = gather(trainer, _random_state(trainer.strategy.root_device))
-        checkpoint["exact_resume"] = {"random": states, "stopped": trainer.should_stop}
+        """Add each process's random numbers and sums, and whether the run is asked to stop."""
+        state = {"random": _random_state(trainer.strategy.root_device)}
+        if isinstance(pl_module, Classifier) and not trainer.is_last_batch:
+            state["sums"] = {phase: it.state_dict() for phase, it in pl_module.sums.items()}
+        states = gather(trainer, state)
+        checkpoint["exact_resume"] = {"processes": states, "stopped": trainer.should_stop}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the random numbers until training starts, and set the counters."""
-        states = checkpoint["exact_resume"]["random"]
+        """Keep the random numbers until training starts, set sums and counters."""
+        states = checkpoint["exact_resume"]["processes"]
         if trainer.global_rank < len(states):
-            self._random = states[trainer.global_rank]
+            state = states[trainer.global_rank]
+            self._random = state["random"]
+            for phase, sums in state.get("sums", {}).items():
+                assert isinstance(pl_module, Classifier)
+                pl_module.sums[phase] = Sums(pl_module.device)
+                pl_module.sums[phase].load_state_dict(sums)
         _set_counters(trainer, checkpoint, self.repeat_epoch)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

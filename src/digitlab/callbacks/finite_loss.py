@@ -46,7 +46,7 @@ class FiniteLoss(Callback):
 
     def check_losses(self, trainer: Trainer, pl_module: Classifier) -> None:
         """Look at the losses since the last time."""
-        found = pl_module.not_finite()
+        found = pl_module.sums["train"].not_finite() if "train" in pl_module.sums else None
         # The sum of processes' losses is what is trained on: all stop with the one that saw it.
         if not agree(trainer, found is not None):
             return

@@ -17,12 +17,11 @@ from digitlab.callbacks import Stopwatch
 from digitlab.callbacks.console import tabulate_layers
 from digitlab.callbacks.figures import draw_curves, draw_samples
 from digitlab.callbacks.results import circumstances, describe_end, entries, log_hyperparameters
+from digitlab.checks import check_settings, check_together
 from digitlab.classifier import Classifier
 from digitlab.data import ImageLoader, ImageOrder
 from digitlab.fit import (
     FitCLI,
-    check_settings,
-    check_together,
     claim,
     describe,
     released_if_refused,

@@ -4,7 +4,8 @@ from typing import Any
 
 import yaml
 
-from digitlab.fit import FitCLI, check_settings, check_together
+from digitlab.checks import check_settings, check_together
+from digitlab.fit import FitCLI
 
 Settings = dict[str, Any]
 """All settings of a run, nested as in its config.yaml."""
