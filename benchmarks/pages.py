@@ -1,8 +1,8 @@
-"""Write what the benchmarks measured into docs/performance.md, and draw it.
+"""Write what the benchmarks measured into the pages of the documentation, and draw it.
 
     python -m benchmarks.pages
 
-It measures nothing: it reads docs/results/performance, where each benchmark's `--out` belongs.
+It measures nothing: it reads docs/results, where each benchmark's `--out` belongs.
 """
 
 import json
@@ -10,22 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import fast99, report, start_up, step_profile
+from benchmarks.endurance import report as endurance
 from digitlab import runs
 from digitlab.reproduce.report import fill
 
 FOLDER = Path("docs", "results", "performance")
-PAGE = Path("docs", "performance.md")
 
 
 def main() -> None:
-    """Fill the page's tables and draw the plot."""
-    runs.write_text(PAGE, fill(PAGE.read_text("utf-8"), tables(), PAGE))
+    """Fill the pages' tables and draw the plot."""
+    for page, tables in PAGES.items():
+        runs.write_text(page, fill(page.read_text("utf-8"), tables(), page))
     runs.write_figure(FOLDER / "step_time.png", report.draw(step_times()))
-    print(f"Written: {PAGE}, {FOLDER / 'step_time.png'}")
+    print("Written:", *PAGES, FOLDER / "step_time.png")
 
 
-def tables() -> dict[str, str]:
-    """Make all tables of the page by their names."""
+def performance() -> dict[str, str]:
+    """Make all tables of docs/performance.md by their names."""
     one, two = step_times(), _read("step_time_2_threads")
     return {
         **{f"step-{name}": text for name, text in report.named_tables(one).items()},
@@ -45,6 +46,13 @@ def step_times() -> dict[str, Any]:
 
 def _read(name: str) -> Any:
     return json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+
+
+PAGES = {
+    Path("docs", "performance.md"): performance,
+    Path("docs", "reliability.md"): endurance.tables,
+}
+"""What makes each page's tables."""
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ import torch
 from benchmarks.endurance.faults import inject_all
 from benchmarks.endurance.fits import fit_in_a_row
 from benchmarks.endurance.kills import kill_at_random
+from benchmarks.endurance.report import RESULTS
 from benchmarks.machine import describe_machine, versions
 from digitlab import runs
 
-RESULTS = Path("docs", "results", "reliability.json")
 PARTS = ("kills", "fits", "faults")
 
 

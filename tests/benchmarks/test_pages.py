@@ -1,15 +1,26 @@
+import json
+from pathlib import Path
+
+import pytest
 from benchmarks import pages
+from benchmarks.endurance import report
 
 from digitlab.reproduce.report import PAGE_TABLE, fill
 
 
-def test_every_table_of_the_page_is_what_was_measured() -> None:
-    text = pages.PAGE.read_text("utf-8")
-    assert fill(text, pages.tables(), pages.PAGE) == text
-    assert len(PAGE_TABLE.findall(text)) >= 6
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.stem)
+def test_every_table_of_a_page_is_what_was_measured(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert fill(text, pages.PAGES[page](), page) == text
+    assert len(PAGE_TABLE.findall(text)) >= 4
 
 
-def test_every_measurement_is_shown() -> None:
-    shown = set(PAGE_TABLE.findall(pages.PAGE.read_text("utf-8")))
-    assert pages.tables().keys() <= shown | {"two-threads-cpu", "two-threads-multiples"}
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.stem)
+def test_every_measurement_is_shown(page: Path) -> None:
+    shown = set(PAGE_TABLE.findall(page.read_text("utf-8")))
+    assert pages.PAGES[page]().keys() <= shown | {"two-threads-cpu", "two-threads-multiples"}
     assert (pages.FOLDER / "step_time.png").exists()
+
+
+def test_every_test_of_a_fault_is_counted_under_a_promise() -> None:
+    assert report.unnamed(json.loads(report.RESULTS.read_text("utf-8"))) == []

@@ -39,7 +39,7 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | str,
         finite: FiniteLoss | None = None,
         every_n_steps: int | None = None,
         every_n_minutes: float | None = 1.0,
@@ -48,7 +48,7 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(f"every_n_steps is {every_n_steps}: it must be at least 1")
         if every_n_minutes is not None and not every_n_minutes >= 0:
             raise ValueError(f"every_n_minutes is {every_n_minutes}: it must be at least 0")
-        self.path = folder / "last.ckpt"
+        self.path = Path(folder, "last.ckpt")
         self.signals: StopSignals | None = None
         self.finite = finite
         self.every_n_steps = every_n_steps

@@ -1,0 +1,78 @@
+"""The tables of docs/reliability.md."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.endurance.promises import PROMISES
+
+RESULTS = Path("docs", "results", "reliability.json")
+
+
+def tables() -> dict[str, str]:
+    """Make the page's tables by their names."""
+    parts = json.loads(RESULTS.read_text("utf-8"))
+    return {
+        "promises": _promises(parts),
+        "kills": _kills(parts["kills"]["result"]),
+        "fits": _fits(parts["fits"]["result"]),
+        "reliability-machine": _machine(parts),
+    }
+
+
+def unnamed(parts: dict[str, Any]) -> list[str]:
+    """Find tests of faults that belong to no promise."""
+    named = tuple(name for promise in PROMISES for name in promise.tests)
+    return [name for name in parts["faults"]["result"] if not name.startswith(named)]
+
+
+def _promises(parts: dict[str, Any]) -> str:
+    lines = ["| promise | fault | tried | held |", "| --- | --- | --- | --- |"]
+    for promise in PROMISES:
+        tried, held = _count(promise.tests, parts)
+        lines.append(f"| {promise.text} | {promise.fault} | {tried:,} | {held:,} |")
+    return "\n".join(lines)
+
+
+def _count(tests: tuple[str, ...], parts: dict[str, Any]) -> tuple[int, int]:
+    """Give how often a promise was tried and how often it held."""
+    if tests == ("kills",):
+        result = parts["kills"]["result"]
+        held = sum(it["kills"] for it in result["tried"] if not it["differences"])
+        return result["kills"], held
+    if tests == ("fits",):
+        fits = parts["fits"]["result"]["fits"]
+        return fits, fits
+    results = parts["faults"]["result"]
+    counts = [it for name, it in results.items() if name.startswith(tests)]
+    return sum(it["tried"] for it in counts), sum(it["held"] for it in counts)
+
+
+def _kills(result: dict[str, Any]) -> str:
+    """Count kills and equal runs by architecture."""
+    lines = ["| config | runs | kills | bitwise equal |", "| --- | --- | --- | --- |"]
+    configs = dict.fromkeys(it["config"] for it in result["tried"])
+    for config in sorted(configs):
+        runs = [it for it in result["tried"] if it["config"] == config]
+        kills = sum(it["kills"] for it in runs)
+        equal = sum(not it["differences"] for it in runs)
+        name = config.removeprefix("configs/").removesuffix(".yaml")
+        lines.append(f"| `{name}` | {len(runs)} | {kills} | {equal} |")
+    lines.append(f"| all | {result['runs']} | {result['kills']} | {result['equal']} |")
+    return "\n".join(lines)
+
+
+def _fits(result: dict[str, Any]) -> str:
+    columns = list(result["looks"][0])
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    looks = result["looks"]
+    for look in [looks[0], *looks[3::4]]:
+        lines.append(f"| {' | '.join(f'{look[name]:,}' for name in columns)} |")
+    return "\n".join(lines)
+
+
+def _machine(parts: dict[str, Any]) -> str:
+    part = parts["kills"]
+    cpu = f"{part['machine']['cpu']}, {part['machine']['cores']} cores, one thread a process"
+    packages = ", ".join(f"{name} {version}" for name, version in part["versions"].items())
+    return f"{cpu}; {packages}."
