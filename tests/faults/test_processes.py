@@ -62,7 +62,7 @@ def lose_the_loss(step: int) -> None:
         made += 1
         loss = original(self, batch, batch_idx)  # type: ignore[arg-type]
         if made == step and loss is not None:
-            self._sums["train"]._unchecked[-1] = torch.tensor(torch.inf)
+            self.sums["train"]._unchecked[-1] = torch.tensor(torch.inf)
             return loss * torch.inf
         return loss
 
@@ -165,5 +165,5 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(tmp_path: Path) -> N
 def test_processes_of_a_run_draw_other_random_numbers(tmp_path: Path) -> None:
     folder = ranks_left_alone(fit(MLP, tmp_path, epochs=1), tmp_path)
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    first, second = state["exact_resume"]["random"]
-    assert not equal(first["torch"], second["torch"])
+    first, second = state["exact_resume"]["processes"]
+    assert not equal(first["random"]["torch"], second["random"]["torch"])
