@@ -92,6 +92,11 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     load_weights(cli.model, evaluation.checkpoint)
     cli.datamodule.setup(command)
     trainer = cli.instantiate_trainer(logger=False, enable_checkpointing=False)
+    if trainer.world_size > 1:
+        raise ValueError(
+            f"there are {trainer.world_size} processes, of which each would see a part: {command} "
+            "needs one, so leave out torchrun, trainer.devices and trainer.num_nodes"
+        )
     return partial(evaluation.run, trainer)
 
 

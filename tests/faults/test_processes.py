@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from digitlab.classifier import Classifier
 from digitlab.cli import main
 from digitlab.data.loader import ImageOrder
+from tests import commands
 from tests.faults.ranks import ranks_left_alone, run_ranks, said
 from tests.faults.runs_of_tiny import (
     BLOCKS,
@@ -149,6 +150,17 @@ def test_another_number_of_processes_is_refused_unless_changes_are_allowed(tmp_p
     assert "trainer.devices is 3, but the run" in said(tmp_path)
     assert run_ranks([*three, "--allow_changes", "true"], tmp_path, size=3) == [0, 0, 0]
     assert "Going on from" in said(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["validate", "test", "predict"])
+def test_an_evaluation_that_several_processes_would_share_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    folder = commands.fit(tmp_path)
+    capsys.readouterr()
+    error = commands.refusal(capsys, what, "--run", str(folder), "--trainer.devices", "2")
+    assert error.startswith("there are 2 processes, of which each would see a part")
+    assert not (folder / "predictions.csv").exists()
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_all(tmp_path: Path) -> None:
