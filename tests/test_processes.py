@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from digitlab.fit import release
 from tests.commands import SHORT
@@ -27,9 +26,9 @@ def test_a_process_that_was_started_later_removes_no_run_folder(
 ) -> None:
     (tmp_path / "version_0").mkdir()
     (tmp_path / "version_0" / "config.yaml").write_text("")
-    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    monkeypatch.setenv("RANK", "1")
     release(tmp_path / "version_0")
     assert (tmp_path / "version_0" / "config.yaml").exists()
-    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    monkeypatch.setenv("RANK", "0")
     release(tmp_path / "version_0")
     assert not (tmp_path / "version_0").exists()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -20,13 +19,11 @@ from digitlab.callbacks import LastCheckpoint, Stopwatch
 from digitlab.callbacks.results import describe_device
 from digitlab.checks import check_settings, check_together
 from digitlab.launch import started_here, together
-from digitlab.processes import is_first_process
+from digitlab.processes import is_first_process, say_once
 from digitlab.resume import Start, find_start, note_job, requeued
 from digitlab.runs import RunError
 from digitlab.signals import Interrupted, StopSignals, requeue
 from digitlab.weights import load_weights, sha256
-
-release = rank_zero_only(runs.release)  # a folder is its first process's: no other removes it
 
 
 class FitCLI(RunCLI):
@@ -88,7 +85,7 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     cli, again = read_options(command, options)
     start = find_start(again, cli.dump(), cli.config.allow_changes) if again else Start()
     if start.finished:
-        return partial(print, f"{again} is finished: {start.finished}")
+        return partial(say_once, f"{again} is finished: {start.finished}")
     stopwatch = Stopwatch()
     with stopwatch.time("data"):
         cli.datamodule.setup("fit")
@@ -140,6 +137,12 @@ def claim(cli: FitCLI, suffix: str = "") -> Path:
     folder = runs.claim(root, name)
     note_job(folder)
     return folder
+
+
+def release(folder: Path) -> None:
+    """Take back a claim, in the process that made it."""
+    if is_first_process():
+        runs.release(folder)
 
 
 def run_name(cli: FitCLI) -> str:

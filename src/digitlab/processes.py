@@ -2,7 +2,7 @@
 
 import os
 import random
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -14,6 +14,12 @@ def is_first_process() -> bool:
     """Say whether this process is the one that writes a run's files, before there is a trainer."""
     # Where a node starts its processes by itself, their ranks are those on the node.
     return not _get_rank() and int(os.environ.get("NODE_RANK", "0")) == 0
+
+
+def say_once(sentence: str, file: TextIO | None = None) -> None:
+    """Print what all processes know, in the first one."""
+    if is_first_process():
+        print(sentence, file=file)
 
 
 def agree(trainer: Trainer, number: int) -> int:

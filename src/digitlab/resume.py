@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from digitlab import checkpoints, runs
+from digitlab.processes import say_once
 
 FREE = (
     "allow_changes",
@@ -120,10 +121,8 @@ def _readable(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             try:
                 yield path, checkpoints.read(path)
             except ValueError:
-                print(
-                    f"digitlab: warning: {path} is damaged: going on from the checkpoint before",
-                    file=sys.stderr,
-                )
+                sentence = f"{path} is damaged: going on from the checkpoint before"
+                say_once(f"digitlab: warning: {sentence}", sys.stderr)
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -171,5 +170,6 @@ def requeued(parent: Path) -> Path | None:
 
 
 def _job() -> str:
-    names = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+    # A job script may train one run after another, each a step of the job.
+    names = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID")
     return " ".join(os.environ[name] for name in names if name in os.environ)

@@ -139,6 +139,8 @@ def test_two_processes_that_were_killed_end_where_two_left_alone_do(
     assert "Going on from" in said(place)
     assert said(place, 1) == ""
     assert differences(folder_of(place), alone) == []
+    assert run_ranks(arguments, place) == [0, 0]
+    assert (said(place).count("is finished"), said(place, 1)) == (1, "")
 
 
 def test_another_number_of_processes_is_refused_unless_changes_are_allowed(tmp_path: Path) -> None:

@@ -102,19 +102,20 @@ def test_a_job_saves_is_requeued_and_ends_where_one_left_alone_does(
     assert differences(folder_of(cluster / "runs"), alone) == []
 
 
-def test_each_job_goes_on_with_its_own_run_and_a_new_one_starts_its_own(
+def test_each_step_of_a_job_goes_on_with_its_own_run_and_a_new_one_starts_its_own(
     tmp_path: Path, cluster: Path
 ) -> None:
     arguments = fit(MLP, cluster / "runs")
-    for name in ("1", "2"):
-        assert run(cluster, arguments, {"JOB_ID": name}, {0: make_room(7)}) == [REQUEUED]
-    assert run(cluster, arguments, {"JOB_ID": "1", "RESTART_COUNT": "1"}) == [0]
+    one = {"JOB_ID": "1", "STEP_ID": "0"}
+    for job in (one, {"JOB_ID": "2", "STEP_ID": "0"}, {"JOB_ID": "1", "STEP_ID": "1"}):
+        assert run(cluster, arguments, job, {0: make_room(7)}) == [REQUEUED]
+    assert run(cluster, arguments, one | {"RESTART_COUNT": "1"}) == [0]
     finished = cluster.glob("runs/*/*/metrics.json")
     assert [path.parent.name for path in finished] == ["version_0"]
-    assert run(cluster, arguments, {"JOB_ID": "1", "RESTART_COUNT": "2"}) == [0]
+    assert run(cluster, arguments, one | {"RESTART_COUNT": "2"}) == [0]
     assert "version_0 is finished" in said(cluster)
     assert run(cluster, arguments, {"JOB_ID": "3", "RESTART_COUNT": "1"}) == [0]
-    assert "version_2" in said(cluster)
+    assert "version_3" in said(cluster)
 
 
 def test_a_job_that_is_not_requeued_says_so_and_has_saved(tmp_path: Path) -> None:
