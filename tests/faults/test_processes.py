@@ -62,9 +62,8 @@ def lose_the_loss(step: int) -> None:
         nonlocal made
         made += 1
         loss = original(self, batch, batch_idx)  # type: ignore[arg-type]
-        if made == step and loss is not None:
+        if made == step:  # the gradient is spared, or the others' weights would show it
             self.sums["train"]._unchecked[-1] = torch.tensor(torch.inf)
-            return loss * torch.inf
         return loss
 
     Classifier.training_step = spoilt  # type: ignore[method-assign]
