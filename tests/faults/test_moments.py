@@ -24,6 +24,7 @@ from tests.faults.runs_of_tiny import (
 from tests.faults.victims import differences, kill_self, run
 
 COMMAND = f"{MLP} {BLOCKS}"
+VALIDATION = "validation_step"
 RESULTS = "digitlab.callbacks.results"
 
 
@@ -96,15 +97,24 @@ def test_a_run_that_was_killed_when(tmp_path: Path, alone: Path, moment: str) ->
     assert [path.name for path in folder.rglob(".*") if path.name != ".lock"] == []
 
 
-def test_a_run_that_was_moved_goes_on_and_keeps_its_best(tmp_path: Path, alone: Path) -> None:
-    # The best of this run is of an epoch before the last.
-    folder = killed(fit(COMMAND, tmp_path), tmp_path, partial(kill_before_step, 60))
-    before = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"]
+def test_a_run_that_was_killed_in_a_validation_inside_an_epoch(tmp_path: Path) -> None:
+    # A validation follows every second time when it would be due to save.
+    command, alone = f"{MLP} --trainer.val_check_interval 8", tmp_path / "alone"
+    folder = killed(fit(command, tmp_path), tmp_path, partial(in_call, Classifier, VALIDATION, 2))
+    go_on(folder)
+    assert differences(folder, left_alone(fit(command, alone), alone)) == []
+
+
+def test_a_run_that_was_moved_goes_on_and_keeps_its_best(tmp_path: Path) -> None:
+    # With this rate nothing is learned: the first epoch is the best, as none is better.
+    command = f"{COMMAND} --model.optimizer.lr 0.05"
+    folder = killed(fit(command, tmp_path), tmp_path, partial(kill_before_step, 60))
     moved = tmp_path / "elsewhere"
     shutil.move(folder, moved)
     go_on(moved)
-    assert differences(moved, alone) == []
-    assert before <= torch.load(moved / "checkpoints" / "best.ckpt", weights_only=True)["epoch"]
+    alone = tmp_path / "alone"
+    assert differences(moved, left_alone(fit(command, alone), alone)) == []
+    assert torch.load(moved / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 0
     assert not folder.exists()
 
 

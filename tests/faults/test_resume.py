@@ -16,8 +16,8 @@ from tests.faults.runs_of_tiny import (
 )
 from tests.faults.victims import differences, scalars
 
-BY_STEP = "--model.lr_scheduler StepLR --model.lr_scheduler.step_size 10"
-BY_STEP += " --model.lr_scheduler_interval step"
+BY_STEP = "--model.lr_scheduler StepLR --model.lr_scheduler.step_size 3"
+BY_STEP += " --model.lr_scheduler.gamma 0.9 --model.lr_scheduler_interval step"
 BY_EPOCH = "--model.lr_scheduler CosineAnnealingLR --model.lr_scheduler.T_max 3"
 PLATEAU = "--model.lr_scheduler torch.optim.lr_scheduler.ReduceLROnPlateau"
 PLATEAU += " --model.lr_scheduler.patience 0 --model.lr_scheduler.threshold 0.9"
@@ -60,8 +60,8 @@ def test_a_run_that_was_killed_three_times_ends_where_one_left_alone_does(
 ) -> None:
     command = RUNS[run]
     alone = left_alone(fit(command, tmp_path / "alone"), tmp_path / "alone")
-    # The second death is in the second epoch, the third before anything is saved anew.
-    first, second, third = kill_before(11, 23, 3)
+    # They go on from step 8, from 25, an epoch's end, and from 36; in single steps or blocks.
+    first, second, third = kill_before(11, 19, 13)
     folder = killed(fit(command, tmp_path / "killed"), tmp_path / "killed", first)
     killed_again(folder, second)
     killed_again(folder, third)

@@ -1,14 +1,11 @@
 """Checkpoints inside an epoch, also where several steps are made at once."""
 
 from datetime import timedelta
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-
-_PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 class StepCheckpoint(ModelCheckpoint):
@@ -50,18 +47,8 @@ class StepCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint, also in a folder that has moved since."""
-        before, now = Path(state_dict["dirpath"]), Path(str(self.dirpath))
-
-        def moved(path: str) -> str:
-            inside = path and Path(path).is_relative_to(before)
-            return str(now / Path(path).relative_to(before)) if inside else path
-
-        state_dict = state_dict | {
-            "dirpath": str(now),
-            "best_k_models": {moved(path): it for path, it in state_dict["best_k_models"].items()},
-            **{name: moved(state_dict[name]) for name in _PATHS},
-        }
-        super().load_state_dict(state_dict)
+        # Of another folder Lightning would forget which metric was the best so far.
+        super().load_state_dict(state_dict | {"dirpath": self.dirpath})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count, from the step that a run goes on from."""
