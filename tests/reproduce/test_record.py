@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import pages
 from digitlab.reproduce import results
 from digitlab.reproduce.report import PAGE_TABLE, read_tables
 from digitlab.reproduce.rows import read_rows
 
 RECORD = Path("docs", "results")
-# What docs/performance.md has is the benchmarks'.
-PAGES = [Path("README.md"), *sorted({*Path("docs").glob("*.md")} - {Path("docs/performance.md")})]
+# Other pages have the benchmarks' tables.
+PAGES = [Path("README.md"), *sorted({*Path("docs").glob("*.md")} - pages.PAGES.keys())]
 SHOWN = [
     (page, name) for page in PAGES for name in PAGE_TABLE.findall(page.read_text(encoding="utf-8"))
 ]
