@@ -4,8 +4,8 @@ import statistics
 from pathlib import Path
 
 import pytest
-
 from benchmarks import pages
+
 from digitlab.reproduce import results
 from digitlab.reproduce.report import PAGE_TABLE, read_tables
 from digitlab.reproduce.rows import read_rows
