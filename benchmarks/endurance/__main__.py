@@ -1,9 +1,10 @@
 """Try what docs/reliability.md promises, for as long as it takes, and write what came of it.
 
-    python -m benchmarks.endurance [kills] [fits] [faults] [--kills 200] [--fits 1000] [--seed 0]
+    python -m benchmarks.endurance [PART …] [--kills 200] [--fits 1000] [--seed 0]
 
-Without a part's name all are done: random kills of runs of all architectures, a thousand fits in a
-row in one process, and every test of a fault. It takes some 40 minutes on two cores. A part's
+Without the name of a part all are done: `price`, what a checkpoint costs; `kills`, random kills of
+runs of all architectures; `fits`, a thousand in a row in one process; `faults`, every test of a
+fault. It takes some 40 minutes on two cores. A part's
 results take the place of its earlier ones in docs/results/reliability.json.
 """
 
@@ -19,11 +20,12 @@ import torch
 from benchmarks.endurance.faults import inject_all
 from benchmarks.endurance.fits import fit_in_a_row
 from benchmarks.endurance.kills import kill_at_random
+from benchmarks.endurance.price import save_often
 from benchmarks.endurance.report import RESULTS
 from benchmarks.machine import describe_machine, versions
 from digitlab import runs
 
-PARTS = ("kills", "fits", "faults")
+PARTS = ("price", "kills", "fits", "faults")
 
 
 def main() -> None:
@@ -47,6 +49,8 @@ def main() -> None:
 
 
 def _try(part: str, kills: int, fits: int, seed: int) -> dict[str, Any]:
+    if part == "price":
+        return save_often()
     if part == "fits":
         return fit_in_a_row(fits)
     if part == "faults":

@@ -14,6 +14,7 @@ def tables() -> dict[str, str]:
     parts = json.loads(RESULTS.read_text("utf-8"))
     return {
         "promises": _promises(parts),
+        "checkpoint-price": _price(parts["price"]["result"]),
         "kills": _kills(parts["kills"]["result"]),
         "fits": _fits(parts["fits"]["result"]),
         "reliability-machine": _machine(parts),
@@ -46,6 +47,14 @@ def _count(tests: tuple[str, ...], parts: dict[str, Any]) -> tuple[int, int]:
     results = parts["faults"]["result"]
     counts = [it for name, it in results.items() if name.startswith(tests)]
     return sum(it["tried"] for it in counts), sum(it["held"] for it in counts)
+
+
+def _price(result: dict[str, Any]) -> str:
+    lines = ["| network | MB | ms, median | ms, most | n |", "| --- | --- | --- | --- | --- |"]
+    for name, it in sorted(result.items(), key=lambda item: item[1]["MB"]):
+        times = f"{it['milliseconds']:.1f} | {it['most']:.1f} | {it['n']}"
+        lines.append(f"| `{name}` | {it['MB']:.2f} | {times} |")
+    return "\n".join(lines)
 
 
 def _kills(result: dict[str, Any]) -> str:
