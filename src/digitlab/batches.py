@@ -15,7 +15,7 @@ class Block(NamedTuple):
 
     Two tensors for all of them, since Lightning looks at each tensor that it is handed.
 
-    Args:
+    Attributes:
         images: float32 `(N, 1, 28, 28)` of all batches.
         labels: int64 `(N,)`.
         batch_size: Images in a batch; the last may have fewer.
