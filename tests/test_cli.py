@@ -38,7 +38,7 @@ def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFi
 def test_a_command_like_no_other_is_refused_with_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert refusal(capsys, "xyzzy").endswith(
         "choose from fit, validate, test, predict, keras fit, "
-        "keras validate, keras test, keras predict, convert, parity, reproduce"
+        "keras validate, keras test, keras predict, convert, parity, reproduce, report"
     )
 
 

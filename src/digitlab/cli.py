@@ -29,6 +29,7 @@ COMMANDS = {
     "convert": "convert a run to Keras, or back: digitlab convert RUN_DIR model.keras",
     "parity": "prove a network and its Keras twin equal: digitlab parity --config CONFIG",
     "reproduce": "measure the documents' figures over seeds: digitlab reproduce B1 B2 --seeds 3",
+    "report": "write runs as one HTML page: digitlab report RUN_DIR [RUN_DIR ...]",
 }
 """What each command does."""
 
@@ -44,6 +45,7 @@ ROOMS = {
     "convert": "digitlab.parity.convert",
     "parity": "digitlab.parity.command",
     "reproduce": "digitlab.reproduce.command",
+    "report": "digitlab.report.command",
 }
 """The module of each command; its `prepare` checks the input and returns what is left to do."""
 

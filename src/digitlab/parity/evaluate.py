@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
-from digitlab.classifier import Classifier
 from digitlab.evaluate import read_options
-from digitlab.parity.network import KerasNetwork, load_from_keras, load_keras_model
+from digitlab.parity.network import load_classifier
 
 
 def prepare(command: str, options: list[str]) -> Callable[[], None]:
@@ -18,8 +17,7 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     """
     evaluation = read_options(command, options, "keras")
     cli = evaluation.cli
-    load_from_keras(cli.model, evaluation.checkpoint)  # which refuses another architecture
-    cli.model = Classifier(network=KerasNetwork(load_keras_model(evaluation.checkpoint)))
+    cli.model = load_classifier(cli.model, evaluation.checkpoint)
     cli.datamodule.setup(evaluation.command)
     # TensorFlow chooses its own device, and the saved model knows its precision.
     trainer = cli.instantiate_trainer(

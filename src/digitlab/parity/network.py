@@ -117,6 +117,16 @@ def load_from_keras(model: Classifier, path: Path) -> None:
         ) from error
 
 
+def load_classifier(model: Classifier, path: Path) -> Classifier:
+    """Load the Keras model of a run, to be measured in place of its PyTorch counterpart.
+
+    Raises:
+        ValueError: As for `load_from_keras`; `model` is of another architecture, say.
+    """
+    load_from_keras(model, path)  # which refuses another architecture
+    return Classifier(network=KerasNetwork(load_keras_model(path)))
+
+
 def load_initial_weights(model: Classifier, path: Path) -> None:
     """Copy the weights of either framework's file, as its suffix tells, into a model.
 
