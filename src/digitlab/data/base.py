@@ -2,17 +2,19 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from lightning import LightningDataModule
 from numpy.typing import NDArray
+from PIL.Image import Image
 
+from digitlab.data.division import Subset, divide
 from digitlab.data.loader import ImageLoader, ImageOrder, run_seed
 from digitlab.data.reading import Arrays, Split
 
-Subset = Literal["train", "validation", "test"]
-"""What a loader serves; `validation` is part of the training split, or the test split."""
+if TYPE_CHECKING:
+    from digitlab.preparation import Prepared
 
 _DIGIT_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 
@@ -98,6 +100,16 @@ class ImageDataModule(LightningDataModule, ABC):
     def read(self, split: Split) -> Arrays:
         """Read a whole split and check it: images, uint8 `(N, 28, 28)`, labels, int64 `(N,)`."""
 
+    def prepare_image(self, image: Image) -> "Prepared":
+        """Make of an image of one's own, of mode `L`, one like the data set's; MNIST's way.
+
+        Raises:
+            ValueError: It is blank.
+        """
+        from digitlab.preparation import prepare_digit  # by SciPy, which others need not wait for
+
+        return prepare_digit(image)
+
     def prepare_data(self) -> None:
         """Download, unpack and check what the coming stage needs, or all without a trainer."""
         fn = self.trainer.state.fn if self.trainer else None
@@ -146,31 +158,9 @@ class ImageDataModule(LightningDataModule, ABC):
         if split == "test" and split not in self._subsets:
             self._subsets["test"] = self.read("test")
         if split not in self._subsets:
-            self._subsets |= self._divide(*self.read("train"))
+            parts = (self.train_images, self.validation_size, self.validation_seed)
+            self._subsets |= divide(self.read("train"), *parts)
         return self._subsets[split]
-
-    def _divide(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[Subset, Arrays]:
-        """Divide the training split into what is trained on and, if wanted, the hold-out."""
-        first, end = self.train_images or (0, len(labels))
-        if end > len(labels):
-            raise ValueError(
-                f"train_images is {[first, end]}: the end must be at most {len(labels)}, "
-                "the number of training images"
-            )
-        images, labels = images[first:end], labels[first:end]
-        if not self.validation_size:
-            return {"train": (images, labels)}
-        try:
-            train, validation = stratify(labels, self.validation_size, self.validation_seed)
-        except ValueError as error:
-            raise ValueError(
-                f"validation_size is {self.validation_size}: both parts of the {len(labels)} "
-                f"training images must have some of each class ({error})"
-            ) from error
-        return {
-            "train": (images[train], labels[train]),
-            "validation": (images[validation], labels[validation]),
-        }
 
     def train_dataloader(self) -> ImageLoader:
         """Serve the training images, in a new order each epoch."""
@@ -194,6 +184,12 @@ class ImageDataModule(LightningDataModule, ABC):
         """Serve the test split."""
         return self._loader("test", self.eval_batch_size)
 
+    def image_loader(self, images: NDArray[np.uint8]) -> ImageLoader:
+        """Serve images of one's own, uint8 `(N, 28, 28)`, as the test split's; all labels are 0."""
+        labels = np.zeros(len(images), np.int64)
+        order = ImageOrder(len(images))
+        return ImageLoader(images, labels, order, self.eval_batch_size, self._scale())
+
     def _loader(
         self,
         split: Subset,
@@ -212,10 +208,12 @@ class ImageDataModule(LightningDataModule, ABC):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
-        scale = {"unit": None, "symmetric": (0.5, 0.5), "standard": self.mean_std}
         device = trainer.strategy.root_device if trainer else "cpu"
-        mean_std = scale[self.normalization]
-        return ImageLoader(images, labels, order, batch_size, mean_std, device, **blocks)
+        return ImageLoader(images, labels, order, batch_size, self._scale(), device, **blocks)
+
+    def _scale(self) -> tuple[float, float] | None:
+        scale = {"unit": None, "symmetric": (0.5, 0.5), "standard": self.mean_std}
+        return scale[self.normalization]
 
     def _blocks(self) -> dict[str, Any]:
         """Say how many batches a model that makes several steps at once is to be handed over."""
@@ -229,17 +227,6 @@ class ImageDataModule(LightningDataModule, ABC):
             "limit": limit if isinstance(limit, int) else None,
             "steps_left": lambda: math.inf if most < 0 else most - trainer.global_step,
         }
-
-
-def stratify(
-    labels: NDArray[np.int64], size: int, seed: int = 0
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Choose `size` positions, in each class its share; give the others and them, ascending."""
-    from sklearn.model_selection import train_test_split
-
-    positions = np.arange(len(labels))
-    parts = train_test_split(positions, test_size=size, stratify=labels, random_state=seed)
-    return np.sort(parts[0]), np.sort(parts[1])
 
 
 def _check_at_least(least: int, **values: int) -> None:

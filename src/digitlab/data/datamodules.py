@@ -2,15 +2,19 @@
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torchvision import datasets
 
-from digitlab.data.base import ImageDataModule, stratify
+from digitlab.data.base import ImageDataModule
+from digitlab.data.division import stratify
 from digitlab.data.reading import Arrays, Split, read_split, sha256
+
+if TYPE_CHECKING:
+    from digitlab.preparation import Prepared
 
 
 class MNISTDataModule(ImageDataModule):
@@ -84,6 +88,12 @@ class FashionMNISTDataModule(MNISTDataModule):
     }
     mean_std = (0.2860, 0.3530)
 
+    def prepare_image(self, image: Image.Image) -> "Prepared":
+        """Prepare a product picture as the data set's authors did theirs."""
+        from digitlab.preparation import prepare_garment
+
+        return prepare_garment(image)
+
 
 class DigitsDataModule(ImageDataModule):
     """Digits: scikit-learn's 1,797 scans, 1,437 to train on and 360 to test on, with no download.
@@ -102,6 +112,12 @@ class DigitsDataModule(ImageDataModule):
         "8ba4f891220f5e4c9c819638d1602d74b83618f167043c6da52a2a247841ddf0",
     )
     mean_std = (0.3047, 0.3245)
+
+    def prepare_image(self, image: Image.Image) -> "Prepared":
+        """Prepare an image of a digit as MNIST's, but to fill the height as these scans do."""
+        from digitlab.preparation import prepare_digit
+
+        return prepare_digit(image, box=28)
 
     def read(self, split: Split) -> Arrays:
         """Read a split of the scans that come with scikit-learn, enlarged.

@@ -13,7 +13,7 @@ from sklearn.metrics import confusion_matrix, precision_score, recall_score
 
 from digitlab.arguments import BAD_INPUT
 from digitlab.classifier import Classifier
-from digitlab.data.base import Subset
+from digitlab.data.division import Subset
 from digitlab.evaluate import Evaluation, read_options
 from digitlab.report.content import Run
 from digitlab.runs import Framework
