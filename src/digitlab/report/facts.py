@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from digitlab.report.content import Run
 
@@ -35,7 +35,7 @@ def percent(value: object) -> str:
     >>> percent(0.98765), percent(None)
     ('98.77%', '—')
     """
-    return f"{value:.2%}" if _is_number(value) else NOTHING
+    return f"{value:.2%}" if is_number(value) else NOTHING
 
 
 def number(value: object, decimals: int = 0, unit: str = "") -> str:
@@ -44,7 +44,7 @@ def number(value: object, decimals: int = 0, unit: str = "") -> str:
     >>> number(61706), number(1234.567, 1, "s"), number("none")
     ('61,706', '1,234.6 s', '—')
     """
-    return f"{value:,.{decimals}f} {unit}".rstrip() if _is_number(value) else NOTHING
+    return f"{value:,.{decimals}f} {unit}".rstrip() if is_number(value) else NOTHING
 
 
 def summarize(runs: Sequence[Run]) -> list[Group]:
@@ -66,7 +66,7 @@ def summarize(runs: Sequence[Run]) -> list[Group]:
 def differences(runs: Sequence[Run]) -> list[Fact]:
     """List the settings in which the runs differ, leaf by leaf, by their names in config.yaml."""
     settings = [dict(_leaves(run.config)) for run in runs]
-    names = dict.fromkeys(name for own in settings for name in own)
+    names = sorted({name for own in settings for name in own})
     facts = (Fact(name, tuple(own.get(name, NOTHING) for own in settings)) for name in names)
     return [fact for fact in facts if len(set(fact.values)) > 1]
 
@@ -87,7 +87,7 @@ def score_in_words(run: Run, phase: str) -> str:
     """Write an accuracy with its counts, and whose it is where that is not the last weights'."""
     score = entries(run.metrics, phase)
     accuracy, correct, n = (score.get(key) for key in ("accuracy", "correct", "n"))
-    if not _is_number(accuracy):
+    if not is_number(accuracy):
         return NOTHING
     counts = f"{percent(accuracy)} ({correct}/{n})"
     if score.get("checkpoint") in ("last", None):
@@ -153,5 +153,6 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell a number from what else a file may hold."""
     return isinstance(value, int | float) and not isinstance(value, bool)

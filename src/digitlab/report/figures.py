@@ -53,8 +53,14 @@ def look(place: int) -> Look:
     return Look(place % len(LIGHT), markers[(place + place // len(LIGHT)) % len(markers)])
 
 
-def draw(runs: Sequence[Run], quantity: str) -> Curves | None:
-    """Draw `accuracy` or `loss` over the epochs of all runs; None if there is nothing."""
+def draw(runs: Sequence[Run], names: Sequence[str], quantity: str) -> Curves | None:
+    """Draw a quantity over the epochs of all runs; None where no run has any.
+
+    Args:
+        runs: The runs.
+        names: What to call them.
+        quantity: `accuracy` or `loss`.
+    """
     lines = [
         (place, phase, points)
         for place, run in enumerate(runs)
@@ -65,7 +71,7 @@ def draw(runs: Sequence[Run], quantity: str) -> Curves | None:
         return None
     say = percent if quantity == "accuracy" else lambda value: number(value, 4)
     words = [
-        f"{runs[place].name}, {PHASES[phase][0]}: {say(points[0][1])} after epoch "
+        f"{names[place]}, {PHASES[phase][0]}: {say(points[0][1])} after epoch "
         f"{points[0][0]:.0f}, {say(points[-1][1])} after epoch {points[-1][0]:.0f}."
         for place, phase, points in lines
     ]

@@ -43,7 +43,8 @@ class Shown:
     @property
     def phases(self) -> list[tuple[str, float, float]]:
         """What took how many seconds, and which part of the time."""
-        seconds = facts.entries(self.run.metrics, "phases")
+        phases = facts.entries(self.run.metrics, "phases")
+        seconds = {name: value for name, value in phases.items() if facts.is_number(value)}
         total = sum(seconds.values()) or 1
         return [(phase, value, value / total) for phase, value in seconds.items()]
 
@@ -67,15 +68,11 @@ class Shown:
 def render(found: Sequence[tuple[Run, Outcome]]) -> str:
     """Write the page of one run or several as HTML."""
     every = [run for run, _ in found]
-    names = [run.name for run in every]
+    own = [run.name for run in every]
+    names = [str(run.folder) if own.count(run.name) > 1 else run.name for run in every]
     shown = [
-        Shown(
-            str(run.folder) if names.count(run.name) > 1 else run.name,
-            run,
-            outcome,
-            figures.look(place),
-        )
-        for place, (run, outcome) in enumerate(found)
+        Shown(name, run, outcome, figures.look(place))
+        for place, (name, (run, outcome)) in enumerate(zip(names, found, strict=True))
     ]
     environment = Environment(
         loader=PackageLoader("digitlab.report", "."),
@@ -85,9 +82,9 @@ def render(found: Sequence[tuple[Run, Outcome]]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": facts.percent, "number": facts.number, "png": figures.png}
-    curves = (figures.draw(every, quantity) for quantity in ("accuracy", "loss"))
+    curves = [figures.draw(every, names, quantity) for quantity in ("accuracy", "loss")]
     return environment.get_template("page.html.jinja").render(
-        title=", ".join(run.name for run in shown),
+        title=", ".join(names),
         runs=shown,
         groups=facts.summarize(every),
         differences=facts.differences(every),

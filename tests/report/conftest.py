@@ -1,0 +1,21 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.commands import fit
+from tests.report.pages import SLOW
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Path:
+    """A finished run, to be copied."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIGITLAB_DATA", str(tiny_root))
+        return fit(tmp_path_factory.mktemp("runs"), *SLOW, model="MLP")
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A finished run of a test's own."""
+    return Path(shutil.copytree(trained, tmp_path / "runs" / "tiny-mlp" / "version_0"))

@@ -1,0 +1,219 @@
+"""The page of a run, against the run's own files and NumPy."""
+
+import csv
+import io
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from digitlab.cli import main
+from digitlab.models import MLP
+from tests.commands import fit, refusal
+from tests.report.pages import SLOW, content, facts_of, metrics_of, page_of, table_with
+from tests.tiny import TEST
+
+
+def probabilities(folder: Path, checkpoint: str = "last") -> NDArray[np.float64]:
+    """Reference: the network's, of all test images, scaled and through a softmax by NumPy."""
+    path = folder / "checkpoints" / f"{checkpoint}.ckpt"
+    model = MLP.load_from_checkpoint(path, map_location="cpu").eval()
+    images = torch.from_numpy((TEST[0][:, None] / np.float32(255)).astype(np.float32))
+    with torch.no_grad():
+        exponentials = np.exp(model(images).numpy().astype(np.float64))
+    return np.asarray(exponentials / exponentials.sum(1, keepdims=True))
+
+
+def test_the_figures_are_those_of_metrics_json(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = page_of(run)
+    assert capsys.readouterr().out == f"Written to {run / 'report.html'}\n"
+    metrics, facts = metrics_of(run), facts_of(page)
+    for name, phase in {"Test": "test", "Training": "train"}.items():
+        score = metrics[phase]
+        counts = f"{score['accuracy']:.2%} ({score['correct']}/{score['n']})"
+        assert facts[f"{name} accuracy"] == [counts]
+        assert facts[f"{name} loss"] == [f"{score['loss']:.4f}"]
+    assert "Validation accuracy" not in facts
+    expected = {
+        "Network": "MLP",
+        "Parameters": f"{28 * 28 * 16 + 16 + 16 * 10 + 10:,}",
+        "Data": "tiny",
+        "Framework": "PyTorch",
+        "Seed": "0",
+        "Epochs": "3",
+        "Optimizer steps": "21",
+        "Time": f"{metrics['wall_time']:.1f} s",
+        "Machine": metrics["device"],
+        "torch": version("torch"),
+    }
+    assert {name: facts[name] for name in expected} == {k: [v] for k, v in expected.items()}
+    phases = {row[0]: row[1] for row in table_with(page, "Phase")[1:]}
+    assert phases == {name: f"{value:.1f} s" for name, value in metrics["phases"].items()}
+    (title,) = page.every("title")
+    assert title.text == "tiny-mlp/version_0 — digitlab report"
+
+
+def test_confusion_precision_and_recall_are_numpy_s(run: Path) -> None:
+    page = page_of(run)
+    predicted = probabilities(run).argmax(1)
+    counts = np.zeros((10, 10), int)
+    np.add.at(counts, (TEST[1], predicted), 1)
+    confusion = table_with(page, "true ↓ predicted →")
+    assert [[int(cell) for cell in row[1:]] for row in confusion[1:]] == counts.tolist()
+    right, images, taken = np.diag(counts), counts.sum(1), counts.sum(0)
+    assert 0 in taken, "no class is never predicted, so nothing is proved of that case"
+    assert table_with(page, "Class")[1:] == [
+        [
+            str(i),
+            f"{right[i] / images[i]:.2%}",
+            f"{right[i]}/{images[i]}",
+            f"{right[i] / taken[i]:.2%}" if taken[i] else "—",
+            f"{right[i]}/{taken[i]}",
+        ]
+        for i in range(10)
+    ]
+    assert f"{right.sum()} of 50 test images are classified right" in page.text
+    assert right.sum() == metrics_of(run)["test"]["correct"]
+    assert "metrics.json counts" not in page.text
+
+
+def test_the_worst_mistakes_are_the_surest_first(run: Path) -> None:
+    page = page_of(run)
+    said = probabilities(run)
+    predicted, surest = said.argmax(1), said.max(1)
+    wrong = [i for i in range(50) if predicted[i] != TEST[1][i]]
+    wrong.sort(key=lambda i: -surest[i])
+    assert wrong
+    figures = page.every("figure")
+    assert [figure.text for figure in figures] == [
+        f"{TEST[1][i]} → {predicted[i]} {surest[i]:.2%}" for i in wrong[:24]
+    ]
+    for figure, i in zip(figures, wrong, strict=False):
+        (image,) = figure.every("img")
+        assert image.attributes["alt"] == f"test image {i}, of class {TEST[1][i]}"
+        pixels = Image.open(io.BytesIO(content(image.attributes["src"])))
+        assert np.array_equal(np.asarray(pixels), TEST[0][i])
+
+
+def test_the_curves_say_in_words_what_history_csv_has(run: Path) -> None:
+    page = page_of(run)
+    with (run / "history.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    pictures = page.every("picture")
+    assert len(pictures) == 2
+    for picture, quantity, form in zip(pictures, ("accuracy", "loss"), (".2%", ".4f"), strict=True):
+        (image,), (source,) = picture.every("img"), picture.every("source")
+        for phase, name in {"train": "training", "val": "validation"}.items():
+            first, last = (format(float(rows[i][f"{phase}_{quantity}"]), form) for i in (0, -1))
+            sentence = f"{name}: {first} after epoch 1, {last} after epoch 3."
+            assert sentence in str(image.attributes["alt"])
+        light, dark = content(image.attributes["src"]), content(source.attributes["srcset"])
+        assert light.startswith(b"<?xml")
+        assert light != dark
+
+
+def test_layers_come_with_their_tensors_and_parameters(run: Path) -> None:
+    rows = table_with(page_of(run), "Layer")
+    assert ["fc1", "Linear", "weight 16×784, bias 16", "12,560"] in rows
+    assert rows[-1] == ["Total", "", "", "12,730"]
+
+
+def test_the_same_run_gives_the_same_page(run: Path, tmp_path: Path) -> None:
+    pages = tmp_path / "first.html", tmp_path / "second.html"
+    for page in pages:
+        page_of(run, out=page)
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+
+
+def test_what_comes_from_a_run_is_text_whatever_is_in_it(run: Path, tmp_path: Path) -> None:
+    evil = '<script>alert("1")</script> $x_{$ " onload="'
+    folder = Path(shutil.copytree(run, tmp_path / '<b>"evil"&amp; $x_{$ onload=' / "version_0"))
+    metrics = metrics_of(folder)
+    metrics |= {"model": evil, "dataset": evil, "device": evil, "phases": {evil: 1.0}}
+    metrics["versions"] = {evil: evil}
+    (folder / "metrics.json").write_text(json.dumps(metrics), "utf-8")
+    page = page_of(folder)  # `parse` refuses a script, an event and another element
+    assert not page.every("b")
+    assert page.every("h1")[0].text == '<b>"evil"&amp; $x_{$ onload=/version_0'
+    text = " ".join(evil.split())
+    facts = facts_of(page)
+    assert (facts["Network"], facts["Data"], facts[text]) == ([text], [text], [text])
+    assert evil.split(" ", maxsplit=1)[0] in page.text
+
+
+def test_class_names_are_text(tmp_path: Path) -> None:
+    options = [*SLOW, "--data", "tests.report.odd_names.OddNames"]
+    page = page_of(fit(tmp_path, *options, model="MLP"))
+    rows = table_with(page, "Class")
+    assert rows[1][0] == '<script>"0"</script>'
+    assert rows[2][0] == "& </td>"
+
+
+def test_with_a_hold_out_the_test_split_is_not_read(tmp_path: Path, read_splits: list[str]) -> None:
+    options = ["--data", "tests.tiny.SpiedDataModule", "--data.validation_size", "40"]
+    folder = fit(tmp_path, *SLOW, *options, model="MLP")
+    read_splits.clear()
+    page = page_of(folder)
+    assert read_splits == ["train"]
+    score = metrics_of(folder)["val"]
+    counts = f"{score['accuracy']:.2%} ({score['correct']}/40)"
+    assert facts_of(page)["Validation accuracy"] == [counts]
+    assert f"{score['correct']} of 40 validation images are classified right" in page.text
+    assert "no test" not in page.text
+
+
+def test_after_a_test_the_predictions_are_of_its_images_and_weights(run: Path) -> None:
+    assert main(["test", "--run", str(run), "--checkpoint", "best"]) == 0
+    page = page_of(run)
+    correct = int((probabilities(run, "best").argmax(1) == TEST[1]).sum())
+    assert f"{correct} of 50 test images are classified right, with checkpoint best" in page.text
+    (value,) = facts_of(page)["Test accuracy"]
+    assert value.endswith(f"({correct}/50), checkpoint best, chosen on the test images")
+
+
+def test_other_predictions_than_at_the_run_s_end_are_told_of(run: Path) -> None:
+    metrics = metrics_of(run)
+    metrics["test"]["correct"] += 1
+    (run / "metrics.json").write_text(json.dumps(metrics), "utf-8")
+    assert f"metrics.json counts {metrics['test']['correct']} right" in page_of(run).text
+
+
+@pytest.mark.parametrize("words", [[], ["--out", "page.html"]])
+def test_without_a_run_it_says_what_it_needs(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal(capsys, "report", *words) == "report is of runs: name run folders, or latest"
+
+
+def test_bad_input_is_refused_in_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, said in {
+        (str(tmp_path),): "is no run folder",
+        (str(run), str(tmp_path / "none")): "is no run folder",
+        (str(run), "--out", str(tmp_path / "page.txt")): "give a file that ends in .html",
+        (str(run), "--out", str(tmp_path / "no" / "page.html")): "there is no folder",
+        (str(run), "--out", str(tmp_path / "page.html"), "runs/x"): "name the runs first",
+        (str(run), "--ouz", "x"): "there is no option 'ouz'",
+    }.items():
+        assert said in refusal(capsys, "report", *words)
+    for damaged in ("model: [", "- 1", "model: {}", "a\0b"):
+        (run / "config.yaml").write_text(damaged, "utf-8")
+        assert "config.yaml is" in refusal(capsys, "report", str(run))
+    assert not list(tmp_path.rglob("*.html"))
+
+
+def test_latest_is_the_run_that_was_started_last(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parents[2])
+    assert main(["report", "latest"]) == 0
+    assert (run / "report.html").is_file()

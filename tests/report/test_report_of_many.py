@@ -1,0 +1,153 @@
+"""Several runs on a page, and runs of which something is missing."""
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from digitlab.cli import main
+from tests.commands import config_of, fit
+from tests.report.pages import SLOW, content, facts_of, metrics_of, page_of, table_with
+
+
+def test_runs_stand_side_by_side_with_the_settings_that_differ(run: Path, tmp_path: Path) -> None:
+    options = ["--seed_everything", "7", "--model.optimizer.lr", "0.02", "--model.dropout", "0.5"]
+    other = fit(tmp_path / "other", *SLOW, *options, model="MLP")
+    page = page_of(run, other, out=tmp_path / "both.html")
+    names = [f"tiny-mlp/{folder.name}" for folder in (run, other)]
+    assert names[0] == names[1], "both have one name, so that the paths tell them apart"
+    assert page.every("title")[0].text == f"{run}, {other} — digitlab report"
+    both = [metrics_of(run), metrics_of(other)]
+    facts = facts_of(page)
+    assert facts["Seed"] == ["0", "7"]
+    assert facts["Test accuracy"] == [
+        f"{m['test']['accuracy']:.2%} ({m['test']['correct']}/50)" for m in both
+    ]
+    rows = {row[0]: row[1:] for row in table_with(page, "Setting")[1:]}
+    assert rows.pop("trainer.default_root_dir")[1] == str(tmp_path / "other")
+    assert rows == {
+        "model.init_args.dropout": ["0.2", "0.5"],
+        "model.init_args.optimizer.init_args.lr": ["0.01", "0.02"],
+        "seed_everything": ["0", "7"],
+    }
+    for picture in page.every("picture"):
+        alt = str(picture.every("img")[0].attributes["alt"])
+        assert alt.count("after epoch 3") == 4
+        assert alt.index(f"{run}, training:") < alt.index(f"{other}, validation:")
+    assert len([table for table in page.every("table") if "Recall" in table.rows[0]]) == 2
+
+
+def test_a_run_that_is_named_twice_is_shown_once(run: Path, tmp_path: Path) -> None:
+    page = page_of(run, run / ".." / "version_0", out=tmp_path / "page.html")
+    assert len(facts_of(page)["Seed"]) == 1
+
+
+def test_an_unfinished_run_shows_what_there_is(run: Path) -> None:
+    (run / "metrics.json").unlink()
+    page = page_of(run)
+    assert "There is no metrics.json: the run has not ended" in page.text
+    assert facts_of(page)["Network"] == ["MLP"]
+    assert "Test accuracy" not in facts_of(page)
+    assert "no final figures" in page.text
+    assert "of 50 test images are classified right" in page.text, "its checkpoint is there"
+    assert len(page.every("picture")) == 2
+    (run / "history.csv").unlink()
+    shutil.rmtree(run / "checkpoints")
+    page = page_of(run)
+    assert "There is no history.csv: no epoch was finished" in page.text
+    assert page.every("picture", "figure") == []
+    assert f"there is no checkpoint {run / 'checkpoints' / 'last.ckpt'}" in page.text
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "history.csv"])
+@pytest.mark.parametrize("damage", [b"", b"[1]", b"{", b"\xff\xfe", b"epoch\n1,2\n", b"a\0b\n"])
+def test_a_damaged_file_is_named_and_the_rest_is_shown(name: str, damage: bytes, run: Path) -> None:
+    (run / name).write_bytes(damage)
+    page = page_of(run)
+    damaged = f"{name} is damaged" in page.text
+    assert damaged or "history.csv has no epoch" in page.text
+    assert "of 50 test images are classified right" in page.text
+
+
+@pytest.mark.parametrize("value", [None, "many", [1], {"accuracy": "high"}, -1.5, True])
+def test_entries_of_another_kind_are_left_out(value: object, run: Path) -> None:
+    metrics = dict.fromkeys(metrics_of(run), value)
+    (run / "metrics.json").write_text(json.dumps(metrics), "utf-8")
+    page = page_of(run)
+    assert "Test accuracy" not in facts_of(page)
+    assert page.every("figure")
+
+
+def test_without_the_data_the_page_says_why_and_has_the_rest(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIGITLAB_DATA", str(tmp_path / "none"))
+    page = page_of(run)
+    assert "No predictions could be made:" in page.text
+    assert str(tmp_path / "none") in page.text
+    assert page.every("figure") == []
+    assert table_with(page, "Layer")[-1][-1] == "12,730"
+    score = metrics_of(run)["test"]
+    assert f"({score['correct']}/50)" in facts_of(page)["Test accuracy"][0]
+    assert len(page.every("picture")) == 2
+
+
+def test_a_run_of_a_gpu_is_read_on_a_machine_without_one(run: Path) -> None:
+    config = (run / "config.yaml").read_text("utf-8")
+    assert config_of(run)["trainer"]["accelerator"] == "cpu"
+    config = config.replace("accelerator: cpu", "accelerator: cuda")
+    (run / "config.yaml").write_text(config.replace("32-true", "bf16-mixed"), "utf-8")
+    assert "of 50 test images are classified right" in page_of(run).text
+
+
+def test_a_loss_that_is_no_number_is_left_out_of_the_curve(run: Path) -> None:
+    lines = (run / "history.csv").read_text("utf-8").splitlines()
+    columns = lines[0].split(",")
+    cells = [line.split(",") for line in lines[1:]]
+    cells[0][columns.index("val_loss")] = ""
+    cells[2][columns.index("val_loss")] = "nan"
+    text = "\n".join([lines[0], *map(",".join, cells)])
+    (run / "history.csv").write_text(text, "utf-8")
+    image = page_of(run).every("picture")[1].every("img")[0]
+    loss = float(cells[1][columns.index("val_loss")])
+    said = f"validation: {loss:.4f} after epoch 2, {loss:.4f} after epoch 2."
+    assert said in str(image.attributes["alt"])
+    assert b"nan" not in content(image.attributes["src"]).lower()
+
+
+def test_a_report_of_pytorch_s_runs_leaves_tensorflow_and_keras_out(run: Path) -> None:
+    program = "import sys; from digitlab.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    command = [sys.executable, "-c", program, "report", str(run)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    modules = shown.splitlines()[-1].split()
+    assert "digitlab.report.page" in modules
+    assert not {"tensorflow", "keras", "digitlab.parity"} & set(modules)
+
+
+@pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
+def test_a_keras_run_stands_beside_one_of_pytorch(run: Path, tmp_path: Path) -> None:
+    place = ["--trainer.default_root_dir", str(tmp_path / "keras")]
+    words = ["--model", "MLP", *SLOW, "--data", "tests.tiny.TinyDataModule", *place]
+    assert main(["keras", "fit", *words]) == 0
+    (keras,) = (tmp_path / "keras").glob("*/version_*")
+    page = page_of(run, keras, out=tmp_path / "page.html")
+    both = [metrics_of(folder) for folder in (run, keras)]
+    assert facts_of(page)["Framework"] == ["PyTorch", "Keras"]
+    assert facts_of(page)["keras"][0] == "—"
+    for metrics in both:
+        sentence = f"{metrics['test']['correct']} of 50 test images are classified right"
+        assert sentence in page.text
+    matrices = [t.rows for t in page.every("table") if t.rows[0][0].startswith("true")]
+    right = [sum(int(row[i + 1]) for i, row in enumerate(m[1:])) for m in matrices]
+    assert right == [metrics["test"]["correct"] for metrics in both]
+    assert "metrics.json counts" not in page.text
+
+    (keras / "metrics.json").unlink()  # as long as it has not ended
+    (keras / "checkpoints" / "best.keras").unlink()
+    assert facts_of(page_of(keras))["Framework"] == ["Keras"]
+    (keras / "model.keras").write_bytes(b"no model")
+    assert "model.keras is damaged" in page_of(keras).text
