@@ -29,7 +29,7 @@ class _Timed:
             original(*args)
             seconds.append(time.perf_counter() - started)
 
-        LastCheckpoint.save = save  # type: ignore[method-assign]
+        LastCheckpoint.save = save  # type: ignore[method-assign, assignment]
         return seconds
 
     def __exit__(self, *exception: object) -> None:
