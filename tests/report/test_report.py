@@ -205,7 +205,8 @@ def test_bad_input_is_refused_in_one_line(
         (str(run), "--ouz", "x"): "there is no option 'ouz'",
     }.items():
         assert said in refusal(capsys, "report", *words)
-    for damaged in ("model: [", "- 1", "model: {}", "a\0b"):
+    whole = (run / "config.yaml").read_text("utf-8")
+    for damaged in ("model: [", "- 1", "model: {}", "a\0b", whole.replace("seed_", "")):
         (run / "config.yaml").write_text(damaged, "utf-8")
         assert "config.yaml is" in refusal(capsys, "report", str(run))
     assert not list(tmp_path.rglob("*.html"))

@@ -15,6 +15,12 @@ from digitlab.callbacks.history import Row
 CURVES = ("train_accuracy", "val_accuracy", "train_loss", "val_loss")
 """The columns of history.csv that are drawn."""
 
+NEEDED = (
+    *("model.class_path", "data.class_path", "data.init_args"),
+    *("trainer.accelerator", "trainer.precision", "seed_everything"),
+)
+"""The settings without which a run's network and data cannot be made."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -60,12 +66,12 @@ def read_run(folder: Path) -> Run:
         config = yaml.safe_load(settings)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{folder / 'config.yaml'} is damaged: it is no valid YAML") from error
-    sections = ("model", "data", "trainer")
-    if not isinstance(config, dict) or not all(isinstance(config.get(s), dict) for s in sections):
-        raise ValueError(
-            f"{folder / 'config.yaml'} is of no run, as it lacks model, data or trainer: give the "
-            "folder that digitlab fit named at its end"
-        )
+    for name in NEEDED:
+        if not _has(config, *name.split(".")):
+            raise ValueError(
+                f"{folder / 'config.yaml'} is of no run, as it lacks {name}: give the folder that "
+                "digitlab fit named at its end"
+            )
     missing = []
     metrics: dict[str, Any] = {}
     history: list[Row] = []
@@ -78,6 +84,14 @@ def read_run(folder: Path) -> Run:
     except ValueError as error:
         missing.append(str(error))
     return Run(folder, config, settings, metrics, history, tuple(missing))
+
+
+def _has(settings: Any, *names: str) -> bool:
+    for name in names:
+        if not isinstance(settings, dict) or name not in settings:
+            return False
+        settings = settings[name]
+    return True
 
 
 def _read_metrics(folder: Path) -> dict[str, Any]:
