@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from digitlab import runs
+from digitlab import predict_images, runs
 from digitlab.arguments import RunCLI, split_off
 from digitlab.scores import describe
 from digitlab.signals import StopSignals
@@ -34,6 +34,15 @@ class EvaluationCLI(RunCLI):
         )
 
 
+class PredictionCLI(EvaluationCLI):
+    """The options of `digitlab predict`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of image files too."""
+        super().add_arguments_to_parser(parser)
+        predict_images.add_options(parser)
+
+
 @dataclass
 class Evaluation:
     """The checked input of an evaluation.
@@ -44,6 +53,7 @@ class Evaluation:
         folder: The run folder.
         flags: The flags besides `--run`.
         checkpoint: The file of the weights.
+        own: Image files to predict instead of the test split, if there are any.
     """
 
     command: str
@@ -51,11 +61,26 @@ class Evaluation:
     folder: Path
     flags: list[str]
     checkpoint: Path
+    own: predict_images.OwnImages | None = None
 
-    def run(self, trainer: Trainer) -> None:
-        """Measure the model and write what came out into the run folder."""
+    def make_trainer(self, **settings: Any) -> Trainer:
+        """Read the data, and make the trainer.
+
+        Raises:
+            ValueError, OSError, MisconfigurationException: The input is bad.
+        """
+        if self.own:
+            settings |= predict_images.TRAINER
+        else:
+            self.cli.datamodule.setup(self.command)
+        return self.cli.instantiate_trainer(logger=False, enable_checkpointing=False, **settings)
+
+    def run(self, trainer: Trainer) -> int:
+        """Measure the model and write what came out into the run folder; give the exit code."""
         cli = self.cli
         with StopSignals(trainer).handled():
+            if self.own:
+                return self.own.classify(trainer, cli.model, cli.datamodule)
             if self.command == "predict":
                 _write_predictions(trainer.predict(cli.model, cli.datamodule) or [], self.folder)
             elif self.command == "validate":
@@ -65,6 +90,7 @@ class Evaluation:
                 trainer.test(cli.model, cli.datamodule, verbose=False)
                 self._keep("test", "test")
         runs.write_text(self.folder / f"{self.command}.yaml", cli.dump())
+        return 0
 
     def _keep(self, phase: Literal["val", "test"], split: str) -> None:
         """Print a score, and put it into metrics.json with what is needed to judge it."""
@@ -81,17 +107,15 @@ class Evaluation:
         print(f"{sentence[0].upper()}{sentence[1:]}\nWritten to {self.folder / 'metrics.json'}")
 
 
-def prepare(command: str, options: list[str]) -> Callable[[], None]:
+def prepare(command: str, options: list[str]) -> Callable[[], int]:
     """Check all input of an evaluation, and return the evaluation that is then left to do.
 
     Raises:
         ValueError, OSError, MisconfigurationException: The input is bad.
     """
     evaluation = read_options(command, options)
-    cli = evaluation.cli
-    load_weights(cli.model, evaluation.checkpoint)
-    cli.datamodule.setup(command)
-    trainer = cli.instantiate_trainer(logger=False, enable_checkpointing=False)
+    load_weights(evaluation.cli.model, evaluation.checkpoint)
+    trainer = evaluation.make_trainer()
     if trainer.world_size > 1:
         raise ValueError(
             f"there are {trainer.world_size} processes, of which each would see a part: {command} "
@@ -108,8 +132,13 @@ def read_options(
     Raises:
         ValueError, OSError, MisconfigurationException: The input is bad.
     """
+    name = command.rpartition(" ")[2]
+    make_cli = PredictionCLI if name == "predict" else EvaluationCLI
     if {"-h", "--help"} & set(options):
-        EvaluationCLI(command, ["--help"])  # prints and exits
+        make_cli(command, ["--help"])  # prints and exits
+    files: list[str] = []
+    if name == "predict":
+        files, options = predict_images.split_files(options)
     given, flags = split_off(options, "--run")
     if not given:
         raise ValueError(f"{command} needs trained weights: name a run, --run RUN_DIR or latest")
@@ -117,14 +146,14 @@ def read_options(
     trained = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
     trained = {key: trained[key] for key in ("model", "data", "trainer", "seed_everything")}
     trained["trainer"] = {key: trained["trainer"][key] for key in TRAINER}
-    cli = EvaluationCLI(command, ["--run", str(folder), *flags], base=yaml.safe_dump(trained))
+    cli = make_cli(command, ["--run", str(folder), *flags], base=yaml.safe_dump(trained))
     _check_data(cli, trained["data"])
-    name = command.rpartition(" ")[2]
     limit = f"limit_{'val' if name == 'validate' else name}_batches"
     if cli.config.trainer.get(limit) == 0:
         raise ValueError(f"trainer.{limit} is 0: leave at least one batch to measure")
     checkpoint = runs.find_checkpoint(folder, cli.config.checkpoint, framework)
-    return Evaluation(name, cli, folder, flags, checkpoint)
+    own = predict_images.read_options(files, cli.config) if name == "predict" else None
+    return Evaluation(name, cli, folder, flags, checkpoint, own)
 
 
 def _check_data(cli: EvaluationCLI, trained: dict[str, Any]) -> None:

@@ -1,14 +1,29 @@
-"""Image files of all kinds, opened as grey images."""
+"""Image files of all kinds, opened as grey images, and what they are made into."""
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "PPM")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 """What is opened; Pillow's reader of another format, EPS, starts a program."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image as a data module holds it, and how it became so.
+
+    Args:
+        pixels: uint8 `(28, 28)`, light on a black ground.
+        steps: What was done, in words, such as `inverted` and `cropped to 143x98`.
+    """
+
+    pixels: NDArray[np.uint8]
+    steps: tuple[str, ...]
 
 
 def open_image(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
@@ -48,18 +63,24 @@ def open_image(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
 
 
 def _read(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    steps = []
-    if (frames := getattr(image, "n_frames", 1)) > 1:
-        steps.append(f"first of {frames} frames")
-    if image.getexif().get(Base.Orientation, 1) in range(2, 9):
-        steps.append("turned upright")
-    # Greyed first, which makes it smaller; it keeps the EXIF data.
-    exif = image.getexif()
+    frames, orientation = getattr(image, "n_frames", 1), _orientation(image)
+    steps = (f"first of {frames} frames",) if frames > 1 else ()
     image.load()
     grey = to_grey(image)
-    grey.getexif().update(exif)
-    ImageOps.exif_transpose(grey, in_place=True)
-    return grey, tuple(steps)
+    if orientation == 1:
+        return grey, steps
+    bare = Image.fromarray(np.asarray(grey))  # whose other EXIF data need not be written anew
+    bare.getexif()[Base.Orientation] = orientation
+    ImageOps.exif_transpose(bare, in_place=True)
+    return bare, (*steps, "turned upright")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(Base.Orientation, 1)
+    except Exception:  # the EXIF data are damaged, which need not be true of the image
+        return 1
+    return orientation if orientation in range(2, 9) else 1
 
 
 def to_grey(image: Image.Image) -> Image.Image:

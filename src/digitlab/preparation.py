@@ -7,7 +7,6 @@ References:
       learning algorithms, arXiv 1708.07747, 2017, section 2.
 """
 
-from dataclasses import dataclass
 from math import ceil, sqrt
 
 import numpy as np
@@ -15,22 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
+from digitlab.images import Prepared
+
 Floats = NDArray[np.float64]
 SIDE = 28
 WORKING_PIXELS = 2**20  # of a larger photograph, the digit still has pixels enough for its 20
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An image as a data module holds it, and how it became so.
-
-    Args:
-        pixels: uint8 `(28, 28)`, light on a black ground.
-        steps: What was done, in words, such as `inverted` and `cropped to 143x98`.
-    """
-
-    pixels: NDArray[np.uint8]
-    steps: tuple[str, ...]
 
 
 def prepare_digit(image: Image.Image, box: int = 20) -> Prepared:

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from lightning import LightningDataModule
@@ -12,9 +12,7 @@ from PIL.Image import Image
 from digitlab.data.division import Subset, divide
 from digitlab.data.loader import ImageLoader, ImageOrder, run_seed
 from digitlab.data.reading import Arrays, Split
-
-if TYPE_CHECKING:
-    from digitlab.preparation import Prepared
+from digitlab.images import Prepared
 
 _DIGIT_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 
@@ -100,7 +98,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def read(self, split: Split) -> Arrays:
         """Read a whole split and check it: images, uint8 `(N, 28, 28)`, labels, int64 `(N,)`."""
 
-    def prepare_image(self, image: Image) -> "Prepared":
+    def prepare_image(self, image: Image) -> Prepared:
         """Make of an image of one's own, of mode `L`, one like the data set's; MNIST's way.
 
         Raises:

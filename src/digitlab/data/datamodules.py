@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,7 @@ from torchvision import datasets
 from digitlab.data.base import ImageDataModule
 from digitlab.data.division import stratify
 from digitlab.data.reading import Arrays, Split, read_split, sha256
-
-if TYPE_CHECKING:
-    from digitlab.preparation import Prepared
+from digitlab.images import Prepared
 
 
 class MNISTDataModule(ImageDataModule):
@@ -88,7 +86,7 @@ class FashionMNISTDataModule(MNISTDataModule):
     }
     mean_std = (0.2860, 0.3530)
 
-    def prepare_image(self, image: Image.Image) -> "Prepared":
+    def prepare_image(self, image: Image.Image) -> Prepared:
         """Prepare a product picture as the data set's authors did theirs."""
         from digitlab.preparation import prepare_garment
 
@@ -113,7 +111,7 @@ class DigitsDataModule(ImageDataModule):
     )
     mean_std = (0.3047, 0.3245)
 
-    def prepare_image(self, image: Image.Image) -> "Prepared":
+    def prepare_image(self, image: Image.Image) -> Prepared:
         """Prepare an image of a digit as MNIST's, but to fill the height as these scans do."""
         from digitlab.preparation import prepare_digit
 

@@ -7,7 +7,7 @@ from digitlab.evaluate import read_options
 from digitlab.parity.network import load_classifier
 
 
-def prepare(command: str, options: list[str]) -> Callable[[], None]:
+def prepare(command: str, options: list[str]) -> Callable[[], int]:
     """Check all input of an evaluation, and return the evaluation that is then left to do.
 
     It is that of PyTorch's runs, with the Keras model in place of the network.
@@ -18,9 +18,6 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     evaluation = read_options(command, options, "keras")
     cli = evaluation.cli
     cli.model = load_classifier(cli.model, evaluation.checkpoint)
-    cli.datamodule.setup(evaluation.command)
     # TensorFlow chooses its own device, and the saved model knows its precision.
-    trainer = cli.instantiate_trainer(
-        logger=False, enable_checkpointing=False, accelerator="cpu", precision="32-true"
-    )
+    trainer = evaluation.make_trainer(accelerator="cpu", precision="32-true")
     return partial(evaluation.run, trainer)
