@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from digitlab.fit import release
+from digitlab.claim import release
 from tests.commands import SHORT
 
 

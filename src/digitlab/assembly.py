@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from digitlab.arguments import RunCLI
@@ -20,6 +20,7 @@ from digitlab.callbacks import (
 )
 from digitlab.checkpoints import WholeCheckpoints
 from digitlab.resume import Start
+from digitlab.runs import write_text
 
 
 def make_trainer(
@@ -28,6 +29,7 @@ def make_trainer(
     stopwatch: Stopwatch,
     weights: dict[str, str] | None,
     start: Start,
+    allow_changes: bool = False,
 ) -> Trainer:
     """Make the trainer of a run.
 
@@ -37,6 +39,7 @@ def make_trainer(
         stopwatch: Has timed what came before.
         weights: What the initial weights were read from, if anything: `file` and `sha256`.
         start: What the run goes on from.
+        allow_changes: Whether it goes on with other settings than it had.
     """
     settings = cli.config.trainer
     history = History(folder / "history.csv")
@@ -50,7 +53,9 @@ def make_trainer(
         finite,
     ]
     if settings.enable_checkpointing is not False:
-        callbacks += _checkpoints(cli, folder / "checkpoints", finite)
+        callbacks += _checkpoints(cli, folder / "checkpoints", finite, allow_changes)
+    if start.again:
+        callbacks.append(_Settings(folder / "config.yaml", cli.dump()))
     plugins = [*_plugins(settings.plugins), WholeCheckpoints()]
     if settings.logger not in (None, True):
         # With the user's own logger, or none.
@@ -77,12 +82,26 @@ def make_logger(folder: Path, purge_step: int | None = None) -> TensorBoardLogge
     return logger
 
 
-def _checkpoints(cli: RunCLI, folder: Path, finite: FiniteLoss) -> list[Callback]:
+class _Settings(Callback):
+    """Writes the settings that a run goes on with, once they have proved to fit its checkpoint."""
+
+    def __init__(self, path: Path, settings: str) -> None:
+        self.path = path
+        self.settings = settings
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            write_text(self.path, self.settings)
+
+
+def _checkpoints(
+    cli: RunCLI, folder: Path, finite: FiniteLoss, allow_changes: bool
+) -> list[Callback]:
     config = cli.config
     last = LastCheckpoint(
         folder, finite, config.checkpoint_every_n_steps, config.checkpoint_every_n_minutes
     )
-    resume = ExactResume(repeat_epoch=config.allow_changes)
+    resume = ExactResume(cli.dump(), repeat_epoch=allow_changes)
     if config.trainer.limit_val_batches == 0:
         return [resume, last]
     best = StepCheckpoint(

@@ -18,7 +18,14 @@ def check_settings(cli: RunCLI) -> None:
     default = Path(cli.config_files[0]).stem if cli.config_files else type(cli.model).__name__
     cli.config.name = cli.config.name or default.lower()
     if cli.config.run:
-        raise ValueError(f"run is {cli.config.run}: only digitlab fit goes on with a run")
+        raise ValueError(
+            f"run is {cli.config.run}: a run goes on by --run on the command line of digitlab fit, "
+            "and by nothing else"
+        )
+    if (steps := cli.config.checkpoint_every_n_steps) is not None and steps < 1:
+        raise ValueError(f"checkpoint_every_n_steps is {steps}: it must be at least 1, or null")
+    if (minutes := cli.config.checkpoint_every_n_minutes) is not None and not minutes >= 0:
+        raise ValueError(f"checkpoint_every_n_minutes is {minutes}: it must be at least 0, or null")
     if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", cli.config.name):
         raise ValueError(
             f"name is {cli.config.name}: give a part of a folder's name, without a slash or a space"

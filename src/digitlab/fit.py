@@ -2,9 +2,10 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -12,17 +13,19 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from digitlab import checkpoints, runs, unsupported
+from digitlab import runs, unsupported
 from digitlab.arguments import BAD_INPUT, RunCLI, split_off
 from digitlab.assembly import make_trainer
 from digitlab.callbacks import LastCheckpoint, Stopwatch
 from digitlab.callbacks.results import describe_device
 from digitlab.checks import check_settings, check_together
+from digitlab.claim import claim, released_if_refused, run_name
 from digitlab.launch import started_here, together
 from digitlab.processes import is_first_process, say_once
-from digitlab.resume import Start, find_start, note_job, requeued
+from digitlab.resume import Start, find_start
 from digitlab.runs import RunError
-from digitlab.signals import Interrupted, StopSignals, requeue
+from digitlab.signals import Interrupted, StopSignals
+from digitlab.slurm import requeue, requeued
 from digitlab.weights import load_weights, sha256
 
 
@@ -83,15 +86,19 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     # they give the same weights. Now, because the threads of later operations inherit it.
     torch.set_flush_denormal(True)
     cli, again = read_options(command, options)
-    start = find_start(again, cli.dump(), cli.config.allow_changes) if again else Start()
+    allow_changes, cli.config.allow_changes = cli.config.allow_changes, False  # for this time
+    alone = runs.alone(again) if again and is_first_process() else nullcontext()
+    start = find_start(again, cli.dump(), allow_changes) if again else Start()
     if start.finished:
-        return partial(say_once, f"{again} is finished: {start.finished}")
+        return partial(_say_finished, alone, f"{again} is finished: {start.finished}")
     stopwatch = Stopwatch()
     with stopwatch.time("data"):
         cli.datamodule.setup("fit")
     check_together(cli.model, cli.datamodule)
     weights = None
-    if cli.config.weights and not start.checkpoint:
+    if start.checkpoint:
+        load_weights(cli.model, start.checkpoint)  # says better than Lightning what does not fit
+    elif cli.config.weights:
         load_weights(cli.model, Path(cli.config.weights))
         weights = {"file": cli.config.weights, "sha256": sha256(Path(cli.config.weights))}
     if cli.config.trainer.fast_dev_run:
@@ -101,10 +108,17 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
 
     folder = again or claim(cli)
     with released_if_refused(folder, new=not again):
-        trainer = make_trainer(cli, folder, stopwatch, weights, start)
+        trainer = make_trainer(cli, folder, stopwatch, weights, start, allow_changes)
         unsupported.check(cli.model, trainer)
-        start.check_processes(trainer.world_size, cli.config.allow_changes)
-    return partial(_fit_in, folder, cli, trainer, start)
+        start.check_processes(trainer.world_size, allow_changes)
+        if not again and is_first_process():
+            alone = runs.alone(folder)
+    return partial(_fit_in, folder, cli, trainer, start, alone)
+
+
+def _say_finished(alone: AbstractContextManager[Any], sentence: str) -> None:
+    with alone:
+        say_once(sentence)
 
 
 def read_options(command: str, options: list[str]) -> tuple[FitCLI, Path | None]:
@@ -129,39 +143,22 @@ def read_options(command: str, options: list[str]) -> tuple[FitCLI, Path | None]
     return cli, folder
 
 
-def claim(cli: FitCLI, suffix: str = "") -> Path:
-    """Claim a run folder in the first process; no other writes, so that a name does for it."""
-    root, name = Path(cli.config.trainer.default_root_dir), run_name(cli) + suffix
-    if not is_first_process():
-        return root / name / "version_of_the_first_process"
-    folder = runs.claim(root, name)
-    note_job(folder)
-    return folder
-
-
-def release(folder: Path) -> None:
-    """Take back a claim, in the process that made it."""
-    if is_first_process():
-        runs.release(folder)
-
-
-def run_name(cli: FitCLI) -> str:
-    """Give the name of the folder that holds the versions of a run."""
-    return f"{cli.datamodule.name}-{cli.config.name}"
-
-
-def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer, start: Start) -> None:
+def _fit_in(
+    folder: Path, cli: FitCLI, trainer: Trainer, start: Start, alone: AbstractContextManager[Any]
+) -> None:
     if not trainer.is_global_zero:
         _fit(cli, trainer, start)
         return
-    with runs.alone(folder):
+    with alone:
         if start.again:
             runs.remove_halves(folder)
             print(start.describe())
-        runs.write_text(folder / "config.yaml", cli.dump())
+        else:
+            runs.write_text(folder / "config.yaml", cli.dump())
         device = describe_device(trainer.strategy.root_device)
         print(describe(cli, device, str(trainer.precision)))
-        with released_if_refused(folder, new=not start.again), saying_what_is_left(folder):
+        left = saying_what_is_left(folder, trainer, start)
+        with released_if_refused(folder, new=not start.again), left:
             _fit(cli, trainer, start)
         logger = trainer.logger  # and not `trainer.log_dir`, which waits for all processes
         events = Path(logger.log_dir) if isinstance(logger, TensorBoardLogger) else None
@@ -169,18 +166,7 @@ def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer, start: Start) -> None:
 
 
 @contextmanager
-def released_if_refused(folder: Path, new: bool = True) -> Iterator[None]:
-    """Leave no folder where the input of a new run is refused in the `with` block."""
-    try:
-        yield
-    except BAD_INPUT:
-        if new:
-            release(folder)
-        raise
-
-
-@contextmanager
-def saying_what_is_left(folder: Path) -> Iterator[None]:
+def saying_what_is_left(folder: Path, trainer: Trainer, start: Start) -> Iterator[None]:
     """Train in the `with` block; where it ends early, say what the run can go on from.
 
     Raises:
@@ -190,8 +176,11 @@ def saying_what_is_left(folder: Path) -> Iterator[None]:
     try:
         yield
     except (Interrupted, FloatingPointError, RunError) as error:
+        steps = (
+            it.saved_step for it in trainer.checkpoint_callbacks if isinstance(it, LastCheckpoint)
+        )
+        saved = max([start.step, *steps])
         last = folder / runs.CHECKPOINTS["torch"]["last"]
-        saved = last.exists() and checkpoints.read(last)["global_step"]
         rest = f"{last} is of step {saved}" if saved else "nothing was saved"
         if isinstance(error, FloatingPointError):
             raise RunError(f"{error}; {rest}") from error
@@ -217,6 +206,8 @@ def _fit(cli: FitCLI, trainer: Trainer, start: Start) -> None:
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, LastCheckpoint):
             callback.signals = signals
+    if start.trained:
+        trainer.fit_loop.run = partial(_end_only, trainer, signals)  # type: ignore[method-assign]
     try:
         with together(trainer), signals.handled():
             trainer.fit(cli.model, cli.datamodule, ckpt_path=start.checkpoint)
@@ -233,6 +224,14 @@ def _fit(cli: FitCLI, trainer: Trainer, start: Start) -> None:
         # end the first before it has asked for a new start.
         told = started_here() or SLURMEnvironment.detect()
         raise SystemExit(0 if told else getattr(end, "exit_code", 1)) from None
+
+
+def _end_only(trainer: Trainer, signals: StopSignals) -> None:
+    """Do in place of the training loop what follows it, where its results were not written yet."""
+    trainer.fit_loop.setup_data()
+    trainer.fit_loop.on_run_start()
+    signals.deferring = False  # nothing is left to be saved
+    trainer.fit_loop.on_run_end()
 
 
 def describe(cli: RunCLI, device: str, precision: str, kind: str = "") -> str:

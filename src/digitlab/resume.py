@@ -1,6 +1,5 @@
 """`digitlab fit --run RUN_DIR`: what a run goes on from, and whether it still is the same run."""
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from digitlab import checkpoints, runs
 from digitlab.processes import say_once
 
 FREE = (
-    "allow_changes",
     "checkpoint_every_n_minutes",
     "checkpoint_every_n_steps",
     "data.init_args.root",
@@ -23,11 +21,11 @@ FREE = (
     "trainer.max_steps",
     "trainer.max_time",
     "trainer.profiler",
-    "weights",
 )
 """Settings that may differ from the run's: they change how long it is, or nothing that it gives."""
 
-_JOB = ".slurm_job"
+# A checkpoint's optimizer and scheduler would win over settings of them.
+_FIXED = ("model.init_args.optimizer", "model.init_args.lr_scheduler")
 
 
 @dataclass
@@ -39,13 +37,15 @@ class Start:
         checkpoint: The file to go on from; none for the beginning, where nothing was saved.
         step: Optimizer steps that are done.
         world_size: Processes that the run had, 0 where nothing was saved.
-        finished: Whether the run has come to its end already, in words; empty if not.
+        trained: Whether all is trained already, and only the results are to be measured.
+        finished: Whether they are written too, in words; empty if not.
     """
 
     again: bool = False
     checkpoint: Path | None = None
     step: int = 0
     world_size: int = 0
+    trained: bool = False
     finished: str = ""
 
     def check_processes(self, world_size: int, allow_changes: bool) -> None:
@@ -73,73 +73,99 @@ def find_start(folder: Path, settings: str, allow_changes: bool = False) -> Star
     Args:
         folder: The run folder.
         settings: All settings that it is to go on with, as YAML.
-        allow_changes: Accept any, also those that may change what the run gives.
+        allow_changes: Accept any but those of optimizer and scheduler.
 
     Raises:
-        ValueError: A setting differs from the run's, the run is past a limit already, or it was
-            not written by `digitlab fit`.
+        ValueError: A setting differs from the run's, the run is past a limit already, or there is
+            no checkpoint that it could go on from.
+        OSError: A checkpoint cannot be read.
     """
-    ours, theirs = yaml.safe_load(settings), _read_settings(folder)
-    if not allow_changes:
-        _check_same(dict(_leaves(ours)), dict(_leaves(theirs)), folder)
-    limits = _limits(ours["trainer"])
-    for path, content in _readable(folder):
-        if "exact_resume" not in content or not content.get("optimizer_states"):
-            raise ValueError(f"{path} has weights only: start a new run, --weights {path}")
-        state, step = content["exact_resume"], content["global_step"]
-        epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        done = (epochs, step)
-        for name, limit, count in zip(("max_epochs", "max_steps"), limits, done, strict=True):
-            if 0 <= limit < count:
-                raise ValueError(f"trainer.{name} is {limit}, but the run has had {count} already")
-        stopped = state["stopped"] and _times(ours) == _times(theirs)
-        start = Start(True, path, step, len(state["processes"]))
-        if not stopped and epochs != limits[0] and step != limits[1]:
-            return start
-        if runs.read_metrics(folder).get("optimizer_steps") == step:
-            start.finished = f"{epochs} epochs, {step} steps; a larger --trainer.max_epochs goes on"
-            return start
-        # All was trained, but the results were not written yet: the end is trained once more.
-    return Start(again=True)
-
-
-def _check_same(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
-    for name, value in ours.items():
-        if name not in theirs or name.startswith(FREE) or theirs[name] == value:
-            continue
-        option = name.replace(".init_args", "").removesuffix(".class_path")
+    ours = yaml.safe_load(settings)
+    if ours["trainer"].get("enable_checkpointing") is False:
+        raise ValueError(f"{folder} keeps no checkpoints to go on from: start a new run")
+    path, content = _read_last(folder)
+    if path is None:
+        theirs = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+        _check_same(ours, theirs, folder, allow_changes)
+        return Start(again=True)
+    if "exact_resume" not in content:
         raise ValueError(
-            f"{option} is {value}, but the run in {folder} was started with {theirs[name]}: "
-            "leave it out, or add --allow_changes true and give up the exact result"
+            f"{path} is of an older digitlab or of another program, without what a run goes on "
+            f"from: start a new run, --weights {path}"
         )
+    state, step = content["exact_resume"], content["global_step"]
+    # Not those in config.yaml, which may have been edited since.
+    theirs = yaml.safe_load(state["settings"])
+    _check_same(ours, theirs, folder, allow_changes)
+    epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    start = Start(True, path, step, len(state["processes"]))
+    start.trained = _is_at_limit(ours["trainer"], epochs, step)
+    if state["stopped"] and _times(ours) == _times(theirs):
+        start.trained = True  # a callback has ended it
+    if start.trained and runs.read_metrics(folder).get("optimizer_steps") == step:
+        longer = "a larger --trainer.max_epochs or max_steps goes on"
+        start.finished = f"{epochs} epochs, {step} steps; {longer}"
+    return start
 
 
-def _readable(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for name in ("last", "previous"):
-        path = folder / runs.CHECKPOINTS["torch"][name]
-        if path.exists():
-            try:
-                yield path, checkpoints.read(path)
-            except ValueError:
-                sentence = f"{path} is damaged: going on from the checkpoint before"
-                say_once(f"digitlab: warning: {sentence}", sys.stderr)
+def _read_last(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+    """Read the last checkpoint that is whole; None where none was written."""
+    last = folder / runs.CHECKPOINTS["torch"]["last"]
+    paths = [path for path in (last, last.with_name("previous.ckpt")) if path.exists()]
+    for path in paths:
+        try:
+            return path, checkpoints.read(path)
+        except ValueError as error:
+            if path == paths[-1]:
+                raise
+            sentence = f"{error}; going on from {paths[-1]}"
+            say_once(f"digitlab: warning: {sentence}", sys.stderr)
+    return None, {}
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-    return settings
+def _check_same(
+    ours: dict[str, Any], theirs: dict[str, Any], folder: Path, allow_changes: bool
+) -> None:
+    ours, theirs = dict(_leaves(ours)), dict(_leaves(theirs))
+    for name in [*ours, *theirs]:
+        if ours.get(name) == theirs.get(name) or _is_below(name, FREE):
+            continue
+        if name not in theirs and "." not in name:
+            continue  # an option that an older digitlab did not have
+        option = name.replace(".init_args", "").removesuffix(".class_path")
+        differs = (
+            f"{option} is {ours.get(name)}, but the run in {folder} was started with "
+            f"{theirs.get(name)}: leave it out"
+        )
+        if _is_below(name, _FIXED):
+            raise ValueError(f"{differs}, or start a new run from its --weights")
+        if not allow_changes:
+            raise ValueError(f"{differs}, or add --allow_changes true and give up the exact result")
 
 
-def _limits(trainer: dict[str, Any]) -> tuple[int, int]:
-    """Give `max_epochs` and `max_steps` as Lightning takes them, -1 for none."""
-    epochs, steps = trainer["max_epochs"], trainer["max_steps"]
-    if epochs is None:
-        epochs = 1000 if steps == -1 and trainer["max_time"] is None else -1
-    return epochs, steps
+def _is_below(name: str, groups: tuple[str, ...]) -> bool:
+    return any(name == group or name.startswith(f"{group}.") for group in groups)
+
+
+def _is_at_limit(trainer: dict[str, Any], epochs: int, steps: int) -> bool:
+    """Say whether all is trained.
+
+    Raises:
+        ValueError: More than that is.
+    """
+    most_epochs, most_steps = trainer.get("max_epochs"), trainer.get("max_steps", -1)
+    if most_epochs is None:  # as Lightning takes it
+        most_epochs = 1000 if most_steps == -1 and trainer.get("max_time") is None else -1
+    limits = {"max_epochs": (most_epochs, epochs), "max_steps": (most_steps, steps)}
+    for name, (limit, count) in limits.items():
+        if 0 <= limit < count:
+            raise ValueError(f"trainer.{name} is {limit}, but the run has had {count} already")
+    return any(limit == count for limit, count in limits.values())
 
 
 def _times(settings: dict[str, Any]) -> list[Any]:
-    return [settings["trainer"][name] for name in ("max_epochs", "max_steps", "max_time")]
+    names = ("max_epochs", "max_steps", "max_time")
+    return [settings["trainer"].get(name) for name in names]
 
 
 def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -153,23 +179,3 @@ def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{name}.{key}" if name else str(key))
     else:
         yield name, tree
-
-
-def note_job(folder: Path) -> None:
-    """Note in a new run's folder which SLURM job it is of, if any."""
-    if job := _job():
-        runs.write_text(folder / _JOB, job)
-
-
-def requeued(parent: Path) -> Path | None:
-    """Find the folder of the run that this SLURM job had started before it was requeued."""
-    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) == 0:
-        return None
-    notes = parent.glob(f"version_*/{_JOB}")
-    return next((note.parent for note in notes if note.read_text("utf-8") == _job()), None)
-
-
-def _job() -> str:
-    # A job script may train one run after another, each a step of the job.
-    names = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID")
-    return " ".join(os.environ[name] for name in names if name in os.environ)

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,11 +24,10 @@ CHECKPOINTS: dict[Framework, dict[str, str]] = {
     "torch": {
         "last": "checkpoints/last.ckpt",
         "best": "checkpoints/best.ckpt",
-        "previous": "checkpoints/previous.ckpt",
     },
     "keras": {"last": "model.keras", "best": "checkpoints/best.keras"},
 }
-"""Where in a run folder each framework's trained models are; `previous` was `last` before it."""
+"""Where in a run folder each framework's trained models are."""
 
 _COMMANDS: dict[Framework, tuple[str, str]] = {
     "torch": ("PyTorch", "digitlab"),
@@ -55,17 +54,15 @@ class RunError(Exception):
     """A run that ended before its end, in a sentence that says why and what is left of it."""
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Train in a folder, in the `with` block, as the only process that does.
+def alone(folder: Path) -> AbstractContextManager[Any]:
+    """Be the only process that trains in a folder, from now to the end of the `with` block.
 
     Raises:
         ValueError: Another process trains there.
     """
     try:
         # The system releases it when a process ends, in whatever way.
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        return FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise ValueError(
             f"{folder} is being trained by another process: wait for its end, or stop it"
@@ -149,8 +146,18 @@ def whole(path: Path) -> Iterator[Path]:
 def remove_halves(folder: Path) -> None:
     """Remove what `whole` was writing below a folder when its process was killed."""
     for path in folder.rglob(".*"):
-        if re.fullmatch(r"\.\d+\..+", path.name):
+        if (writer := re.match(r"\.(\d+)\.", path.name)) and not _is_alive(int(writer[1])):
             path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks, and does nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
 
 
 def _write_through(path: Path) -> None:
@@ -191,8 +198,13 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def update_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Set entries of a run's metrics.json and keep the others; what is not finite becomes null."""
-    text = json.dumps(_finite(read_metrics(folder) | metrics), indent=2, allow_nan=False)
+    """Set entries of a run's metrics.json and keep the others."""
+    write_metrics(folder, read_metrics(folder) | metrics)
+
+
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Write a run's metrics.json anew; what is not finite becomes null."""
+    text = json.dumps(_finite(metrics), indent=2, allow_nan=False)
     write_text(folder / "metrics.json", text + "\n")
 
 

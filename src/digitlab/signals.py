@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,7 +79,8 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = bool(self._number)
-        self._number = number
+        if self._number != signal.SIGUSR1:  # that asks for more: to be started again
+            self._number = number
         if not self.deferring or (again and number == signal.SIGINT):
             raise Interrupted(number)
         if not again and self.trainer.is_global_zero:
@@ -93,14 +93,3 @@ class StopSignals:
         To be called by all processes or none.
         """
         return agree(self.trainer, self._number)
-
-
-def requeue() -> str:
-    """Ask SLURM to start this job again, and say what came of it."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
-    try:
-        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"SLURM did not requeue job {job} ({error})"
-    return f"SLURM starts job {job} again"

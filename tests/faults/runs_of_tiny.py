@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 from digitlab.classifier import Classifier
@@ -73,6 +74,24 @@ def kill_before_step(step: int) -> None:
         original(self, optimizer)
 
     Classifier.on_before_optimizer_step = count  # type: ignore[method-assign]
+
+
+def in_call(owner: Any, name: str, number: int, after: bool = False) -> None:
+    """A fault: the process is killed at the `number`-th call of a function, or right after it."""
+    owner = locate(owner) if isinstance(owner, str) else owner  # a module does not pickle
+    calls, original = 0, getattr(owner, name)
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls < number:
+            return original(*args, **kwargs)
+        if after:
+            original(*args, **kwargs)
+        kill_self()
+        raise AssertionError
+
+    setattr(owner, name, count)
 
 
 def killed(command: list[str], place: Path, fault: Any) -> Path:

@@ -3,7 +3,6 @@
 import shutil
 from functools import partial
 from pathlib import Path
-from pydoc import locate
 from typing import Any
 
 import pytest
@@ -17,8 +16,10 @@ from tests.faults.runs_of_tiny import (
     MLP,
     fit,
     go_on,
+    in_call,
     kill_before_step,
     killed,
+    killed_again,
     left_alone,
 )
 from tests.faults.victims import differences, kill_self, run
@@ -33,24 +34,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny_for_module: None) -> Pa
     """A run that nothing happens to."""
     place = tmp_path_factory.mktemp("alone")
     return left_alone(fit(COMMAND, place), place)
-
-
-def in_call(owner: Any, name: str, number: int, after: bool = False) -> None:
-    """A fault: the process is killed at the `number`-th call of a function, or right after it."""
-    owner = locate(owner) if isinstance(owner, str) else owner  # a module does not pickle
-    calls, original = 0, getattr(owner, name)
-
-    def count(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls < number:
-            return original(*args, **kwargs)
-        if after:
-            original(*args, **kwargs)
-        kill_self()
-        raise AssertionError
-
-    setattr(owner, name, count)
 
 
 def in_half_of_a_file(name: str, number: int) -> None:
@@ -84,7 +67,7 @@ MOMENTS = {
     "an epoch's end had been logged": after(Classifier, "on_train_epoch_end", 2),
     "all was trained": partial(in_call, Figures, "on_train_end", 1),
     "the whole splits were measured": partial(in_call, Classifier, "evaluate", 2),
-    "metrics were about to be written": partial(in_call, RESULTS, "update_metrics", 1),
+    "metrics were about to be written": partial(in_call, RESULTS, "write_metrics", 1),
     "all was done": after(Results, "on_train_end", 1),
 }
 
@@ -95,6 +78,19 @@ def test_a_run_that_was_killed_when(tmp_path: Path, alone: Path, moment: str) ->
     assert ("finished" in go_on(folder)) == (moment == "all was done")
     assert differences(folder, alone) == []
     assert [path.name for path in folder.rglob(".*") if path.name != ".lock"] == []
+
+
+@pytest.mark.parametrize("moment", ["all was trained", "metrics were about to be written"])
+def test_a_run_that_is_killed_at_its_end_again_and_again_trains_nothing_twice(
+    tmp_path: Path, alone: Path, moment: str
+) -> None:
+    folder = killed(fit(COMMAND, tmp_path), tmp_path, MOMENTS[moment])
+    for _ in range(3):
+        killed_again(folder, MOMENTS[moment])
+    said = go_on(folder)
+    assert "last.ckpt, step 75\n" in said
+    assert "epoch " not in said
+    assert differences(folder, alone) == []
 
 
 def test_a_run_that_was_killed_in_a_validation_inside_an_epoch(tmp_path: Path) -> None:

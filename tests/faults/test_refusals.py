@@ -1,5 +1,6 @@
 """What `fit --run` does not go on with, and what it goes on with when a file is damaged."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from tests.faults.runs_of_tiny import (
     MLP,
     fit,
     go_on,
+    in_call,
     kill_before_step,
     killed,
+    killed_again,
     left_alone,
     refused,
 )
 from tests.faults.victims import differences, run
 
 COMMAND = f"{MLP} {BLOCKS}"
+LR_SCHEDULER = "model.lr_scheduler is torch.optim.lr_scheduler.StepLR, but the run in {}"
 CHANGES = [
     ("--data.batch_size 10", "data.batch_size is 10, but the run in {} was started with 8"),
     ("--data.normalization symmetric", "data.normalization is symmetric, but"),
@@ -31,6 +35,9 @@ CHANGES = [
     ("--model LinearClassifier", "model is digitlab.models.LinearClassifier, but"),
     ("--model.optimizer SGD --model.optimizer.lr 1", "model.optimizer is torch.optim.SGD, but"),
     ("--trainer.precision bf16-mixed", "trainer.precision is bf16-mixed, but"),
+    ("--model.lr_scheduler StepLR --model.lr_scheduler.step_size 1", LR_SCHEDULER),
+    ("--trainer.strategy ddp", "trainer.strategy is ddp, but"),
+    ("--weights x.ckpt", "weights is x.ckpt, but"),
     ("--trainer.devices 2", "trainer.devices is 2, but the run in {} was started with 1"),
     ("--trainer.log_every_n_steps 7", "trainer.log_every_n_steps is 7, but"),
 ]
@@ -60,7 +67,8 @@ def unchanged(tmp_path_factory: pytest.TempPathFactory, tiny_for_module: None) -
 def test_a_changed_setting_is_refused_by_name(unchanged: Path, options: str, said: str) -> None:
     line = refused(unchanged, *options.split())
     assert line.startswith(said.format(unchanged))
-    assert line.endswith("leave it out, or add --allow_changes true and give up the exact result")
+    remedies = ("or start a new run from its --weights", "and give up the exact result")
+    assert line.endswith(remedies)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +112,9 @@ def test_fewer_epochs_than_there_were_are_refused(alone: Path, unchanged: Path) 
 def test_a_finished_run_says_so_and_stays_as_it_is(alone: Path) -> None:
     before = (alone / "checkpoints" / "last.ckpt").read_bytes()
     said = go_on(alone)
-    assert said.endswith("is finished: 3 epochs, 75 steps; a larger --trainer.max_epochs goes on\n")
+    assert said.endswith(
+        "is finished: 3 epochs, 75 steps; a larger --trainer.max_epochs or max_steps goes on\n"
+    )
     assert (alone / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
@@ -141,26 +151,94 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     damage(last)
     assert not last.exists() or last.read_bytes() != before
     said = go_on(half)
-    assert (f"digitlab: warning: {last} is damaged" in said) == (damage is not remove)
+    assert (f"digitlab: warning: {last} is damaged or no" in said) == (damage is not remove)
     assert f"Going on from {last.with_name('previous.ckpt')}, step 33\n" in said
     assert differences(half, alone) == []
 
 
-def test_where_both_are_damaged_the_run_starts_over(half: Path, alone: Path) -> None:
+def test_where_both_are_damaged_nothing_is_overwritten(tmp_path: Path) -> None:
+    half = killed(fit(COMMAND, tmp_path), tmp_path, partial(kill_before_step, 40))
     for name in ("last", "previous"):
         flip(half / "checkpoints" / f"{name}.ckpt")
-    said = go_on(half)
-    assert said.count("is damaged: ") == 2
-    assert "Starting over: nothing was saved\n" in said
+    log = half / "log"
+    assert run(["fit", "--run", str(half)], log) == 2
+    warning, error = log.read_text().splitlines()
+    folder = half / "checkpoints"
+    assert warning.startswith(f"digitlab: warning: {folder / 'last.ckpt'} is damaged or no")
+    assert error.startswith(f"digitlab: error: {folder / 'previous.ckpt'} is damaged or no")
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_the_whole_one(
+    half: Path, alone: Path
+) -> None:
+    last = half / "checkpoints" / "last.ckpt"
+    flip(last)
+    # Killed when the first checkpoint is about to be written: the whole one is what is left.
+    killed_again(half, partial(in_call, "os", "replace", 1))
+    go_on(half)
     assert differences(half, alone) == []
+
+
+def test_a_checkpoint_that_may_not_be_read_is_no_damaged_one(half: Path, alone: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("another user's rights can be taken on by root only")
+    last, log = half / "checkpoints" / "last.ckpt", half.parents[1] / "log"
+    for path in (half, *half.parents[:5], *half.rglob("*")):
+        path.chmod(0o777)
+    last.chmod(0o600)
+    assert run(["fit", "--run", str(half)], log, partial(os.setuid, 65534)) == 2
+    assert "Permission denied" in log.read_text().splitlines()[-1]
+    last.chmod(0o644)
+    go_on(half)
+    assert differences(half, alone) == []
+
+
+def test_an_edited_config_is_noticed(half: Path) -> None:
+    config = half / "config.yaml"
+    config.write_text(config.read_text().replace("batch_size: 8", "batch_size: 7", 1))
+    assert refused(half).startswith("data.batch_size is 7, but the run in")
+
+
+def test_a_change_of_the_optimizer_is_refused_even_if_changes_are_allowed(half: Path) -> None:
+    line = refused(half, "--allow_changes", "true", "--model.optimizer.lr", "0.5")
+    assert line.startswith("model.optimizer.lr is 0.5, but")
+
+
+def test_a_refused_change_leaves_the_settings_as_they_were(half: Path, alone: Path) -> None:
+    line = refused(half, "--allow_changes", "true", "--model.hidden_features", "[8]")
+    assert "is of another architecture than MLP" in line
+    go_on(half)
+    assert differences(half, alone) == []
+
+
+def test_changes_are_allowed_once(half: Path) -> None:
+    go_on(half, "--allow_changes", "true", "--data.batch_size", "10")
+    assert refused(half, "--data.batch_size", "20").startswith("data.batch_size is 20, but")
+
+
+def test_a_run_without_checkpoints_is_not_trained_again(tmp_path: Path) -> None:
+    command = [*fit(COMMAND, tmp_path, epochs=1), "--trainer.enable_checkpointing", "false"]
+    said = "keeps no checkpoints to go on from: start a new run"
+    assert refused(left_alone(command, tmp_path)).endswith(said)
+
+
+def test_a_longer_run_forgets_what_was_measured_of_the_shorter_one(tmp_path: Path) -> None:
+    command = [*fit(COMMAND, tmp_path, epochs=1), "--data.validation_size", "50"]
+    folder = left_alone(command, tmp_path)
+    for evaluation in ("test", "predict"):
+        assert run([evaluation, "--run", str(folder)], tmp_path / "log") == 0
+    assert "test" in read_metrics(folder)
+    go_on(folder, "--trainer.max_epochs", "2")
+    assert "test" not in read_metrics(folder)
+    assert not (folder / "predictions.csv").exists()
 
 
 def test_a_checkpoint_of_weights_alone_is_no_run(half: Path) -> None:
     last = half / "checkpoints" / "last.ckpt"
     content = torch.load(last, weights_only=True)
     torch.save({name: content[name] for name in ("state_dict", "hyper_parameters")}, last)
-    said = f"{last} has weights only: start a new run, --weights {last}"
-    assert refused(half) == said
+    said = f"{last} is of an older digitlab or of another program, without what a run goes on from"
+    assert refused(half) == f"{said}: start a new run, --weights {last}"
 
 
 def test_a_keras_run_is_refused_by_name(half: Path) -> None:

@@ -24,11 +24,13 @@ class ExactResume(Callback):
     that a validation follows; with other loaders, which do not keep their position, after epochs.
 
     Args:
+        settings: What the run is made with, as YAML, to be compared with what it goes on with.
         repeat_epoch: Serve the images of an unfinished epoch again from the first one, where the
             position means nothing: batches have another size now, say.
     """
 
-    def __init__(self, repeat_epoch: bool = False) -> None:
+    def __init__(self, settings: str = "{}", repeat_epoch: bool = False) -> None:
+        self.settings = settings
         self.repeat_epoch = repeat_epoch
         self._random: dict[str, Any] | None = None  # until it is restored
 
@@ -40,13 +42,22 @@ class ExactResume(Callback):
         if isinstance(pl_module, Classifier) and not trainer.is_last_batch:
             state["sums"] = {phase: it.state_dict() for phase, it in pl_module.sums.items()}
         states = gather(trainer, state)
-        checkpoint["exact_resume"] = {"processes": states, "stopped": trainer.should_stop}
+        asked = trainer.should_stop
+        checkpoint["exact_resume"] = {
+            "processes": states,
+            "settings": self.settings,
+            "should_stop": asked,
+            "stopped": asked and trainer.fit_loop._can_stop_early,  # not before `min_epochs`
+        }
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep the random numbers until training starts, set sums and counters."""
-        states = checkpoint["exact_resume"]["processes"]
+        kept = checkpoint["exact_resume"]
+        # A run that was stopped and goes on is one that is longer now.
+        trainer.should_stop = kept["should_stop"] and not kept["stopped"]
+        states = kept["processes"]
         if trainer.global_rank < len(states):
             state = states[trainer.global_rank]
             self._random = state["random"]

@@ -54,12 +54,14 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.saved_step = 0
+        self._is_whole = False  # the file, which this process has written or gone on from
         self._seen_step = 0
         self._saved_at = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count, and let signals wait for the end of a step from here on."""
         self.saved_step = self._seen_step = trainer.global_step
+        self._is_whole = str(trainer.ckpt_path) == str(self.path)
         self._saved_at = monotonic()
         if self.signals:
             self.signals.deferring = True
@@ -68,6 +70,7 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save inside an epoch, if it is time; stop, if the run is asked to."""
+        # Lightning tells only its own code what follows a batch, and until 2.7 it stays as it is.
         seen, self._seen_step = self._seen_step, trainer.global_step
         ends = _ends_now(trainer)
         if trainer.fit_loop._should_accumulate() or (_validates_now(trainer) and not ends):
@@ -98,8 +101,10 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.save()  # a run that is killed after this has logged all until now
-            _keep(self.path, self.path.with_name("previous.ckpt"))
+            if self._is_whole:
+                _keep(self.path, self.path.with_name("previous.ckpt"))
         trainer.save_checkpoint(self.path)
+        self._is_whole = True
         self.saved_step = trainer.global_step
         self._saved_at = monotonic()
 

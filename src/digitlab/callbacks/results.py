@@ -16,7 +16,7 @@ from digitlab.callbacks.stopwatch import Stopwatch
 from digitlab.classifier import Classifier
 from digitlab.data import ImageDataModule
 from digitlab.data.loader import run_seed
-from digitlab.runs import update_metrics
+from digitlab.runs import write_metrics
 from digitlab.scores import Score, describe
 
 AVERAGING = (StochasticWeightAveraging, WeightAveraging)
@@ -83,7 +83,9 @@ class Results(Callback):
         log_hyperparameters(trainer.loggers, metrics, pl_module, data, optimizer, step)
         for logger in trainer.loggers:
             logger.save()
-        update_metrics(self.folder, metrics)  # last: with this a run is finished
+        # Other commands' figures, if any, are of earlier weights.
+        (self.folder / "predictions.csv").unlink(missing_ok=True)
+        write_metrics(self.folder, metrics)  # last: with this a run is finished
         print(describe_end(train, data.validation_split, other, self.stopwatch))
 
 

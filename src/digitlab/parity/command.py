@@ -16,8 +16,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from digitlab import runs
 from digitlab.callbacks.progress import Bar
 from digitlab.checks import check_settings, check_together
+from digitlab.claim import claim, release
 from digitlab.data import ImageLoader
-from digitlab.fit import FitCLI, claim, release
+from digitlab.fit import FitCLI
 from digitlab.parity.backend import import_tensorflow
 from digitlab.parity.compare import HEADING, Check, format_check
 from digitlab.parity.network import load_initial_weights

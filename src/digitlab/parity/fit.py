@@ -18,13 +18,12 @@ from digitlab.callbacks.console import tabulate_layers
 from digitlab.callbacks.figures import draw_curves, draw_samples
 from digitlab.callbacks.results import circumstances, describe_end, entries, log_hyperparameters
 from digitlab.checks import check_settings, check_together
+from digitlab.claim import claim, released_if_refused
 from digitlab.classifier import Classifier
 from digitlab.data import ImageLoader, ImageOrder
 from digitlab.fit import (
     FitCLI,
-    claim,
     describe,
-    released_if_refused,
     say_what_is_next,
 )
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
