@@ -171,17 +171,19 @@ def test_the_config_that_is_edited_is_good() -> None:
     check_edited([])
 
 
-CHECKS = {"values": given(edits)(check_edited), "text": given(raw)(check)}
+CHECKS: dict[str, tuple[Any, Any]] = {"values": (edits, check_edited), "text": (raw, check)}
 
 
 @pytest.mark.usefixtures("_only_prepared")
 @pytest.mark.parametrize("kind", CHECKS)
 def test_a_config_is_taken_or_refused_in_one_line(kind: str) -> None:
-    few(CHECKS[kind])()
+    examples, checked = CHECKS[kind]
+    few(given(examples)(checked))()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_only_prepared")
 @pytest.mark.parametrize("kind", CHECKS)
 def test_very_many_configs_are_taken_or_refused_in_one_line(kind: str) -> None:
-    many(CHECKS[kind])()
+    examples, checked = CHECKS[kind]
+    many(given(examples)(checked))()

@@ -1,0 +1,3 @@
+"""Which modules here are no tests."""
+
+collect_ignore = ["warm.py"]  # it is for processes that are forked
