@@ -72,7 +72,7 @@ class Victim:
     def _command(self, name: str) -> list[str]:
         if (self.place / name).is_dir() and list((self.place / name).glob("*/*/config.yaml")):
             return ["fit", "--run", str(_folder(self.place / name))]
-        # Killed before it had a config: that folder is left, and the run starts anew.
+        # It was killed before it had a config: there is no run yet that could go on.
         shutil.rmtree(self.place / name, ignore_errors=True)
         where = ["--trainer.default_root_dir", str(self.place / name)]
         options = f"{_VARIANTS[self.variant]} {_OFTEN} --trainer.accelerator cpu"

@@ -23,6 +23,7 @@ PLATEAU = "--model.lr_scheduler torch.optim.lr_scheduler.ReduceLROnPlateau"
 PLATEAU += " --model.lr_scheduler.patience 0 --model.lr_scheduler.threshold 0.9"
 STOPPING = "--trainer.callbacks EarlyStopping --trainer.callbacks.monitor val/loss"
 STOPPING += " --trainer.callbacks.patience 0 --trainer.callbacks.min_delta 0.5"
+LATER = f"{STOPPING} --trainer.max_epochs 4 --trainer.min_epochs 3"
 PROBABILITIES = "--trainer.callbacks ClassProbabilities --trainer.callbacks.every_n_steps 5"
 SGD = "--model.optimizer SGD --model.optimizer.lr 0.01 --model.optimizer.momentum 0.9"
 RUNS = {
@@ -50,6 +51,7 @@ RUNS = {
     "max_steps inside a block": f"{MLP} {BLOCKS} --trainer.max_steps 62",
     "max_steps at an epoch's end": f"{MLP} {BLOCKS} --trainer.max_steps 50",
     "early stopping": f"{MLP} {BLOCKS} {STOPPING}",
+    "early stopping, but not yet": f"{MLP} {BLOCKS} {LATER}",
     "another callback": f"{MLP} {BLOCKS} {PROBABILITIES}",
 }
 

@@ -19,7 +19,9 @@ Fault = Callable[[], None]
 
 SIGKILLED = -signal.SIGKILL
 
-# What wall time has a part in.
+# What the place of a run and wall time have a part in.
+_PLACES_AND_TIMES = {"seconds", "dirpath", "best_k_models", "best_model_path"}
+_PLACES_AND_TIMES |= {"kth_best_model_path", "last_model_path"}
 _TIMES = {"wall_time", "phases", "images_per_second"}
 
 
@@ -84,9 +86,19 @@ def _checkpoints(ours: Path, theirs: Path, name: str) -> bool:
         return name == "best"  # of a run without validation
     contents = [torch.load(path, weights_only=True) for path in paths]
     parts = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
-    return all(equal(*(content[part] for content in contents)) for part in parts) and equal(
-        *(content["exact_resume"]["processes"] for content in contents)
+    return (
+        all(equal(*(content[part] for content in contents)) for part in parts)
+        and equal(*(content["exact_resume"]["processes"] for content in contents))
+        and equal(*(_without_place_and_time(content["callbacks"]) for content in contents))
     )
+
+
+def _without_place_and_time(state: Any) -> Any:
+    """Leaves out, of callbacks' states, what may differ between equal runs."""
+    if isinstance(state, dict):
+        kept = {name: it for name, it in state.items() if name not in _PLACES_AND_TIMES}
+        return {name: _without_place_and_time(it) for name, it in kept.items()}
+    return [_without_place_and_time(it) for it in state] if isinstance(state, list) else state
 
 
 def equal(ours: Any, theirs: Any) -> bool:
