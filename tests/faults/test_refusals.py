@@ -67,8 +67,7 @@ def unchanged(tmp_path_factory: pytest.TempPathFactory, tiny_for_module: None) -
 def test_a_changed_setting_is_refused_by_name(unchanged: Path, options: str, said: str) -> None:
     line = refused(unchanged, *options.split())
     assert line.startswith(said.format(unchanged))
-    remedies = ("or start a new run from its --weights", "and give up the exact result")
-    assert line.endswith(remedies)
+    assert line.endswith(("start a new run from its --weights", "give up the exact result"))
 
 
 @pytest.mark.parametrize(
@@ -163,9 +162,8 @@ def test_where_both_are_damaged_nothing_is_overwritten(tmp_path: Path) -> None:
     log = half / "log"
     assert run(["fit", "--run", str(half)], log) == 2
     warning, error = log.read_text().splitlines()
-    folder = half / "checkpoints"
-    assert warning.startswith(f"digitlab: warning: {folder / 'last.ckpt'} is damaged or no")
-    assert error.startswith(f"digitlab: error: {folder / 'previous.ckpt'} is damaged or no")
+    assert warning.startswith(f"digitlab: warning: {half}/checkpoints/last.ckpt is damaged or no")
+    assert error.startswith(f"digitlab: error: {half}/checkpoints/previous.ckpt is damaged or no")
 
 
 def test_a_damaged_checkpoint_does_not_take_the_place_of_the_whole_one(
