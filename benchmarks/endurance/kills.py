@@ -15,12 +15,13 @@ _VARIANTS = {
     "blocks of 4": "--model.steps_per_execution 4",
     "blocks of 4, bf16": "--model.steps_per_execution 4 --trainer.precision bf16-mixed",
 }
+_MOST = 10  # kills of a run, which then may end
 _OFTEN = "--trainer.max_epochs 3 --trainer.log_every_n_steps 5 --checkpoint_every_n_steps 9"
 
 
 @dataclass
 class Victim:
-    """A run that is killed again and again until it ends.
+    """A run that is killed again and again.
 
     Args:
         config: What it trains.
@@ -37,32 +38,39 @@ class Victim:
         started = time.monotonic()
         alone = self._finish("alone")
         seconds = time.monotonic() - started
-        kills, overtaken = self._kill_until_it_ends(generator, seconds)
+        kills, early = self._kill(generator, seconds)
+        self._finish("killed")
         found = differences(_folder(self.place / "killed"), _folder(alone))
         shutil.rmtree(self.place)
         return {
             "config": str(self.config),
             "variant": self.variant,
             "kills": kills,
-            "ended_before_kill": overtaken,
+            "killed_before_training": early,
             "differences": found,
         }
 
-    def _kill_until_it_ends(self, generator: random.Random, seconds: float) -> tuple[int, int]:
-        """Give the number of kills, and of runs that ended before theirs."""
-        kills = overtaken = 0
-        while not overtaken:
+    def _kill(self, generator: random.Random, seconds: float) -> tuple[int, int]:
+        """Give the number of kills while it trained, and of those before, while it started."""
+        kills = early = 0
+        while kills < _MOST:
+            said = len(self._said())
             process = start(self._command("killed"), self._log("killed"))
             process.join(timeout=generator.uniform(0.1, 1.1 * seconds))
             process.kill()
             process.join()
-            if process.exitcode == SIGKILLED:
-                kills += 1
-            elif process.exitcode == 0:
-                overtaken += 1
-            else:
-                raise RuntimeError(self._log("killed").read_text("utf-8"))
-        return kills, overtaken
+            if process.exitcode == 0:
+                break
+            if process.exitcode != SIGKILLED:
+                raise RuntimeError(self._said())
+            # The table of layers is printed when training starts.
+            trained = "parameters in" in self._said()[said:]
+            kills, early = kills + trained, early + (not trained)
+        return kills, early
+
+    def _said(self) -> str:
+        log = self._log("killed")
+        return log.read_text("utf-8") if log.exists() else ""
 
     def _finish(self, name: str) -> Path:
         if run(self._command(name), self._log(name)) != 0:
