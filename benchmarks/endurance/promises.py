@@ -30,7 +30,7 @@ PROMISES = (
     Promise(
         _KILLED,
         "SIGKILL while a file is written or renamed, in validation, in the final evaluation",
-        ("test_moments.py::test_a_run_that_was_killed_when",),
+        ("test_moments.py::test_a_run_that_was_killed", "test_moments.py::test_a_run_that_is"),
     ),
     Promise(
         "a moved run goes on", "its folder is moved", ("test_moments.py::test_a_run_that_was_m",)
@@ -38,13 +38,21 @@ PROMISES = (
     Promise(
         "a lengthened run is the longer run",
         "`max_epochs` or `max_steps` raised, inside an epoch and a block too",
-        ("test_moments.py::test_a_longer", "test_moments.py::test_more_steps"),
+        (
+            "test_moments.py::test_a_longer",
+            "test_moments.py::test_more_steps",
+            "test_refusals.py::test_a_longer",
+        ),
     ),
     Promise(
         "what is no longer the same run is refused by name",
         "changed settings, fewer epochs, weights alone, another framework, two processes at once",
         (
             "test_refusals.py::test_a_changed",
+            "test_refusals.py::test_a_change_of",
+            "test_refusals.py::test_a_refused",
+            "test_refusals.py::test_an_edited",
+            "test_refusals.py::test_a_run_without",
             "test_refusals.py::test_fewer",
             "test_refusals.py::test_a_checkpoint_of",
             "test_refusals.py::test_a_keras",
@@ -56,12 +64,20 @@ PROMISES = (
     Promise(
         "changes that are asked for are taken",
         "`--allow_changes true`, and settings that change no result",
-        ("test_refusals.py::test_a_change_that", "test_refusals.py::test_what_does_not"),
+        (
+            "test_refusals.py::test_a_change_that",
+            "test_refusals.py::test_changes_are",
+            "test_refusals.py::test_what_does_not",
+        ),
     ),
     Promise(
         "a damaged checkpoint falls back to the one before",
         "a bit flipped, cut, emptied, removed, code hidden in it; both damaged",
-        ("test_refusals.py::test_a_damaged", "test_refusals.py::test_where_both"),
+        (
+            "test_refusals.py::test_a_damaged",
+            "test_refusals.py::test_where_both",
+            "test_refusals.py::test_a_checkpoint_that",
+        ),
     ),
     Promise(
         "signals finish the step, save, and exit 143 or 130",
