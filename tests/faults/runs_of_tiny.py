@@ -11,6 +11,7 @@ from tests.faults.victims import SIGKILLED, kill_self, run
 STEPS = 25  # in an epoch: 200 images in batches of 8
 MLP = "MLP --model.hidden_features [16] --model.dropout 0.3"
 BLOCKS = "--model.steps_per_execution 4"
+COMMAND = f"{MLP} {BLOCKS}"
 
 
 def fit(model: str, place: Path, epochs: int = 3) -> list[str]:
@@ -64,16 +65,7 @@ def refused(folder: Path, *options: str) -> str:
 
 def kill_before_step(step: int) -> None:
     """A fault: the process is killed when it is about to make its `step`-th optimizer step."""
-    made, original = 0, Classifier.on_before_optimizer_step
-
-    def count(self: Classifier, optimizer: Any) -> None:
-        nonlocal made
-        made += 1
-        if made == step:
-            kill_self()
-        original(self, optimizer)
-
-    Classifier.on_before_optimizer_step = count  # type: ignore[method-assign]
+    in_call(Classifier, "on_before_optimizer_step", step)
 
 
 def in_call(owner: Any, name: str, number: int, after: bool = False) -> None:

@@ -73,18 +73,11 @@ def check_change(path: Path, place: Path, change: Callable[[bytes], bytes]) -> N
     assert equal(weights(ours), before)
 
 
-def test_changed_bytes_are_refused_or_do_no_harm(checkpoint: Path, tmp_path: Path) -> None:
-    @few
-    @given(change=changes())
-    def spoil(change: Callable[[bytes], bytes]) -> None:
-        check_change(checkpoint, tmp_path, change)
-
-    spoil()
-
-
-@pytest.mark.slow
-def test_very_many_changes_are_refused_or_do_no_harm(checkpoint: Path, tmp_path: Path) -> None:
-    @many
+@pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])
+def test_changed_bytes_are_refused_or_do_no_harm(
+    checkpoint: Path, tmp_path: Path, examples: settings
+) -> None:
+    @examples
     @given(change=changes())
     def spoil(change: Callable[[bytes], bytes]) -> None:
         check_change(checkpoint, tmp_path, change)

@@ -12,7 +12,7 @@ from digitlab import runs
 from digitlab.callbacks import Figures, History, LastCheckpoint, Results
 from digitlab.classifier import Classifier
 from tests.faults.runs_of_tiny import (
-    BLOCKS,
+    COMMAND,
     MLP,
     fit,
     go_on,
@@ -24,16 +24,8 @@ from tests.faults.runs_of_tiny import (
 )
 from tests.faults.victims import differences, kill_self, run
 
-COMMAND = f"{MLP} {BLOCKS}"
 VALIDATION = "validation_step"
 RESULTS = "digitlab.callbacks.results"
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, tiny_for_module: None) -> Path:
-    """A run that nothing happens to."""
-    place = tmp_path_factory.mktemp("alone")
-    return left_alone(fit(COMMAND, place), place)
 
 
 def in_half_of_a_file(name: str, number: int) -> None:

@@ -10,8 +10,7 @@ import torch
 
 from digitlab.runs import read_metrics
 from tests.faults.runs_of_tiny import (
-    BLOCKS,
-    MLP,
+    COMMAND,
     fit,
     go_on,
     in_call,
@@ -23,7 +22,6 @@ from tests.faults.runs_of_tiny import (
 )
 from tests.faults.victims import differences, run
 
-COMMAND = f"{MLP} {BLOCKS}"
 LR_SCHEDULER = "model.lr_scheduler is torch.optim.lr_scheduler.StepLR, but the run in {}"
 CHANGES = [
     ("--data.batch_size 10", "data.batch_size is 10, but the run in {} was started with 8"),
@@ -41,13 +39,6 @@ CHANGES = [
     ("--trainer.devices 2", "trainer.devices is 2, but the run in {} was started with 1"),
     ("--trainer.log_every_n_steps 7", "trainer.log_every_n_steps is 7, but"),
 ]
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, tiny_for_module: None) -> Path:
-    """A run that nothing happens to."""
-    place = tmp_path_factory.mktemp("alone")
-    return left_alone(fit(COMMAND, place), place)
 
 
 @pytest.fixture
