@@ -11,14 +11,14 @@ from PIL.Image import Image
 
 from digitlab.data.division import Subset, divide
 from digitlab.data.loader import ImageLoader, ImageOrder, run_seed
-from digitlab.data.reading import Arrays, Split
+from digitlab.data.reading import Arrays, Split, check_arrays
 from digitlab.images import Prepared
 
 _DIGIT_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 
 
 class ImageDataModule(LightningDataModule, ABC):
-    """A data set of 28x28 grey images in ten classes, held in memory and normalized by the batch.
+    """A data set of 28x28 grey images, held in memory and normalized by the batch.
 
     Batches are tuples of images, float32 `(N, 1, 28, 28)`, and labels, int64 `(N,)`; a model with
     `steps_per_execution` above 1 is handed over blocks of several while it trains. The order of
@@ -47,6 +47,7 @@ class ImageDataModule(LightningDataModule, ABC):
     """
 
     class_names: ClassVar[tuple[str, ...]] = _DIGIT_NAMES
+    """A name for each class, in the order of the labels; as many as there are classes."""
     mean_std: ClassVar[tuple[float, float] | None] = None
     """Mean and standard deviation of the training split's pixels, from 0 to 1, for `standard`."""
 
@@ -96,7 +97,11 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def read(self, split: Split) -> Arrays:
-        """Read a whole split and check it: images, uint8 `(N, 28, 28)`, labels, int64 `(N,)`."""
+        """Read a whole split: images, uint8 `(N, 28, 28)`, and labels, int64 `(N,)`.
+
+        It must give the same images in the same order whenever it is called: hold-out, order and
+        the resumption of a run go by their places.
+        """
 
     def prepare_image(self, image: Image) -> Prepared:
         """Make of an image of one's own, of mode `L`, one like the data set's; MNIST's way.
@@ -154,11 +159,19 @@ class ImageDataModule(LightningDataModule, ABC):
         if split == "validation":
             split = self.validation_split
         if split == "test" and split not in self._subsets:
-            self._subsets["test"] = self.read("test")
+            self._subsets["test"] = self._read("test")
         if split not in self._subsets:
             parts = (self.train_images, self.validation_size, self.validation_seed)
-            self._subsets |= divide(self.read("train"), *parts)
+            self._subsets |= divide(self._read("train"), *parts)
         return self._subsets[split]
+
+    def _read(self, split: Split) -> Arrays:
+        arrays = self.read(split)
+        try:
+            check_arrays(arrays, len(self.class_names))
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__}.read({split!r}): {error}") from error
+        return arrays
 
     def train_dataloader(self) -> ImageLoader:
         """Serve the training images, in a new order each epoch."""

@@ -36,6 +36,41 @@ def sha256(array: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(array, dtype=np.uint8).data).hexdigest()
 
 
+def check_arrays(arrays: Arrays, classes: int) -> None:
+    """Check that a split, which may be read by a user's own code, is what loaders go on from.
+
+    Args:
+        arrays: What `ImageDataModule.read` gave.
+        classes: Number of the data set's classes.
+
+    Raises:
+        ValueError: Images or labels have another type or shape, or a label is of no class.
+
+    Examples:
+        >>> check_arrays((np.zeros((2, 28, 28), np.uint8), np.array([0, 9])), classes=10)
+    """
+    images, labels = (part if isinstance(part, np.ndarray) else np.array(None) for part in arrays)
+    if images.dtype != np.uint8 or images.shape[1:] != (28, 28) or not len(images):
+        raise ValueError(
+            f"the images are {_describe(arrays[0])}: they must be a NumPy array of pixels from 0 "
+            "to 255, uint8 (N, 28, 28), and at least one"
+        )
+    if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"the labels are {_describe(arrays[1])}: they must be a NumPy array with one for each "
+            f"image, int64 ({len(images)},)"
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"the labels are from {labels.min()} to {labels.max()}: they must be from 0 to "
+            f"{classes - 1}, the places in class_names"
+        )
+
+
+def _describe(part: Any) -> str:
+    return f"{part.dtype} {part.shape}" if isinstance(part, np.ndarray) else type(part).__name__
+
+
 def read_split(dataset: type[Any], root: Path, split: Split, digests: tuple[str, str]) -> Arrays:
     """Read a split of a data set in MNIST's format, after downloading what is missing.
 
