@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from digitlab.reproduce import plots, results
+from digitlab.reproduce import curves, plots, results
 from digitlab.reproduce.report import fill, read_tables, write_report
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import read_rows
@@ -38,7 +38,7 @@ def test_a_report_is_tables_and_figures_beside_the_results(out: Path) -> None:
     text = (out / "tables.md").read_text("utf-8")
     assert all(f"## {name}\n" in text for name in read_tables(out, ROWS))
     assert "1 of 1 inside" in read_tables(out, ROWS)["rerun"]
-    for name in ("published", "curves", "gap"):
+    for name in ("published", "curves", "gap", "curves/B3", "curves/B7"):
         with Image.open(out / f"{name}.png") as image:
             assert min(image.size) > 380
 
@@ -121,7 +121,7 @@ def test_the_point_of_a_row_is_its_mean_and_the_hollow_one_what_was_published() 
 def test_curves_are_means_by_epoch_of_the_runs_that_have_one() -> None:
     other = [replace(run, val_curve=((1875, 0.93), (3750, 0.98))) for run in with_curves("B3", 99)]
     without = runs("B3", 98.8)
-    (axes,) = plots.draw_curves(ROWS, [*with_curves("B3", 98), *other, *without]).axes
+    (axes,) = curves.draw_curves(ROWS, [*with_curves("B3", 98), *other, *without]).axes
     (line,) = axes.lines
     assert list(line.get_xdata()) == [1, 2]  # type: ignore[arg-type]
     assert list(line.get_ydata()) == pytest.approx([94.0, 97.5])  # type: ignore[arg-type]
@@ -134,6 +134,25 @@ def test_the_gap_is_of_the_training_split_over_the_test_split() -> None:
     assert list(dots.get_xdata()) == pytest.approx([0.5, 0.5])  # type: ignore[arg-type]
 
 
+def test_the_curves_of_an_experiment_reach_from_its_lowest_to_its_highest_run() -> None:
+    other = [replace(run, val_curve=((1875, 0.93), (3750, 0.98))) for run in with_curves("B3", 99)]
+    keras = with_curves("B3", 98, framework="keras")
+    figure = curves.draw_experiment({"B3": ROWS["B3"]}, [*with_curves("B3", 98), *other, *keras])
+    assert figure
+    torch, theirs = figure.axes
+    assert torch.get_title() == "lenet5\nPyTorch, n = 2"
+    assert theirs.get_title() == "lenet5\nKeras, n = 1"
+    training, validation = torch.lines
+    assert list(training.get_ydata()) == pytest.approx([95, 97])  # type: ignore[arg-type]
+    assert list(validation.get_ydata()) == pytest.approx([94, 97.5])  # type: ignore[arg-type]
+    band = np.asarray(torch.collections[1].get_paths()[0].vertices, float)
+    assert {tuple(point) for point in np.round(band, 6)} == {(1, 93), (1, 95), (2, 97), (2, 98)}
+
+
+def test_an_experiment_without_a_curve_has_no_figure() -> None:
+    assert curves.draw_experiment(ROWS, runs("B3", 98.8)) is None
+
+
 def test_rows_that_no_document_has_draw_an_empty_figure() -> None:
-    for draw in (plots.draw_published, plots.draw_curves, plots.draw_gap):
+    for draw in (plots.draw_published, curves.draw_curves, plots.draw_gap):
         assert not draw(ROWS, with_curves("digits/lenet5", 97.0)).axes

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from digitlab.reproduce.rows import Row, choose, read_rows
+from digitlab.reproduce.rows import Row, by_experiment, choose, read_rows
 
 DOCUMENTS = {
     "linear": ("mnist/linear", 88.0),
@@ -103,3 +103,11 @@ def test_settings_of_speed_make_no_other_recipe(tmp_path: Path) -> None:
 def test_what_keras_cannot_train_is_a_row_of_pytorch_alone() -> None:
     alone = {name for name, row in read_rows().items() if row.frameworks == ("torch",)}
     assert alone == {"B1_as_published", "B5_as_published", "mnist/fast99"}
+
+
+def test_an_experiment_is_a_run_of_the_documents_or_a_config_or_all_of_the_digits() -> None:
+    experiments = {name: [*rows] for name, rows in by_experiment(read_rows()).items()}
+    assert experiments["B3"] == ["B3"]
+    assert experiments["B5"] == ["B5", "B5_as_published"]
+    assert experiments["fast99"] == ["mnist/fast99"]
+    assert len(experiments["digits"]) == len(list(Path("configs", "digits").glob("*.yaml")))

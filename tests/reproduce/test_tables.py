@@ -1,7 +1,7 @@
 import pytest
 
 from digitlab.reproduce import tables
-from digitlab.reproduce.rows import read_rows
+from digitlab.reproduce.rows import by_experiment, read_rows
 from digitlab.runs import Framework
 from tests.reproduce.test_claims import runs
 
@@ -43,6 +43,29 @@ def test_intervals_of_three_runs_are_four_and_a_half_times_their_standard_error(
 
 def test_one_run_has_no_intervals() -> None:
     assert cells(tables.intervals_table(ROWS, runs("B3", 98.0)))[3:7] == ["98.00", "—", "—", "—"]
+
+
+def test_an_experiment_shows_each_of_its_configs_and_the_verdict() -> None:
+    results = both("B1", [96.0, 96.2], [96.1, 96.3]) + runs("B1_as_published", 95.0, 95.2)
+    table = tables.experiment_table(by_experiment(ROWS)["B1"], results + runs("B2", 97.0))
+    assert [cells(table, line)[:4] for line in (2, 3, 4)] == [
+        ["`mnist/nn128`", "PyTorch", "96.10 ± 0.14", "2"],
+        ["`mnist/nn128`", "Keras", "96.20 ± 0.14", "2"],
+        ["`mnist/nn128_as_published`", "PyTorch", "95.10 ± 0.14", "2"],
+    ]
+    same_recipe = cells(tables.same_recipe_table(ROWS, results))
+    _, verdict, command = table.split("\n\n")
+    assert f"{same_recipe[3]} points, 95% interval {same_recipe[4]}" in verdict
+    assert f"**{same_recipe[7]}**, by a margin of 0.5 points" in verdict
+    assert command == "Trained by `digitlab reproduce B1 B1_as_published --seeds 2`."
+
+
+def test_an_experiment_names_the_command_that_trains_its_seeds() -> None:
+    results = runs("B1_as_published", 95.0, 95.2, 95.4)[1:]
+    table = tables.experiment_table(by_experiment(ROWS)["B1"], results)
+    command = "digitlab reproduce B1_as_published --framework torch --seeds 2 --first_seed 1"
+    assert table.splitlines()[-1] == f"Trained by `{command}`."
+    assert "points" not in table
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 Colours are of Okabe and Ito's palette, and markers differ too, so that no figure needs colour.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row
@@ -22,19 +20,21 @@ from digitlab.runs import Framework
 
 DPI = 150
 
-_DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "digits"}
+DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "digits"}
 
 
 @dataclass(frozen=True)
-class _Style:
+class Style:
+    """How a framework is drawn, in every figure."""
+
     color: str
     marker: str
     shift: float  # of a row's height, so that frameworks do not cover each other
 
 
-_STYLES: dict[Framework, _Style] = {
-    "torch": _Style("#0072B2", "o", -0.17),
-    "keras": _Style("#D55E00", "s", 0.17),
+STYLES: dict[Framework, Style] = {
+    "torch": Style("#0072B2", "o", -0.17),
+    "keras": Style("#D55E00", "s", 0.17),
 }
 _PUBLISHED = "#000000"
 
@@ -84,7 +84,7 @@ def draw_gap(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure:
         ends = [0.0]
         axes.axvline(0, color="black", linewidth=0.8, zorder=1)
         for place, row in enumerate(facet):
-            for framework, style in _STYLES.items():
+            for framework, style in STYLES.items():
                 values = gaps.get((row.name, framework), [])
                 _draw_mean(axes, place, framework, values)
                 where = [place + style.shift] * len(values)
@@ -97,42 +97,6 @@ def draw_gap(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure:
         facets[-1][0].set_xlabel("accuracy on training split − test split, percentage points")
         run = Line2D([], [], marker=".", color="gray", ls="", ms=4, label="a run")
         _add_legend(figure, [*_framework_handles(), run], _interval_handles()[:1])
-    return figure
-
-
-def draw_curves(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure:
-    """Draw the accuracy on the validated split over the epochs, axes for each row.
-
-    Lines are means over runs, and bands one standard deviation to each side, which unlike the
-    lowest and highest run does not grow with the number of runs. Runs without a curve are left out.
-    """
-    curves: dict[tuple[str, Framework], list[list[tuple[float, float]]]] = {}
-    for result in results:
-        if result.val_curve:
-            curves.setdefault((result.row, result.framework), []).append(_by_epoch(result))
-    shown = [
-        row
-        for row in rows.values()
-        if row.in_documents and any((row.name, framework) in curves for framework in FRAMEWORKS)
-    ]
-    columns = min(4, len(shown))
-    lines = math.ceil(len(shown) / columns) if shown else 0
-    figure = _figure(2.7 * max(columns, 2), 0.5 + 2.1 * max(lines, 1))
-    if not shown:
-        return _say_nothing(figure)
-    grid = [*figure.subplots(lines, columns, squeeze=False).flat]
-    for axes in grid[len(shown) :]:
-        axes.set_visible(False)
-    for axes, row in zip(grid, shown, strict=False):
-        for framework, name in FRAMEWORKS.items():
-            _draw_curve(axes, curves.get((row.name, framework), []), _STYLES[framework], name)
-        axes.set_title(f"{_label(row)}\n{_DATASETS[row.dataset]}", fontsize=8)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, loc="lower right")
-    figure.supxlabel("epoch", fontsize=10)
-    figure.supylabel("accuracy on the validated split, %", fontsize=10)
     return figure
 
 
@@ -151,16 +115,16 @@ def _draw_facets(
     facets: dict[str, list[Row]] = {}
     for row in rows.values():
         if row.in_documents and any((row.name, framework) in groups for framework in FRAMEWORKS):
-            title = _DATASETS[row.dataset] + (f", {alone}" if row.name == alone else "")
+            title = DATASETS[row.dataset] + (f", {alone}" if row.name == alone else "")
             facets.setdefault(title, []).append(row)
     heights = [len(facet) + 0.8 for facet in facets.values()]  # 0.8: title and ticks
-    figure = _figure(8, 1.3 + 0.4 * sum(heights))
+    figure = make_figure(8, 1.3 + 0.4 * sum(heights))
     if not facets:
-        return _say_nothing(figure), []
+        return say_nothing(figure), []
     grid = figure.subplots(len(facets), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (title, facet) in zip(grid, facets.items(), strict=True):
         axes.set_title(title, loc="left", fontsize=10)
-        axes.set_yticks(range(len(facet)), [_label(row) for row in facet], fontsize=8)
+        axes.set_yticks(range(len(facet)), [label_row(row) for row in facet], fontsize=8)
         axes.set_ylim(len(facet) - 0.5, -0.5)  # the first row is at the top
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", alpha=0.3)
@@ -174,7 +138,7 @@ def _draw_mean(
 ) -> None:
     if not values:
         return
-    style, summary = _STYLES[framework], summarize(values)
+    style, summary = STYLES[framework], summarize(values)
     intervals: list[tuple[Interval, float]] = [(summary.mean_interval, 3.5)]
     if prediction:
         intervals.append((summary.prediction_interval, 1))
@@ -185,32 +149,8 @@ def _draw_mean(
     axes.plot(summary.mean, place + style.shift, style.marker, **look)
 
 
-def _draw_curve(
-    axes: Axes, runs: list[list[tuple[float, float]]], style: _Style, name: str
-) -> None:
-    at: dict[float, list[float]] = {}
-    for epoch, accuracy in (point for run in runs for point in run):
-        at.setdefault(epoch, []).append(accuracy)
-    if not at:
-        return
-    epochs = sorted(at)
-    summaries = [summarize(at[epoch]) for epoch in epochs]
-    means = [summary.mean for summary in summaries]
-    label = f"{name}, n = {len(runs)}"
-    axes.plot(epochs, means, color=style.color, marker=style.marker, ms=3.5, label=label)
-    if len(runs) > 1:
-        low = [summary.mean - summary.deviation for summary in summaries]
-        high = [summary.mean + summary.deviation for summary in summaries]
-        axes.fill_between(epochs, low, high, color=style.color, alpha=0.2, linewidth=0)
-
-
-def _by_epoch(result: Result) -> list[tuple[float, float]]:
-    """Give a run's curve in epochs and per cent; the first training point ends the first epoch."""
-    steps_per_epoch = (result.train_curve or result.val_curve)[0][0]
-    return [(step / steps_per_epoch, 100 * accuracy) for step, accuracy in result.val_curve]
-
-
-def _label(row: Row) -> str:
+def label_row(row: Row) -> str:
+    """Name a row and its config."""
     name, stem = row.name.removesuffix("_as_published"), row.config.stem
     return name if name == stem else f"{name} {stem}"
 
@@ -222,7 +162,7 @@ def _published_marker(row: Row) -> str:
 def _framework_handles() -> list[Line2D]:
     return [
         Line2D([], [], marker=style.marker, color=style.color, ls="", ms=7, label=FRAMEWORKS[name])
-        for name, style in _STYLES.items()
+        for name, style in STYLES.items()
     ]
 
 
@@ -236,10 +176,12 @@ def _add_legend(figure: Figure, handles: list[Line2D], intervals: list[Line2D]) 
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
 
 
-def _figure(width: float, height: float) -> Figure:
+def make_figure(width: float, height: float) -> Figure:
+    """Make an empty figure of that many inches."""
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
-def _say_nothing(figure: Figure) -> Figure:
+def say_nothing(figure: Figure) -> Figure:
+    """Say in an empty figure why it is empty."""
     figure.text(0.5, 0.5, "no such run of the documents' rows", ha="center", va="center")
     return figure

@@ -4,12 +4,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+from PIL import Image
+
 from digitlab import runs
-from digitlab.reproduce import plots, results, tables
+from digitlab.reproduce import curves, plots, results, tables
 from digitlab.reproduce.claims import judge
 from digitlab.reproduce.evidence import Evidence, claims_table
 from digitlab.reproduce.explain import read_explain
-from digitlab.reproduce.rows import Row
+from digitlab.reproduce.results import Result
+from digitlab.reproduce.rows import Row, by_experiment
 
 PAGE_TABLE = re.compile(r"<!-- table ([\w-]+) -->")
 """The mark in a page above a table, which ends at `<!-- /table -->`."""
@@ -18,7 +22,7 @@ PAGE_TABLE = re.compile(r"<!-- table ([\w-]+) -->")
 def write_report(
     out: Path, rows: dict[str, Row], pages: Sequence[Path] = (), against: Path | None = None
 ) -> None:
-    """Write tables.md and the plots beside the results, and the tables into pages.
+    """Write tables.md and the figures beside the results, and the tables into pages.
 
     Args:
         out: The folder of results.csv; what it has besides is that of `read_tables`.
@@ -43,13 +47,27 @@ def write_report(
 
     text = "\n\n".join(f"## {name}\n\n{table}" for name, table in named.items())
     runs.write_text(out / "tables.md", text + "\n")
-    draw = {"published": plots.draw_published, "curves": plots.draw_curves, "gap": plots.draw_gap}
-    for name, figure in draw.items():
-        runs.write_figure(out / f"{name}.png", figure(rows, measured))
+    figures = draw_figures(rows, measured)
+    (out / "curves").mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        _write_figure(out / f"{name}.png", figure)
     for page, page_text in filled.items():
         runs.write_text(page, page_text)
-    written = [out / "tables.md", *(out / f"{name}.png" for name in draw), *pages]
+    written = [out / "tables.md", *(out / f"{name}.png" for name in figures), *pages]
     print(f"{len(measured)} runs; written: {', '.join(map(str, written))}")
+
+
+def draw_figures(rows: dict[str, Row], measured: Sequence[Result]) -> dict[str, Figure]:
+    """Draw all figures, by their names; those of experiments are `curves/B3` and such."""
+    figures = {
+        "published": plots.draw_published(rows, measured),
+        "curves": curves.draw_curves(rows, measured),
+        "gap": plots.draw_gap(rows, measured),
+    }
+    for name, its_rows in by_experiment(rows).items():
+        if figure := curves.draw_experiment(its_rows, measured):
+            figures[f"curves/{name}"] = figure
+    return figures
 
 
 def read_tables(out: Path, rows: dict[str, Row]) -> dict[str, str]:
@@ -67,6 +85,9 @@ def read_tables(out: Path, rows: dict[str, Row]) -> dict[str, str]:
         "same-recipe": tables.same_recipe_table(rows, measured),
         "as-published": tables.as_published_table(rows, measured),
     }
+    for name, its_rows in by_experiment(rows).items():
+        if any(result.row in its_rows for result in measured):
+            named[f"row-{name}"] = tables.experiment_table(its_rows, measured)
     convergence = results.read(out / "convergence" / "results.csv")
     named["claims"] = claims_table(judge(Evidence(measured, convergence)))
     if rerun := results.read(out / "rerun" / "results.csv"):
@@ -96,3 +117,12 @@ def fill(text: str, named: dict[str, str], page: Path) -> str:
     if count != len(PAGE_TABLE.findall(text)):
         raise ValueError(f"{page} has a table without an end: write <!-- /table --> below it")
     return text
+
+
+def _write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure, whole or not at all, in 64 colours: a third of the size, the same look."""
+    with runs.whole(path) as beside:
+        figure.savefig(beside)
+        with Image.open(beside) as image:
+            small = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+        small.save(beside, optimize=True)

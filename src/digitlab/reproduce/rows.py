@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -44,6 +44,17 @@ class Row:
     def in_documents(self) -> bool:
         """Whether it is a run of the documents."""
         return bool(_DOCUMENTS.fullmatch(self.name))
+
+    @property
+    def experiment(self) -> str:
+        """What it is shown with, on a page of the documentation and in a figure.
+
+        `B1` for B1 and B1_as_published, `digits` for all of the digits, `fast99` for
+        `mnist/fast99`.
+        """
+        if self.in_documents:
+            return self.name.removesuffix("_as_published")
+        return self.dataset if self.dataset == "digits" else self.config.stem
 
     @property
     def published_accuracy(self) -> float | None:
@@ -114,6 +125,14 @@ def choose(names: Sequence[str], rows: dict[str, Row]) -> list[Row]:
             hint = f"did you mean {folded[nearest[0]].name}?" if nearest else ", ".join(rows)
             raise ValueError(f"there is no row {name}: {hint}")
     return list({name.lower(): folded[name.lower()] for name in names}.values())
+
+
+def by_experiment(rows: Mapping[str, Row]) -> dict[str, dict[str, Row]]:
+    """Collect the rows of each experiment, in the rows' order."""
+    experiments: dict[str, dict[str, Row]] = {}
+    for name, row in rows.items():
+        experiments.setdefault(row.experiment, {})[name] = row
+    return experiments
 
 
 def _read_row(config: Path) -> Row:

@@ -6,9 +6,10 @@ Results of rows that are not among those given are left out, and so are rows wit
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from digitlab.reproduce import cells
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row
-from digitlab.reproduce.statistics import Comparison, Interval, compare, summarize
+from digitlab.reproduce.statistics import Comparison, compare, summarize
 from digitlab.runs import Framework
 
 FRAMEWORKS: dict[Framework, str] = {"torch": "PyTorch", "keras": "Keras"}
@@ -32,8 +33,6 @@ AS_PUBLISHED = (
 )
 """What document B sets side by side: a network, its row in PyTorch, and its row in Keras."""
 
-_NONE = "—"
-
 
 def group(
     results: Iterable[Result],
@@ -56,15 +55,19 @@ def results_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
     groups = group(results)
     lines = [
         [
-            row.name if row.in_documents else _NONE,
-            f"`{row.dataset}/{row.config.stem}`",
-            row.published or _NONE,
-            *(cell for name in FRAMEWORKS for cell in _measured(groups.get((row.name, name), []))),
+            row.name if row.in_documents else cells.NONE,
+            cells.config(row),
+            row.published or cells.NONE,
+            *(
+                cell
+                for framework in FRAMEWORKS
+                for cell in cells.measured(groups.get((row.name, framework), []))
+            ),
         ]
         for row in rows.values()
         if any((row.name, framework) in groups for framework in FRAMEWORKS)
     ]
-    return _table(["row", "config", "published", "PyTorch, %", "n", "Keras, %", "n"], lines)
+    return cells.table(["row", "config", "published", "PyTorch, %", "n", "Keras, %", "n"], lines)
 
 
 def intervals_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
@@ -74,18 +77,43 @@ def intervals_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
         summary = summarize(values)
         lines.append(
             [
-                _name(rows[name]),
+                cells.name(rows[name]),
                 FRAMEWORKS[framework],
                 str(summary.n),
                 f"{summary.mean:.2f}",
-                _NONE if math.isnan(summary.deviation) else f"{summary.deviation:.2f}",
-                _interval(summary.mean_interval),
-                _interval(summary.prediction_interval),
-                rows[name].published or _NONE,
+                cells.NONE if math.isnan(summary.deviation) else f"{summary.deviation:.2f}",
+                cells.interval(summary.mean_interval),
+                cells.interval(summary.prediction_interval),
+                rows[name].published or cells.NONE,
             ]
         )
     head = ["row", "framework", "n", "mean, %", "standard deviation", "95% interval of the mean"]
-    return _table([*head, "95% prediction interval for one more run", "published"], lines)
+    return cells.table([*head, "95% prediction interval for one more run", "published"], lines)
+
+
+def experiment_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
+    """Show an experiment's runs, whether the frameworks agree, and the command that trains them.
+
+    Args:
+        rows: The rows of the experiment.
+        results: The runs, at least one of them of these rows.
+    """
+    runs = [result for result in results if result.row in rows]
+    groups = group(runs)
+    lines = []
+    for (name, framework), values in _ordered(rows, groups):
+        summary = summarize(values)
+        intervals = (summary.mean_interval, summary.prediction_interval)
+        shown = [cells.config(rows[name]), FRAMEWORKS[framework], *cells.measured(values)]
+        lines.append([*shown, *map(cells.interval, intervals)])
+    head = ["config", "framework", "test accuracy, %", "n", "95% interval of the mean"]
+    parts = [cells.table([*head, "95% prediction interval for one more run"], lines)]
+    for name, row in rows.items():
+        ours, theirs = (groups.get((name, framework), []) for framework in FRAMEWORKS)
+        margin = MARGINS.get(row.dataset)
+        if ours and theirs and margin:
+            parts.append(_agreement(row, compare(ours, theirs, margin), margin))
+    return "\n\n".join([*parts, f"Trained by `{_command(rows, runs)}`."])
 
 
 def same_recipe_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
@@ -100,10 +128,10 @@ def same_recipe_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str
         margin = MARGINS.get(row.dataset)
         if ours and theirs and margin:
             found = compare(ours, theirs, margin)
-            cells = [_mean(ours), _mean(theirs), *_difference(found), f"{margin}"]
-            lines.append([_name(row), *cells, _p_equivalence(found), found.verdict])
+            shown = [cells.mean(ours), cells.mean(theirs), *cells.difference(found), f"{margin}"]
+            lines.append([cells.name(row), *shown, cells.p_equivalence(found), found.verdict])
     head = ["row", "PyTorch, % (n)", "Keras, % (n)", "difference, points", "95% interval", "margin"]
-    return _table([*head, "p (not equivalent)", "verdict"], lines)
+    return cells.table([*head, "p (not equivalent)", "verdict"], lines)
 
 
 def as_published_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
@@ -120,12 +148,12 @@ def as_published_table(rows: Mapping[str, Row], results: Sequence[Result]) -> st
         if ours and theirs and all(name in rows for name in names):
             pair = [rows[name] for name in names]
             found = compare(ours, theirs, MARGINS[pair[0].dataset])
-            published = [row.published or _NONE for row in pair]
-            cells = [_mean(ours), _mean(theirs), *_difference(found), found.verdict]
-            lines.append([" : ".join(names), network, pair[0].dataset, *published, *cells])
+            published = [row.published or cells.NONE for row in pair]
+            shown = [cells.mean(ours), cells.mean(theirs), *cells.difference(found), found.verdict]
+            lines.append([" : ".join(names), network, pair[0].dataset, *published, *shown])
     head = ["rows", "network", "data set", "PyTorch, published", "Keras, published"]
     head += ["PyTorch, % (n)", "Keras, % (n)", "difference, points", "95% interval"]
-    return _table([*head, 'verdict ("different": so are the recipes)'], lines)
+    return cells.table([*head, 'verdict ("different": so are the recipes)'], lines)
 
 
 def prediction_table(
@@ -149,13 +177,13 @@ def prediction_table(
     for result in new:
         before = groups.get((result.row, result.framework), [math.nan])
         low, high = summarize(before).prediction_interval
-        value, verdict = 100 * result.test_accuracy, _NONE
-        if _is_known((low, high)):
+        value, verdict = 100 * result.test_accuracy, cells.NONE
+        if cells.is_known((low, high)):
             # 1e-9: rounding, where the reference's runs all gave the same.
             inside.append(low - 1e-9 <= value <= high + 1e-9)
             verdict = "inside" if inside[-1] else "outside"
-        run = [_name(rows[result.row]), FRAMEWORKS[result.framework], str(result.seed)]
-        lines.append([*run, f"{value:.2f}", _interval((low, high)), verdict])
+        run = [cells.name(rows[result.row]), FRAMEWORKS[result.framework], str(result.seed)]
+        lines.append([*run, f"{value:.2f}", cells.interval((low, high)), verdict])
     head = ["row", "framework", "seed", "accuracy, %", "95% prediction interval", "verdict"]
     closing = f"{sum(inside)} of {len(inside)} inside; 95% are expected."
     if known := sum(result.key in keys for result in results):
@@ -164,7 +192,27 @@ def prediction_table(
             f" Not judged, as the reference has their seeds: {known}; "
             f"--first_seed {new_seed} makes other runs."
         )
-    return f"{_table(head, lines)}\n\n{closing}"
+    return f"{cells.table(head, lines)}\n\n{closing}"
+
+
+def _agreement(row: Row, found: Comparison, margin: float) -> str:
+    difference, interval = cells.difference(found)
+    shown = "" if interval == cells.NONE else f", 95% interval {interval}"
+    frameworks = " − ".join(FRAMEWORKS.values())
+    return (
+        f"{frameworks} with {cells.config(row)}: {difference} points{shown}; "
+        f"**{found.verdict}**, by a margin of {margin} points."
+    )
+
+
+def _command(rows: Mapping[str, Row], runs: Sequence[Result]) -> str:
+    """Give the command that trains an experiment's runs."""
+    measured, seeds = {run.row for run in runs}, {run.seed for run in runs}
+    names = " ".join(name for name in rows if name in measured)
+    frameworks = {run.framework for run in runs}
+    framework = "" if len(frameworks) > 1 else f" --framework {frameworks.pop()}"
+    first = f" --first_seed {min(seeds)}" if min(seeds) else ""
+    return f"digitlab reproduce {names}{framework} --seeds {max(seeds) - min(seeds) + 1}{first}"
 
 
 def _ordered(
@@ -172,49 +220,3 @@ def _ordered(
 ) -> list[tuple[tuple[str, Framework], list[float]]]:
     keys = [(name, framework) for name in rows for framework in FRAMEWORKS]
     return [(key, groups[key]) for key in keys if key in groups]
-
-
-def _table(head: list[str], lines: list[list[str]]) -> str:
-    all_lines = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in all_lines)
-
-
-def _name(row: Row) -> str:
-    return row.name if row.in_documents else f"`{row.name}`"
-
-
-def _measured(values: list[float]) -> tuple[str, str]:
-    if not values:
-        return "", ""
-    summary = summarize(values)
-    deviation = "" if math.isnan(summary.deviation) else f" ± {summary.deviation:.2f}"
-    return f"{summary.mean:.2f}{deviation}", str(summary.n)
-
-
-def _mean(values: list[float]) -> str:
-    return f"{summarize(values).mean:.2f} ({len(values)})"
-
-
-def _difference(found: Comparison) -> tuple[str, str]:
-    ends = [_signed(end) for end in found.interval]
-    interval = f"[{', '.join(ends)}]" if _is_known(found.interval) else _NONE
-    return _signed(found.difference), interval
-
-
-def _signed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")  # + 0.0: no negative zero
-
-
-def _p_equivalence(found: Comparison) -> str:
-    if not _is_known(found.interval):
-        return _NONE
-    return f"{found.p_equivalence:.3f}" if found.p_equivalence >= 0.001 else "< 0.001"
-
-
-def _interval(interval: Interval) -> str:
-    low, high = max(interval[0], 0), min(interval[1], 100)  # no accuracy is outside
-    return f"[{low:.2f}, {high:.2f}]" if _is_known(interval) else _NONE
-
-
-def _is_known(interval: Interval) -> bool:
-    return all(math.isfinite(end) for end in interval)
