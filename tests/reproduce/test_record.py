@@ -12,7 +12,7 @@ from digitlab.reproduce.rows import read_rows
 
 RECORD = Path("docs", "results")
 # Other pages have the benchmarks' tables.
-PAGES = [Path("README.md"), *sorted({*Path("docs").glob("*.md")} - pages.PAGES.keys())]
+PAGES = [Path("README.md"), *sorted({*Path("docs").rglob("*.md")} - pages.PAGES.keys())]
 SHOWN = [
     (page, name) for page in PAGES for name in PAGE_TABLE.findall(page.read_text(encoding="utf-8"))
 ]

@@ -19,11 +19,6 @@ def name(row: Row) -> str:
     return row.name if row.in_documents else f"`{row.name}`"
 
 
-def config(row: Row) -> str:
-    """Name a row's config."""
-    return f"`{row.dataset}/{row.config.stem}`"
-
-
 def measured(values: list[float]) -> tuple[str, str]:
     """Give mean ± standard deviation, and n; nothing where nothing was measured."""
     if not values:

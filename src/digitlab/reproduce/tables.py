@@ -56,7 +56,7 @@ def results_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
     lines = [
         [
             row.name if row.in_documents else cells.NONE,
-            cells.config(row),
+            f"`{row.dataset}/{row.config.stem}`",
             row.published or cells.NONE,
             *(
                 cell
@@ -104,7 +104,7 @@ def experiment_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
     for (name, framework), values in _ordered(rows, groups):
         summary = summarize(values)
         intervals = (summary.mean_interval, summary.prediction_interval)
-        shown = [cells.config(rows[name]), FRAMEWORKS[framework], *cells.measured(values)]
+        shown = [f"`{rows[name].config.stem}`", FRAMEWORKS[framework], *cells.measured(values)]
         lines.append([*shown, *map(cells.interval, intervals)])
     head = ["config", "framework", "test accuracy, %", "n", "95% interval of the mean"]
     parts = [cells.table([*head, "95% prediction interval for one more run"], lines)]
@@ -200,7 +200,7 @@ def _agreement(row: Row, found: Comparison, margin: float) -> str:
     shown = "" if interval == cells.NONE else f", 95% interval {interval}"
     frameworks = " − ".join(FRAMEWORKS.values())
     return (
-        f"{frameworks} with {cells.config(row)}: {difference} points{shown}; "
+        f"{frameworks} with `{row.config.stem}`: {difference} points{shown}; "
         f"**{found.verdict}**, by a margin of {margin} points."
     )
 
