@@ -2,8 +2,9 @@
 
 Importing this imports neither TensorFlow nor Keras; the first function that needs them does.
 
-- A pair: `backend` is the door to TensorFlow, `twins` builds the Keras models, `weights` matches
-  layers and moves weights, with `layout` and `flattening`; `network` wraps and loads Keras models.
+- A pair: `backend` is the door to TensorFlow, `twins` builds the Keras models, `pairs` knows whose
+  they are, `weights` matches layers and moves weights, with `layout` and `flattening`; `network`
+  wraps and loads Keras models.
 - The proof: `stairs` walks it, out of `forward` (parameters to gradients) and `training` (single
   steps, whole trainings), with `documents`, `formulas`, `masks`, `optimizers`, `recipe` and
   `sides`; `compare` is a row of its table. `report` and `divergence` do it for a user's own pair.

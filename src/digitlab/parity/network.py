@@ -100,11 +100,15 @@ def load_from_keras(model: Classifier, path: Path) -> None:
             twins with other layers, such as another padding, which no weight's shape shows.
     """
     theirs, ours = load_keras_model(path), build_twin(model)
-    names = [
-        [layer.name for layer in twin.layers if layer.name != "softmax"] for twin in (ours, theirs)
+    layers = [
+        [(type(layer).__name__, layer.name) for layer in twin.layers if layer.name != "softmax"]
+        for twin in (ours, theirs)
     ]
-    if ours.name == theirs.name and names[0] != names[1]:
-        differing = set(names[0]).symmetric_difference(names[1]) or {"the order of layers"}
+    kinds = [[kind for kind, _ in of_side] for of_side in layers]
+    # By kind, as Keras gives a layer without a name another one each time.
+    if ours.name == theirs.name and kinds[0] != kinds[1]:
+        names = [{name for _, name in of_side} for of_side in layers]
+        differing = names[0].symmetric_difference(names[1]) or {"the order of layers"}
         raise ValueError(
             f"{path} is of another architecture than {type(model).__name__}: they differ in "
             f"{', '.join(sorted(differing))}; give the --model that it was made with"

@@ -1,6 +1,6 @@
 """Weights from PyTorch to Keras and back: layers are matched, layouts changed, nothing is lost."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -9,24 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from digitlab import models
 from digitlab.classifier import Classifier
-from digitlab.parity import twins
 from digitlab.parity.backend import keras_dtype, unchanged_random_state
 from digitlab.parity.flattening import flattened_in, inputs_within
 from digitlab.parity.layout import LAYOUTS, Array, Layout
-
-_TWINS: dict[type[Classifier], Callable[..., Any]] = {
-    models.LinearClassifier: twins.linear_classifier,
-    models.MLP: twins.mlp,
-    models.LeNet5: twins.lenet5,
-    models.LeNet1: twins.lenet1,
-    models.PyTorchExampleNet: twins.pytorch_example_net,
-    models.TensorFlowTutorialCNN: twins.tensorflow_tutorial_cnn,
-    models.FastCNN: twins.fast_cnn,
-}
-# What a twin is built with; the other hyper-parameters are of training.
-_STRUCTURE = ("hidden_features", "dropout", "padding", "in_channels", "num_classes")
+from digitlab.parity.pairs import find_twin
 
 
 @dataclass(frozen=True)
@@ -58,7 +45,8 @@ def to_keras(model: Classifier, softmax: bool = False) -> Any:
     """Build the Keras twin of a model, with the model's weights.
 
     Args:
-        model: One of `digitlab.models`, or a subclass with the same network.
+        model: One of `digitlab.models`, a class that names its twin's function by `keras_twin`, or
+            a subclass with the same network.
         softmax: Whether the twin ends in a softmax, as document A writes its Keras network;
             otherwise it gives logits, as the model does.
 
@@ -67,7 +55,7 @@ def to_keras(model: Classifier, softmax: bool = False) -> Any:
         has Keras's dtype policy otherwise.
 
     Raises:
-        ValueError: There is no twin for this class.
+        ValueError: There is no twin for this class, or none with a softmax.
         ImportError: The extra `parity` is not installed.
     """
     with unchanged_random_state():
@@ -78,29 +66,10 @@ def to_keras(model: Classifier, softmax: bool = False) -> Any:
 
 def build_twin(model: Classifier, softmax: bool = False) -> Any:
     """Build the Keras twin of a model as `to_keras` does, with initial weights of Keras's own."""
-    kind = next((kind for kind in type(model).__mro__ if kind in _TWINS), None)
-    if kind is None or not _has_network_of(model, kind):
-        raise ValueError(
-            f"{type(model).__name__} has no Keras twin: write one, and compare the pair with "
-            f"digitlab.parity.check; there are twins of {', '.join(k.__name__ for k in _TWINS)}"
-        )
-    structure = {name: model.hparams[name] for name in _STRUCTURE if name in model.hparams}
+    twin = find_twin(model, softmax)
     is_double = next(model.parameters()).dtype == torch.float64
     with keras_dtype("float64") if is_double else nullcontext():
-        return _TWINS[kind](**structure, softmax=softmax)
-
-
-def _has_network_of(model: Classifier, kind: type[Classifier]) -> bool:
-    """Tell whether a subclass has its parent's layers, which alone the parent's twin is a twin of.
-
-    Layers print their settings, so two networks with equal prints have equal layers in equal order.
-    """
-    if type(model) is kind:
-        return True
-    structure = {name: model.hparams[name] for name in _STRUCTURE if name in model.hparams}
-    with torch.random.fork_rng(devices=[]):  # the initial weights are drawn in vain
-        parent = kind(**structure)
-    return type(model).forward is kind.forward and repr(model.network) == repr(parent.network)
+        return twin()
 
 
 def copy_weights(module: nn.Module, keras_model: Any) -> None:
