@@ -1,0 +1,122 @@
+"""The documentation as a site, in which every internal link is followed."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+from urllib.request import urlopen
+
+import pytest
+
+from tests.browser.chromium import SECONDS, Browser
+from tests.browser.servers import serve
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass
+class Page:
+    """What a page has, and what happened when it was opened."""
+
+    links: list[str]
+    names: set[str]
+    """What a link's fragment can name."""
+    broken_images: list[str]
+    errors: list[str]
+    strangers: list[str]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    done = subprocess.run(
+        [*command, "--site-dir", str(folder)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(site: Path) -> Iterator[str]:
+    with serve(site) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def pages(program: Browser, home: str) -> dict[str, Page]:
+    """All pages that links lead to from the home page, by address."""
+    program.reset()
+    found: dict[str, Page] = {}
+    waiting = [home]
+    while waiting:
+        address = waiting.pop(0)
+        found[address] = visit(program, address)
+        targets = {urldefrag(link).url for link in found[address].links}
+        waiting += sorted(a for a in targets if a.endswith("/") and a not in {*found, *waiting})
+    return found
+
+
+def visit(program: Browser, address: str) -> Page:
+    program.driver.get(address)
+    origin = program.run("return location.origin")
+    links = program.run("return [...document.links].map((link) => link.href)")
+    broken = "[...document.images].filter((image) => !(image.complete && image.naturalWidth))"
+    return Page(
+        links=[link for link in links if link.startswith(f"{origin}/")],
+        names=set(program.run("return [...document.querySelectorAll('[id]')].map((e) => e.id)")),
+        broken_images=program.run(f"return {broken}.map((image) => image.src)"),
+        errors=program.errors(),
+        strangers=program.strangers(),
+    )
+
+
+def test_links_lead_from_the_home_page_to_every_page(
+    pages: dict[str, Page], site: Path, home: str
+) -> None:
+    built = {path.parent.relative_to(site) for path in site.rglob("index.html")}
+    assert set(pages) == {home + "".join(f"{part}/" for part in path.parts) for path in built}
+    assert len(pages) > 15
+
+
+def test_every_link_leads_to_what_is_there(pages: dict[str, Page]) -> None:
+    links = {link for page in pages.values() for link in page.links}
+    dead = []
+    for link in sorted(links):
+        address, name = urldefrag(link)
+        if address not in pages:
+            with urlopen(address, timeout=SECONDS) as answer:
+                assert answer.status == 200
+        elif name and unquote(name) not in pages[address].names:
+            dead.append(link)
+    assert dead == []
+
+
+def test_no_page_has_a_broken_image_or_an_error(pages: dict[str, Page]) -> None:
+    assert {a: page.broken_images for a, page in pages.items() if page.broken_images} == {}
+    assert {a: page.errors for a, page in pages.items() if page.errors} == {}
+
+
+def test_no_page_asks_another_machine(pages: dict[str, Page]) -> None:
+    assert {a: page.strangers for a, page in pages.items() if page.strangers} == {}
+
+
+def test_the_search_finds_a_word(browser: Browser, home: str) -> None:
+    browser.open(home)
+    browser.driver.find_element("css selector", ".md-search__input").send_keys("pre-emption")
+    found = browser.wait_for(lambda: browser.read(".md-search-result__link", "element.href"), bool)
+    browser.driver.get(found[0])
+    assert "pre-emption" in browser.read("article")[0]
+
+
+def test_home_shows_a_run(browser: Browser, home: str) -> None:
+    browser.open(home)
+    assert browser.read("article img", "element.naturalWidth > 0")
+    browser.picture("home")
