@@ -30,7 +30,9 @@ def test_a_run_folder_holds_all_that_the_run_was_and_gave(tmp_path: Path) -> Non
     names = {path.name for path in folder.iterdir()}
     (events,) = [name for name in names if name.startswith("events.out.tfevents.")]
     expected = {"config.yaml", "checkpoints", "history.csv", "metrics.json"}
-    assert names == expected | {"samples.png", "curves.png", ".lock", events}
+    assert names == expected | {"projector",
+        "projector_config.pbtxt",
+        "samples.png", "curves.png", ".lock", events}
     assert {path.name for path in folder.glob("checkpoints/*")} == {"last.ckpt", "best.ckpt"}
     for picture in ("samples.png", "curves.png"):
         with Image.open(folder / picture) as image:

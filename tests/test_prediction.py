@@ -23,11 +23,12 @@ def test_evaluation_leaves_on_the_dropout_layers_that_it_is_asked_to(
     seen: list[list[str]] = []
 
     class Watching(PyTorchExampleNet):
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
-            super().validation_step(batch, batch_idx)
+        def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+            logits = super().validation_step(batch, batch_idx)
             layers = self.network.named_children()
             seen.append([name for name, layer in layers if layer.training])
             assert not self.training
+            return logits
 
     model = Watching(dropout_in_evaluation=dropout_in_evaluation)
     trainer().validate(model, TinyDataModule(), verbose=False)

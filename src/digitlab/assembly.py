@@ -3,24 +3,30 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from digitlab.arguments import RunCLI
 from digitlab.callbacks import (
+    ConfusionMatrix,
     Console,
     ExactResume,
     Figures,
+    Filters,
     FiniteLoss,
     History,
     LastCheckpoint,
+    ModelGraph,
+    Projector,
+    Rates,
     Results,
+    Settings,
     StepCheckpoint,
     Stopwatch,
+    WorstMistakes,
 )
 from digitlab.checkpoints import WholeCheckpoints
 from digitlab.resume import Start
-from digitlab.runs import write_text
 
 
 def make_trainer(
@@ -48,14 +54,19 @@ def make_trainer(
         stopwatch,
         history,
         Console(history),
+        Settings(folder / "config.yaml", cli.dump()),
         Figures(folder, history),
-        Results(folder, stopwatch, weights),
+        Rates(history, stopwatch),
+        ConfusionMatrix(),
+        WorstMistakes(),
+        Filters(),
+        ModelGraph(),
+        Projector(),
+        Results(folder, stopwatch, weights),  # the last to act at the end: then a run is finished
         finite,
     ]
     if settings.enable_checkpointing is not False:
         callbacks += _checkpoints(cli, folder / "checkpoints", finite, allow_changes)
-    if start.again:
-        callbacks.append(_Settings(folder / "config.yaml", cli.dump()))
     plugins = [*_plugins(settings.plugins), WholeCheckpoints()]
     if settings.logger not in (None, True):
         # With the user's own logger, or none.
@@ -80,18 +91,6 @@ def make_logger(folder: Path, purge_step: int | None = None) -> TensorBoardLogge
     # Lightning writes hyper-parameters to this file unless it exists, as this one does by then.
     logger.NAME_HPARAMS_FILE = "config.yaml"
     return logger
-
-
-class _Settings(Callback):
-    """Writes the settings that a run goes on with, once they have proved to fit its checkpoint."""
-
-    def __init__(self, path: Path, settings: str) -> None:
-        self.path = path
-        self.settings = settings
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            write_text(self.path, self.settings)
 
 
 def _checkpoints(

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable
-from functools import partial
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -149,8 +148,8 @@ class Classifier(LightningModule):
         if "train" not in self.sums:  # Lightning may go on inside an epoch
             self.sums["train"] = Sums(self.device)
         if self.automatic_optimization:
-            return self._add_to_sums("train", cast("Batch", batch))
-        execution.train_on(self, batch, partial(self._add_to_sums, "train"))
+            return self._measure("train", cast("Batch", batch))[0]
+        execution.train_on(self, batch, lambda one: self._measure("train", one)[0])
         return None
 
     def on_fit_start(self) -> None:
@@ -162,7 +161,7 @@ class Classifier(LightningModule):
         """Clip the gradients, which a mixed precision has unscaled by now; log, if it is time."""
         if self.gradient_clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip_norm)
-        execution.log_step(self, self.sums["train"])
+        execution.log_step(self, self.sums["train"], optimizer)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training score."""
@@ -173,9 +172,9 @@ class Classifier(LightningModule):
         """Start a validation score."""
         self.sums["val"] = Sums(self.device)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the validation score."""
-        self._add_to_sums("val", batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Add a batch to the validation score; its logits are for callbacks to look at."""
+        return self._measure("val", batch)[1]
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation score."""
@@ -187,7 +186,7 @@ class Classifier(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the test score."""
-        self._add_to_sums("test", batch)
+        self._measure("test", batch)
 
     def on_test_epoch_end(self) -> None:
         """Log the test score."""
@@ -236,11 +235,11 @@ class Classifier(LightningModule):
         smoothing = self.label_smoothing if self.training else 0.0
         return cross_entropy(logits, labels, label_smoothing=smoothing), logits
 
-    def _add_to_sums(self, phase: Phase, batch: Batch) -> Tensor:
+    def _measure(self, phase: Phase, batch: Batch) -> tuple[Tensor, Tensor]:
         images, labels = batch
         loss, logits = self._loss_and_logits(images, labels)
         self.sums[phase].add(loss, logits, labels)
-        return loss
+        return loss, logits
 
     def _score(self, sums: Sums) -> Score:
         return (sums.reduce(self._trainer.strategy) if self._trainer else sums).score()

@@ -24,6 +24,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer import call
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from digitlab.batches import Batch, Block
@@ -124,8 +125,10 @@ def _is_bare(model: "Classifier") -> bool:
     )
 
 
-def log_step(model: "Classifier", sums: Sums) -> None:
-    """Log the mean loss and accuracy since the last record, if it is time, before a step is made.
+def log_step(model: "Classifier", sums: Sums, optimizer: Optimizer) -> None:
+    """Log mean loss and accuracy since the last record, if it is time, and the learning rate.
+
+    It is called before a step is made.
 
     Not by `model.log`: one call of it costs as much as a small network's step, and it knows no
     steps inside a `training_step`. The step's number is from 0, as Lightning's are on this axis.
@@ -135,7 +138,16 @@ def log_step(model: "Classifier", sums: Sums) -> None:
     if interval and (step + 1) % interval == 0:
         loss, accuracy = (mean.item() for mean in sums.window())
         values = {"train/loss_step": loss, "train/accuracy_step": accuracy}
+        values["epoch"] = model.current_epoch
+        if (rate := learning_rate(optimizer)) is not None:
+            values["train/learning_rate_step"] = rate
         log_metrics(model, values, step)
+
+
+def learning_rate(optimizer: Optimizer) -> float | None:
+    """Give the learning rate of the first parameter group, if it has any."""
+    rate = optimizer.param_groups[0].get("lr")
+    return None if rate is None else float(rate)
 
 
 def log_score(model: "Classifier", phase: Literal["train", "val", "test"]) -> None:
@@ -146,15 +158,23 @@ def log_score(model: "Classifier", phase: Literal["train", "val", "test"]) -> No
     model.log_dict(metrics, sync_dist=True, logger=False if phase == "train" else None)
     if phase == "train":
         # Lightning would log it only after the checkpoint of the epoch's end was written: a run
-        # that is killed then, and goes on from there, would never have logged it. Part of an
-        # epoch, which `max_steps` ended, stands where a longer run replaces it.
-        log_metrics(model, metrics, model.global_step - model.trainer.is_last_batch)
+        # that is killed then, and goes on from there, would never have logged it.
+        step = epoch_end_step(model.trainer)
+        log_metrics(model, {**metrics, "epoch": model.current_epoch}, step)
 
 
-def log_metrics(model: "Classifier", values: dict[str, float], step: int) -> None:
+def epoch_end_step(trainer: Trainer) -> int:
+    """Give the step at which an epoch's values stand, counted from 0.
+
+    Part of an epoch, which `max_steps` ended, stands where a longer run replaces it.
+    """
+    return trainer.global_step - trainer.is_last_batch
+
+
+def log_metrics(model: LightningModule, values: dict[str, float], step: int) -> None:
     """Give values to all loggers, at an optimizer step, which are counted from 0."""
     for logger in model.trainer.loggers:
-        logger.log_metrics({**values, "epoch": model.current_epoch}, step=step)
+        logger.log_metrics(values, step=step)
 
 
 class Unprofiled(PassThroughProfiler):

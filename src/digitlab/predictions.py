@@ -1,9 +1,34 @@
 """What a network says of images, in words and numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Have no dropout in the `with` block, also where a `Classifier` leaves it on in evaluation.
+
+    So neither the weights nor the random numbers of a run are touched.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)
+
+
+def name_classes(names: Sequence[str], count: int) -> list[str]:
+    """Name so many classes; those without a name by their numbers.
+
+    Examples:
+        >>> name_classes(("cat", "dog"), 3)
+        ['cat', 'dog', '2']
+    """
+    return [*names[:count], *map(str, range(len(names), count))]
 
 
 def describe_predictions(

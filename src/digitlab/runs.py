@@ -181,6 +181,12 @@ def write_figure(path: Path, figure: Any) -> None:
         figure.savefig(beside)
 
 
+def write_picture(path: Path, picture: Any) -> None:
+    """Write a Pillow image whole or not at all."""
+    with whole(path) as beside:
+        picture.save(beside)
+
+
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write a file with a line for each row, whose columns are the first row's, whole or not."""
     text = io.StringIO()

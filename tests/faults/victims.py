@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import multiprocessing
 import os
 import signal
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests import events
 
 Fault = Callable[[], None]
 """What is done in a victim's process before its command; it must pickle."""
@@ -124,11 +124,7 @@ def _metrics(folder: Path) -> dict[str, Any]:
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Reads a run's curves as TensorBoard does."""
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each run that went on
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-    }
+    """Reads a run's curves, but for those of its speed."""
+    curves = events.scalars(folder)
+    # Wall time has a part in these.
+    return {tag: it for tag, it in curves.items() if not tag.startswith("train/images_per_second")}

@@ -12,9 +12,10 @@ cli._settle_process()
 import torch.utils.tensorboard  # noqa: E402, F401  # after what keeps TensorFlow out of it
 from sklearn.model_selection import train_test_split  # noqa: E402, F401
 
-from digitlab.callbacks.figures import draw_curves, draw_strip  # noqa: E402
+from digitlab.callbacks.figures import draw_curves  # noqa: E402
 from digitlab.fit import read_options  # noqa: E402
+from digitlab.pictures import draw_images  # noqa: E402
 
-draw_strip(np.zeros((2, 28, 28), np.uint8), ["0", "1"]).savefig(io.BytesIO())
+draw_images(np.zeros((2, 28, 28), np.uint8), ["0", "1"])
 draw_curves([]).savefig(io.BytesIO())
 read_options("fit", ["--model", "MLP", "--data", "tests.tiny.TinyDataModule"])

@@ -1,4 +1,4 @@
-"""Pictures of a run: a strip of training images, and its curves."""
+"""Pictures of a run: some training images, and its curves."""
 
 from pathlib import Path
 
@@ -6,16 +6,23 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
+from PIL.Image import Image
 
 from digitlab.callbacks.history import History, Row
 from digitlab.data import ImageDataModule
 from digitlab.data.loader import run_seed
-from digitlab.runs import write_figure
+from digitlab.pictures import draw_images
+from digitlab.runs import write_figure, write_picture
+from digitlab.tensorboard import show_picture
+
+SAMPLES = "train/samples"
+"""Under which TensorBoard shows them."""
 
 
 class Figures(Callback):
     """Draws `samples.png` when a fit starts and `curves.png` when it ends.
+
+    TensorBoard shows the former too, as `train/samples`; it has curves of its own.
 
     Args:
         folder: Where to write the pictures.
@@ -26,11 +33,14 @@ class Figures(Callback):
         self.folder = folder
         self.history = history
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw random training images."""
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         if trainer.is_global_zero and isinstance(data, ImageDataModule):
-            write_figure(self.folder / "samples.png", draw_samples(data))
+            samples = draw_samples(data)
+            write_picture(self.folder / "samples.png", samples)
+            if trainer.global_step == 0:  # a run that goes on has shown them
+                show_picture(trainer.loggers, SAMPLES, samples, 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the curves."""
@@ -38,21 +48,11 @@ class Figures(Callback):
             write_figure(self.folder / "curves.png", draw_curves(self.history.rows))
 
 
-def draw_samples(data: ImageDataModule) -> Figure:
-    """Draw a strip of eight random training images, with the names of their classes."""
+def draw_samples(data: ImageDataModule) -> Image:
+    """Draw eight random training images, with the names of their classes."""
     images, labels = data.arrays("train")
     chosen = np.random.default_rng(run_seed()).choice(len(labels), size=8)
-    return draw_strip(images[chosen], [data.class_names[label] for label in labels[chosen]])
-
-
-def draw_strip(images: NDArray[np.uint8], names: list[str]) -> Figure:
-    """Draw a strip of images `(N, 28, 28)`, values 0 to 255, with a name below each."""
-    figure = Figure(figsize=(1.2 * len(names), 1.5), dpi=100, layout="constrained")
-    for axes, image, name in zip(figure.subplots(1, len(names)), images, names, strict=True):
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-        axes.set_xlabel(name)
-        axes.set(xticks=[], yticks=[])
-    return figure
+    return draw_images(images[chosen], [data.class_names[label] for label in labels[chosen]])
 
 
 def draw_curves(rows: list[Row]) -> Figure:

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from digitlab.classifier import Classifier
+from digitlab.execution import learning_rate
 from digitlab.runs import write_csv
 from digitlab.scores import Score
 
@@ -59,8 +60,7 @@ class History(Callback):
         self._validation = None
         self._started = perf_counter()
         # A scheduler has set the next epoch's by this one's end.
-        rate = trainer.optimizers[0].param_groups[0].get("lr")
-        self._learning_rate = None if rate is None else float(rate)
+        self._learning_rate = learning_rate(trainer.optimizers[0])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the latest validation of the epoch."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from digitlab.batches import Block
 from digitlab.classifier import Classifier
+from digitlab.predictions import evaluating, name_classes
 
 
 class ClassProbabilities(Callback):
@@ -48,22 +49,20 @@ class ClassProbabilities(Callback):
         assert isinstance(pl_module, Classifier)
         if isinstance(batch, Block):
             *_, batch = batch.batches()
-        # The network by itself: with `dropout_in_evaluation` the classifier would leave dropout on.
-        pl_module.network.eval()
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
+        forward_context = trainer.precision_plugin.forward_context()
+        with evaluating(pl_module.network), torch.no_grad(), forward_context:
             probabilities = pl_module.predict_step(batch, batch_idx)["probabilities"].mean(0)
-        pl_module.network.train()
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
-        names = getattr(data, "class_names", range(len(probabilities)))
+        names = name_classes(getattr(data, "class_names", ()), len(probabilities))
         for logger in trainer.loggers:
             # A step's number on this axis is from 0, as Lightning's are.
             logger.log_metrics(probability_scalars(names, probabilities), step=step - 1)
 
 
-def probability_scalars(names: Iterable[object], probabilities: Tensor) -> dict[str, float]:
+def probability_scalars(names: Iterable[str], probabilities: Tensor) -> dict[str, float]:
     """Name the probabilities `(num_classes,)` as they are logged."""
     return {
         # A slash would open a group of its own in TensorBoard.
-        f"probabilities/{str(name).replace('/', ' or ')}": probability
+        f"probabilities/{name.replace('/', ' or ')}": probability
         for name, probability in zip(names, probabilities.tolist(), strict=True)
     }

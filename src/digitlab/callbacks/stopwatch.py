@@ -28,6 +28,11 @@ class Stopwatch(Callback):
         yield
         self.seconds[phase] += perf_counter() - started
 
+    def trained(self) -> tuple[int, float]:
+        """Give the images, and the seconds of training without validation, while it goes on."""
+        running = 0.0 if self._started is None else perf_counter() - self._started
+        return self.images, self.seconds["training"] + running
+
     def state_dict(self) -> dict[str, Any]:
         """Give what was measured so far, for a checkpoint."""
         running = {} if self._started is None else {"training": perf_counter() - self._started}

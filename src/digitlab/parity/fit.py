@@ -111,7 +111,7 @@ def _run(
     runs.write_text(folder / "config.yaml", cli.dump())
     print(describe(cli, device, settings.precision, "'s Keras twin"))
     print(_describe_layers(keras_model), flush=True)
-    runs.write_figure(folder / "samples.png", draw_samples(cli.datamodule))
+    runs.write_picture(folder / "samples.png", draw_samples(cli.datamodule))
     logger = make_logger(folder) if settings.logs else None
     recorder = Recorder(
         folder,

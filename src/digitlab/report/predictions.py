@@ -15,6 +15,7 @@ from digitlab.arguments import BAD_INPUT
 from digitlab.classifier import Classifier
 from digitlab.data.division import Subset
 from digitlab.evaluate import Evaluation, read_options
+from digitlab.predictions import name_classes
 from digitlab.report.content import Run
 from digitlab.runs import Framework
 from digitlab.weights import load_weights
@@ -166,8 +167,7 @@ def _predict(evaluation: Evaluation, framework: Framework, split: Subset) -> Pre
     trainer = cli.instantiate_trainer(logger=False, enable_checkpointing=False)
     batches: list[Any] = trainer.predict(model, loader) or []
     probabilities = torch.cat([batch["probabilities"] for batch in batches])
-    named = data.class_names
-    names = tuple(named[i] if i < len(named) else str(i) for i in range(probabilities.shape[1]))
+    names = tuple(name_classes(data.class_names, probabilities.shape[1]))
     highest, classes = (found.numpy() for found in probabilities.max(1))
     wrong = np.flatnonzero(classes != labels)
     worst = wrong[np.argsort(-highest[wrong], kind="stable")][:SHOWN_MISTAKES]

@@ -1,0 +1,44 @@
+"""What only TensorBoard shows: pictures and text. Other loggers get nothing, and no error.
+
+Steps are counted from 0 on its axis, as Lightning counts them: what a run shows after n optimizer
+steps stands at n - 1.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from PIL.Image import Image
+
+if TYPE_CHECKING:  # it is slow to import, and a run without TensorBoard does without
+    from torch.utils.tensorboard import SummaryWriter
+
+
+def writers(loggers: Iterable[Logger]) -> list["SummaryWriter"]:
+    """Give the writers of the loggers that are TensorBoard's."""
+    return [logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def is_shown(trainer: Trainer) -> bool:
+    """Say whether a run has a TensorBoard to show its pictures on; equal in all processes."""
+    return any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+
+
+def latest_step(trainer: Trainer) -> int:
+    """Give the last optimizer step made, as it is counted on the axis; 0 before the first."""
+    return max(trainer.global_step - 1, 0)
+
+
+def show_picture(loggers: Iterable[Logger], tag: str, picture: Image, step: int) -> None:
+    """Show an RGB picture under Images."""
+    for writer in writers(loggers):
+        writer.add_image(tag, np.asarray(picture), step, dataformats="HWC")
+
+
+def show_text(loggers: Iterable[Logger], tag: str, text: str, step: int) -> None:
+    """Show a text as it is, under Text."""
+    indented = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown's code
+    for writer in writers(loggers):
+        writer.add_text(tag, indented, step)

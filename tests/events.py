@@ -1,0 +1,48 @@
+"""A run's events, read back as TensorBoard reads them."""
+
+import io
+import logging
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def read(folder: Path) -> EventAccumulator:
+    """All events of a run."""
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each run that went on
+    kinds = ("scalars", "images", "tensors")
+    events = EventAccumulator(str(folder), size_guidance=dict.fromkeys(kinds, 0))
+    events.Reload()
+    return events
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Step and value of each point of the curves."""
+    events = read(folder)
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def pictures(folder: Path) -> dict[str, list[tuple[int, NDArray[np.uint8]]]]:
+    """Step and pixels of each picture."""
+    events = read(folder)
+    return {
+        tag: [
+            (event.step, np.asarray(Image.open(io.BytesIO(event.encoded_image_string))))
+            for event in events.Images(tag)
+        ]
+        for tag in events.Tags()["images"]
+    }
+
+
+def texts(folder: Path, tag: str) -> list[tuple[int, str]]:
+    """Step and content of each text."""
+    return [
+        (event.step, event.tensor_proto.string_val[0].decode())
+        for event in read(folder).Tensors(f"{tag}/text_summary")
+    ]
