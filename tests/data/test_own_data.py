@@ -1,15 +1,18 @@
 """A data set of a user's own is held to what loaders go on from."""
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from torchvision import datasets
 
 from digitlab.cli import main
-from digitlab.data import DigitsDataModule, ImageDataModule
+from digitlab.data import DigitsDataModule, ImageDataModule, MNISTDataModule
 from digitlab.data.reading import Split
+from tests import tiny
 
 Read = Callable[..., tuple[Any, Any]]
 
@@ -71,3 +74,50 @@ def test_labels_may_be_of_as_many_classes_as_have_names(monkeypatch: pytest.Monk
     monkeypatch.setattr(OwnDataModule, "class_names", tuple("abcdefghijklmnopqrstuvwxyz"))
     monkeypatch.setattr(OwnDataModule, "spoil", staticmethod(lambda x, y: (x, y + 16)))
     assert OwnDataModule().arrays("test")[1].max() == 25
+
+
+class OwnFiles(datasets.MNIST):  # type: ignore[misc] # torchvision ships no type hints
+    """Files that lie there unpacked, and can be fetched from nowhere."""
+
+    resources: ClassVar[list[tuple[str, str]]] = []
+
+
+class OwnFilesDataModule(MNISTDataModule):
+    """The tiny data set, in files of a user's own."""
+
+    dataset = OwnFiles
+    digests = tiny.TinyDataModule.digests
+
+
+@pytest.fixture
+def own_files(tmp_path: Path) -> Path:
+    raw = tmp_path / "OwnFiles" / "raw"
+    raw.mkdir(parents=True)
+    for split, arrays in (("train", tiny.TRAIN), ("test", tiny.TEST)):
+        for kind, array in zip(("images", "labels"), arrays, strict=True):
+            (raw / tiny.NAMES[split, kind]).write_bytes(tiny.idx(array))
+    return raw
+
+
+def test_files_without_archives_are_read(own_files: Path) -> None:
+    images, labels = OwnFilesDataModule(root=str(own_files.parents[1])).arrays("test")
+    assert np.array_equal(images, tiny.TEST[0])
+    assert np.array_equal(labels, tiny.TEST[1])
+
+
+def test_where_there_are_no_archives_the_missing_file_is_asked_for(own_files: Path) -> None:
+    (own_files / "t10k-labels-idx1-ubyte").unlink()
+    message = (
+        r"raw: t10k-labels-idx1-ubyte is missing, and OwnFiles names no archive to fetch: put the "
+        "four unpacked files there, or set DIGITLAB_DATA or --data.root"
+    )
+    with pytest.raises(OSError, match=message):
+        OwnFilesDataModule(root=str(own_files.parents[1])).arrays("test")
+
+
+def test_where_there_are_no_archives_digests_that_differ_are_told_of(own_files: Path) -> None:
+    file = own_files / "t10k-labels-idx1-ubyte"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x07")
+    message = "t10k-labels-idx1-ubyte is .* put the right one there, or correct the digests that go"
+    with pytest.raises(ValueError, match=message):
+        OwnFilesDataModule(root=str(own_files.parents[1])).arrays("test")

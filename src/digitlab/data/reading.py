@@ -101,7 +101,7 @@ def read_split(dataset: type[Any], root: Path, split: Split, digests: tuple[str,
         if arrays is None and _unpack_again(dataset, raw, split):
             arrays = _read(dataset, root, split, digests)
     if arrays is None:
-        raise ValueError(_damaged(raw, split, digests))
+        raise ValueError(_damaged(dataset, raw, split, digests))
     return arrays
 
 
@@ -138,7 +138,7 @@ def _read(dataset: type[Any], root: Path, split: Split, digests: tuple[str, str]
     # Damaged bytes lead torchvision's reader to AssertionError, KeyError, RuntimeError, ...
     except Exception as error:
         if missing := _missing(dataset, raw):
-            raise OSError(_not_available(raw, missing, error)) from error
+            raise OSError(_not_available(dataset, raw, missing, error)) from error
         if isinstance(error, OSError):
             fault = f"{error.strerror or error}: {error.filename or raw}"
             remedy = "check the permissions and the space there, and run the command again"
@@ -154,7 +154,8 @@ def _unpack_again(dataset: type[Any], raw: Path, split: Split) -> bool:
     md5 = dict(dataset.resources)
     archives = [raw / f"{name}.gz" for name in _FILES[split]]
     try:
-        intact = [archive for archive in archives if check_integrity(archive, md5[archive.name])]
+        known = [archive for archive in archives if archive.name in md5]
+        intact = [archive for archive in known if check_integrity(archive, md5[archive.name])]
         for archive in intact:
             # A link to another data set's file is replaced, and that file left as it is.
             with whole(archive.with_suffix("")) as beside:
@@ -165,7 +166,13 @@ def _unpack_again(dataset: type[Any], raw: Path, split: Split) -> bool:
 
 
 def _missing(dataset: type[Any], raw: Path) -> str | None:
-    """The first archive that has not been unpacked, and what keeps it from that."""
+    """The first archive that has not been unpacked, and what keeps it from that.
+
+    A user's data set may name no archives: then it is the first file that is not there.
+    """
+    if not dataset.resources:
+        names = (name for of_split in _FILES.values() for name in of_split)
+        return next((f"{name} is missing" for name in names if not (raw / name).exists()), None)
     for name, md5 in dataset.resources:
         archive = raw / name
         if archive.with_suffix("").exists():
@@ -176,21 +183,24 @@ def _missing(dataset: type[Any], raw: Path) -> str | None:
     return None
 
 
-def _damaged(raw: Path, split: Split, digests: tuple[str, str]) -> str:
+def _damaged(dataset: type[Any], raw: Path, split: Split, digests: tuple[str, str]) -> str:
     images, labels = (raw / name for name in _FILES[split])
     content = images.read_bytes()
     # A header has a magic number and the sizes; the labels are at fault if the images are not.
     header = struct.pack(">4I", 0x803, len(content) // (28 * 28), 28, 28)
     intact = content[:16] == header and hashlib.sha256(content[16:]).hexdigest() == digests[0]
-    return (
-        f"{labels if intact else images} is damaged or of another data set: "
-        "delete it and run the command again"
-    )
+    remedy = "delete it and run the command again"
+    if not dataset.resources:  # nothing would come in its place
+        remedy = f"put the right one there, or correct the digests that go with {dataset.__name__}"
+    return f"{labels if intact else images} is damaged or of another data set: {remedy}"
 
 
-def _not_available(raw: Path, missing: str, error: Exception) -> str:
+def _not_available(dataset: type[Any], raw: Path, missing: str, error: Exception) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    fault, files = f"fetching it failed ({reason})", "the four .gz archives"
+    if not dataset.resources:
+        fault, files = f"{dataset.__name__} names no archive to fetch", "the four unpacked files"
     return (
-        f"{raw}: {missing}, and fetching it failed ({reason}): put the four .gz archives there, "
+        f"{raw}: {missing}, and {fault}: put {files} there, "
         "or set DIGITLAB_DATA or --data.root to the folder that holds them"
     )
