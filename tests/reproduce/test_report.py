@@ -140,8 +140,8 @@ def test_the_curves_of_an_experiment_reach_from_its_lowest_to_its_highest_run() 
     figure = curves.draw_experiment({"B3": ROWS["B3"]}, [*with_curves("B3", 98), *other, *keras])
     assert figure
     torch, theirs = figure.axes
-    assert torch.get_title() == "lenet5\nPyTorch, n = 2"
-    assert theirs.get_title() == "lenet5\nKeras, n = 1"
+    assert torch.get_title() == "B3\nPyTorch, n = 2"
+    assert theirs.get_title() == "B3\nKeras, n = 1"
     training, validation = torch.lines
     assert list(training.get_ydata()) == pytest.approx([95, 97])  # type: ignore[arg-type]
     assert list(validation.get_ydata()) == pytest.approx([94, 97.5])  # type: ignore[arg-type]

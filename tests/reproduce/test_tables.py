@@ -49,9 +49,9 @@ def test_an_experiment_shows_each_of_its_configs_and_the_verdict() -> None:
     results = both("B1", [96.0, 96.2], [96.1, 96.3]) + runs("B1_as_published", 95.0, 95.2)
     table = tables.experiment_table(by_experiment(ROWS)["B1"], results + runs("B2", 97.0))
     assert [cells(table, line)[:4] for line in (2, 3, 4)] == [
-        ["`nn128`", "PyTorch", "96.10 ± 0.14", "2"],
-        ["`nn128`", "Keras", "96.20 ± 0.14", "2"],
-        ["`nn128_as_published`", "PyTorch", "95.10 ± 0.14", "2"],
+        ["B1", "PyTorch", "96.10 ± 0.14", "2"],
+        ["B1", "Keras", "96.20 ± 0.14", "2"],
+        ["B1_as_published", "PyTorch", "95.10 ± 0.14", "2"],
     ]
     same_recipe = cells(tables.same_recipe_table(ROWS, results))
     _, verdict, command = table.split("\n\n")

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from digitlab.reproduce.plots import DATASETS, STYLES, label_row, make_figure, say_nothing
@@ -13,6 +15,9 @@ from digitlab.reproduce.rows import Row
 from digitlab.reproduce.statistics import Interval, summarize
 from digitlab.reproduce.tables import FRAMEWORKS
 from digitlab.runs import Framework
+
+TRAINING: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"}
+"""How curves of training differ from those of validation."""
 
 Band = Callable[[Sequence[float]], Interval]
 """Where the band around a mean ends, from the values of the runs."""
@@ -44,6 +49,7 @@ def draw_curves(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure:
             curves = [_by_epoch(run, run.val_curve) for run in runs]
             _draw_mean(axes, curves, framework, f"{name}, n = {len(runs)}", _deviation)
         _finish(axes, f"{label_row(row)}\n{DATASETS[row.dataset]}")
+        axes.legend(fontsize=7, loc="lower right")
     figure.supxlabel("epoch", fontsize=10)
     figure.supylabel("accuracy on the validated split, %", fontsize=10)
     return figure
@@ -65,19 +71,23 @@ def draw_experiment(rows: Mapping[str, Row], results: Sequence[Result]) -> Figur
     ]
     if not keys:
         return None
-    figure = make_figure(0.3 + 2.5 * max(len(keys), 2), 2.6)
+    figure = make_figure(0.3 + 2.5 * max(len(keys), 2), 2.8)
     grid = figure.subplots(1, len(keys), squeeze=False, sharey=True)[0]
     for axes, (name, framework) in zip(grid, keys, strict=True):
         runs = groups[name, framework]
-        for phase in ("training", "validation"):
-            curves = [
-                _by_epoch(run, run.train_curve if phase == "training" else run.val_curve)
-                for run in runs
-            ]
-            _draw_mean(axes, curves, framework, phase, _range, hollow=phase == "training")
-        _finish(axes, f"{rows[name].config.stem}\n{FRAMEWORKS[framework]}, n = {len(runs)}")
-    figure.supxlabel("epoch", fontsize=9)
-    grid[0].set_ylabel("accuracy, %", fontsize=9)
+        training = [_by_epoch(run, run.train_curve) for run in runs]
+        validation = [_by_epoch(run, run.val_curve) for run in runs]
+        _draw_mean(axes, training, framework, "training", _range, **TRAINING)
+        _draw_mean(axes, validation, framework, "validation", _range)
+        _finish(axes, f"{name}\n{FRAMEWORKS[framework]}, n = {len(runs)}")
+        axes.set_xlabel("epoch", fontsize=8)
+    grid[0].set_ylabel("accuracy, %", fontsize=8)
+    look: dict[str, Any] = {"color": "gray", "marker": "o", "ms": 3.5}
+    handles = [
+        Line2D([], [], label="training", **look, **TRAINING),
+        Line2D([], [], label="validation", **look),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
 
 
@@ -96,7 +106,7 @@ def _draw_mean(
     framework: Framework,
     label: str,
     band: Band,
-    hollow: bool = False,
+    **look: Any,
 ) -> None:
     at: dict[float, list[float]] = {}
     for epoch, accuracy in (point for curve in curves for point in curve):
@@ -105,9 +115,8 @@ def _draw_mean(
         return
     epochs, style = sorted(at), STYLES[framework]
     means = [summarize(at[epoch]).mean for epoch in epochs]
-    (line,) = axes.plot(epochs, means, color=style.color, marker=style.marker, ms=3.5, label=label)
-    if hollow:
-        line.set(linestyle="--", markerfacecolor="white")
+    look = {"color": style.color, "marker": style.marker, "ms": 3.5, "label": label, **look}
+    axes.plot(epochs, means, **look)
     if len(curves) > 1:
         low, high = zip(*(band(at[epoch]) for epoch in epochs), strict=True)
         axes.fill_between(epochs, low, high, color=style.color, alpha=0.2, linewidth=0)
@@ -127,7 +136,6 @@ def _finish(axes: Axes, title: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="lower right")
 
 
 def _by_epoch(run: Result, curve: Curve) -> list[tuple[float, float]]:

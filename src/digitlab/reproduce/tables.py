@@ -104,9 +104,9 @@ def experiment_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
     for (name, framework), values in _ordered(rows, groups):
         summary = summarize(values)
         intervals = (summary.mean_interval, summary.prediction_interval)
-        shown = [f"`{rows[name].config.stem}`", FRAMEWORKS[framework], *cells.measured(values)]
+        shown = [cells.name(rows[name]), FRAMEWORKS[framework], *cells.measured(values)]
         lines.append([*shown, *map(cells.interval, intervals)])
-    head = ["config", "framework", "test accuracy, %", "n", "95% interval of the mean"]
+    head = ["row", "framework", "test accuracy, %", "n", "95% interval of the mean"]
     parts = [cells.table([*head, "95% prediction interval for one more run"], lines)]
     for name, row in rows.items():
         ours, theirs = (groups.get((name, framework), []) for framework in FRAMEWORKS)
@@ -200,7 +200,7 @@ def _agreement(row: Row, found: Comparison, margin: float) -> str:
     shown = "" if interval == cells.NONE else f", 95% interval {interval}"
     frameworks = " − ".join(FRAMEWORKS.values())
     return (
-        f"{frameworks} with `{row.config.stem}`: {difference} points{shown}; "
+        f"{cells.name(row)}, {frameworks}: {difference} points{shown}; "
         f"**{found.verdict}**, by a margin of {margin} points."
     )
 
