@@ -25,7 +25,7 @@ from tests.faults.runs_of_tiny import (
     left_alone,
     refused,
 )
-from tests.faults.victims import differences, equal
+from tests.faults.victims import differences, equal, pictures
 
 PLAIN = "MLP --model.hidden_features [16] --model.dropout 0"
 NORMALIZED = "tests.faults.test_processes.Normalized"
@@ -115,6 +115,7 @@ def test_two_processes_train_what_one_does_with_their_batches_together(
     for name, weights in theirs["state_dict"].items():
         # The sum over a batch has another order, which 30 steps of Adam carry on.
         torch.testing.assert_close(ours["state_dict"][name], weights, rtol=1e-10, atol=1e-10)
+    assert pictures(two) == pictures(one)  # of the images of both
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def differences(ours: Path, theirs: Path) -> list[str]:
         "history.csv": _history(ours) == _history(theirs),
         "metrics.json": _metrics(ours) == _metrics(theirs),
         "events": scalars(ours) == scalars(theirs),
+        "pictures": pictures(ours) == pictures(theirs),
     }
     return [name for name, same in compared.items() if not same]
 
@@ -121,6 +122,14 @@ def _history(folder: Path) -> list[dict[str, str]]:
 def _metrics(folder: Path) -> dict[str, Any]:
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     return {name: value for name, value in metrics.items() if name not in _TIMES}
+
+
+def pictures(folder: Path) -> dict[str, list[tuple[int, bytes]]]:
+    """Reads a run's pictures as TensorBoard does."""
+    return {
+        tag: [(step, pixels.tobytes()) for step, pixels in shown]
+        for tag, shown in events.pictures(folder).items()
+    }
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -25,4 +25,8 @@ class ModelGraph(Callback):
             with evaluating(network), warnings.catch_warnings():
                 # torch 2.15 would have `torch.jit.trace`, which this calls, replaced.
                 warnings.simplefilter("ignore", FutureWarning)
-                writer.add_graph(network, image.to(next(network.parameters())))
+                try:
+                    writer.add_graph(network, image.to(next(network.parameters())))
+                except RuntimeError as error:  # a network of one's own may not be traceable
+                    reason = str(error).partition("\n")[0]
+                    print(f"TensorBoard has no graph of this network: {reason}")
