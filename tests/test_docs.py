@@ -9,42 +9,95 @@ from pathlib import Path
 
 import pytest
 
+from tests import events
+
 DOCS = Path(__file__).parent.parent / "docs"
-BLOCK = re.compile(r'^```(python|bash)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r'^```(python|bash|yaml)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL
+)
+needs_keras = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
 
 
 def test_the_research_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    run(program(DOCS / "research.md", tmp_path), tmp_path)
-    assert list(tmp_path.glob("runs/*/version_0/metrics.json"))
+    shown = run(program(text_of("research.md"), tmp_path), tmp_path)
+    assert re.search(r"^\d+ of 360 right, loss \d", shown, re.M)
 
 
-@pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
+@needs_keras
 def test_the_parity_guide_s_python_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    shown = run(program(DOCS / "parity.md", tmp_path, languages=("python",)), tmp_path)
+    shown = run(program(text_of("parity.md"), tmp_path, languages=("python",)), tmp_path)
     assert "the first Keras layer whose output differs: pool" in shown
+
+
+def test_the_guide_to_a_data_set_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    page = text_of("extend/data_set.md")
+    shown = run(program(page, tmp_path), tmp_path)
+    for split, digest in re.findall(r'"(train|test)": \(\s+"(\w{64})"', page):
+        assert f"{split} {digest}" in shown
+    # Fonts are drawn alike by all versions of FreeType but for a few grey tones.
+    (mean_std,) = re.findall(r"^0\.\d+ 0\.\d+$", shown, re.M)
+    (in_class,) = re.findall(r"mean_std = \((0\.1\d+), (0\.\d+)\)", page)
+    assert [float(number) for number in mean_std.split()] == pytest.approx(
+        [float(number) for number in in_class], abs=0.01
+    )
+    assert "photo.png: K (" in shown
+
+
+def test_the_guide_to_an_architecture_trains_without_tensorflow(tmp_path: Path) -> None:
+    network = text_of("extend/architecture.md").partition("## Its Keras twin")[0]
+    run(program(network, tmp_path) + "\nimport sys\nassert 'keras' not in sys.modules", tmp_path)
+    assert list(tmp_path.glob("runs/digits-lenet1989/version_1/metrics.json"))
+
+
+@needs_keras
+def test_the_guide_to_an_architecture_and_its_twin_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    shown = run(program(text_of("extend/architecture.md"), tmp_path), tmp_path)
+    assert "the first Keras layer whose output differs: conv1" in shown
+    assert "both compute the same" in shown
+    assert list(tmp_path.glob("runs/digits-lenet1989-keras/version_0/metrics.json"))
+
+
+def test_the_callbacks_that_the_guide_to_tensorboard_lists_work_in_a_plain_trainer(
+    tmp_path: Path,
+) -> None:
+    run(program(text_of("tensorboard.md"), tmp_path, languages=("python",)), tmp_path)
+    folder = tmp_path / "runs" / "mine" / "version_0"
+    assert events.pictures(folder).keys() == {
+        "val/confusion_matrix",
+        "val/mistakes",
+        "weights/conv1",
+    }
+    assert (folder / "projector" / "features.tsv").is_file()
+
+
+def text_of(page: str) -> str:
+    return (DOCS / page).read_text("utf-8")
 
 
 def run(code: str, folder: Path) -> str:
     # One process, as imports take most of the time; of its own, as it is the reader's program.
-    (folder / "guide.py").write_text(code, "utf-8")
+    (folder / "guide.py").write_text(f"{code}\nprint('to the end')", "utf-8")
     done = subprocess.run(
         [sys.executable, "guide.py"], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("to the end\n")  # a command such as --help ends a program with 0
     return done.stdout
 
 
-def program(page: Path, folder: Path, languages: tuple[str, ...] = ("python", "bash")) -> str:
+def program(
+    page: str, folder: Path, languages: tuple[str, ...] = ("python", "bash", "yaml")
+) -> str:
     """Join a page's blocks; those with a title become files, and commands become calls."""
     parts = ["from digitlab.cli import main"]
-    for language, title, code in BLOCK.findall(page.read_text("utf-8")):
+    for language, title, code in BLOCK.findall(page):
         if language not in languages:
             continue
         if title:
             (folder / title).write_text(code, "utf-8")
         elif language == "python":
             parts.append(code)
-        else:
+        elif language == "bash":
             parts += [f"assert main({arguments(line)}) == 0, {line!r}" for line in commands(code)]
     return "\n".join(parts)
 
