@@ -3,7 +3,8 @@
 import base64
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -15,12 +16,14 @@ if TYPE_CHECKING:  # these tests are collected, and skip, where selenium is not 
 Seen = TypeVar("Seen")
 SECONDS = 30.0
 """After these a page, a script or a wait is given up, so that no test hangs."""
-WIDTH, HEIGHT = 1360, 1040
+WIDTH, HEIGHT = 1460, 1320
+"""In CSS pixels; TensorBoard's cards of a run's ten curves all fit."""
 FLAGS = (
     "--headless",
     "--no-first-run",
     "--disable-background-networking",
     "--no-proxy-server",
+    "--enable-unsafe-swiftshader",  # TensorBoard's projector draws by WebGL, also without a GPU
     # A request to another host fails at once, and is still noted.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
@@ -62,10 +65,14 @@ class Browser:
         self.strangers()
 
     def look(
-        self, width: int = WIDTH, scheme: Literal["light", "dark"] = "light", phone: bool = False
+        self,
+        scheme: Literal["light", "dark"] = "light",
+        width: int = WIDTH,
+        height: int = HEIGHT,
+        phone: bool = False,
     ) -> None:
-        """Look at pages in a window of this width, or on a phone, with a reader's preference."""
-        metrics = {"width": width, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": phone}
+        """Look at pages with a reader's preference, in a window of this size or on a phone."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         preference = {"name": "prefers-color-scheme", "value": scheme}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [preference]})
@@ -111,13 +118,28 @@ class Browser:
         here = (None, "", "127.0.0.1")
         return [address for address in self.requests() if urlsplit(address).hostname not in here]
 
+    @contextmanager
+    def inside(self, frame: str) -> Iterator[None]:
+        """Look into the first frame that this selector finds."""
+        (found, *_) = self.wait_for(lambda: self.run(EVERY, frame), bool)
+        self.driver.switch_to.frame(found)
+        yield
+        self.driver.switch_to.parent_frame()
+
     def picture(self, name: str, height: int = HEIGHT) -> None:
         """Keep a picture of what is shown, down to this height, if pictures are asked for."""
         if self.pictures:
-            top = self.run("return window.scrollY")
-            clip = {"x": 0, "y": top, "width": WIDTH, "height": height, "scale": 1}
-            taken = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip})
-            (self.pictures / f"{name}.png").write_bytes(base64.b64decode(taken["data"]))
+            taken = [b"", self._take(height)]
+            # What moves comes to rest, but for a blinking cursor.
+            while taken[-1] != taken[-2] and len(taken) < 10:
+                taken.append(self._take(height))
+            (self.pictures / f"{name}.png").write_bytes(taken[-1])
+
+    def _take(self, height: int) -> bytes:
+        top = self.run("return window.scrollY")
+        clip = {"x": 0, "y": top, "width": WIDTH, "height": height, "scale": 1}
+        taken = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip})
+        return base64.b64decode(taken["data"])
 
 
 def start(chromium: str, chromedriver: str, profile: Path, pictures: Path | None) -> Browser:

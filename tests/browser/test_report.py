@@ -50,7 +50,7 @@ def test_it_asks_for_nothing_but_its_own_file(browser: Browser, page: str) -> No
 def test_curves_and_ground_are_of_the_reader_s_scheme(
     browser: Browser, page: str, scheme: Literal["light", "dark"]
 ) -> None:
-    browser.look(scheme=scheme)
+    browser.look(scheme)
     browser.open(page)
     assert len(browser.read("img")) > 2
     assert all(browser.read("img", "element.complete && element.naturalWidth > 0"))
@@ -61,7 +61,7 @@ def test_curves_and_ground_are_of_the_reader_s_scheme(
 
 
 def test_it_is_as_narrow_as_a_phone(browser: Browser, page: str) -> None:
-    browser.look(PHONE, phone=True)
+    browser.look(width=PHONE, phone=True)
     browser.open(page)
     assert browser.read("html", "element.scrollWidth") == [PHONE]
 
@@ -80,6 +80,6 @@ def test_its_settings_unfold(browser: Browser, page: str) -> None:
 def test_it_begins_with_the_run_s_name(browser: Browser, page_of_one: Path, run: Path) -> None:
     browser.open(page_of_one.as_uri())
     assert browser.read("h1") == ["/".join(run.parts[-2:])]
-    browser.picture("report")
+    browser.picture("report", height=1000)
     browser.run("document.querySelector('section + section').scrollIntoView()")
-    browser.picture("report_curves")
+    browser.picture("report_curves", height=1040)

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.browser.chromium import Browser
 from tests.browser.servers import tensorboard
 from tests.commands import config_of
 
-SCALARS = {f"{phase}/{name}" for phase in ("train", "val") for name in ("accuracy", "loss")}
+SCALARS = {
+    *(f"{phase}/{name}" for phase in ("train", "val") for name in ("accuracy", "loss")),
+    *("train/learning_rate", "train/images_per_second"),
+}
+IMAGES = {"train/samples", "val/confusion_matrix", "val/mistakes", "weights/conv1"}
 # Of the groups of tags, only the first are unfolded; what a filter finds is shown at once.
 FILTER = "tagFilter=(train|val|weights)%2F"
 CURVE = """element.shadowRoot
@@ -28,7 +33,11 @@ def address(run: Path) -> Iterator[str]:
 
 
 def test_scalars_shows_a_curve_of_each_figure(browser: Browser, address: str) -> None:
-    browser.open(f"{address}#scalars&{FILTER}")
+    # A run of a few epochs has no outlier, and nothing to smooth.
+    browser.open(f"{address}#scalars&_smoothingWeight=0&{FILTER}")
+    outliers = "Ignore outliers in chart scaling"
+    browser.wait_for(lambda: browser.read("paper-checkbox"), lambda names: outliers in names)
+    browser.click("paper-checkbox", outliers)
     curves = browser.wait_for(
         lambda: dict(browser.read("tf-scalar-card", f"[element.tag, {CURVE}]")),
         lambda curves: curves.keys() >= SCALARS and all(curves[tag] for tag in SCALARS),
@@ -36,6 +45,18 @@ def test_scalars_shows_a_curve_of_each_figure(browser: Browser, address: str) ->
     browser.picture("tensorboard_scalars")
     for tag in SCALARS:
         assert "L" in curves[tag], f"{tag} is one point, which is no curve"
+
+
+def test_images_shows_pictures(browser: Browser, address: str) -> None:
+    browser.look(height=1560)
+    browser.open(f"{address}#images&{FILTER}")
+    width = "element.shadowRoot.querySelector('img')?.naturalWidth"
+    browser.wait_for(
+        lambda: dict(browser.read("tf-image-loader", f"[element.tag, {width}]")),
+        lambda widths: all(widths.get(tag) for tag in IMAGES),
+    )
+    browser.click("paper-checkbox", "Show actual image size")
+    browser.picture("tensorboard_images", height=1560)
 
 
 def test_hparams_shows_what_the_run_was_made_with_and_what_it_gave(
@@ -52,6 +73,40 @@ def test_hparams_shows_what_the_run_was_made_with_and_what_it_gave(
         browser.click("paper-checkbox", name)
     browser.wait_for(lambda: columns(browser), lambda shown: len(shown) == 1 + len(expected))
     browser.picture("tensorboard_hparams", height=420)
+
+
+def test_graphs_shows_the_layers(browser: Browser, address: str, run: Path) -> None:
+    browser.open(f"{address}#graphs")
+    label = "text.nodelabel"
+    browser.wait_for(lambda: browser.read(label, "element.textContent"), bool)
+    unfold = "new MouseEvent('dblclick', {bubbles: true})"
+    browser.read(
+        "g.node[data-name=Sequential] .nodeshape > rect", f"element.dispatchEvent({unfold})"
+    )
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    layers = {f"[{key.split('.')[1]}]" for key in checkpoint["state_dict"]}
+    browser.wait_for(
+        lambda: " ".join(browser.read(label, "element.textContent")),
+        lambda labels: all(layer in labels for layer in layers),
+    )
+    browser.click("paper-button", "Fit to screen")
+    browser.picture("tensorboard_graphs")
+
+
+def test_projector_shows_a_point_for_each_image(browser: Browser, address: str, run: Path) -> None:
+    browser.open(f"{address}#projector")
+    features = (run / "projector" / "features.tsv").read_text("utf-8").splitlines()
+    size = [str(len(features)), str(len(features[0].split()))]
+    with browser.inside("iframe"), browser.inside("iframe"):
+        browser.wait_for(lambda: browser.read(".numDataPoints, .dim"), size.__eq__)
+    browser.picture("tensorboard_projector")
+
+
+def test_text_shows_the_config(browser: Browser, address: str, run: Path) -> None:
+    browser.open(f"{address}#text")
+    config = (run / "config.yaml").read_text("utf-8")
+    browser.wait_for(lambda: browser.read("pre"), [config].__eq__)
+    browser.picture("tensorboard_text", height=760)
 
 
 def figures_of(run: Path) -> dict[str, str]:
