@@ -197,6 +197,7 @@ def say_what_is_next(folder: Path, program: str, events: Path | None) -> None:
     print(f"\nResults are in {folder}. What to do next:")
     if any((folder / names["last"]).exists() for names in runs.CHECKPOINTS.values()):
         print(f"  {program} test --run {folder}\n  {program} predict --run {folder}")
+        print(f"  digitlab report {folder}")
     if events:
         print(f"  tensorboard --logdir {events}")
 
