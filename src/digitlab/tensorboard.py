@@ -5,7 +5,7 @@ steps stands at n - 1.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch import Trainer
@@ -35,6 +35,16 @@ def show_picture(loggers: Iterable[Logger], tag: str, picture: Image, step: int)
     """Show an RGB picture under Images."""
     for writer in writers(loggers):
         writer.add_image(tag, np.asarray(picture), step, dataformats="HWC")
+
+
+def show_graph(loggers: Iterable[Logger], graph: Any) -> None:
+    """Show a `GraphDef` under Graphs."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    for writer in writers(loggers):
+        # Its public functions take a PyTorch network, or an ONNX file.
+        file_writer = writer._get_file_writer()  # type: ignore[no-untyped-call]  # torch's
+        file_writer.add_event(Event(graph_def=graph.SerializeToString()))
 
 
 def show_text(loggers: Iterable[Logger], tag: str, text: str, step: int) -> None:

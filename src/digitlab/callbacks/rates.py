@@ -45,19 +45,15 @@ class Rates(Callback):
         self._seen_step = step
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set at run time
         if every and step // every > seen // every:
-            rate = self._since(self._step_mark, trainer)
+            rate = trainer.world_size * self.stopwatch.rate_since(self._step_mark)
             log_metrics(pl_module, {"train/images_per_second_step": rate}, step - 1)
             self._step_mark = self.stopwatch.trained()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch's rates."""
-        values = {"train/images_per_second": self._since(self._epoch_mark, trainer)}
+        rate = trainer.world_size * self.stopwatch.rate_since(self._epoch_mark)
+        values = {"train/images_per_second": rate}
         learning_rate = self.history.rows[-1]["learning_rate"]
         if learning_rate is not None:
             values["train/learning_rate"] = learning_rate
         log_metrics(pl_module, values, epoch_end_step(trainer))
-
-    def _since(self, mark: tuple[int, float], trainer: Trainer) -> float:
-        images, seconds = self.stopwatch.trained()
-        # An epoch that goes on may have nothing left but its end.
-        return trainer.world_size * (images - mark[0]) / max(seconds - mark[1], 1e-9)

@@ -33,6 +33,12 @@ class Stopwatch(Callback):
         running = 0.0 if self._started is None else perf_counter() - self._started
         return self.images, self.seconds["training"] + running
 
+    def rate_since(self, mark: tuple[int, float]) -> float:
+        """Give this process's images per second since `trained` gave a mark."""
+        images, seconds = self.trained()
+        # An epoch that goes on may have nothing left but its end.
+        return (images - mark[0]) / max(seconds - mark[1], 1e-9)
+
     def state_dict(self) -> dict[str, Any]:
         """Give what was measured so far, for a checkpoint."""
         running = {} if self._started is None else {"training": perf_counter() - self._started}

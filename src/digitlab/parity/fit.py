@@ -1,13 +1,14 @@
 """`digitlab keras fit`: train the Keras twin of a config's network, by Keras itself."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
 from digitlab import runs
@@ -15,26 +16,30 @@ from digitlab.arguments import BAD_INPUT
 from digitlab.assembly import make_logger
 from digitlab.callbacks import Stopwatch
 from digitlab.callbacks.console import tabulate_layers
-from digitlab.callbacks.figures import draw_curves, draw_samples
+from digitlab.callbacks.figures import SAMPLES, draw_curves, draw_samples
 from digitlab.callbacks.results import circumstances, describe_end, entries, log_hyperparameters
 from digitlab.checks import check_settings, check_together
 from digitlab.claim import claim, released_if_refused
 from digitlab.classifier import Classifier
-from digitlab.data import ImageLoader, ImageOrder
+from digitlab.data import ImageOrder
 from digitlab.fit import (
     FitCLI,
     describe,
     say_what_is_next,
 )
-from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
+from digitlab.parity.backend import import_keras, keras_dtype
+from digitlab.parity.feeding import Arrays, batches, whole
+from digitlab.parity.hooks import Hooks
+from digitlab.parity.model_pictures import ModelPictures
 from digitlab.parity.network import KerasNetwork, load_initial_weights
+from digitlab.parity.probabilities import ProbabilityRecorder
 from digitlab.parity.recipe import to_keras_optimizer
-from digitlab.parity.recorder import ProbabilityRecorder, Recorder
+from digitlab.parity.recorder import Recorder
 from digitlab.parity.settings import Schedule, Settings, choose_device, read_settings
+from digitlab.parity.validation_pictures import ValidationPictures
 from digitlab.parity.weights import build_twin, to_keras
+from digitlab.tensorboard import show_picture, show_text
 from digitlab.weights import sha256
-
-Arrays = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 class KerasFitCLI(FitCLI):
@@ -108,61 +113,58 @@ def _run(
     folder: Path,
     device: str,
 ) -> None:
-    runs.write_text(folder / "config.yaml", cli.dump())
+    loggers = [make_logger(folder)] if settings.logs else []
+    recorder = Recorder(folder, keras_model, settings, schedule, stopwatch, loggers, cli.datamodule)
     print(describe(cli, device, settings.precision, "'s Keras twin"))
     print(_describe_layers(keras_model), flush=True)
-    runs.write_picture(folder / "samples.png", draw_samples(cli.datamodule))
-    logger = make_logger(folder) if settings.logs else None
-    recorder = Recorder(
-        folder,
-        keras_model,
-        settings,
-        schedule,
-        stopwatch,
-        logger,
-        cli.datamodule.size("train"),
-        cli.datamodule.size("validation"),
-        cli.datamodule.batch_size,
-    )
-    last = folder / runs.CHECKPOINTS["keras"]["last"]
-    with released_if_refused(folder), keras_dtype(settings.policy):
-        try:
-            _fit(cli, keras_model, recorder)
-        except BAD_INPUT as error:
-            if recorder.step == 0:
-                raise
-            raise RuntimeError(f"training failed after {recorder.step} steps") from error
-        except KeyboardInterrupt:
-            rest = f"{last} is of the last whole epoch" if last.exists() else "nothing was saved"
-            raise KeyboardInterrupt(rest) from None
+    _show_settings(cli, folder, loggers)
+    with released_if_refused(folder), keras_dtype(settings.policy), _told_in_words(recorder):
+        _fit(cli, recorder)
     metrics = _measure(cli, recorder)
     runs.update_metrics(folder, metrics | {"device": device})
-    if logger:
-        optimizer, step = schedule.optimizer, recorder.step
-        log_hyperparameters([logger], metrics, cli.model, cli.datamodule, optimizer, step)
+    optimizer, step = schedule.optimizer, recorder.step
+    log_hyperparameters(loggers, metrics, cli.model, cli.datamodule, optimizer, step)
+    for logger in loggers:
         logger.finalize("success")
-    say_what_is_next(folder, "digitlab keras", folder if logger else None)
+    say_what_is_next(folder, "digitlab keras", folder if loggers else None)
 
 
-def _fit(cli: KerasFitCLI, keras_model: Any, recorder: Recorder) -> None:
+def _show_settings(cli: KerasFitCLI, folder: Path, loggers: list[TensorBoardLogger]) -> None:
+    """Write the settings and some training images, and show them in TensorBoard."""
+    settings, samples = cli.dump(), draw_samples(cli.datamodule)
+    runs.write_text(folder / "config.yaml", settings)
+    runs.write_picture(folder / "samples.png", samples)
+    show_text(loggers, "config", settings, 0)
+    show_picture(loggers, SAMPLES, samples, 0)
+
+
+@contextmanager
+def _told_in_words(recorder: Recorder) -> Iterator[None]:
+    """Say, where training does not end, how far it has come."""
+    try:
+        yield
+    except BAD_INPUT as error:
+        if recorder.step == 0:
+            raise
+        raise RuntimeError(f"training failed after {recorder.step} steps") from error
+    except KeyboardInterrupt:
+        last = recorder.folder / runs.CHECKPOINTS["keras"]["last"]
+        rest = f"{last} is of the last whole epoch" if last.exists() else "nothing was saved"
+        raise KeyboardInterrupt(rest) from None
+
+
+def _fit(cli: KerasFitCLI, recorder: Recorder) -> None:
     data, settings = cli.datamodule, recorder.settings
     with recorder.stopwatch.time("data"):
-        images, labels = _whole(data.train_eval_dataloader())
-        held_out = _whole(data.val_dataloader())
+        images, labels = whole(data.train_eval_dataloader())
+        held_out = whole(data.val_dataloader())
+    order = data.train_dataloader().sampler
+    callbacks = _make_callbacks(recorder, order, images, held_out)
     if cli.config.output == "softmax":
         one_hot = partial(import_keras().utils.to_categorical, num_classes=len(data.class_names))
         labels, held_out = one_hot(labels), (held_out[0], one_hot(held_out[1]))
-    order = data.train_dataloader().sampler
-    callbacks = [
-        import_keras().callbacks.LambdaCallback(
-            on_epoch_begin=lambda epoch, _: order.set_epoch(epoch)
-        ),
-        recorder.callback(),
-    ]
-    if settings.probabilities_every:
-        callbacks.append(ProbabilityRecorder(recorder, images, data.class_names).callback())
-    keras_model.fit(
-        _batches(images, labels, order, data.batch_size),
+    recorder.keras_model.fit(
+        batches(images, labels, order, data.batch_size),
         epochs=settings.epochs,
         shuffle=False,  # the data set is in an order of its own
         validation_data=held_out,
@@ -173,26 +175,23 @@ def _fit(cli: KerasFitCLI, keras_model: Any, recorder: Recorder) -> None:
     )
 
 
-def _batches(images: NDArray[Any], labels: NDArray[Any], order: ImageOrder, size: int) -> Any:
-    """Make a `tf.data.Dataset` that serves, each time, the epoch that `order` is set to.
-
-    Keras's own shuffling does not do: once a seed is set, as it must be for a run that repeats, it
-    serves the same order in every epoch.
-    """
-    tensorflow = import_tensorflow()
-    data = tensorflow.data
-
-    def epoch() -> Iterator[NDArray[np.int64]]:
-        yield order.indices()
-
-    signature = tensorflow.TensorSpec((len(order),), "int64")
-    indices = data.Dataset.from_generator(epoch, output_signature=signature).unbatch().batch(size)
-    served = [tensorflow.constant(array) for array in (images, labels)]
-    batches = indices.map(
-        lambda chosen: tuple(tensorflow.gather(array, chosen) for array in served)
+def _make_callbacks(
+    recorder: Recorder, order: ImageOrder, images: NDArray[np.float32], held_out: Arrays
+) -> list[Any]:
+    """Make the Keras callbacks of a run, in their order."""
+    new_order = import_keras().callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, _: order.set_epoch(epoch)
     )
-    count = data.experimental.assert_cardinality(-(-len(order) // size))
-    return batches.apply(count).prefetch(data.AUTOTUNE)
+    if not recorder.loggers:
+        return [new_order, recorder.callback()]
+    hooks: list[Hooks] = [
+        ValidationPictures(recorder, *held_out),
+        recorder,
+        ModelPictures(recorder),
+    ]
+    if recorder.settings.probabilities_every:
+        hooks.append(ProbabilityRecorder(recorder, images))
+    return [new_order, *(of.callback() for of in hooks)]
 
 
 def _measure(cli: KerasFitCLI, recorder: Recorder) -> dict[str, Any]:
@@ -215,12 +214,6 @@ def _measure(cli: KerasFitCLI, recorder: Recorder) -> dict[str, Any]:
         "output": cli.config.output,
         **({"weights": {"file": weights, "sha256": sha256(Path(weights))}} if weights else {}),
     }
-
-
-def _whole(loader: ImageLoader) -> Arrays:
-    """Give all that a loader serves: images `(N, 28, 28, C)` float32, and labels `(N,)`."""
-    images, labels = zip(*loader, strict=True)
-    return torch.cat(images).permute(0, 2, 3, 1).contiguous().numpy(), torch.cat(labels).numpy()
 
 
 def _describe_layers(keras_model: Any) -> str:

@@ -7,6 +7,7 @@ from zipfile import is_zipfile
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from digitlab.classifier import Classifier
@@ -25,8 +26,7 @@ class KerasNetwork(nn.Module):
 
     Shape:
         - Input: `(N, C, 28, 28)`, which the Keras model gets as `(N, 28, 28, C)`.
-        - Output: logits `(N, num_classes)`; of a model that ends in a softmax the logarithms of its
-          probabilities, clipped at 1e-7 as Keras's loss clips them.
+        - Output: logits `(N, num_classes)`, as `as_logits` gives them.
 
     Args:
         keras_model: Takes images with channels last.
@@ -41,10 +41,16 @@ class KerasNetwork(nn.Module):
         """Compute the logits."""
         batch = images.permute(0, 2, 3, 1).cpu().numpy()
         outputs = import_keras().ops.convert_to_numpy(self.keras_model(batch, training=False))
-        outputs = outputs.astype(np.promote_types(outputs.dtype, np.float32))
-        if self.gives_probabilities:
-            outputs = np.log(np.clip(outputs, 1e-7, 1))
-        return torch.from_numpy(outputs)
+        return as_logits(outputs, self.gives_probabilities)
+
+
+def as_logits(outputs: NDArray[Any], are_probabilities: bool) -> Tensor:
+    """Turn what a Keras model gives, `(N, num_classes)`, into logits, float32 or wider.
+
+    Of probabilities they are the logarithms, clipped at 1e-7 as Keras's loss clips them.
+    """
+    outputs = outputs.astype(np.promote_types(outputs.dtype, np.float32))
+    return torch.from_numpy(np.log(np.clip(outputs, 1e-7, 1)) if are_probabilities else outputs)
 
 
 def ends_in_softmax(keras_model: Any) -> bool:

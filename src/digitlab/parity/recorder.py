@@ -1,28 +1,26 @@
 """What a Keras run does beside training: the same screen, files and curves as a PyTorch run's."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from digitlab import runs
 from digitlab.callbacks import Stopwatch
 from digitlab.callbacks.console import describe_epoch
 from digitlab.callbacks.history import Row
-from digitlab.callbacks.probabilities import probability_scalars
 from digitlab.callbacks.progress import Bar
-from digitlab.parity.backend import import_keras
-from digitlab.parity.network import KerasNetwork
+from digitlab.data import ImageDataModule
+from digitlab.parity.hooks import Hooks
 from digitlab.parity.settings import Schedule, Settings
 from digitlab.scores import Score
 
 
-class Recorder:
-    """Records a Keras run, through the hooks of `keras.callbacks.Callback`.
+class Recorder(Hooks):
+    """Records a Keras run.
 
     Args:
         folder: The run folder.
@@ -30,10 +28,8 @@ class Recorder:
         settings: The trainer's settings.
         schedule: The learning rate.
         stopwatch: Times training and validation.
-        logger: Writes the curves, or None.
-        images: Number of training images.
-        held_out: Number of images validated on.
-        batch_size: Of all batches but the last.
+        loggers: TensorBoard's, or none.
+        data: What is trained on.
     """
 
     def __init__(
@@ -43,32 +39,22 @@ class Recorder:
         settings: Settings,
         schedule: Schedule,
         stopwatch: Stopwatch,
-        logger: TensorBoardLogger | None,
-        images: int,
-        held_out: int,
-        batch_size: int,
+        loggers: Sequence[TensorBoardLogger],
+        data: ImageDataModule,
     ) -> None:
         self.folder = folder
         self.keras_model = keras_model
         self.settings = settings
         self.schedule = schedule
         self.stopwatch = stopwatch
-        self.logger = logger
-        self.images = images
-        self.held_out = held_out
-        self.batch_size = batch_size
+        self.loggers = loggers
+        self.data = data
+        self.images = data.size("train")
         self.rows: list[Row] = []
         self.step = 0
         self.step_before = 0
         self._best = -1.0
         self._bar = Bar("", 0, enabled=False)
-
-    def callback(self) -> Any:
-        """Make the Keras callback of these hooks."""
-        hooks = [name for name in dir(self) if name.startswith("on_")]
-        return import_keras().callbacks.LambdaCallback(
-            **{name: getattr(self, name) for name in hooks}
-        )
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Start the clock."""
@@ -79,18 +65,19 @@ class Recorder:
         self._started = perf_counter()
         self._learning_rate = self.schedule.learning_rate  # Keras rounds its own to float32
         self._done, self._seen, self._window = 0, 0, (0.0, 0.0, 0)
+        self._epoch_mark = self._step_mark = self.stopwatch.trained()
         self._bar = Bar(f"Epoch {epoch + 1}", self._batches, self.settings.shows_bar)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         """Count the steps, and show and log them if it is time; Keras's `logs` are means so far."""
         before = self._done, self._seen
         self._done = min(batch + 1, self._batches)  # Keras counts a shorter execution as a whole
-        self._seen = min(self._done * self.batch_size, self.images)
+        self._seen = min(self._done * self.data.batch_size, self.images)
         self.stopwatch.images += self._seen - before[1]
         self.step_before, self.step = self.step, self.step + self._done - before[0]
         self._bar.show(self._done, partial(self._score, logs))
-        if self.logger and self.passes(self.settings.log_every):
-            self._log_window(self.logger, logs)
+        if self.loggers and self.passes(self.settings.log_every):
+            self._log_window(logs)
         if self.schedule.interval == "step":
             self._follow_schedule()
         if self.step == self.settings.steps:
@@ -98,7 +85,7 @@ class Recorder:
 
     @property
     def _batches(self) -> int:
-        return -(-self.images // self.batch_size)
+        return -(-self.images // self.data.batch_size)
 
     def passes(self, every: int | None) -> bool:
         """Say whether the steps just made reach or pass a multiple of `every`, if that is given."""
@@ -128,9 +115,8 @@ class Recorder:
         }
         self.rows.append(row)
         runs.write_csv(self.folder / "history.csv", self.rows)
+        self._log_epoch(epoch, row)
         self._save(row)
-        if self.logger:
-            self._log_epoch(self.logger, epoch, row)
         print(describe_epoch(row), flush=True)
         if self.schedule.interval == "epoch":
             self._follow_schedule()
@@ -146,7 +132,7 @@ class Recorder:
 
     def _exact(self, accuracy: float | None) -> float | None:
         """Undo Keras's rounding of the validation accuracy to float32."""
-        held_out = self.held_out
+        held_out = self.data.size("validation")
         return None if accuracy is None else round(accuracy * held_out) / held_out
 
     def _score(self, logs: dict[str, float]) -> Score:
@@ -158,31 +144,36 @@ class Recorder:
             "n": self._seen,
         }
 
-    def _log_window(self, logger: TensorBoardLogger, logs: dict[str, float]) -> None:
-        """Log the means since the last record, out of Keras's means since the epoch's start."""
+    def _log_window(self, logs: dict[str, float]) -> None:
+        """Log what was since the last record: means, out of Keras's since the epoch's start."""
         loss, accuracy, seen = self._window
         sums = (logs["loss"] * self._seen, logs["accuracy"] * self._seen, self._seen)
         images = self._seen - seen
         scalars = {
             "train/loss_step": (sums[0] - loss) / images,
             "train/accuracy_step": (sums[1] - accuracy) / images,
+            "train/learning_rate_step": self.schedule.learning_rate,
+            "train/images_per_second_step": self.stopwatch.rate_since(self._step_mark),
+            "epoch": len(self.rows),
         }
-        self._window = sums
-        self._log(logger, scalars, len(self.rows))
+        self.log(scalars)
+        self._window, self._step_mark = sums, self.stopwatch.trained()
 
-    def _log_epoch(self, logger: TensorBoardLogger, epoch: int, row: Row) -> None:
+    def _log_epoch(self, epoch: int, row: Row) -> None:
         scalars = {
             f"{phase}/{name}": row[f"{phase}_{name}"]
             for phase in ("train", "val")
             for name in ("loss", "accuracy")
         }
-        self._log(
-            logger, {name: value for name, value in scalars.items() if value is not None}, epoch
-        )
+        scalars["train/learning_rate"] = self._learning_rate
+        scalars["train/images_per_second"] = self.stopwatch.rate_since(self._epoch_mark)
+        scalars["epoch"] = epoch
+        self.log({name: value for name, value in scalars.items() if value is not None})
 
-    def _log(self, logger: TensorBoardLogger, scalars: dict[str, Any], epoch: int) -> None:
-        # Lightning, too, counts steps from 0 on this axis, and logs the epoch beside.
-        logger.log_metrics({**scalars, "epoch": epoch}, step=self.step - 1)
+    def log(self, scalars: dict[str, Any]) -> None:
+        """Show values at the latest step; Lightning, too, counts from 0 on this axis."""
+        for logger in self.loggers:
+            logger.log_metrics(scalars, step=self.step - 1)
 
     def _save(self, row: Row) -> None:
         if not self.settings.saves:
@@ -195,40 +186,3 @@ class Recorder:
             best.parent.mkdir(exist_ok=True)
             with runs.whole(best) as path:
                 self.keras_model.save(path)
-
-
-class ProbabilityRecorder:
-    """Logs the mean class probabilities while training, as `ClassProbabilities` does for PyTorch.
-
-    Keras gives its callbacks no images, so those that are classified are a batch of random training
-    images rather than the step's own.
-
-    Args:
-        recorder: Counts the steps.
-        images: All training images, `(N, 28, 28, C)`.
-        class_names: Of all classes.
-    """
-
-    def __init__(
-        self, recorder: Recorder, images: np.ndarray[Any, Any], class_names: tuple[str, ...]
-    ) -> None:
-        self.recorder = recorder
-        self.images = images
-        self.class_names = class_names
-
-    def callback(self) -> Any:
-        """Make the Keras callback; it must stand behind the recorder's."""
-        return import_keras().callbacks.LambdaCallback(on_train_batch_end=self.on_train_batch_end)
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Log the probabilities, if it is time."""
-        recorder = self.recorder
-        if not recorder.logger or not recorder.passes(recorder.settings.probabilities_every):
-            return
-        generator = np.random.default_rng(recorder.step)
-        chosen = generator.choice(len(self.images), size=recorder.batch_size)
-        images = torch.from_numpy(self.images[chosen]).permute(0, 3, 1, 2)
-        probabilities = KerasNetwork(recorder.keras_model)(images).softmax(1).mean(0)
-        recorder.logger.log_metrics(
-            probability_scalars(self.class_names, probabilities), step=recorder.step - 1
-        )
