@@ -11,14 +11,14 @@ def pixel(picture: Image.Image, x: int, y: int) -> tuple[int, ...]:
     return value
 
 
-def test_images_stand_in_rows_of_eight_with_their_names_below() -> None:
-    images = np.zeros((10, 28, 28), np.uint8)
-    images[3], images[9] = 255, 100
-    picture = pictures.draw_images(images, list("abcdefghij"))
+def test_images_stand_in_rows_of_four_with_their_names_below() -> None:
+    images = np.zeros((6, 28, 28), np.uint8)
+    images[3], images[5] = 255, 100
+    picture = pictures.draw_images(images, list("abcdef"))
     # An image has 84 pixels, a line of text 15, margins 8.
-    assert picture.size == (8 * 92 + 8, 2 * (84 + 15 + 8) + 8)
-    first = [pixel(picture, 50 + 92 * column, 50)[0] for column in range(8)]
-    assert first == [0, 0, 0, 255, 0, 0, 0, 0]
+    assert picture.size == (4 * 92 + 8, 2 * (84 + 15 + 8) + 8)
+    first = [pixel(picture, 50 + 92 * column, 50)[0] for column in range(4)]
+    assert first == [0, 0, 0, 255]
     second = [pixel(picture, 50 + 92 * column, 157)[0] for column in range(3)]
     assert second == [0, 100, 255]  # the last place is empty
     below = np.asarray(picture.convert("L"))[92:107, 8:92]
@@ -52,9 +52,9 @@ def test_long_names_have_room() -> None:
 def test_a_confusion_matrix_is_blue_where_right_and_red_where_wrong() -> None:
     counts = np.array([[3, 1, 0], [0, 0, 0], [0, 0, 7]])
     picture = pictures.draw_confusion_matrix(counts, list("abc"))
-    left, top = picture.width - 3 * 40 - 8, 8
+    left, top = picture.width - 3 * 34 - 8, 8
     corners = [
-        [pixel(picture, left + 40 * j + 3, top + 40 * i + 3) for j in range(3)] for i in range(3)
+        [pixel(picture, left + 34 * j + 3, top + 34 * i + 3) for j in range(3)] for i in range(3)
     ]
     white = (255, 255, 255)
     blue, red = (33, 102, 172), (178, 24, 43)
@@ -71,15 +71,15 @@ def test_long_names_of_classes_are_written_upwards() -> None:
 
 
 def test_kernels_are_red_above_zero_and_blue_below_on_one_scale() -> None:
-    kernels = np.zeros((9, 2, 3), np.float32)
-    kernels[0], kernels[1], kernels[8] = 0.5, -0.25, 0.25
+    kernels = np.zeros((5, 2, 3), np.float32)
+    kernels[0], kernels[1], kernels[4] = 0.5, -0.25, 0.25
     picture = pictures.draw_kernels(kernels)
-    # A kernel's pixel has 24, and the margin 8.
-    assert picture.size == (8 * (3 * 24 + 8) + 8, 2 * (2 * 24 + 8) + 8)
+    # A kernel's pixel has 16, and the margin 8.
+    assert picture.size == (4 * (3 * 16 + 8) + 8, 2 * (2 * 16 + 8) + 8)
     assert pixel(picture, 20, 20) == (178, 24, 43)
-    assert pixel(picture, 100, 20) == tuple(round(255 - 0.5 * (255 - v)) for v in (33, 102, 172))
-    assert pixel(picture, 180, 20) == (255, 255, 255)
-    assert pixel(picture, 20, 76) == tuple(round(255 - 0.5 * (255 - v)) for v in (178, 24, 43))
+    assert pixel(picture, 76, 20) == tuple(round(255 - 0.5 * (255 - v)) for v in (33, 102, 172))
+    assert pixel(picture, 132, 20) == (255, 255, 255)
+    assert pixel(picture, 20, 60) == tuple(round(255 - 0.5 * (255 - v)) for v in (178, 24, 43))
 
 
 def test_kernels_that_are_no_numbers_or_all_zero_are_drawn() -> None:

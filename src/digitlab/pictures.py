@@ -15,9 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 SCALE = 3
 """Pixels of a picture, in each direction, for one of an image."""
-COLUMNS = 8
-"""Images side by side."""
-_CELL = 40  # pixels of a confusion matrix's cell, enough for five digits
+COLUMNS = 4
+"""Images side by side; what is much wider than 350 pixels, TensorBoard shrinks."""
+_CELL = 34  # pixels of a confusion matrix's cell, enough for four digits
+_TILE = 16  # of a kernel's pixel
 _MARGIN = 8
 _LINE = 15  # height of a line of text
 _INK, _WRONG, _PAPER = (40, 40, 40), (178, 24, 43), (255, 255, 255)
@@ -27,7 +28,7 @@ _RIGHT, _FRAME = (33, 102, 172), (200, 200, 200)
 def draw_images(
     images: NDArray[np.uint8], names: Sequence[str], predicted: Sequence[str] = ()
 ) -> Image.Image:
-    """Draw images in rows of eight, a name below each and what it was taken for below that.
+    """Draw images in rows of four, a name below each and what it was taken for below that.
 
     Args:
         images: uint8 `(N, 28, 28)`, N at least 1.
@@ -70,12 +71,30 @@ def draw_confusion_matrix(counts: NDArray[np.int64], names: Sequence[str]) -> Im
     Returns:
         An RGB picture.
     """
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     label = max(map(_width, names)) + _MARGIN
+    foot = _LINE if label <= _CELL else label  # long names are written upwards
     left, top = _LINE + _MARGIN + label, _MARGIN
-    end = len(names) * _CELL
-    picture = Image.new("RGB", (left + end + _MARGIN, top + end + label + _LINE + _MARGIN), _PAPER)
+    side = len(names) * _CELL
+    size = (left + side + _MARGIN, top + side + _MARGIN + foot + _LINE + _MARGIN)
+    picture = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(picture)
+    _draw_cells(draw, counts, left, top)
+    for k, name in enumerate(names):
+        place = k * _CELL + _CELL // 2
+        draw.text((left - _MARGIN, top + place), name, _INK, _font(), anchor="rm")
+        x, y = left + place, top + side + _MARGIN
+        if foot == _LINE:
+            draw.text((x, y + _LINE // 2), name, _INK, _font(), anchor="mm")
+        else:
+            _write_upwards(picture, name, (x, y))
+    middle, last_line = left + side // 2, size[1] - _MARGIN - _LINE // 2
+    draw.text((middle, last_line), "predicted", _INK, _font(), anchor="mm")
+    _write_upwards(picture, "true class", (_LINE // 2 + 2, top + side // 2), centred=True)
+    return picture
+
+
+def _draw_cells(draw: ImageDraw.ImageDraw, counts: NDArray[np.int64], left: int, top: int) -> None:
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     for (i, j), count in np.ndenumerate(counts):
         share = float(shares[i, j] if i == j else shares[i, j] ** 0.5)
         x, y = left + j * _CELL, top + i * _CELL
@@ -85,21 +104,10 @@ def draw_confusion_matrix(counts: NDArray[np.int64], names: Sequence[str]) -> Im
             middle = (x + _CELL // 2, y + _CELL // 2)
             ink = _PAPER if share > 0.55 else _INK
             draw.text(middle, str(count), ink, _font(), anchor="mm")
-    for k, name in enumerate(names):
-        place = k * _CELL + _CELL // 2
-        draw.text((left - _MARGIN, top + place), name, _INK, _font(), anchor="rm")
-        x, y = left + place, top + end + _MARGIN
-        if label <= _CELL:
-            draw.text((x, y + _LINE // 2), name, _INK, _font(), anchor="mm")
-        else:
-            _write_upwards(picture, name, (x, y))
-    draw.text((left + end // 2, picture.height - _LINE), "predicted", _INK, _font(), anchor="mm")
-    _write_upwards(picture, "true class", (_LINE // 2 + 2, top + end // 2), centred=True)
-    return picture
 
 
 def draw_kernels(kernels: NDArray[np.float32]) -> Image.Image:
-    """Draw a convolution's kernels in rows of eight: blue is below 0, red above, and white is 0.
+    """Draw a convolution's kernels in rows of four: blue is below 0, red above, and white is 0.
 
     All have one scale, so that strong kernels look strong.
 
@@ -110,9 +118,8 @@ def draw_kernels(kernels: NDArray[np.float32]) -> Image.Image:
         An RGB picture.
     """
     highest = max(float(np.abs(np.nan_to_num(kernels)).max()), 1e-12)
-    tile = 8 * SCALE  # so much for a kernel's pixel
     rows, columns = -(-len(kernels) // COLUMNS), min(COLUMNS, len(kernels))
-    height, width = (tile * side for side in kernels.shape[1:])
+    height, width = (_TILE * side for side in kernels.shape[1:])
     size = (columns * (width + _MARGIN) + _MARGIN, rows * (height + _MARGIN) + _MARGIN)
     picture = Image.new("RGB", size, _PAPER)
     for place, kernel in enumerate(np.nan_to_num(kernels) / highest):

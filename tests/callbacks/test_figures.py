@@ -31,7 +31,7 @@ def pixels(figure: Figure, path: Path) -> NDArray[np.uint8]:
 def test_a_fit_leaves_both_pictures(tmp_path: Path) -> None:
     history = History(tmp_path / "history.csv")
     fit(None, history, Figures(tmp_path, history), max_epochs=2)
-    sizes = {"samples.png": (744, 115), "curves.png": (900, 350)}
+    sizes = {"samples.png": (376, 222), "curves.png": (900, 350)}
     for name, size in sizes.items():
         with Image.open(tmp_path / name) as picture:
             assert (picture.format, picture.size) == ("PNG", size)

@@ -13,7 +13,7 @@ from digitlab.pictures import draw_images
 from digitlab.predictions import name_classes
 
 SHOWN = 16
-"""Two rows."""
+"""Four rows."""
 
 
 class WorstMistakes(ValidationPicture):
