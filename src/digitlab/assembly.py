@@ -50,18 +50,13 @@ def make_trainer(
     settings = cli.config.trainer
     history = History(folder / "history.csv")
     finite = FiniteLoss()
-    callbacks: list[Callback] = [
+    callbacks = [
         stopwatch,
         history,
         Console(history),
         Settings(folder / "config.yaml", cli.dump()),
         Figures(folder, history),
-        Rates(history, stopwatch),
-        ConfusionMatrix(),
-        WorstMistakes(),
-        Filters(),
-        ModelGraph(),
-        Projector(),
+        *_for_tensorboard(history, stopwatch),
         Results(folder, stopwatch, weights),  # the last to act at the end: then a run is finished
         finite,
     ]
@@ -91,6 +86,11 @@ def make_logger(folder: Path, purge_step: int | None = None) -> TensorBoardLogge
     # Lightning writes hyper-parameters to this file unless it exists, as this one does by then.
     logger.NAME_HPARAMS_FILE = "config.yaml"
     return logger
+
+
+def _for_tensorboard(history: History, stopwatch: Stopwatch) -> list[Callback]:
+    while_training = [Rates(history, stopwatch), ConfusionMatrix(), WorstMistakes(), Filters()]
+    return [*while_training, ModelGraph(), Projector()]
 
 
 def _checkpoints(
