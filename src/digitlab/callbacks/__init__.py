@@ -18,6 +18,7 @@ from digitlab.callbacks.results import Results
 from digitlab.callbacks.settings import Settings
 from digitlab.callbacks.step_checkpoint import StepCheckpoint
 from digitlab.callbacks.stopwatch import Stopwatch
+from digitlab.callbacks.validation_picture import ValidationPicture
 from digitlab.callbacks.worst_mistakes import WorstMistakes
 
 __all__ = [
@@ -39,5 +40,6 @@ __all__ = [
     "Settings",
     "StepCheckpoint",
     "Stopwatch",
+    "ValidationPicture",
     "WorstMistakes",
 ]
