@@ -18,7 +18,7 @@ SCALE = 3
 COLUMNS = 4
 """Images side by side; what is much wider than 350 pixels, TensorBoard shrinks."""
 _CELL = 34  # pixels of a confusion matrix's cell, enough for four digits
-_TILE = 16  # of a kernel's pixel
+_TILE, _KERNEL = 16, 84  # of a kernel's pixel, and of a kernel, at most
 _MARGIN = 8
 _LINE = 15  # height of a line of text
 _INK, _WRONG, _PAPER = (40, 40, 40), (178, 24, 43), (255, 255, 255)
@@ -119,7 +119,8 @@ def draw_kernels(kernels: NDArray[np.float32]) -> Image.Image:
     """
     highest = max(float(np.abs(np.nan_to_num(kernels)).max()), 1e-12)
     rows, columns = -(-len(kernels) // COLUMNS), min(COLUMNS, len(kernels))
-    height, width = (_TILE * side for side in kernels.shape[1:])
+    tile = max(1, min(_TILE, _KERNEL // max(kernels.shape[1:])))
+    height, width = (tile * side for side in kernels.shape[1:])
     size = (columns * (width + _MARGIN) + _MARGIN, rows * (height + _MARGIN) + _MARGIN)
     picture = Image.new("RGB", size, _PAPER)
     for place, kernel in enumerate(np.nan_to_num(kernels) / highest):

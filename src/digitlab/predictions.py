@@ -22,13 +22,14 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def name_classes(names: Sequence[str], count: int) -> list[str]:
-    """Name so many classes; those without a name by their numbers.
+    r"""Name so many classes, each in a line; those without a name by their numbers.
 
     Examples:
-        >>> name_classes(("cat", "dog"), 3)
-        ['cat', 'dog', '2']
+        >>> name_classes(("cat", "big\ndog"), 3)
+        ['cat', 'big dog', '2']
     """
-    return [*names[:count], *map(str, range(len(names), count))]
+    named = [" ".join(name.split()) for name in names[:count]]
+    return [*named, *map(str, range(len(named), count))]
 
 
 def describe_predictions(

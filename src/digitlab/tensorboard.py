@@ -4,7 +4,8 @@ Steps are counted from 0 on its axis, as Lightning counts them: what a run shows
 steps stands at n - 1.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,14 +17,26 @@ if TYPE_CHECKING:  # it is slow to import, and a run without TensorBoard does wi
     from torch.utils.tensorboard import SummaryWriter
 
 
+def of_tensorboard(loggers: Iterable[Logger]) -> list[TensorBoardLogger]:
+    """Give those of the loggers that are TensorBoard's; equally many in all processes."""
+    return [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
+
+
 def writers(loggers: Iterable[Logger]) -> list["SummaryWriter"]:
-    """Give the writers of the loggers that are TensorBoard's."""
-    return [logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger)]
+    """Give their writers, of which only the first process's write."""
+    return [logger.experiment for logger in of_tensorboard(loggers)]
 
 
-def is_shown(trainer: Trainer) -> bool:
-    """Say whether a run has a TensorBoard to show its pictures on; equal in all processes."""
-    return any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+@contextmanager
+def unless_it_fails(what: str) -> Iterator[None]:
+    """Say why something cannot be shown, where a run that has trained would end without figures."""
+    try:
+        yield
+    except OSError:  # a full disk, say, is nothing to be silent about
+        raise
+    except Exception as error:  # a network of one's own may do whatever it likes
+        reason = str(error).partition("\n")[0]
+        print(f"TensorBoard has no {what} of this network: {type(error).__name__}: {reason}")
 
 
 def latest_step(trainer: Trainer) -> int:

@@ -125,53 +125,6 @@ def test_a_validation_without_mistakes_shows_none(tmp_path: Path) -> None:
     assert events.pictures(folder).keys() == {"train/samples", "val/confusion_matrix"}
 
 
-class Silent(Classifier):
-    """Its validation step gives no logits, as that of other people's modules."""
-
-    def __init__(self) -> None:
-        network = nn.Sequential(nn.Conv2d(1, 10, 28), nn.Flatten())
-        super().__init__(network=network)
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        super().validation_step(batch, batch_idx)
-
-
-def test_a_network_of_another_kind_shows_what_it_has(tmp_path: Path) -> None:
-    folder = commands.fit(tmp_path, model="tests.callbacks.test_pictures_in_a_run.Silent")
-    assert events.pictures(folder).keys() == {"train/samples", "weights/0"}
-    assert not (folder / "projector").exists()  # no fully connected layer
-
-
-class Untraceable(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(784, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if torch._C._get_tracing_state():
-            raise RuntimeError("this cannot be traced\nfor a reason")
-        out: Tensor = self.fc(images.flatten(1))
-        return out
-
-
-class Odd(Classifier):
-    """A network that `torch.jit.trace` cannot read."""
-
-    def __init__(self) -> None:
-        super().__init__(network=Untraceable())
-
-
-def test_a_network_that_cannot_be_traced_has_no_graph_and_no_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = commands.fit(tmp_path, model="tests.callbacks.test_pictures_in_a_run.Odd")
-    assert not events.read(folder).Tags()["graph"]
-    assert (folder / "metrics.json").is_file()
-    assert (
-        "TensorBoard has no graph of this network: this cannot be traced" in capsys.readouterr().out
-    )
-
-
 def test_a_run_that_goes_on_shows_its_new_settings_from_there(tmp_path: Path) -> None:
     folder = commands.fit(tmp_path)
     assert main(["fit", "--run", str(folder), "--trainer.max_epochs", "2"]) == 0

@@ -75,6 +75,29 @@ def test_pictures_stand_at_the_steps_of_a_pytorch_run(run: Path, torch_run: Path
     assert ours["val/mistakes"] == ours["weights/conv1"] == [6, 13, 20]
 
 
+def test_an_epoch_that_max_steps_cuts_stands_where_pytorch_s_does(tmp_path: Path) -> None:
+    options = ["--trainer.max_epochs", "3", "--trainer.max_steps", "10"]
+    folders = (
+        keras_fit(tmp_path, *options, model="LeNet5"),
+        fit(tmp_path / "torch", *options, model="LeNet5"),
+    )
+    ours, theirs = (
+        steps_of({**events.scalars(folder), **events.pictures(folder)}) for folder in folders
+    )
+    for tag in ("train/loss", "train/learning_rate", "weights/conv1"):
+        assert ours[tag] == theirs[tag] == [6, 10]
+    # Keras validates that epoch too, Lightning does not.
+    for tag in ("val/loss", "val/confusion_matrix"):
+        assert (ours[tag], theirs[tag]) == ([6, 10], [6])
+
+
+def test_of_several_steps_per_execution_the_last_has_the_record(tmp_path: Path) -> None:
+    options = ["--model.steps_per_execution", "3", "--trainer.log_every_n_steps", "4"]
+    steps = steps_of(events.scalars(keras_fit(tmp_path, *options, "--trainer.max_epochs", "2")))
+    assert steps["train/loss_step"] == steps["train/images_per_second_step"] == [5, 9, 12]
+    assert steps["train/loss"] == steps["val/loss"] == [6, 13]
+
+
 def test_both_learn_at_the_rates_of_the_schedule(run: Path, torch_run: Path) -> None:
     for name in ("train/learning_rate", "train/learning_rate_step"):
         ours, theirs = (

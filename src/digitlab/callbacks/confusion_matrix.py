@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from PIL.Image import Image
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -16,14 +17,13 @@ class ConfusionMatrix(ValidationPicture):
 
     tag = "val/confusion_matrix"
 
-    def look_at(self, images: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor]:
-        """Count the batch's images of each class and what they are taken for, int64 `(K, K)`."""
-        classes = logits.shape[1]
-        # Looking at the labels' values would make a GPU wait.
-        return (multiclass_confusion_matrix(logits, labels, classes, validate_args=False),)
+    def look_at(self, images: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+        """Keep the labels and the predicted classes, both int64 `(N,)`."""
+        return labels, logits.argmax(1)
 
     def draw(self, kept: Sequence[tuple[Tensor, ...]], names: Sequence[str]) -> Image:
-        """Draw the sum of the counts."""
-        first, *others = (counts for (counts,) in kept)
-        counts = sum(others, start=first)
-        return draw_confusion_matrix(counts.numpy(), name_classes(names, len(counts)))
+        """Count the images of each class by what they are taken for, and draw the counts."""
+        labels, predicted = (torch.cat(part) for part in zip(*kept, strict=True))
+        classes = max(len(names), int(max(labels.max(), predicted.max())) + 1)
+        counts = multiclass_confusion_matrix(predicted, labels, classes)
+        return draw_confusion_matrix(counts.numpy(), name_classes(names, classes))

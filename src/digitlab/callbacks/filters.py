@@ -21,7 +21,7 @@ class Filters(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the kernels."""
-        if not trainer.is_global_zero or not tensorboard.is_shown(trainer):
+        if not trainer.is_global_zero or not tensorboard.of_tensorboard(trainer.loggers):
             return
         for name, layer in pl_module.named_modules():
             if isinstance(layer, nn.Conv2d):

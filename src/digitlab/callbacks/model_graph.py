@@ -22,11 +22,8 @@ class ModelGraph(Callback):
         network = pl_module.network
         for writer in tensorboard.writers(trainer.loggers):
             (image, _), *_ = data.image_loader(data.arrays("validation")[0][:1])
-            with evaluating(network), warnings.catch_warnings():
+            traced = warnings.catch_warnings()
+            with tensorboard.unless_it_fails("graph"), evaluating(network), traced:
                 # torch 2.15 would have `torch.jit.trace`, which this calls, replaced.
                 warnings.simplefilter("ignore", FutureWarning)
-                try:
-                    writer.add_graph(network, image.to(next(network.parameters())))
-                except RuntimeError as error:  # a network of one's own may not be traceable
-                    reason = str(error).partition("\n")[0]
-                    print(f"TensorBoard has no graph of this network: {reason}")
+                writer.add_graph(network, image.to(next(network.parameters())))

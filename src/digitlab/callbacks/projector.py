@@ -25,9 +25,10 @@ _CONFIG = "projector_config.pbtxt"  # the name that TensorBoard looks for
 class Projector(Callback):
     """Shows the penultimate layer in TensorBoard's projector, once training has ended.
 
-    The points are what the last fully connected layer is given for the first 1,000 images validated
-    on, those of the test split unless there is a hold-out, with their pictures, the names of their
-    classes, and those of the classes that they are taken for.
+    The points are what the last fully connected layer, of those that the network lists, is given
+    for the first 1,000 images validated on, those of the test split unless there is a hold-out,
+    with their pictures, the names of their classes, and those of the classes that they are taken
+    for. A network without such a layer shows nothing.
     """
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -40,10 +41,11 @@ class Projector(Callback):
         linear = [it for it in pl_module.network.modules() if isinstance(it, nn.Linear)]
         if not writers or not linear:
             return
-        with trainer.precision_plugin.forward_context():
-            features, logits = _features(pl_module.network, linear[-1], projected(data))
-        for writer in writers:
-            write_projector(Path(writer.log_dir), data, features, logits)
+        with tensorboard.unless_it_fails("projector"):
+            with trainer.precision_plugin.forward_context():
+                features, logits = _features(pl_module.network, linear[-1], projected(data))
+            for writer in writers:
+                write_projector(Path(writer.log_dir), data, features, logits)
 
 
 def projected(data: ImageDataModule) -> Iterator[Tensor]:
@@ -94,11 +96,12 @@ def _features(
     """Give what a layer is given for images, float32 `(N, D)`, and the network's logits."""
     seen: list[Tensor] = []
     said: list[Tensor] = []
-    hook = last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    with evaluating(network), torch.no_grad():
+    hook = last.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
+    with hook, evaluating(network), torch.no_grad():
         for batch in images:
             said.append(network(batch.to(last.weight)))
-    hook.remove()
+    if len(seen) != len(said):
+        raise ValueError("its last fully connected layer is not called once for a batch")
     features, logits = (torch.cat(tensors).to("cpu", torch.float32) for tensors in (seen, said))
     return features, logits
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 
 from digitlab import runs
 from digitlab.callbacks.stopwatch import Stopwatch
@@ -18,6 +18,7 @@ from digitlab.data import ImageDataModule
 from digitlab.data.loader import run_seed
 from digitlab.runs import write_metrics
 from digitlab.scores import Score, describe
+from digitlab.tensorboard import of_tensorboard
 
 AVERAGING = (StochasticWeightAveraging, WeightAveraging)
 PACKAGES: dict[runs.Framework, tuple[str, ...]] = {
@@ -160,6 +161,5 @@ def log_hyperparameters(
     }
     held_out = metrics["test" if data.validation_split == "test" else "val"]
     figures = {f"hparams/val_{name}": held_out[name] for name in ("accuracy", "loss")}
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(parameters, figures, step)
+    for logger in of_tensorboard(loggers):
+        logger.log_hyperparams(parameters, figures, step)

@@ -58,7 +58,8 @@ class ValidationPicture(Callback, ABC):
         dataloader_idx: int = 0,
     ) -> None:
         """Look at a batch and its logits, which a `Classifier`'s validation step gives."""
-        if isinstance(outputs, Tensor) and _looks(trainer):
+        # Others' validation steps give nothing, or the loss.
+        if isinstance(outputs, Tensor) and outputs.ndim == 2 and _looks(trainer):
             images, labels = batch
             self._kept.append(self.look_at(images, labels, outputs))
 
@@ -78,4 +79,4 @@ class ValidationPicture(Callback, ABC):
 
 
 def _looks(trainer: Trainer) -> bool:
-    return tensorboard.is_shown(trainer) and not trainer.sanity_checking
+    return bool(tensorboard.of_tensorboard(trainer.loggers)) and not trainer.sanity_checking

@@ -20,7 +20,7 @@ class ModelPictures(Hooks):
     """Shows what `Filters`, `ModelGraph` and `Projector` show of a PyTorch network.
 
     Args:
-        recorder: Counts the steps; its hooks must come before these, whose time is not training's.
+        recorder: Counts the steps; its hooks must come before these, whose time no rate counts.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -34,24 +34,27 @@ class ModelPictures(Hooks):
                 kernel = keras.ops.convert_to_numpy(layer.kernel)
                 weight = torch.from_numpy(LAYOUTS["Conv2D"]["kernel"].to_torch(kernel))
                 tag, picture = filters_tag(layer.name), draw_filters(weight)
-                tensorboard.show_picture(recorder.loggers, tag, picture, recorder.step - 1)
+                step = recorder.epoch_end_step
+                tensorboard.show_picture(recorder.loggers, tag, picture, step)
                 return
 
     def on_train_end(self, logs: Any = None) -> None:
         """Show the graph and the projector."""
         keras_model, loggers = self.recorder.keras_model, self.recorder.loggers
-        tensorboard.show_graph(loggers, _trace(keras_model))
+        with tensorboard.unless_it_fails("graph"):
+            tensorboard.show_graph(loggers, _trace(keras_model))
         dense = import_keras().layers.Dense
         # A layer inside of another model has no input among this one's tensors.
         found = [layer for layer in keras_model.layers if isinstance(layer, dense)]
         if not found:
             return
-        (image,) = keras_model.inputs
-        penultimate = import_keras().Model(image, found[-1].input)
-        images = torch.cat(list(projected(self.recorder.data)))
-        features, logits = (KerasNetwork(model)(images) for model in (penultimate, keras_model))
-        for writer in tensorboard.writers(loggers):
-            write_projector(Path(writer.log_dir), self.recorder.data, features, logits)
+        with tensorboard.unless_it_fails("projector"):
+            (image,) = keras_model.inputs
+            penultimate = import_keras().Model(image, found[-1].input)
+            images = torch.cat(list(projected(self.recorder.data)))
+            features, logits = (KerasNetwork(it)(images) for it in (penultimate, keras_model))
+            for writer in tensorboard.writers(loggers):
+                write_projector(Path(writer.log_dir), self.recorder.data, features, logits)
 
 
 def _trace(keras_model: Any) -> Any:

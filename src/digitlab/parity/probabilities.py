@@ -36,4 +36,5 @@ class ProbabilityRecorder(Hooks):
         chosen = generator.choice(len(self.images), size=recorder.data.batch_size)
         images = torch.from_numpy(self.images[chosen]).permute(0, 3, 1, 2)
         probabilities = KerasNetwork(recorder.keras_model)(images).softmax(1).mean(0)
-        recorder.log(probability_scalars(recorder.data.class_names, probabilities))
+        scalars = probability_scalars(recorder.data.class_names, probabilities)
+        recorder.log(scalars, recorder.step - 1)

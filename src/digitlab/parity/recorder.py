@@ -156,7 +156,7 @@ class Recorder(Hooks):
             "train/images_per_second_step": self.stopwatch.rate_since(self._step_mark),
             "epoch": len(self.rows),
         }
-        self.log(scalars)
+        self.log(scalars, self.step - 1)
         self._window, self._step_mark = sums, self.stopwatch.trained()
 
     def _log_epoch(self, epoch: int, row: Row) -> None:
@@ -168,12 +168,18 @@ class Recorder(Hooks):
         scalars["train/learning_rate"] = self._learning_rate
         scalars["train/images_per_second"] = self.stopwatch.rate_since(self._epoch_mark)
         scalars["epoch"] = epoch
-        self.log({name: value for name, value in scalars.items() if value is not None})
+        known = {name: value for name, value in scalars.items() if value is not None}
+        self.log(known, self.epoch_end_step)
 
-    def log(self, scalars: dict[str, Any]) -> None:
-        """Show values at the latest step; Lightning, too, counts from 0 on this axis."""
+    @property
+    def epoch_end_step(self) -> int:
+        """The step at which an epoch's values stand, as `execution.epoch_end_step`."""
+        return self.step - (self._done == self._batches)
+
+    def log(self, scalars: dict[str, Any], step: int) -> None:
+        """Show values at a step; Lightning, too, counts from 0 on this axis."""
         for logger in self.loggers:
-            logger.log_metrics(scalars, step=self.step - 1)
+            logger.log_metrics(scalars, step=step)
 
     def _save(self, row: Row) -> None:
         if not self.settings.saves:

@@ -42,10 +42,11 @@ class ValidationPictures(Hooks):
         if logits is None:
             return
         data, loggers = self.recorder.data, self.recorder.loggers
+        step = self.recorder.epoch_end_step
         for of_validation in (ConfusionMatrix(), WorstMistakes()):
             kept = of_validation.look_at(self.images, self.labels, logits)
             if picture := of_validation.draw([kept], data.class_names):
-                show_picture(loggers, of_validation.tag, picture, self.recorder.step - 1)
+                show_picture(loggers, of_validation.tag, picture, step)
 
 
 class Validation:
