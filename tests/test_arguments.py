@@ -78,8 +78,8 @@ def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: 
     ("option", "value", "message"),
     [
         ("--model", "LeNet6", "model: 'LeNet6' is no Classifier: did you mean 'LeNet5'?"),
-        ("--model", "MNISTDataModule", "model: 'MNISTDataModule' is no Classifier: choose from"),
-        ("--model", "torch.nn.ReLU", "model: 'torch.nn.ReLU' is no Classifier: choose from"),
+        ("--model", "MNISTDataModule", "model: 'MNISTDataModule' is no Classifier: "),
+        ("--model", "torch.nn.ReLU", "model: 'torch.nn.ReLU' is no Classifier: "),
         ("--model", "digitlab.models.LeNet", "no class 'LeNet' in digitlab.models: did"),
         (
             "--model",

@@ -92,4 +92,6 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) 
         for name, seed in (("first", "5"), ("second", "5"), ("third", "6"))
     )
     assert differences(first, second) == []
-    assert differences(first, third) == ["last", "best", "history.csv", "metrics.json", "events"]
+    assert differences(first, third) == [
+        *("last", "best", "history.csv", "metrics.json", "events", "pictures"),
+    ]
