@@ -2,12 +2,17 @@
 
 import io
 import logging
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+# TensorBoard then uses its own stub for TensorFlow, which takes seconds to import.
+sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
 
 
 def read(folder: Path) -> EventAccumulator:

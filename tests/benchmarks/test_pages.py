@@ -12,7 +12,7 @@ from digitlab.reproduce.report import PAGE_TABLE, fill
 def test_every_table_of_a_page_is_what_was_measured(page: Path) -> None:
     text = page.read_text("utf-8")
     assert fill(text, pages.PAGES[page](), page) == text
-    assert len(PAGE_TABLE.findall(text)) >= 4
+    assert PAGE_TABLE.findall(text)
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.stem)

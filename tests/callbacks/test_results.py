@@ -1,15 +1,14 @@
 import json
 import platform
-import sys
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from lightning import seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import StepLR
 from torchmetrics.classification import MulticlassAccuracy
@@ -18,11 +17,9 @@ from digitlab.callbacks import Results, Stopwatch
 from digitlab.callbacks.results import describe_device
 from digitlab.data.reading import Split
 from digitlab.models import MLP
+from tests import events
 from tests.fitting import small_mlp, trainer, whole
 from tests.tiny import SpiedDataModule, TinyDataModule
-
-# TensorBoard then uses its own stub for TensorFlow, which takes seconds to import.
-sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
 
 
 def fit(folder: Path, model: MLP, data: TinyDataModule, **options: Any) -> dict[str, Any]:
@@ -105,30 +102,21 @@ def test_metrics_say_what_the_scores_belong_to(tmp_path: Path) -> None:
 
 
 def test_the_event_file_has_hyperparameters_with_the_final_scores(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import (
-        EventAccumulator,
-    )
-    from tensorboard.plugins.hparams.plugin_data_pb2 import (
-        HParamsPluginData,
-    )
-
     model = small_mlp(
         dropout=0.25,
         optimizer=lambda params: torch.optim.SGD(params, lr=0.05),
         lr_scheduler=lambda optimizer: StepLR(optimizer, step_size=1, gamma=0.5),
     )
     metrics = fit(tmp_path, model, TinyDataModule(normalization="symmetric"))
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
     scalars = {
-        name: [point.value for point in events.Scalars(name)] for name in events.Tags()["scalars"]
+        name: [value for _, value in points] for name, points in events.scalars(tmp_path).items()
     }
     assert scalars["hparams/val_accuracy"] == [pytest.approx(metrics["test"]["accuracy"])]
     assert scalars["hparams/val_loss"] == [pytest.approx(metrics["test"]["loss"])]
     assert not {"hp_metric", "step"} & scalars.keys()
     assert not any(-1 in values for values in scalars.values())
     assert len(scalars["train/loss"]) == len(scalars["val/accuracy"]) == 2
-    contents = events.PluginTagToContent("hparams")
+    contents = events.read(tmp_path).PluginTagToContent("hparams")
     start = HParamsPluginData.FromString(contents["_hparams_/session_start_info"])
     values = {
         name: value.string_value or value.number_value
