@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fast99, report, start_up, step_profile
+from benchmarks import fast99, report, start_up, step_profile, tensorboard_price
 from benchmarks.endurance import report as endurance
 from digitlab import runs
 from digitlab.reproduce.report import fill
@@ -37,6 +37,11 @@ def performance() -> dict[str, str]:
     }
 
 
+def tensorboard() -> dict[str, str]:
+    """Make the table of docs/tensorboard.md."""
+    return {"tensorboard-price": tensorboard_price.table(_read("tensorboard_price"))}
+
+
 def step_times() -> dict[str, Any]:
     """Read the times of all models, of which the large ones were measured by themselves."""
     small, large = _read("step_time"), _read("step_time_large")
@@ -51,6 +56,7 @@ def _read(name: str) -> Any:
 PAGES = {
     Path("docs", "performance.md"): performance,
     Path("docs", "reliability.md"): endurance.tables,
+    Path("docs", "tensorboard.md"): tensorboard,
 }
 """What makes each page's tables."""
 
