@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor, nn
 
+from digitlab.callbacks.model_graph import trace
 from digitlab.classifier import Classifier
 from digitlab.models import MLP
 from tests import commands, events
@@ -49,7 +51,7 @@ def test_without_logits_of_the_validation_there_is_no_picture_of_it(
 
 
 class Untraceable(nn.Module):
-    """Looks its width up in a table, where a trace has no numbers."""
+    """Looks its width up in a table, but the trace has no number to look up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +101,7 @@ class Own(Classifier):
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        ("Untraceable", "TensorBoard has no graph of this network: KeyError: tensor(784)"),
+        ("Untraceable", "TensorBoard has no graph of this network: KeyError: Proxy("),
         ("Spare", "TensorBoard has no projector of this network: ValueError: its last fully"),
     ],
 )
@@ -142,3 +144,30 @@ def test_the_projector_shows_the_first_thousand_images(
     assert labels == (whole / "projector" / "labels.tsv").read_text("utf-8").splitlines()
     assert len(labels) == 21
     assert np.loadtxt(folder / "projector" / "features.tsv").shape == (20, 784)
+
+
+class Branching(nn.Module):
+    """Calls a layer twice, a function, and layers inside of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+        self.again = nn.Linear(10, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.block(images)
+        logits: Tensor = hidden + self.again(self.again(hidden))
+        return logits
+
+
+def test_a_graph_joins_what_is_added_and_tells_calls_of_one_layer_apart() -> None:
+    graph = trace(Branching(), torch.zeros(1, 1, 28, 28))
+    assert {node.name: list(node.input) for node in graph.node} == {
+        "images": [],
+        "block/0/Flatten": ["images"],
+        "block/1/Linear": ["block/0/Flatten"],
+        "again/Linear": ["block/1/Linear"],
+        "again_1/Linear": ["again/Linear"],
+        "add": ["block/1/Linear", "again_1/Linear"],
+        "output": ["add"],
+    }

@@ -119,10 +119,18 @@ def test_the_filters_are_the_first_layer_s(run: Path, model: LeNet5) -> None:
     np.testing.assert_array_equal(shown, np.asarray(draw_kernels(kernels[:, 0].numpy())))
 
 
-def test_the_graph_has_the_network_s_layers(run: Path) -> None:
-    nodes = [node.name for node in events.read(run).Graph().node]
-    for layer in ("conv1", "pool2", "flatten", "fc3"):
-        assert any(f"[{layer}]" in name for name in nodes), nodes
+def test_the_graph_is_the_network_s_layers_in_their_order(run: Path, model: LeNet5) -> None:
+    named = model.network.named_children()
+    layers = [f"{name}/{type(layer).__name__}" for name, layer in named]
+    assert len(layers) == 12
+    nodes = {node.name: node for node in events.read(run).Graph().node}
+    assert [*nodes] == ["input_1", *layers, "output"]
+    given = [list(node.input) for node in nodes.values()]
+    assert given == [[], ["input_1"], *([name] for name in layers)]
+    assert nodes["conv2/Conv2d"].op == "Conv2d"
+    assert nodes["conv2/Conv2d"].attr["weight"].s == b"(16, 6, 5, 5)"
+    sizes = nodes["pool2/MaxPool2d"].attr["_output_shapes"].list.shape[0].dim
+    assert [dim.size for dim in sizes] == [1, 16, 5, 5]
 
 
 def test_the_projector_has_the_penultimate_layer_with_images_and_labels(
