@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from digitlab.callbacks.model_graph import trace
 from digitlab.classifier import Classifier
+from digitlab.cli import main
 from digitlab.models import MLP
 from tests import commands, events
 from tests.tiny import TinyDataModule
@@ -171,3 +172,22 @@ def test_a_graph_joins_what_is_added_and_tells_calls_of_one_layer_apart() -> Non
         "add": ["block/1/Linear", "again_1/Linear"],
         "output": ["add"],
     }
+
+
+def test_a_full_disk_is_told_and_the_run_is_finished_when_there_is_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    place = ["--trainer.default_root_dir", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr("digitlab.callbacks.projector.write_projector", full)
+        code = main(["fit", "--model", "LinearClassifier", *commands.SHORT, *place])
+    assert code == 1
+    assert "No space left on device" in capsys.readouterr().err
+    (folder,) = tmp_path.glob("*/version_*")
+    assert not (folder / "metrics.json").exists()
+    assert main(["fit", "--run", str(folder)]) == 0
+    assert (folder / "metrics.json").is_file()
+    assert (folder / "projector_config.pbtxt").is_file()
