@@ -23,6 +23,7 @@ FLAGS = (
     "--no-first-run",
     "--disable-background-networking",
     "--no-proxy-server",
+    "--disable-dev-shm-usage",  # containers often have 64 MB there, and pages crash
     "--enable-unsafe-swiftshader",  # TensorBoard's projector draws by WebGL, also without a GPU
     # A request to another host fails at once, and is still noted.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
