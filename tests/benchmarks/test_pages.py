@@ -12,13 +12,14 @@ from digitlab.reproduce.report import PAGE_TABLE, fill
 def test_every_table_of_a_page_is_what_was_measured(page: Path) -> None:
     text = page.read_text("utf-8")
     assert fill(text, pages.PAGES[page](), page) == text
-    assert PAGE_TABLE.findall(text)
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.stem)
 def test_every_measurement_is_shown(page: Path) -> None:
-    shown = set(PAGE_TABLE.findall(page.read_text("utf-8")))
-    assert pages.PAGES[page]().keys() <= shown | {"two-threads-cpu", "two-threads-multiples"}
+    shown = PAGE_TABLE.findall(page.read_text("utf-8"))
+    made = pages.PAGES[page]().keys()
+    assert made
+    assert sorted(shown) == sorted(made - {"two-threads-cpu", "two-threads-multiples"})
     assert (pages.FOLDER / "step_time.png").exists()
 
 

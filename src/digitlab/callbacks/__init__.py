@@ -1,4 +1,7 @@
-"""What a run does beside training; for a `Classifier`, and `Results` for our data modules too."""
+"""What a run does beside training; for a `Classifier`.
+
+`Results`, `ModelGraph` and `Projector` are for our data modules too.
+"""
 
 from digitlab.callbacks.confusion_matrix import ConfusionMatrix
 from digitlab.callbacks.console import Console
