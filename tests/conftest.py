@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from digitlab.data.reading import Split
+from digitlab.data.download import Split
 from tests import tiny
 
 REAL_DATA = os.environ.get("DIGITLAB_DATA")

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from digitlab import messages, models
-from digitlab.arguments import RunCLI
-from digitlab.cli import main
+from digitlab import models
+from digitlab.cli import main, messages
+from digitlab.cli.parser import RunCLI
 from tests.commands import SHORT, refusal
 
 CONFIG = """

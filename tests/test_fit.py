@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from digitlab.checkpoints import sha256
 from digitlab.cli import main
 from digitlab.data import DigitsDataModule
-from digitlab.data.reading import Split
+from digitlab.data.download import Split
 from digitlab.models import LeNet5, LinearClassifier
-from digitlab.weights import sha256
 from tests.commands import SHORT, config_of, fit, refusal
 from tests.tiny import TEST, TRAIN, TinyDataModule
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from digitlab.images import open_image, to_grey
-from digitlab.preparation import prepare_digit
+from digitlab.data.photographs import open_image, prepare_digit, to_grey
 from tests.pictures import likeness, seven
 
 

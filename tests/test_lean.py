@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 
-from digitlab.lean import lean_step
+from digitlab.optimizers import fused_adam_step
 
 
 def network() -> nn.Sequential:
@@ -30,7 +30,7 @@ def train(
         model(torch.rand(4, 1, 28, 28, generator=generator)).square().sum().backward()
         if step == skip:
             model[3].bias.grad = None
-        (lean_step(optimizer) if lean else optimizer.step)()
+        (fused_adam_step(optimizer) if lean else optimizer.step)()
     state = optimizer.state_dict()["state"]
     return {f"{i}.{name}": value for i, own in state.items() for name, value in own.items()} | {
         name: value.detach() for name, value in model.state_dict().items()
@@ -110,4 +110,4 @@ def test_any_other_optimizer_makes_its_own_step(optimizer: str) -> None:
     made = OTHERS[optimizer](model)
     model(torch.rand(1, 1, 28, 28)).sum().backward()
     made.step()
-    assert lean_step(made) == made.step
+    assert fused_adam_step(made) == made.step

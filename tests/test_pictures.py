@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from digitlab import pictures
+from digitlab.callbacks import pictures
 
 
 def pixel(picture: Image.Image, x: int, y: int) -> tuple[int, ...]:

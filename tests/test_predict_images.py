@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from digitlab.cli import main
+from digitlab.cli.evaluate import split_files
+from digitlab.data.photographs import prepare_digit
 from digitlab.models import LinearClassifier
-from digitlab.predict_images import split_files
-from digitlab.preparation import prepare_digit
 from tests.commands import fit, refusal
 from tests.pictures import SEVEN, seven
 

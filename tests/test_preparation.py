@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from digitlab.data import DigitsDataModule, FashionMNISTDataModule, MNISTDataModule
-from digitlab.images import Prepared
-from digitlab.preparation import prepare_digit, prepare_garment
+from digitlab.data.photographs import Prepared, prepare_digit, prepare_garment
 from tests.pictures import SEVEN, likeness, seven
 
 

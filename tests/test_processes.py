@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from digitlab.claim import release
+from digitlab.cli.fit import remove
 from tests.commands import SHORT
 
 
@@ -27,8 +27,8 @@ def test_a_process_that_was_started_later_removes_no_run_folder(
     (tmp_path / "version_0").mkdir()
     (tmp_path / "version_0" / "config.yaml").write_text("")
     monkeypatch.setenv("RANK", "1")
-    release(tmp_path / "version_0")
+    remove(tmp_path / "version_0")
     assert (tmp_path / "version_0" / "config.yaml").exists()
     monkeypatch.setenv("RANK", "0")
-    release(tmp_path / "version_0")
+    remove(tmp_path / "version_0")
     assert not (tmp_path / "version_0").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from digitlab import runs
+from digitlab import files, run_folder
 
 CLAIM_TEN = """
 import sys
@@ -19,7 +19,7 @@ for _ in range(10):
 
 
 def make_run(root: Path, name: str, started: float) -> Path:
-    folder = runs.claim(root, name)
+    folder = run_folder.create_run_dir(root, name)
     (folder / "config.yaml").write_text("")
     os.utime(folder / "config.yaml", (started, started))
     return folder
@@ -27,9 +27,9 @@ def make_run(root: Path, name: str, started: float) -> Path:
 
 def test_runs_of_a_name_are_numbered_from_zero(tmp_path: Path) -> None:
     root = tmp_path / "not" / "yet"
-    folders = [runs.claim(root, "mnist-lenet5") for _ in range(12)]
+    folders = [run_folder.create_run_dir(root, "mnist-lenet5") for _ in range(12)]
     assert folders == [root / "mnist-lenet5" / f"version_{n}" for n in range(12)]
-    assert runs.claim(root, "other") == root / "other" / "version_0"
+    assert run_folder.create_run_dir(root, "other") == root / "other" / "version_0"
     assert all(folder.is_dir() for folder in folders)
 
 
@@ -37,12 +37,12 @@ def test_a_number_is_not_given_again_after_a_gap(tmp_path: Path) -> None:
     for name in ("version_0", "version_9", "version_10", "version_x", "notes_99", "version_"):
         (tmp_path / "name" / name).mkdir(parents=True)
     (tmp_path / "name" / "version_11").write_text("a file takes a number too")
-    assert runs.claim(tmp_path, "name").name == "version_12"
+    assert run_folder.create_run_dir(tmp_path, "name").name == "version_12"
 
 
 def test_threads_never_share_a_folder(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: runs.claim(tmp_path, "name"), range(80)))
+        folders = list(pool.map(lambda _: run_folder.create_run_dir(tmp_path, "name"), range(80)))
     assert sorted(int(folder.name[8:]) for folder in folders) == list(range(80))
 
 
@@ -59,54 +59,54 @@ def test_a_folder_taken_between_looking_and_making_is_left_to_its_owner(
 ) -> None:
     (tmp_path / "name" / "version_0").mkdir(parents=True)
     monkeypatch.setattr(Path, "iterdir", lambda self: iter(()))  # an old look at the folder
-    assert runs.claim(tmp_path, "name").name == "version_1"
+    assert run_folder.create_run_dir(tmp_path, "name").name == "version_1"
 
 
 def test_latest_is_the_run_that_was_started_last(tmp_path: Path) -> None:
     first = make_run(tmp_path, "z", started=100)
     last = make_run(tmp_path, "a", started=300)
     make_run(tmp_path, "a", started=200)
-    runs.claim(tmp_path, "b")  # has no config: its training never began
-    assert runs.find("latest", tmp_path) == last
-    assert runs.find(str(first), tmp_path) == first
+    run_folder.create_run_dir(tmp_path, "b")  # has no config: its training never began
+    assert run_folder.find_run("latest", tmp_path) == last
+    assert run_folder.find_run(str(first), tmp_path) == first
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no run in .*: train one with digitlab fit"):
-        runs.find("latest", tmp_path)
-    claimed = runs.claim(tmp_path, "name")
+        run_folder.find_run("latest", tmp_path)
+    claimed = run_folder.create_run_dir(tmp_path, "name")
     with pytest.raises(ValueError, match=r"version_0 is no run folder, .* or latest"):
-        runs.find(str(claimed))
+        run_folder.find_run(str(claimed))
 
 
 @pytest.mark.parametrize("name", ["last", "best"])
 def test_checkpoints_are_found_by_name_or_path(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"there is no checkpoint .*{name}\.ckpt: train the run"):
-        runs.find_checkpoint(tmp_path, name)
+        run_folder.find_checkpoint(tmp_path, name)
     path = tmp_path / "checkpoints" / f"{name}.ckpt"
     path.parent.mkdir()
     path.touch()
-    assert runs.find_checkpoint(tmp_path, name) == path
-    assert runs.find_checkpoint(tmp_path / "elsewhere", str(path)) == path
+    assert run_folder.find_checkpoint(tmp_path, name) == path
+    assert run_folder.find_checkpoint(tmp_path / "elsewhere", str(path)) == path
     with pytest.raises(ValueError, match=r"there is no checkpoint lst: give last, best or"):
-        runs.find_checkpoint(tmp_path, "lst")
+        run_folder.find_checkpoint(tmp_path, "lst")
 
 
 def test_updating_metrics_keeps_what_others_have_written(tmp_path: Path) -> None:
-    assert runs.read_metrics(tmp_path) == {}
-    runs.update_metrics(tmp_path, {"test": {"accuracy": 0.5}, "model": "MLP"})
-    runs.update_metrics(tmp_path, {"test": {"accuracy": 0.75}, "val": {"n": 5}})
+    assert run_folder.read_metrics(tmp_path) == {}
+    run_folder.update_metrics(tmp_path, {"test": {"accuracy": 0.5}, "model": "MLP"})
+    run_folder.update_metrics(tmp_path, {"test": {"accuracy": 0.75}, "val": {"n": 5}})
     expected = {"test": {"accuracy": 0.75}, "model": "MLP", "val": {"n": 5}}
-    assert runs.read_metrics(tmp_path) == expected
+    assert run_folder.read_metrics(tmp_path) == expected
     assert json.loads((tmp_path / "metrics.json").read_text()) == expected
     with pytest.raises(TypeError):
-        runs.update_metrics(tmp_path, {"model": object()})
-    assert runs.read_metrics(tmp_path) == expected
+        run_folder.update_metrics(tmp_path, {"model": object()})
+    assert run_folder.read_metrics(tmp_path) == expected
 
 
 def test_text_is_written_as_utf8_and_leaves_no_other_file(tmp_path: Path) -> None:
     for text in ("2²⁰ ±√6\n", "shorter"):
-        runs.write_text(tmp_path / "text.txt", text)
+        files.write_text(tmp_path / "text.txt", text)
         assert (tmp_path / "text.txt").read_bytes() == text.encode()
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
@@ -116,7 +116,7 @@ def test_a_failed_write_leaves_the_old_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     path = tmp_path / "text.txt"
-    runs.write_text(path, "old")
+    files.write_text(path, "old")
 
     def half(file: Path, text: str, **_: str) -> None:
         file.write_bytes(text[: len(text) // 2].encode())
@@ -131,5 +131,5 @@ def test_a_failed_write_leaves_the_old_text(
         else:
             patch.setattr(Path, "write_text", half)
         with pytest.raises(OSError, match="no space"):
-            runs.write_text(path, "new and longer")
+            files.write_text(path, "new and longer")
     assert path.read_text() == "old"

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 
-from digitlab import unsupported
+from digitlab import execution
 from digitlab.models import MLP
 from tests.fitting import fit, small_mlp, trainer
 from tests.tiny import TinyDataModule
@@ -53,8 +53,8 @@ def test_what_cannot_be_honoured_is_refused_by_name(case: str, tmp_path: Path) -
     options, message = REFUSED[case]
     run = trainer(**{**options, "default_root_dir": tmp_path})
     with pytest.raises(ValueError, match=message):
-        unsupported.check(small_mlp(steps_per_execution=4), run)
-    unsupported.check(small_mlp(steps_per_execution=1), run)
+        execution.check_supported(small_mlp(steps_per_execution=4), run)
+    execution.check_supported(small_mlp(steps_per_execution=1), run)
 
 
 def test_a_refusal_comes_from_the_fit_itself() -> None:

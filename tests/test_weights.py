@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from digitlab.checkpoints import load_weights, sha256
 from digitlab.classifier import Classifier
 from digitlab.models import MLP, LeNet1, LeNet5, LinearClassifier
-from digitlab.weights import load_weights, sha256
 from tests.fitting import assert_bitwise_equal, checkpoint_of, small_mlp, weights
 
 

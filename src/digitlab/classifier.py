@@ -12,11 +12,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from digitlab import execution, processes, unsupported
+from digitlab import distributed, execution
 from digitlab.batches import Batch, Block
-from digitlab.initialization import initialize_as_keras
-from digitlab.predictions import describe_predictions
-from digitlab.scores import Score, Sums
+from digitlab.scores import RunningScore, Score, describe_predictions
+
+
+def initialize_as_keras(module: nn.Module) -> None:
+    """Draw a layer's initial values as Keras does: Glorot-uniform weights and zero biases."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight)  # Glorot and Bengio 2010, equation 16
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
 
 Phase = Literal["train", "val", "test"]
 
@@ -100,7 +107,7 @@ class Classifier(LightningModule):
         self.label_smoothing = label_smoothing
         self.steps_per_execution = steps_per_execution
         self.automatic_optimization = steps_per_execution == 1
-        self.sums: dict[Phase, Sums] = {}  # of epochs under way
+        self.sums: dict[Phase, RunningScore] = {}  # of epochs under way
         self._scores: dict[Phase, Score] = {}  # of epochs that are over
         if initialization == "keras":
             self.apply(initialize_as_keras)
@@ -141,12 +148,12 @@ class Classifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start a training score; a run that goes on inside an epoch keeps that of its start."""
-        self.sums["train"] = Sums(self.device)
+        self.sums["train"] = RunningScore(self.device)
 
     def training_step(self, batch: Batch | Block, batch_idx: int) -> Tensor | None:
         """Compute the mean loss of a batch, to be minimized; or minimize it for each of several."""
         if "train" not in self.sums:  # Lightning may go on inside an epoch
-            self.sums["train"] = Sums(self.device)
+            self.sums["train"] = RunningScore(self.device)
         if self.automatic_optimization:
             return self._measure("train", cast("Batch", batch))[0]
         execution.train_on(self, batch, lambda one: self._measure("train", one)[0])
@@ -154,8 +161,8 @@ class Classifier(LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse what the trainer is asked for and cannot be done; draw other masks than others."""
-        unsupported.check(self, self.trainer)
-        processes.draw_apart(self.trainer)
+        execution.check_supported(self, self.trainer)
+        distributed.seed_per_rank(self.trainer)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, which a mixed precision has unscaled by now; log, if it is time."""
@@ -170,7 +177,7 @@ class Classifier(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start a validation score."""
-        self.sums["val"] = Sums(self.device)
+        self.sums["val"] = RunningScore(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Add a batch to the validation score; its logits are for callbacks to look at."""
@@ -182,7 +189,7 @@ class Classifier(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Start a test score."""
-        self.sums["test"] = Sums(self.device)
+        self.sums["test"] = RunningScore(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the test score."""
@@ -208,7 +215,7 @@ class Classifier(LightningModule):
         precision = self._trainer.precision_plugin if self._trainer else Precision()
         was_training = self.training
         self.eval()
-        sums = Sums(self.device)
+        sums = RunningScore(self.device)
         for batch in batches:
             on_device = self.transfer_batch_to_device(batch, self.device, 0)
             images, labels = precision.convert_input(on_device)
@@ -241,7 +248,7 @@ class Classifier(LightningModule):
         self.sums[phase].add(loss, logits, labels)
         return loss, logits
 
-    def _score(self, sums: Sums) -> Score:
+    def _score(self, sums: RunningScore) -> Score:
         return (sums.reduce(self._trainer.strategy) if self._trainer else sums).score()
 
 

@@ -6,6 +6,7 @@ scaled as a precision needs it. K = 1 is Lightning's ordinary automatic optimiza
 are the same, bit for bit.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -13,6 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    DeviceStatsMonitor,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    ThroughputMonitor,
+    WeightAveraging,
+)
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins import (
     DoublePrecision,
@@ -28,12 +38,97 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from digitlab.batches import Batch, Block
-from digitlab.lean import Step, lean_step
-from digitlab.scores import Sums
-from digitlab.unsupported import overrides
+from digitlab.optimizers import Step, fused_adam_step
+from digitlab.scores import RunningScore
 
 if TYPE_CHECKING:
     from digitlab.classifier import Classifier
+
+# Hooks of a model that Lightning calls under automatic optimization only.
+_HOOKS = (
+    *("configure_gradient_clipping", "optimizer_step", "optimizer_zero_grad"),
+    "lr_scheduler_step",
+)
+
+
+def check_supported(model: "Classifier", trainer: Trainer) -> None:
+    """Refuse what a trainer or a model is asked for and cannot be done.
+
+    Raises:
+        ValueError: With `steps_per_execution` above 1, a setting counts batches or changes what a
+            step is; or a gradient scaler and a fused optimizer leave nothing to clip.
+    """
+    if model.steps_per_execution > 1:
+        for what, remedy in (
+            *_trainer_refusals(trainer),
+            *_callback_refusals(trainer),
+            *_model_refusals(model),
+        ):
+            raise ValueError(
+                f"{what} cannot be honoured with steps_per_execution "
+                f"{model.steps_per_execution}: {remedy}, or set steps_per_execution to 1"
+            )
+    if model.gradient_clip_norm is None or trainer.precision != "16-mixed":
+        return
+    # Under a gradient scaler, a fused optimizer unscales the gradients inside its own step.
+    if any(getattr(o, "_step_supports_amp_scaling", False) for o in trainer.optimizers):
+        raise ValueError(
+            f"gradient_clip_norm is {model.gradient_clip_norm}: a fused optimizer under "
+            "16-mixed cannot be clipped; use bf16-mixed, or an optimizer with fused: false"
+        )
+
+
+def _trainer_refusals(trainer: Trainer) -> Iterator[tuple[str, str]]:
+    """Find settings that count blocks, or that manual optimization leaves undone."""
+    if (norm := trainer.gradient_clip_val) is not None:
+        yield f"gradient_clip_val {norm}", "use the model's gradient_clip_norm"
+    if (batches := trainer.accumulate_grad_batches) != 1:
+        yield f"accumulate_grad_batches {batches}", "use a larger batch_size"
+    limit, overfit = trainer.limit_train_batches, trainer.overfit_batches  # type: ignore[attr-defined]
+    if isinstance(limit, float) and limit != 1:
+        name = "overfit_batches" if overfit else "limit_train_batches"
+        yield f"{name} {limit}", "give a number of optimizer steps"
+    # A time is kept elsewhere, and then there is no such attribute.
+    interval = getattr(trainer, "val_check_interval", "as a time")
+    if not isinstance(interval, float) or interval != 1:
+        yield f"val_check_interval {interval}", "validate after whole epochs"
+    for optimizer in trainer.optimizers:
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure and closure.default is closure.empty:
+            yield type(optimizer).__name__, "use an optimizer that takes one gradient a step"
+
+
+def _callback_refusals(trainer: Trainer) -> Iterator[tuple[str, str]]:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set at run time
+        name = type(callback).__name__
+        if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
+            yield name, "leave the callback out"
+        if isinstance(callback, GradientAccumulationScheduler):
+            yield name, "use a larger batch_size"
+        if isinstance(callback, DeviceStatsMonitor | ThroughputMonitor):
+            yield name, "leave the callback out"
+        if isinstance(callback, LearningRateMonitor) and callback.logging_interval != "epoch":
+            yield f"{name} by the step", "set its logging_interval to epoch"
+        if isinstance(callback, ModelCheckpoint) and _saves_inside_epochs(callback):
+            yield f"{name} inside an epoch", "use digitlab.callbacks.StepCheckpoint"
+
+
+def _model_refusals(model: "Classifier") -> Iterator[tuple[str, str]]:
+    for hook in _HOOKS:
+        if overrides(model, LightningModule, hook):
+            yield f"{type(model).__name__}.{hook}", "do it in on_before_optimizer_step"
+
+
+def overrides(thing: Any, base: type, hook: str) -> bool:
+    """Say whether an object has a hook of its own, by its class or as an attribute."""
+    return getattr(getattr(thing, hook), "__func__", None) is not getattr(base, hook)
+
+
+def _saves_inside_epochs(checkpoint: ModelCheckpoint) -> bool:
+    """Say whether it would, and does it as Lightning's own, which may jump over its steps."""
+    wants = checkpoint._every_n_train_steps > 0 or checkpoint._train_time_interval is not None
+    return wants and type(checkpoint).on_train_batch_end is ModelCheckpoint.on_train_batch_end
+
 
 # Where Lightning has nothing to do at a step but to call hooks.
 _PLAIN_PRECISIONS = (Precision, DoublePrecision, HalfPrecision, MixedPrecision)
@@ -53,8 +148,8 @@ def train_on(
     optimizer = model.optimizers()
     assert isinstance(optimizer, LightningOptimizer)
     make_step = _step
-    if _is_bare(model):
-        make_step = partial(_bare_step, step=lean_step(optimizer.optimizer))
+    if _can_skip_hooks(model):
+        make_step = partial(_fast_step, step=fused_adam_step(optimizer.optimizer))
     before = model.global_step
     for batch in _batches(model.trainer, served):
         loss = loss_of(batch)
@@ -94,7 +189,7 @@ def _step(model: "Classifier", optimizer: LightningOptimizer, loss: Tensor) -> N
     optimizer.step()
 
 
-def _bare_step(
+def _fast_step(
     model: "Classifier", optimizer: LightningOptimizer, loss: Tensor, step: Step
 ) -> None:
     """Do what `_step` does where no layer of Lightning's has anything to add.
@@ -111,7 +206,7 @@ def _bare_step(
     optimizer._on_after_step()
 
 
-def _is_bare(model: "Classifier") -> bool:
+def _can_skip_hooks(model: "Classifier") -> bool:
     """Say whether there is no process to synchronize, no gradient to scale, no hook to call."""
     trainer = model.trainer
     precision = trainer.precision_plugin
@@ -125,7 +220,7 @@ def _is_bare(model: "Classifier") -> bool:
     )
 
 
-def log_step(model: "Classifier", sums: Sums, optimizer: Optimizer) -> None:
+def log_step(model: "Classifier", sums: RunningScore, optimizer: Optimizer) -> None:
     """Log mean loss and accuracy since the last record, if it is time, and the learning rate.
 
     It is called before a step is made.

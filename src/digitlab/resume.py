@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from digitlab import checkpoints, runs
-from digitlab.processes import say_once
+from digitlab import checkpoints, run_folder
+from digitlab.distributed import print_rank_zero
 
 FREE = (
     "checkpoint_every_n_minutes",
@@ -29,7 +29,7 @@ _FIXED = ("model.init_args.optimizer", "model.init_args.lr_scheduler")
 
 
 @dataclass
-class Start:
+class ResumePoint:
     """Where a run starts, or goes on.
 
     Args:
@@ -67,7 +67,7 @@ class Start:
         return "Starting over: nothing was saved"
 
 
-def find_start(folder: Path, settings: str, allow_changes: bool = False) -> Start:
+def find_resume_point(folder: Path, settings: str, allow_changes: bool = False) -> ResumePoint:
     """Choose what a run goes on from: its last checkpoint, the one before, or its beginning.
 
     Args:
@@ -87,7 +87,7 @@ def find_start(folder: Path, settings: str, allow_changes: bool = False) -> Star
     if path is None:
         theirs = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
         _check_same(ours, theirs, folder, allow_changes)
-        return Start(again=True)
+        return ResumePoint(again=True)
     if "exact_resume" not in content:
         raise ValueError(
             f"{path} is of an older digitlab or of another program, without what a run goes on "
@@ -98,11 +98,11 @@ def find_start(folder: Path, settings: str, allow_changes: bool = False) -> Star
     theirs = yaml.safe_load(state["settings"])
     _check_same(ours, theirs, folder, allow_changes)
     epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    start = Start(True, path, step, len(state["processes"]))
+    start = ResumePoint(True, path, step, len(state["processes"]))
     start.trained = _is_at_limit(ours["trainer"], epochs, step)
     if state["stopped"] and _times(ours) == _times(theirs):
         start.trained = True  # a callback has ended it
-    if start.trained and runs.read_metrics(folder).get("optimizer_steps") == step:
+    if start.trained and run_folder.read_metrics(folder).get("optimizer_steps") == step:
         longer = "a larger --trainer.max_epochs or max_steps goes on"
         start.finished = f"{epochs} epochs, {step} steps; {longer}"
     return start
@@ -110,16 +110,16 @@ def find_start(folder: Path, settings: str, allow_changes: bool = False) -> Star
 
 def _read_last(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     """Read the last checkpoint that is whole; None where none was written."""
-    last = folder / runs.CHECKPOINTS["torch"]["last"]
+    last = folder / run_folder.CHECKPOINTS["torch"]["last"]
     paths = [path for path in (last, last.with_name("previous.ckpt")) if path.exists()]
     for path in paths:
         try:
-            return path, checkpoints.read(path)
+            return path, checkpoints.read_checkpoint(path)
         except ValueError as error:
             if path == paths[-1]:
                 raise
             sentence = f"{error}; going on from {paths[-1]}"
-            say_once(f"digitlab: warning: {sentence}", sys.stderr)
+            print_rank_zero(f"digitlab: warning: {sentence}", sys.stderr)
     return None, {}
 
 

@@ -1,13 +1,15 @@
-"""Loss and accuracy over a set of images, exact whatever the sizes of its batches."""
+"""Loss and accuracy over a set of images, exact for any batch sizes; predictions as rows."""
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self, TypedDict
 
 import torch
 from lightning.pytorch.strategies import Strategy
-from torch import Tensor
+from torch import Tensor, nn
 
-AT_ONCE = 32
+BATCHES_AT_ONCE = 32
 """Batches whose predictions are compared with their labels, or losses checked, together."""
 
 
@@ -20,7 +22,7 @@ class Score(TypedDict):
     n: int
 
 
-def describe(split: str, score: Score) -> str:
+def describe_score(split: str, score: Score) -> str:
     """Say a score in words.
 
     Examples:
@@ -31,7 +33,7 @@ def describe(split: str, score: Score) -> str:
     return f"{split} accuracy {score['accuracy']:.2%} ({counts}), {split} loss {score['loss']:.4f}"
 
 
-class Sums:
+class RunningScore:
     """Sums over the images seen so far, kept on the device that computes them.
 
     Nothing is read back before the end: reading a value each step would stall a GPU. Predictions
@@ -70,7 +72,7 @@ class Sums:
         self.loss.add_(loss, alpha=len(labels))
         self._unchecked.append(loss)
         self._waiting.append((logits.detach(), labels))
-        if len(self._waiting) == AT_ONCE:
+        if len(self._waiting) == BATCHES_AT_ONCE:
             self._compare()
         self.n += len(labels)
 
@@ -134,3 +136,59 @@ class Sums:
         loss, correct = self.loss.item(), int(self.correct.item())
         n = self.n or float("nan")
         return {"loss": loss / n, "accuracy": correct / n, "correct": correct, "n": self.n}
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Have no dropout in the `with` block, also where a `Classifier` leaves it on in evaluation.
+
+    So neither the weights nor the random numbers of a run are touched.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)
+
+
+def name_classes(names: Sequence[str], count: int) -> list[str]:
+    r"""Name so many classes, each in a line; those without a name by their numbers.
+
+    Examples:
+        >>> name_classes(("cat", "big\ndog"), 3)
+        ['cat', 'big dog', '2']
+    """
+    named = [" ".join(name.split()) for name in names[:count]]
+    return [*named, *map(str, range(len(named), count))]
+
+
+def describe_predictions(
+    logits: Tensor, labels: Tensor | None = None, names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Turn logits into predictions.
+
+    Args:
+        logits: `(N, num_classes)`, float32 or wider.
+        labels: int64 `(N,)`, if they are known.
+        names: Of all classes; their numbers if not given.
+
+    Returns:
+        `label` int64 `(N,)` where labels were given, `class` int64 `(N,)`, `class_name` (N
+        strings), `probability` of that class `(N,)`, and `probabilities` `(N, num_classes)`.
+
+    Examples:
+        >>> import torch
+        >>> said = describe_predictions(torch.tensor([[0.0, 3.0]]), names=["cat", "dog"])
+        >>> said["class_name"], round(said["probability"].item(), 4)
+        (['dog'], 0.9526)
+    """
+    probabilities = logits.softmax(1)
+    probability, predicted = probabilities.max(1)
+    return {
+        **({} if labels is None else {"label": labels}),
+        "class": predicted,
+        "class_name": [names[i] if names else str(i) for i in predicted.tolist()],
+        "probability": probability,
+        "probabilities": probabilities,
+    }

@@ -11,7 +11,7 @@ from types import FrameType
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 
-from digitlab.processes import agree
+from digitlab.distributed import all_reduce_max
 
 
 class Interrupted(BaseException):
@@ -92,4 +92,4 @@ class StopSignals:
 
         To be called by all processes or none.
         """
-        return agree(self.trainer, self._number)
+        return all_reduce_max(self.trainer, self._number)

@@ -5,7 +5,7 @@ import pytest
 from benchmarks import pages
 from benchmarks.endurance import report
 
-from digitlab.reproduce.report import PAGE_TABLE, fill
+from digitlab.reproduce.command import PAGE_TABLE, fill
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.stem)

@@ -6,12 +6,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from digitlab.callbacks import Figures, History
-from digitlab.callbacks.figures import draw_curves
-from digitlab.callbacks.history import Row
+from digitlab.callbacks import History, SaveFigures
+from digitlab.callbacks.logging import HistoryRow
+from digitlab.callbacks.pictures import draw_curves
 from tests.fitting import fit
 
-ROWS: list[Row] = [
+ROWS: list[HistoryRow] = [
     {
         "epoch": epoch,
         "train_loss": 2.0 / epoch,
@@ -30,7 +30,7 @@ def pixels(figure: Figure, path: Path) -> NDArray[np.uint8]:
 
 def test_a_fit_leaves_both_pictures(tmp_path: Path) -> None:
     history = History(tmp_path / "history.csv")
-    fit(None, history, Figures(tmp_path, history), max_epochs=2)
+    fit(None, history, SaveFigures(tmp_path, history), max_epochs=2)
     sizes = {"samples.png": (376, 222), "curves.png": (900, 350)}
     for name, size in sizes.items():
         with Image.open(tmp_path / name) as picture:
@@ -59,7 +59,9 @@ def test_the_curves_are_the_rows_without_what_was_not_validated() -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_runs_without_validation_or_of_one_epoch_have_curves(tmp_path: Path, count: int) -> None:
-    rows: list[Row] = [{**row, "val_loss": None, "val_accuracy": None} for row in ROWS[:count]]
+    rows: list[HistoryRow] = [
+        {**row, "val_loss": None, "val_accuracy": None} for row in ROWS[:count]
+    ]
     figure = draw_curves(rows)
     assert [len(axes.lines) for axes in figure.axes] == [1, 1]
     assert len(np.unique(pixels(figure, tmp_path / "curves.png"))) > 20

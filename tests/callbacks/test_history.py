@@ -6,8 +6,8 @@ import pytest
 from lightning import Callback, Trainer
 from torch.optim.lr_scheduler import StepLR
 
-from digitlab.callbacks import Console, History
-from digitlab.callbacks.console import describe_layers
+from digitlab.callbacks import History, PrintEpoch
+from digitlab.callbacks.logging import describe_layers
 from digitlab.models import LeNet5
 from tests.fitting import BATCHES, Recording, fit, small_mlp, trainer
 from tests.tiny import TinyDataModule
@@ -94,7 +94,7 @@ def test_the_console_shows_layers_and_a_line_for_each_epoch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     history = History(tmp_path / "history.csv")
-    fit(None, history, Console(history), max_epochs=2, check_val_every_n_epoch=2)
+    fit(None, history, PrintEpoch(history), max_epochs=2, check_val_every_n_epoch=2)
     *layers, first, second = capsys.readouterr().out.splitlines()
     assert layers == describe_layers(small_mlp().network).splitlines()
     rows = history.rows

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from digitlab.callbacks.model_graph import trace
+from digitlab.callbacks import tensorboard
+from digitlab.callbacks.tensorboard import trace
 from digitlab.classifier import Classifier
 from digitlab.cli import main
 from digitlab.models import MLP
@@ -135,10 +136,9 @@ def test_a_name_of_several_lines_is_one_label(tmp_path: Path) -> None:
 def test_the_projector_shows_the_first_thousand_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from digitlab.callbacks import projector
 
-    assert projector.IMAGES == 1000
-    monkeypatch.setattr(projector, "IMAGES", 20)
+    assert tensorboard.IMAGES == 1000
+    monkeypatch.setattr(tensorboard, "IMAGES", 20)
     folder = commands.fit(tmp_path)
     whole = commands.fit(tmp_path / "all", "--data.eval_batch_size", "7")
     labels = (folder / "projector" / "labels.tsv").read_text("utf-8").splitlines()
@@ -182,7 +182,7 @@ def test_a_full_disk_is_told_and_the_run_is_finished_when_there_is_room(
 
     place = ["--trainer.default_root_dir", str(tmp_path)]
     with monkeypatch.context() as patch:
-        patch.setattr("digitlab.callbacks.projector.write_projector", full)
+        patch.setattr("digitlab.callbacks.tensorboard.write_projector", full)
         code = main(["fit", "--model", "LinearClassifier", *commands.SHORT, *place])
     assert code == 1
     assert "No space left on device" in capsys.readouterr().err

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from digitlab.callbacks import (
     ConfusionMatrix,
-    Filters,
+    FirstLayerKernels,
     History,
     ModelGraph,
     Projector,
     Rates,
     Stopwatch,
     WorstMistakes,
-    projector,
+    tensorboard,
 )
 from digitlab.classifier import Classifier
 from digitlab.cli import main
-from digitlab.data.reading import Split
+from digitlab.data.download import Split
 from digitlab.models import LeNet5
 from tests import commands, events, fitting
 from tests.fitting import assert_bitwise_equal, small_mlp, weights
@@ -34,7 +34,7 @@ DRAWN = ("val/confusion_matrix", "val/mistakes", "weights/conv1")
 def all_callbacks(folder: Path) -> list[Callback]:
     stopwatch, history = Stopwatch(), History(folder / "history.csv")
     rates = Rates(history, stopwatch)
-    while_training = [rates, ConfusionMatrix(), WorstMistakes(), Filters()]
+    while_training = [rates, ConfusionMatrix(), WorstMistakes(), FirstLayerKernels()]
     return [stopwatch, history, *while_training, ModelGraph(), Projector()]
 
 
@@ -44,7 +44,7 @@ def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("this is shown to nobody")
 
     monkeypatch.setattr(Image, "new", refuse)
-    monkeypatch.setattr(projector, "_features", refuse)
+    monkeypatch.setattr(tensorboard, "_features", refuse)
 
 
 @pytest.mark.usefixtures("_no_drawing")

@@ -8,7 +8,7 @@ import pytest
 from lightning import Trainer
 from tqdm import tqdm
 
-from digitlab.callbacks import ProgressBar, progress
+from digitlab.callbacks import ProgressBar, logging
 from tests.fitting import BATCHES, small_mlp, trainer
 from tests.tiny import TinyDataModule
 
@@ -26,7 +26,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     stream = Terminal()
-    monkeypatch.setattr(progress, "tqdm", partial(tqdm, file=stream))
+    monkeypatch.setattr(logging, "tqdm", partial(tqdm, file=stream))
     monkeypatch.setenv("COLUMNS", "100")
     return stream
 
@@ -34,7 +34,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 def tick(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Lets the bar's clock go on by some seconds at each look."""
     clock: Iterator[float] = itertools.count(start=100.0, step=seconds)
-    monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(logging, "monotonic", lambda: next(clock))
 
 
 def run(**options: Any) -> Trainer:
@@ -93,7 +93,7 @@ def test_an_evaluation_has_a_bar(
 @pytest.mark.parametrize("method", ["fit", "validate", "test", "predict"])
 def test_without_a_terminal_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     stream = io.StringIO()
-    monkeypatch.setattr(progress, "tqdm", partial(tqdm, file=stream))
+    monkeypatch.setattr(logging, "tqdm", partial(tqdm, file=stream))
     tick(monkeypatch, 1.0)
     getattr(run(), method)(small_mlp(), TinyDataModule())
     assert stream.getvalue() == ""

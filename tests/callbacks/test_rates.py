@@ -15,7 +15,7 @@ class Clock(Callback):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr("digitlab.callbacks.stopwatch.perf_counter", lambda: self.now)
+        monkeypatch.setattr("digitlab.callbacks.logging.perf_counter", lambda: self.now)
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.now += 2

@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import StepLR
 from torchmetrics.classification import MulticlassAccuracy
 
-from digitlab.callbacks import Results, Stopwatch
+from digitlab.callbacks import FinalEvaluation, Stopwatch
 from digitlab.callbacks.results import describe_device
-from digitlab.data.reading import Split
+from digitlab.data.download import Split
 from digitlab.models import MLP
 from tests import events
 from tests.fitting import small_mlp, trainer, whole
@@ -27,7 +27,7 @@ def fit(folder: Path, model: MLP, data: TinyDataModule, **options: Any) -> dict[
     stopwatch = Stopwatch()
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     seed_everything(5, verbose=False)
-    callbacks = [stopwatch, Results(folder, stopwatch, **options)]
+    callbacks = [stopwatch, FinalEvaluation(folder, stopwatch, **options)]
     trainer(max_epochs=2, logger=logger, callbacks=callbacks, log_every_n_steps=5).fit(model, data)
     metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
     return metrics

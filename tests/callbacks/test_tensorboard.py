@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
+from digitlab.callbacks.pictures import draw_confusion_matrix, draw_images, draw_kernels
 from digitlab.models import LeNet5
-from digitlab.pictures import draw_confusion_matrix, draw_images, draw_kernels
 from tests import events, tiny
 from tests.commands import fit
 from tests.fitting import whole

@@ -9,13 +9,8 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning import seed_everything
 
-from digitlab.data import (
-    DigitsDataModule,
-    FashionMNISTDataModule,
-    ImageDataModule,
-    MNISTDataModule,
-)
-from digitlab.data.reading import Split
+from digitlab.data import DigitsDataModule, FashionMNISTDataModule, ImageDataModule, MNISTDataModule
+from digitlab.data.download import Split
 from tests import tiny
 from tests.tiny import SpiedDataModule, TinyDataModule
 

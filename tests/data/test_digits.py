@@ -6,8 +6,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from digitlab.data import DigitsDataModule
-from digitlab.data.datamodules import enlarge
-from digitlab.data.reading import sha256
+from digitlab.data.datasets import enlarge
+from digitlab.data.download import sha256
 
 
 def test_digits_have_a_fixed_stratified_fifth_for_testing() -> None:

@@ -11,10 +11,10 @@ from torchvision import transforms
 
 from digitlab.data import (
     DigitsDataModule,
+    EpochSampler,
     FashionMNISTDataModule,
     ImageDataModule,
     ImageLoader,
-    ImageOrder,
     MNISTDataModule,
 )
 from tests.tiny import TinyDataModule
@@ -22,7 +22,7 @@ from tests.tiny import TinyDataModule
 NORMALIZATIONS = ["unit", "symmetric", "standard"]
 
 
-def numbered(order: ImageOrder, batch_size: int = 4) -> ImageLoader:
+def numbered(order: EpochSampler, batch_size: int = 4) -> ImageLoader:
     """A loader whose labels are the images' numbers, so that a batch tells what it holds."""
     images = np.random.default_rng(3).integers(0, 256, (order.images, 28, 28), np.uint8)
     return ImageLoader(images, np.arange(order.images), order, batch_size)
@@ -64,7 +64,7 @@ def test_images_are_bit_identical_to_torchvisions_transforms(normalization: Any)
 def test_every_pixel_value_is_normalized_as_torchvision_does() -> None:
     pixels = np.resize(np.arange(256, dtype=np.uint8), (1, 28, 28))
     for mean_std in [(0.5, 0.5), (0.1307, 0.3081), (0.2860, 0.3530), (0.3047, 0.3245)]:
-        loader = ImageLoader(pixels, np.zeros(1, np.int64), ImageOrder(1), 1, mean_std)
+        loader = ImageLoader(pixels, np.zeros(1, np.int64), EpochSampler(1), 1, mean_std)
         mean, std = mean_std
         transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize([mean], [std])])
         assert_bit_identical(loader, transform(pixels[0])[None])
@@ -89,7 +89,7 @@ def test_images_made_on_a_gpu_are_bit_identical_to_torchvisions_transforms(
 ) -> None:
     data = TinyDataModule(normalization=normalization)
     scale = {"unit": None, "symmetric": (0.5, 0.5), "standard": data.mean_std}[normalization]
-    loader = ImageLoader(*data.arrays("train"), ImageOrder(200), 32, scale, "cuda")
+    loader = ImageLoader(*data.arrays("train"), EpochSampler(200), 32, scale, "cuda")
     assert all(images.is_cuda and labels.is_cuda for images, labels in loader)
     assert_bit_identical(loader, reference_images(data, "train"))
 
@@ -115,7 +115,7 @@ def test_an_epoch_has_as_many_steps_as_in_the_documents(
     images: int, batch_size: int, steps: int
 ) -> None:
     loader = ImageLoader(
-        np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.int64), ImageOrder(images), batch_size
+        np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.int64), EpochSampler(images), batch_size
     )
     assert len(loader) == steps
 
@@ -127,11 +127,11 @@ def test_a_loader_resumed_at_any_batch_goes_on_as_if_it_had_not_stopped() -> Non
             for images, labels in loader:
                 yield torch.cat([images.flatten(), labels])
 
-    uninterrupted = list(batches(numbered(ImageOrder(23, shuffle=True)), 0))
-    stopped = numbered(ImageOrder(23, shuffle=True))
+    uninterrupted = list(batches(numbered(EpochSampler(23, shuffle=True)), 0))
+    stopped = numbered(EpochSampler(23, shuffle=True))
     for position, _ in enumerate(batches(stopped, 0), start=1):
         state = stopped.state_dict()
-        resumed = numbered(ImageOrder(23, shuffle=True))
+        resumed = numbered(EpochSampler(23, shuffle=True))
         resumed.load_state_dict(state)
         assert resumed.state_dict() == state
         rest = list(batches(resumed, state["epoch"]))
@@ -140,13 +140,13 @@ def test_a_loader_resumed_at_any_batch_goes_on_as_if_it_had_not_stopped() -> Non
 
 
 def test_a_batch_counts_as_served_while_it_is_being_used() -> None:
-    loader = numbered(ImageOrder(23))
+    loader = numbered(EpochSampler(23))
     assert loader.state_dict()["batches"] == 0
     assert [loader.state_dict()["batches"] for _ in loader] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_new_epoch_starts_at_its_first_batch() -> None:
-    loader = numbered(ImageOrder(23, shuffle=True))
+    loader = numbered(EpochSampler(23, shuffle=True))
     next(iter(loader))
     loader.sampler.set_epoch(1)
     assert loader.state_dict()["batches"] == 0
@@ -154,7 +154,7 @@ def test_a_new_epoch_starts_at_its_first_batch() -> None:
 
 
 def test_a_position_in_another_epoch_than_the_one_that_starts_is_forgotten() -> None:
-    loader, resumed = (numbered(ImageOrder(23, shuffle=True)) for _ in range(2))
+    loader, resumed = (numbered(EpochSampler(23, shuffle=True)) for _ in range(2))
     next(iter(loader))
     resumed.load_state_dict(loader.state_dict())
     resumed.sampler.set_epoch(1)
@@ -162,23 +162,23 @@ def test_a_position_in_another_epoch_than_the_one_that_starts_is_forgotten() -> 
 
 
 def test_only_the_first_iteration_after_loading_a_position_is_cut() -> None:
-    loader = numbered(ImageOrder(23))
+    loader = numbered(EpochSampler(23))
     loader.load_state_dict({**loader.state_dict(), "batches": 4})
     assert [len(served(loader)) for _ in range(2)] == [2, 6]
 
 
 def test_an_evaluation_that_was_cut_short_starts_anew() -> None:
-    loader = numbered(ImageOrder(23))
+    loader = numbered(EpochSampler(23))
     next(iter(loader))
     loader.sampler.set_epoch(0)
     assert flat(served(loader)) == list(range(23))
 
 
 def test_asking_for_iterators_without_using_them_changes_nothing() -> None:
-    loader = numbered(ImageOrder(23, shuffle=True))
+    loader = numbered(EpochSampler(23, shuffle=True))
     iterators = [iter(loader) for _ in range(3)]
     loader.load_state_dict({**loader.state_dict(), "epoch": 2, "batches": 4})
-    reference = flat(served(numbered(ImageOrder(23, shuffle=True, epoch=2))))
+    reference = flat(served(numbered(EpochSampler(23, shuffle=True, epoch=2))))
     assert flat([labels.tolist() for _, labels in iterators[1]]) == reference[16:]
 
 
@@ -186,19 +186,19 @@ def test_asking_for_iterators_without_using_them_changes_nothing() -> None:
     "name", ["seed", "batch_size", "images", "world_size", "steps_per_execution"]
 )
 def test_a_position_in_another_order_is_refused_by_name(name: str) -> None:
-    loader = numbered(ImageOrder(23))
+    loader = numbered(EpochSampler(23))
     state = loader.state_dict()
     with pytest.raises(ValueError, match=f"{name} is {state[name]}.* {name} 77: resume"):
         loader.load_state_dict({**state, name: 77})
 
 
 def test_the_position_is_made_of_plain_numbers() -> None:
-    assert {type(value) for value in numbered(ImageOrder(23)).state_dict().values()} == {int}
+    assert {type(value) for value in numbered(EpochSampler(23)).state_dict().values()} == {int}
 
 
 def in_blocks(steps: int, left: float = math.inf) -> ImageLoader:
     images = np.zeros((23, 28, 28), np.uint8)
-    order = ImageOrder(23, shuffle=True)
+    order = EpochSampler(23, shuffle=True)
     return ImageLoader(
         images, np.arange(23), order, 4, steps_per_execution=steps, steps_left=lambda: left
     )
@@ -209,7 +209,7 @@ def test_blocks_have_the_batches_in_their_order(steps: int) -> None:
     blocks = list(in_blocks(steps))
     assert len(blocks) == len(in_blocks(steps)) == -(-6 // steps)
     batches = [labels.tolist() for block in blocks for _, labels in block.batches()]
-    assert batches == served(numbered(ImageOrder(23, shuffle=True)))
+    assert batches == served(numbered(EpochSampler(23, shuffle=True)))
 
 
 def test_a_loader_resumed_at_a_block_goes_on_with_the_next() -> None:

@@ -11,7 +11,7 @@ from torchvision import datasets
 
 from digitlab.cli import main
 from digitlab.data import DigitsDataModule, ImageDataModule, MNISTDataModule
-from digitlab.data.reading import Split
+from digitlab.data.download import Split
 from tests import tiny
 
 Read = Callable[..., tuple[Any, Any]]

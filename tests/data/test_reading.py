@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torchvision import datasets
 
-from digitlab.data import FashionMNISTDataModule, MNISTDataModule, reading
+from digitlab.data import FashionMNISTDataModule, MNISTDataModule, download
 from tests import tiny
 from tests.tiny import TinyDataModule
 
@@ -214,7 +214,7 @@ def test_swapped_splits_are_refused(raw: Path) -> None:
 
 
 def test_there_is_no_way_to_switch_the_check_off() -> None:
-    assert set(inspect.signature(reading.read_split).parameters) == {
+    assert set(inspect.signature(download.read_split).parameters) == {
         "dataset", "root", "split", "digests",
     }  # fmt: skip
     assert set(TinyDataModule().hparams) == {

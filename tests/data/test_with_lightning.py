@@ -8,7 +8,7 @@ import torch
 from lightning import LightningModule, Trainer, seed_everything
 from torch import Tensor
 
-from digitlab.data.reading import Split
+from digitlab.data.download import Split
 from tests import tiny
 from tests.fitting import trainer
 from tests.tiny import SpiedDataModule, TinyDataModule

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from digitlab.data.reading import Split
+from digitlab.data.download import Split
 from tests import tiny
 from tests.faults.outcomes import outcome
 

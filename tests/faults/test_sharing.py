@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from digitlab.data.reading import read_split
+from digitlab.data.download import read_split
 from tests import tiny
 from tests.faults.outcomes import in_children, outcome
 from tests.tiny import TinyDataModule, TinyMNIST

@@ -11,7 +11,7 @@ from digitlab import models
 from digitlab.classifier import Classifier
 from digitlab.data import MNISTDataModule
 from digitlab.parity import documents
-from digitlab.parity.forward import gradients, logits, parameter_counts, round_trip
+from digitlab.parity.checks import gradients, logits, parameter_counts, round_trip
 from digitlab.parity.weights import to_keras
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")

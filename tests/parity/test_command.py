@@ -11,7 +11,7 @@ import torch
 
 import digitlab.parity.command as room
 from digitlab.cli import main
-from digitlab.parity.compare import Check
+from digitlab.parity.checks import Check
 from tests.commands import config_of, refusal
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
@@ -74,7 +74,7 @@ def test_rows_stand_in_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_check_that_fails_is_written_and_gives_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proof = import_module("digitlab.parity.stairs")  # the package's name is the function
+    proof = import_module("digitlab.parity.command")  # the package's name is the function
     monkeypatch.setattr(
         proof, "exact_optimizer", lambda _, parameters: torch.optim.Adam(parameters)
     )
@@ -96,7 +96,7 @@ def test_a_run_that_compared_nothing_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows = [] if informational is None else [Check("stock", 1, 0.0, 1e-12, informational=True)]
-    monkeypatch.setattr(room, "staircase", lambda *others: iter(rows))
+    monkeypatch.setattr(room, "run_checks", lambda *others: iter(rows))
     assert main(options(tmp_path)) == 1
     assert "\nFAILED: nothing was compared\n" in capsys.readouterr().out
 
@@ -105,7 +105,7 @@ def test_a_check_without_values_or_without_a_number_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [Check("empty", 0, 0.0, 1e-12), Check("broken", 1, float("nan"), 1e-12)]
-    monkeypatch.setattr(room, "staircase", lambda *others: iter(rows))
+    monkeypatch.setattr(room, "run_checks", lambda *others: iter(rows))
     assert main(options(tmp_path)) == 1
     (folder,) = tmp_path.glob("*/version_*")
     checks = result_of(folder)["checks"]
@@ -158,7 +158,7 @@ def test_a_comparison_that_breaks_off_leaves_no_folder(
         yield Check("first", 1, 0.0, 1e-12)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(room, "staircase", broken)
+    monkeypatch.setattr(room, "run_checks", broken)
     assert main(options(tmp_path)) == 130
     assert not list(tmp_path.iterdir())
 

@@ -8,8 +8,8 @@ import torch
 import digitlab.parity.command as room
 from digitlab.cli import main
 from digitlab.data import MNISTDataModule
+from digitlab.parity.checks import Check
 from digitlab.parity.command import FullBatches
-from digitlab.parity.compare import Check
 from tests.tiny import TinyDataModule
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")

@@ -15,7 +15,7 @@ from digitlab.cli import main
 from digitlab.models import LeNet1, LeNet5
 from digitlab.parity import convert, twins
 from digitlab.parity.backend import Policy, import_keras, keras_dtype
-from digitlab.parity.network import save_keras_model
+from digitlab.parity.keras_files import save_keras_model
 from digitlab.parity.weights import build_twin, to_keras
 from tests.commands import config_of, fit, refusal
 from tests.fitting import assert_bitwise_equal, checkpoint_of, whole
@@ -160,7 +160,7 @@ def test_a_save_that_fails_leaves_nothing(
 
     file = save(twins.lenet1(), tmp_path / "file.keras")
     monkeypatch.setattr(convert, "save_keras_model", fail)
-    monkeypatch.setattr("digitlab.runs.update_metrics", fail)  # nearly the last of a run
+    monkeypatch.setattr("digitlab.run_folder.update_metrics", fail)  # nearly the last of a run
     to_run = [str(file), str(tmp_path / "new"), "--config", str(run / "config.yaml")]
     for options in ([str(run), str(tmp_path / "new.keras")], to_run):
         assert main(["convert", *options]) == 1

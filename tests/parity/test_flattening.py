@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from digitlab.parity.backend import import_keras
-from digitlab.parity.forward import logits
+from digitlab.parity.checks import logits
 from digitlab.parity.weights import copy_weights
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")

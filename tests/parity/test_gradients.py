@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
-from digitlab.parity.forward import gradients
+from digitlab.parity.checks import gradients
 from tests.parity.nets import IMAGES, LABELS, DocumentStyle, keras_pair, keras_style, layer_of
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")

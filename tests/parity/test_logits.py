@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.forward import gradients, logits, round_trip
+from digitlab.parity.checks import gradients, logits, round_trip
 from tests.parity.nets import IMAGES, LABELS, DocumentStyle, keras_pair, keras_style
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")

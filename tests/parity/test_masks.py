@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from digitlab.parity.backend import import_keras
-from digitlab.parity.masks import Masks, check_dropouts, masked_model, masked_module
+from digitlab.parity.trajectory import Masks, check_dropouts, masked_model, masked_module
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
 

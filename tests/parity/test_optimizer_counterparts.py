@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from digitlab.parity.recipe import exact_optimizer, to_keras_optimizer
+from digitlab.parity.optimizers import exact_optimizer, to_keras_optimizer
 from tests.parity.pairs import optimizer_of
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")

@@ -11,7 +11,7 @@ from torch import nn
 from digitlab import parity
 from digitlab.classifier import Classifier
 from digitlab.cli import main
-from digitlab.parity.stairs import staircase
+from digitlab.parity.command import run_checks
 from tests.commands import SHORT
 from tests.parity.keras_runs import TINY, metrics_of
 from tests.parity.pairs import random_batches
@@ -74,7 +74,7 @@ def test_a_subclass_with_another_network_has_no_twin_until_it_names_one() -> Non
 
 def test_the_whole_proof_is_made_of_a_class_and_its_own_twin() -> None:
     batches = random_batches(6)
-    checks = list(staircase(Own(), batches, *batches[0], steps=5))
+    checks = list(run_checks(Own(), batches, *batches[0], steps=5))
     assert len(checks) > 6
     assert [check.name for check in checks if not (check.passed or check.informational)] == []
 

@@ -7,7 +7,7 @@ from torch import nn
 from digitlab import models
 from digitlab.parity import documents
 from digitlab.parity.backend import import_keras
-from digitlab.parity.forward import logits, parameter_counts, round_trip
+from digitlab.parity.checks import logits, parameter_counts, round_trip
 from digitlab.parity.weights import to_keras
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import IMAGES, DocumentStyle, Residual, dense, keras_residual, keras_style
@@ -81,5 +81,5 @@ def test_a_round_trip_through_less_precision_is_counted_and_named() -> None:
 
 @pytest.mark.parametrize("lost", ["copy_weights", "load_keras_weights"])
 def test_a_round_trip_that_goes_nowhere_fails(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"digitlab.parity.forward.{lost}", lambda *_: None)
+    monkeypatch.setattr(f"digitlab.parity.checks.{lost}", lambda *_: None)
     assert not round_trip(DocumentStyle(), keras_style()).passed

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.compare import HEADING, Check, format_check
-from digitlab.parity.report import Report, check
+from digitlab.parity.checks import HEADING, Check, format_check
+from digitlab.parity.pair import Report, check
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import (
     BATCHES,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.report import check
+from digitlab.parity.pair import check
 from tests.parity.nets import (
     BATCHES,
     IMAGES,

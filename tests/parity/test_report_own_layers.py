@@ -5,7 +5,7 @@ import pytest
 from torch import Tensor
 
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.report import check
+from digitlab.parity.pair import check
 from tests.parity.nets import BATCHES, REPORT_ROWS, DocumentStyle, keras_style, layer_of
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")

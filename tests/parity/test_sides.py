@@ -8,8 +8,7 @@ from torch import Tensor
 
 from digitlab import models
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.forward import logits
-from digitlab.parity.sides import evaluation_mode, keras_images
+from digitlab.parity.checks import evaluation_mode, keras_images, logits
 from digitlab.parity.weights import to_keras
 from tests.parity.nets import DocumentStyle
 

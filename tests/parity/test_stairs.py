@@ -4,8 +4,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from digitlab.parity.compare import Check
-from digitlab.parity.stairs import staircase
+from digitlab.parity.checks import Check
+from digitlab.parity.command import run_checks
 from tests.parity.pairs import RECIPES, make, random_batches, real_batches, real_images
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
@@ -15,7 +15,7 @@ EXACT = {"pytorch_example_net", "tensorflow_tutorial_cnn"}  # SGD is the same in
 
 def walk(name: str, steps: int, images: int, batch_size: int) -> dict[str, Check]:
     batches = real_batches(steps, batch_size)
-    checks = list(staircase(make(name), batches, *real_images(images), steps=steps))
+    checks = list(run_checks(make(name), batches, *real_images(images), steps=steps))
     assert all(check.passed for check in checks if not check.informational), checks
     found = {check.name: check for check in checks}
     assert len(found) == len(checks)
@@ -61,7 +61,7 @@ def test_the_model_stays_as_it_is() -> None:
     model = make("nn128")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     batches = random_batches(2)
-    assert len(list(staircase(model, batches, *batches[0], steps=2))) == 11
+    assert len(list(run_checks(model, batches, *batches[0], steps=2))) == 11
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
     assert next(model.parameters()).dtype == torch.float32
@@ -77,7 +77,7 @@ def test_each_check_is_yielded_as_soon_as_it_is_made() -> None:
 
     batches = random_batches(7)
     model = make("linear")
-    checks = staircase(model, batches, *batches[0], steps=7, progress=progress)  # type: ignore[arg-type]
+    checks = run_checks(model, batches, *batches[0], steps=7, progress=progress)  # type: ignore[arg-type]
     names = []
     for check in checks:
         names.append(check.name)
@@ -90,7 +90,7 @@ def test_each_check_is_yielded_as_soon_as_it_is_made() -> None:
 def test_a_trajectory_in_float32_starts_anew_where_rounding_spoils_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    room = import_module("digitlab.parity.stairs")  # the package's name is the function
+    room = import_module("digitlab.parity.command")  # the package's name is the function
     started: list[float] = []
 
     def spoilt(module: object, twin: object, batches: list, *others: object) -> Check:

@@ -9,15 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-import digitlab.parity.training as room
+import digitlab.parity.trajectory as room
 from digitlab import models
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.compare import Check
-from digitlab.parity.forward import logits, parameter_counts
-from digitlab.parity.masks import Masks
-from digitlab.parity.optimizers import KerasAdam, KerasRMSprop
-from digitlab.parity.recipe import exact_optimizer, to_keras_optimizer
-from digitlab.parity.training import optimizer_steps, trajectory
+from digitlab.parity.checks import Check, logits, parameter_counts
+from digitlab.parity.optimizers import KerasAdam, KerasRMSprop, exact_optimizer, to_keras_optimizer
+from digitlab.parity.trajectory import Masks, optimizer_steps, trajectory
 from digitlab.parity.twins import lenet1, mlp
 from digitlab.parity.weights import copy_weights, match, to_keras
 from tests.parity.pairs import make, optimizer_of, random_batches, real_batches, real_images

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from digitlab import models
 from digitlab.classifier import Classifier
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.layout import LAYOUTS
-from digitlab.parity.weights import copy_weights, load_keras_weights, to_keras
+from digitlab.parity.weights import LAYOUTS, copy_weights, load_keras_weights, to_keras
 from tests.fitting import assert_bitwise_equal
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")

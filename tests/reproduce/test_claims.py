@@ -5,7 +5,7 @@ import pytest
 from digitlab.reproduce.claims import judge
 from digitlab.reproduce.evidence import Evidence, Judged, claims_table
 from digitlab.reproduce.results import Result
-from digitlab.runs import Framework
+from digitlab.run_folder import Framework
 
 NOTHING = Result("", "mnist/x", "", "torch", 0, 0.9, 0.1, 0.9, 100, None, (), (), "cpu", "torch 2")
 

@@ -4,8 +4,13 @@ from itertools import product
 import numpy as np
 import pytest
 
-from digitlab.reproduce.effects import Measured, arrange
-from digitlab.reproduce.effects_report import draw_effects, effects_table, interactions_table
+from digitlab.reproduce.effects import (
+    Measured,
+    arrange,
+    draw_effects,
+    effects_table,
+    interactions_table,
+)
 from digitlab.reproduce.factors import Factor
 
 FACTORS = [Factor(name, "off", "on") for name in ("dropout", "scaling", "epsilon")]

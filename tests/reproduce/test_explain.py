@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from digitlab import runs
+from digitlab import run_folder
 from digitlab.cli import main
 from digitlab.reproduce.explain import prepare_explain, read_explain
 from digitlab.reproduce.queue import Queue
@@ -88,7 +88,7 @@ def test_with_everything_switched_a_run_is_one_of_the_second_config(
         for line in read_lines(folder / "grid.csv")
         if line["dropout in evaluation"] == line["normalization"] == "1"
     )
-    assert float(line["accuracy"]) == runs.read_metrics(run)["test"]["accuracy"]
+    assert float(line["accuracy"]) == run_folder.read_metrics(run)["test"]["accuracy"]
     assert int(line["n"]) == 50
 
 

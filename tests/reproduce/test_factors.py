@@ -2,16 +2,17 @@ from pathlib import Path
 
 import pytest
 
-from digitlab.reproduce.factors import find_factors, switch
-from digitlab.reproduce.grid import make_grid
-from digitlab.reproduce.rows import Row, read_rows
-from digitlab.reproduce.settings import (
+from digitlab.reproduce.explain import make_grid
+from digitlab.reproduce.factors import (
     batches_evaluated,
+    find_factors,
     images_evaluated,
     parse,
     resolve,
     settings_of,
+    switch,
 )
+from digitlab.reproduce.rows import Row, read_rows
 
 FIVE = {
     "dropout in evaluation": ("on", "off"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from digitlab.reproduce import results
-from digitlab.reproduce.report import PAGE_TABLE
+from digitlab.reproduce.command import PAGE_TABLE
 from digitlab.reproduce.rows import CONFIGS, by_experiment, read_rows
 from tests.reproduce.test_record import PAGES
 

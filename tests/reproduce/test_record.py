@@ -7,7 +7,7 @@ import pytest
 from benchmarks import pages
 
 from digitlab.reproduce import results
-from digitlab.reproduce.report import PAGE_TABLE, read_tables
+from digitlab.reproduce.command import PAGE_TABLE, read_tables
 from digitlab.reproduce.rows import read_rows
 
 RECORD = Path("docs", "results")

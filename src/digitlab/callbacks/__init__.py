@@ -1,46 +1,47 @@
 """What a run does beside training; for a `Classifier`.
 
-`Results`, `ModelGraph` and `Projector` are for our data modules too.
+`FinalEvaluation`, `ModelGraph` and `Projector` are for our data modules too.
 """
 
-from digitlab.callbacks.confusion_matrix import ConfusionMatrix
-from digitlab.callbacks.console import Console
-from digitlab.callbacks.exact_resume import ExactResume
-from digitlab.callbacks.figures import Figures
-from digitlab.callbacks.filters import Filters
-from digitlab.callbacks.finite_loss import FiniteLoss
-from digitlab.callbacks.gpu_memory import GPUMemoryLimit
-from digitlab.callbacks.history import History
-from digitlab.callbacks.last_checkpoint import LastCheckpoint
-from digitlab.callbacks.model_graph import ModelGraph
-from digitlab.callbacks.probabilities import ClassProbabilities
-from digitlab.callbacks.progress import ProgressBar
-from digitlab.callbacks.projector import Projector
-from digitlab.callbacks.rates import Rates
-from digitlab.callbacks.results import Results
-from digitlab.callbacks.settings import Settings
-from digitlab.callbacks.step_checkpoint import StepCheckpoint
-from digitlab.callbacks.stopwatch import Stopwatch
-from digitlab.callbacks.validation_picture import ValidationPicture
-from digitlab.callbacks.worst_mistakes import WorstMistakes
+from digitlab.callbacks.checkpointing import ExactResume, FiniteLoss, LastCheckpoint, StepCheckpoint
+from digitlab.callbacks.logging import (
+    ClassProbabilities,
+    GPUMemoryLimit,
+    History,
+    PrintEpoch,
+    ProgressBar,
+    Rates,
+    SaveConfig,
+    Stopwatch,
+)
+from digitlab.callbacks.pictures import SaveFigures
+from digitlab.callbacks.results import FinalEvaluation
+from digitlab.callbacks.tensorboard import (
+    ConfusionMatrix,
+    FirstLayerKernels,
+    ModelGraph,
+    Projector,
+    ValidationPicture,
+    WorstMistakes,
+)
 
 __all__ = [
     "ClassProbabilities",
     "ConfusionMatrix",
-    "Console",
     "ExactResume",
-    "Figures",
-    "Filters",
+    "FinalEvaluation",
     "FiniteLoss",
+    "FirstLayerKernels",
     "GPUMemoryLimit",
     "History",
     "LastCheckpoint",
     "ModelGraph",
+    "PrintEpoch",
     "ProgressBar",
     "Projector",
     "Rates",
-    "Results",
-    "Settings",
+    "SaveConfig",
+    "SaveFigures",
     "StepCheckpoint",
     "Stopwatch",
     "ValidationPicture",

@@ -11,17 +11,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.loggers import Logger
 
-from digitlab import runs
-from digitlab.callbacks.stopwatch import Stopwatch
+from digitlab import run_folder
+from digitlab.callbacks.logging import Stopwatch
+from digitlab.callbacks.tensorboard import of_tensorboard
 from digitlab.classifier import Classifier
 from digitlab.data import ImageDataModule
 from digitlab.data.loader import run_seed
-from digitlab.runs import write_metrics
-from digitlab.scores import Score, describe
-from digitlab.tensorboard import of_tensorboard
+from digitlab.run_folder import write_metrics
+from digitlab.scores import Score, describe_score
 
 AVERAGING = (StochasticWeightAveraging, WeightAveraging)
-PACKAGES: dict[runs.Framework, tuple[str, ...]] = {
+PACKAGES: dict[run_folder.Framework, tuple[str, ...]] = {
     "torch": ("digitlab", "torch", "torchvision", "lightning", "numpy", "scikit-learn", "pillow"),
     # torch may have drawn the initial weights.
     "keras": ("digitlab", "keras", "tensorflow", "torch", "numpy", "scikit-learn", "pillow"),
@@ -29,7 +29,7 @@ PACKAGES: dict[runs.Framework, tuple[str, ...]] = {
 """The packages that a run's figures may depend on."""
 
 
-class Results(Callback):
+class FinalEvaluation(Callback):
     """Evaluates the trained network on whole splits, and writes `metrics.json`.
 
     The splits are the training images and, without a hold-out, the test split; with a hold-out it
@@ -102,7 +102,7 @@ def entries(
 
 
 def circumstances(
-    framework: runs.Framework,
+    framework: run_folder.Framework,
     model: Classifier,
     data: ImageDataModule,
     stopwatch: Stopwatch,
@@ -123,7 +123,7 @@ def circumstances(
     }
 
 
-def versions(framework: runs.Framework) -> dict[str, str]:
+def versions(framework: run_folder.Framework) -> dict[str, str]:
     """Give the versions of Python and of all packages that a run's figures may depend on."""
     packages = {name: version(name) for name in PACKAGES[framework]}
     return {"python": platform.python_version(), **packages}
@@ -132,7 +132,7 @@ def versions(framework: runs.Framework) -> dict[str, str]:
 def describe_end(train: Score, split: str, other: Score, stopwatch: Stopwatch) -> str:
     """Say in words what a run ended with."""
     times = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in stopwatch.seconds.items())
-    return f"\nTrain accuracy {train['accuracy']:.2%}, {describe(split, other)}\n{times}"
+    return f"\nTrain accuracy {train['accuracy']:.2%}, {describe_score(split, other)}\n{times}"
 
 
 def describe_device(device: torch.device) -> str:

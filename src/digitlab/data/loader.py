@@ -21,7 +21,7 @@ def run_seed() -> int:
 
 
 @dataclass
-class ImageOrder:
+class EpochSampler:
     """Which images a process serves in an epoch, and in which order: a function of these fields.
 
     Rank r of W takes every W-th image of the epoch's order, from the r-th on. So the batches that
@@ -114,7 +114,7 @@ class ImageLoader:
         self,
         images: NDArray[np.uint8],
         labels: NDArray[np.int64],
-        sampler: ImageOrder,
+        sampler: EpochSampler,
         batch_size: int,
         mean_std: tuple[float, float] | None = None,
         device: torch.device | str = "cpu",

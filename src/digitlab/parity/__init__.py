@@ -13,12 +13,11 @@ Importing this imports neither TensorFlow nor Keras; the first function that nee
 """
 
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.compare import Check
-from digitlab.parity.network import KerasNetwork, load_keras_model
-from digitlab.parity.optimizers import KerasAdam, KerasRMSprop
-from digitlab.parity.recipe import to_keras_optimizer
-from digitlab.parity.report import Report, check
-from digitlab.parity.stairs import staircase
+from digitlab.parity.checks import Check
+from digitlab.parity.command import run_checks
+from digitlab.parity.keras_files import KerasNetwork, load_keras_model
+from digitlab.parity.optimizers import KerasAdam, KerasRMSprop, to_keras_optimizer
+from digitlab.parity.pair import Report, check
 from digitlab.parity.weights import copy_weights, load_keras_weights, to_keras
 
 __all__ = [
@@ -33,7 +32,7 @@ __all__ = [
     "keras_dtype",
     "load_keras_model",
     "load_keras_weights",
-    "staircase",
+    "run_checks",
     "to_keras",
     "to_keras_optimizer",
 ]

@@ -3,7 +3,8 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
@@ -12,20 +13,144 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
+from torch import Tensor, nn
 
-from digitlab import runs
-from digitlab.callbacks.progress import Bar
-from digitlab.checks import check_settings, check_together
-from digitlab.claim import claim, release
+from digitlab import files
+from digitlab.callbacks.logging import Bar
+from digitlab.classifier import Classifier
+from digitlab.cli.fit import FitCLI, new_run_dir, remove
+from digitlab.cli.parser import check_settings, check_together
 from digitlab.data import ImageLoader
-from digitlab.fit import FitCLI
-from digitlab.parity.backend import import_tensorflow
-from digitlab.parity.compare import HEADING, Check, format_check
-from digitlab.parity.network import load_initial_weights
-from digitlab.parity.recipe import to_keras_optimizer
-from digitlab.parity.stairs import staircase
-from digitlab.parity.training import Batch
-from digitlab.parity.weights import build_twin
+from digitlab.parity.backend import import_tensorflow, keras_dtype
+from digitlab.parity.checks import (
+    HEADING,
+    Check,
+    format_check,
+    gradients,
+    logits,
+    parameter_counts,
+    round_trip,
+)
+from digitlab.parity.documents import documented
+from digitlab.parity.keras_files import load_initial_weights
+from digitlab.parity.optimizers import exact_optimizer, to_keras_optimizer
+from digitlab.parity.trajectory import Batch, MakeOptimizer, optimizer_steps, trajectory
+from digitlab.parity.weights import build_twin, to_keras
+
+# Rounding adds up: in float32 a longer trajectory tells less with every step.
+STEPS_IN_FLOAT32 = 5
+# And it may turn a rectifier on on one side only. A unit that was off for all images gets its first
+# gradient so, which Adam makes a whole step: 3e-3 of a layer, at 1 in 50 trajectories of 5 steps
+# (measured over all architectures). A fault shows in float64, which gets no second start.
+_STARTS_IN_FLOAT32 = 3
+# As many as differ in every class; their gradients in float64 take seconds in the largest network.
+_GRADIENT_IMAGES = 100
+
+Progress = Callable[[Iterable[Batch], str, int], Iterable[Batch]]
+
+
+def run_checks(
+    model: Classifier,
+    batches: Iterable[Batch],
+    images: Tensor,
+    labels: Tensor,
+    steps: int = 50,
+    seed: int = 0,
+    progress: Progress = lambda batches, description, steps: batches,
+) -> Iterator[Check]:
+    """Compare a model with its Keras twin, and yield each check as soon as it is made.
+
+    Parameters, round trip of the weights, logits, loss and gradients, single optimizer steps, and
+    a trajectory: in float64, and what float32 can tell in float32 too. Where PyTorch's own
+    optimizer steps otherwise than Keras's, the exact one is put in its place, and what its own
+    comes to is a check for information.
+
+    Args:
+        model: One of `digitlab.models`; it stays as it is, copies are compared. Its optimizer is
+            used, at the first learning rate of a scheduler; gradients are not clipped.
+        batches: What to train on, at least `steps`: a list, or what else can be iterated anew.
+        images: Normalized, float32 `(N, C, H, W)`; the gradients are those of the first 100.
+        labels: Int64 `(N,)`.
+        steps: Length of the trajectory, at least 1.
+        seed: Of dropout and of the weights and gradients of the single steps.
+        progress: Is given the batches of a trajectory, what it is and its length, and yields the
+            batches on.
+
+    Yields:
+        The checks.
+
+    Raises:
+        ValueError: There is no twin for this class, or its optimizer has no counterpart in Keras;
+            there are fewer batches than steps, they can be iterated only once, or no images.
+        ImportError: The extra `parity` is not installed.
+    """
+    if iter(batches) is batches:
+        raise ValueError("batches are an iterator, and are iterated several times: give a list")
+    if not len(images):
+        raise ValueError("images are empty, so nothing would be compared: give at least one")
+    single, double = deepcopy(model).float(), deepcopy(model).double()
+    with keras_dtype("float32"):
+        single_twin = to_keras(single)
+    twin = to_keras(double)
+    yield parameter_counts(double, twin, documented(model))
+    yield round_trip(double, twin)
+    yield logits(double, twin, images)
+    yield logits(single, single_twin, images)
+    yield from gradients(double, twin, images[:_GRADIENT_IMAGES], labels[:_GRADIENT_IMAGES])
+    optimizer = double.optimizer(double.parameters())
+    yield from optimizer_steps(optimizer, seed=seed)
+
+    make, substitution = partial(exact_optimizer, optimizer), _substitution(optimizer)
+    make_keras = partial(to_keras_optimizer, optimizer)
+    walk = partial(
+        trajectory, double, twin, make_keras_optimizer=make_keras, steps=steps, seed=seed
+    )
+    check = walk(progress(batches, "Trajectory in float64", steps), make)
+    yield _annotate(check, substitution)
+    check = _in_float32(single, single_twin, batches, make, make_keras, steps, seed)
+    yield _annotate(check, substitution)
+    if substitution:
+        stock = f"stock {type(optimizer).__name__}"
+        check = walk(progress(batches, stock, steps), model.optimizer)
+        yield replace(check, name=f"{check.name}, {stock}", informational=True)
+
+
+def _in_float32(
+    single: Classifier,
+    twin: Any,
+    batches: Iterable[Batch],
+    make: MakeOptimizer,
+    make_keras: Callable[[], Any],
+    steps: int,
+    seed: int,
+) -> Check:
+    """Walk a short trajectory, from another batch on if rounding spoils the first."""
+    length = min(steps, STEPS_IN_FLOAT32)
+    starts = min(_STARTS_IN_FLOAT32, steps - length + 1)
+    few = list(islice(batches, length + starts - 1))
+    note = ""
+    for start in range(starts):
+        check = _annotate(
+            trajectory(single, twin, few[start:], make, make_keras, length, seed), note
+        )
+        if check.passed:
+            break
+        note += f"from batch {start + 1} on {check.difference:.1e}; "
+    return check
+
+
+def _annotate(check: Check, note: str) -> Check:
+    return replace(check, note="; ".join(part for part in (note.rstrip("; "), check.note) if part))
+
+
+def _substitution(stock: torch.optim.Optimizer) -> str:
+    """Say what stands in place of a config's own optimizer; nothing where it is itself exact."""
+    exact = exact_optimizer(stock, [nn.Parameter(torch.zeros(1))])
+    if type(exact) is not type(stock):
+        return f"{type(exact).__name__} in place of {type(stock).__name__}"
+    ours, theirs = (group.param_groups[0].get("momentum") for group in (stock, exact))
+    return "" if ours == theirs else f"momentum {ours} rounded to float32, as Keras does"
+
 
 _IMAGES = 1000
 
@@ -64,7 +189,7 @@ def prepare(command: str, options: list[str]) -> Callable[[], int]:
     batches = FullBatches(cli.datamodule.train_dataloader(), cli.config.steps)
     build_twin(cli.model)
     to_keras_optimizer(cli.model.optimizer(cli.model.parameters()))
-    return partial(_run, cli, batches, claim(cli, suffix="-parity"))
+    return partial(_run, cli, batches, new_run_dir(cli, suffix="-parity"))
 
 
 @dataclass
@@ -103,7 +228,7 @@ def _run(cli: ParityCLI, batches: FullBatches, folder: Path) -> int:
     try:
         checks = _compare(cli, batches)
     except BaseException:
-        release(folder)
+        remove(folder)
         raise
     passed, verdict = _judge(checks)
     result = {
@@ -114,8 +239,8 @@ def _run(cli: ParityCLI, batches: FullBatches, folder: Path) -> int:
         "versions": _versions(),
         "checks": [_entry(check) for check in checks],
     }
-    runs.write_text(folder / "parity.yaml", cli.dump())
-    runs.write_text(folder / "parity.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    files.write_text(folder / "parity.yaml", cli.dump())
+    files.write_text(folder / "parity.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     print(f"\n{verdict}\nWritten to {folder / 'parity.json'}")
     return 0 if passed else 1
 
@@ -130,7 +255,7 @@ def _compare(cli: ParityCLI, batches: FullBatches) -> list[Check]:
     checks = []
     # A GPU would round products of float32 to 10 bits.
     with import_tensorflow().device("CPU"):
-        for check in staircase(cli.model, batches, images, labels, steps, seed, progress):
+        for check in run_checks(cli.model, batches, images, labels, steps, seed, progress):
             print(format_check(check), flush=True)
             checks.append(check)
     return checks

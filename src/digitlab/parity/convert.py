@@ -13,24 +13,23 @@ import yaml
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from digitlab import runs
-from digitlab.arguments import RunCLI
+from digitlab import files, run_folder
 from digitlab.callbacks.results import versions
+from digitlab.checkpoints import load_weights, sha256
 from digitlab.classifier import Classifier
+from digitlab.cli.evaluate import read_evaluation
+from digitlab.cli.parser import RunCLI
 from digitlab.data import ImageDataModule
-from digitlab.evaluate import read_options
-from digitlab.parity.compare import TOLERANCES, relative_difference
+from digitlab.parity.checks import TOLERANCES, copy_in, relative_difference
 from digitlab.parity.fit import KerasFitCLI
-from digitlab.parity.network import (
+from digitlab.parity.keras_files import (
     SUFFIXES,
     KerasNetwork,
     load_from_keras,
     load_keras_model,
     save_keras_model,
 )
-from digitlab.parity.sides import copy_in
 from digitlab.parity.weights import keras_layers, to_keras
-from digitlab.weights import load_weights, sha256
 
 _HALF = ("float16", "bfloat16")
 USAGE = (
@@ -110,12 +109,12 @@ def _judge(ours: Tensor, theirs: Tensor) -> str:
 
 
 def _prepare_file(command: str, run: Path, target: Path, flags: list[str]) -> Callable[[], None]:
-    if (run / runs.CHECKPOINTS["keras"]["last"]).exists():
+    if (run / run_folder.CHECKPOINTS["keras"]["last"]).exists():
         raise ValueError(
             f"{run} is a Keras run: its model.keras is what you want, or what to make a PyTorch "
             "run of"
         )
-    evaluation = read_options(command, ["--run", str(run), *flags])
+    evaluation = read_evaluation(command, ["--run", str(run), *flags])
     cli = evaluation.cli
     load_weights(cli.model, evaluation.checkpoint)
     keras_model = to_keras(cli.model)
@@ -126,7 +125,7 @@ def _prepare_file(command: str, run: Path, target: Path, flags: list[str]) -> Ca
 def _write_file(
     model: Classifier, keras_model: object, data: ImageDataModule, target: Path
 ) -> None:
-    with runs.whole(target) as path:
+    with files.atomic_write(target) as path:
         save_keras_model(keras_model, path)
         print(compare_predictions(model, load_keras_model(path), data))
     print(f"Written to {target}")
@@ -149,11 +148,11 @@ def _write_run(cli: RunCLI, keras_model: object, file: Path, target: Path) -> No
         settings = yaml.safe_load(cli.dump())
         for name in ("name", "weights", "output"):  # of a fit, which this was not
             del settings[name]
-        runs.write_text(beside / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        files.write_text(beside / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         # Not the config's trainer: its callbacks and device are for training.
         trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
         trainer.strategy.connect(model)
-        last = beside / runs.CHECKPOINTS["torch"]["last"]
+        last = beside / run_folder.CHECKPOINTS["torch"]["last"]
         trainer.save_checkpoint(last, weights_only=True)
         metrics = {
             "test": {**score, "checkpoint": "last", "split": "test"},
@@ -164,7 +163,7 @@ def _write_run(cli: RunCLI, keras_model: object, file: Path, target: Path) -> No
             "versions": versions("keras"),
             "weights": {"file": str(file), "sha256": sha256(file)},
         }
-        runs.update_metrics(beside, metrics)
+        run_folder.update_metrics(beside, metrics)
         beside.chmod(0o755)  # as `mkdir` makes it; a temporary folder is its owner's alone
         os.rename(beside, target)
     finally:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
-from digitlab.evaluate import read_options
-from digitlab.parity.network import load_classifier
+from digitlab.cli.evaluate import read_evaluation
+from digitlab.parity.keras_files import load_classifier
 
 
 def prepare(command: str, options: list[str]) -> Callable[[], int]:
@@ -15,7 +15,7 @@ def prepare(command: str, options: list[str]) -> Callable[[], int]:
     Raises:
         ValueError, OSError, MisconfigurationException: The input is bad.
     """
-    evaluation = read_options(command, options, "keras")
+    evaluation = read_evaluation(command, options, "keras")
     cli = evaluation.cli
     cli.model = load_classifier(cli.model, evaluation.checkpoint)
     # TensorFlow chooses its own device, and the saved model knows its precision.

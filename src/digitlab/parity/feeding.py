@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from digitlab.data import ImageLoader, ImageOrder
+from digitlab.data import EpochSampler, ImageLoader
 from digitlab.parity.backend import import_tensorflow
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -20,7 +20,7 @@ def whole(loader: ImageLoader) -> Arrays:
     return torch.cat(images).permute(0, 2, 3, 1).contiguous().numpy(), torch.cat(labels).numpy()
 
 
-def batches(images: NDArray[Any], labels: NDArray[Any], order: ImageOrder, size: int) -> Any:
+def batches(images: NDArray[Any], labels: NDArray[Any], order: EpochSampler, size: int) -> Any:
     """Make a `tf.data.Dataset` that serves, each time, the epoch that `order` is set to.
 
     Keras's own shuffling does not do: once a seed is set, as it must be for a run that repeats, it

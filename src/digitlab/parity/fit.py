@@ -11,35 +11,35 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
-from digitlab import runs
-from digitlab.arguments import BAD_INPUT
-from digitlab.assembly import make_logger
+from digitlab import files, run_folder
 from digitlab.callbacks import Stopwatch
-from digitlab.callbacks.console import tabulate_layers
-from digitlab.callbacks.figures import SAMPLES, draw_curves, draw_samples
+from digitlab.callbacks.logging import tabulate_layers
+from digitlab.callbacks.pictures import SAMPLES, draw_curves, draw_samples
 from digitlab.callbacks.results import circumstances, describe_end, entries, log_hyperparameters
-from digitlab.checks import check_settings, check_together
-from digitlab.claim import claim, released_if_refused
+from digitlab.callbacks.tensorboard import show_picture, show_text
+from digitlab.checkpoints import sha256
 from digitlab.classifier import Classifier
-from digitlab.data import ImageOrder
-from digitlab.fit import (
+from digitlab.cli.fit import (
     FitCLI,
-    describe,
-    say_what_is_next,
+    describe_run,
+    make_logger,
+    new_run_dir,
+    print_next_steps,
+    removed_on_error,
 )
+from digitlab.cli.parser import BAD_INPUT, check_settings, check_together
+from digitlab.data import EpochSampler
 from digitlab.parity.backend import import_keras, keras_dtype
 from digitlab.parity.feeding import Arrays, batches, whole
 from digitlab.parity.hooks import Hooks
+from digitlab.parity.keras_files import KerasNetwork, load_initial_weights
 from digitlab.parity.model_pictures import ModelPictures
-from digitlab.parity.network import KerasNetwork, load_initial_weights
+from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.probabilities import ProbabilityRecorder
-from digitlab.parity.recipe import to_keras_optimizer
 from digitlab.parity.recorder import Recorder
 from digitlab.parity.settings import Schedule, Settings, choose_device, read_settings
 from digitlab.parity.validation_pictures import ValidationPictures
 from digitlab.parity.weights import build_twin, to_keras
-from digitlab.tensorboard import show_picture, show_text
-from digitlab.weights import sha256
 
 
 class KerasFitCLI(FitCLI):
@@ -73,7 +73,7 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     settings = read_settings(cli, steps)
     device = choose_device(cli.config.trainer.accelerator)
     keras_model, schedule = _make(cli, settings)
-    folder = claim(cli, suffix="-keras")
+    folder = new_run_dir(cli, suffix="-keras")
     return partial(_run, cli, settings, keras_model, schedule, stopwatch, folder, device)
 
 
@@ -115,25 +115,25 @@ def _run(
 ) -> None:
     loggers = [make_logger(folder)] if settings.logs else []
     recorder = Recorder(folder, keras_model, settings, schedule, stopwatch, loggers, cli.datamodule)
-    print(describe(cli, device, settings.precision, "'s Keras twin"))
+    print(describe_run(cli, device, settings.precision, "'s Keras twin"))
     print(_describe_layers(keras_model), flush=True)
     _show_settings(cli, folder, loggers)
-    with released_if_refused(folder), keras_dtype(settings.policy), _told_in_words(recorder):
+    with removed_on_error(folder), keras_dtype(settings.policy), _told_in_words(recorder):
         _fit(cli, recorder)
     metrics = _measure(cli, recorder)
-    runs.update_metrics(folder, metrics | {"device": device})
+    run_folder.update_metrics(folder, metrics | {"device": device})
     optimizer, step = schedule.optimizer, recorder.step
     log_hyperparameters(loggers, metrics, cli.model, cli.datamodule, optimizer, step)
     for logger in loggers:
         logger.finalize("success")
-    say_what_is_next(folder, "digitlab keras", folder if loggers else None)
+    print_next_steps(folder, "digitlab keras", folder if loggers else None)
 
 
 def _show_settings(cli: KerasFitCLI, folder: Path, loggers: list[TensorBoardLogger]) -> None:
     """Write the settings and some training images, and show them in TensorBoard."""
     settings, samples = cli.dump(), draw_samples(cli.datamodule)
-    runs.write_text(folder / "config.yaml", settings)
-    runs.write_picture(folder / "samples.png", samples)
+    files.write_text(folder / "config.yaml", settings)
+    files.write_image(folder / "samples.png", samples)
     show_text(loggers, "config", settings, 0)
     show_picture(loggers, SAMPLES, samples, 0)
 
@@ -148,7 +148,7 @@ def _told_in_words(recorder: Recorder) -> Iterator[None]:
             raise
         raise RuntimeError(f"training failed after {recorder.step} steps") from error
     except KeyboardInterrupt:
-        last = recorder.folder / runs.CHECKPOINTS["keras"]["last"]
+        last = recorder.folder / run_folder.CHECKPOINTS["keras"]["last"]
         rest = f"{last} is of the last whole epoch" if last.exists() else "nothing was saved"
         raise KeyboardInterrupt(rest) from None
 
@@ -176,7 +176,7 @@ def _fit(cli: KerasFitCLI, recorder: Recorder) -> None:
 
 
 def _make_callbacks(
-    recorder: Recorder, order: ImageOrder, images: NDArray[np.float32], held_out: Arrays
+    recorder: Recorder, order: EpochSampler, images: NDArray[np.float32], held_out: Arrays
 ) -> list[Any]:
     """Make the Keras callbacks of a run, in their order."""
     new_order = import_keras().callbacks.LambdaCallback(
@@ -202,7 +202,7 @@ def _measure(cli: KerasFitCLI, recorder: Recorder) -> dict[str, Any]:
         train = measured.evaluate(data.train_eval_dataloader())
         other = measured.evaluate(data.val_dataloader())
     if recorder.rows:
-        runs.write_figure(recorder.folder / "curves.png", draw_curves(recorder.rows))
+        files.write_figure(recorder.folder / "curves.png", draw_curves(recorder.rows))
     print(describe_end(train, data.validation_split, other, recorder.stopwatch))
     weights = cli.config.weights
     return {

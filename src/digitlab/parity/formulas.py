@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from digitlab.parity.layout import Array
+from digitlab.parity.weights import Array
 
 
 def sgd(

@@ -5,19 +5,22 @@ from typing import Any
 
 import torch
 
-from digitlab import tensorboard
-from digitlab.callbacks.filters import draw_filters, filters_tag
-from digitlab.callbacks.projector import projected, write_projector
+from digitlab.callbacks import tensorboard
+from digitlab.callbacks.tensorboard import (
+    draw_first_kernels,
+    kernels_tag,
+    projected,
+    write_projector,
+)
 from digitlab.parity.backend import import_keras, import_tensorflow
 from digitlab.parity.hooks import Hooks
-from digitlab.parity.layout import LAYOUTS
-from digitlab.parity.network import KerasNetwork
+from digitlab.parity.keras_files import KerasNetwork
 from digitlab.parity.recorder import Recorder
-from digitlab.parity.weights import keras_layers
+from digitlab.parity.weights import LAYOUTS, keras_layers
 
 
 class ModelPictures(Hooks):
-    """Shows what `Filters`, `ModelGraph` and `Projector` show of a PyTorch network.
+    """Shows what `FirstLayerKernels`, `ModelGraph` and `Projector` show of a PyTorch network.
 
     Args:
         recorder: Counts the steps; its hooks must come before these, whose time no rate counts.
@@ -33,7 +36,7 @@ class ModelPictures(Hooks):
             if isinstance(layer, keras.layers.Conv2D):
                 kernel = keras.ops.convert_to_numpy(layer.kernel)
                 weight = torch.from_numpy(LAYOUTS["Conv2D"]["kernel"].to_torch(kernel))
-                tag, picture = filters_tag(layer.name), draw_filters(weight)
+                tag, picture = kernels_tag(layer.name), draw_first_kernels(weight)
                 step = recorder.epoch_end_step
                 tensorboard.show_picture(recorder.loggers, tag, picture, step)
                 return

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from digitlab.callbacks.probabilities import probability_scalars
+from digitlab.callbacks.logging import probability_scalars
 from digitlab.parity.hooks import Hooks
-from digitlab.parity.network import KerasNetwork
+from digitlab.parity.keras_files import KerasNetwork
 from digitlab.parity.recorder import Recorder
 
 

@@ -8,11 +8,9 @@ from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from digitlab import runs
+from digitlab import files, run_folder
 from digitlab.callbacks import Stopwatch
-from digitlab.callbacks.console import describe_epoch
-from digitlab.callbacks.history import Row
-from digitlab.callbacks.progress import Bar
+from digitlab.callbacks.logging import Bar, HistoryRow, describe_epoch
 from digitlab.data import ImageDataModule
 from digitlab.parity.hooks import Hooks
 from digitlab.parity.settings import Schedule, Settings
@@ -50,7 +48,7 @@ class Recorder(Hooks):
         self.loggers = loggers
         self.data = data
         self.images = data.size("train")
-        self.rows: list[Row] = []
+        self.rows: list[HistoryRow] = []
         self.step = 0
         self.step_before = 0
         self._best = -1.0
@@ -103,7 +101,7 @@ class Recorder(Hooks):
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         """Finish the epoch's row, save the model, print and log."""
         self._bar.close()
-        row: Row = {
+        row: HistoryRow = {
             "epoch": epoch + 1,
             "step": self.step,
             "train_loss": logs["loss"],
@@ -114,7 +112,7 @@ class Recorder(Hooks):
             "seconds": round(perf_counter() - self._started, 3),
         }
         self.rows.append(row)
-        runs.write_csv(self.folder / "history.csv", self.rows)
+        files.write_csv(self.folder / "history.csv", self.rows)
         self._log_epoch(epoch, row)
         self._save(row)
         print(describe_epoch(row), flush=True)
@@ -159,7 +157,7 @@ class Recorder(Hooks):
         self.log(scalars, self.step - 1)
         self._window, self._step_mark = sums, self.stopwatch.trained()
 
-    def _log_epoch(self, epoch: int, row: Row) -> None:
+    def _log_epoch(self, epoch: int, row: HistoryRow) -> None:
         scalars = {
             f"{phase}/{name}": row[f"{phase}_{name}"]
             for phase in ("train", "val")
@@ -181,14 +179,14 @@ class Recorder(Hooks):
         for logger in self.loggers:
             logger.log_metrics(scalars, step=step)
 
-    def _save(self, row: Row) -> None:
+    def _save(self, row: HistoryRow) -> None:
         if not self.settings.saves:
             return
-        with runs.whole(self.folder / runs.CHECKPOINTS["keras"]["last"]) as path:
+        with files.atomic_write(self.folder / run_folder.CHECKPOINTS["keras"]["last"]) as path:
             self.keras_model.save(path)
         if row["val_accuracy"] is not None and row["val_accuracy"] > self._best:
             self._best = row["val_accuracy"]
-            best = self.folder / runs.CHECKPOINTS["keras"]["best"]
+            best = self.folder / run_folder.CHECKPOINTS["keras"]["best"]
             best.parent.mkdir(exist_ok=True)
-            with runs.whole(best) as path:
+            with files.atomic_write(best) as path:
                 self.keras_model.save(path)

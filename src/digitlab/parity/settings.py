@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from digitlab.arguments import RunCLI
 from digitlab.callbacks import ClassProbabilities, GPUMemoryLimit, ProgressBar
 from digitlab.classifier import Classifier
+from digitlab.cli.parser import RunCLI
 from digitlab.parity.backend import Policy, import_tensorflow, limit_gpu_memory
 
 POLICIES: dict[str, Policy] = {

@@ -1,18 +1,15 @@
-"""The architectures in Keras, each a function that builds a model.
+"""Which Keras twin is whose: those of `digitlab.models`, and what a user's class names."""
 
-They are written from the documents, and `FastCNN` from its description, not from the PyTorch
-classes: otherwise counting parameters on both sides would prove nothing. Layers are named as in
-`digitlab.models`, so weights need no table.
-
-Shape, of every twin:
-    - Input: `(N, 28, 28, in_channels)` in the dtype of the policy, channels last.
-    - Output: logits `(N, num_classes)`; probabilities with `softmax`, which is how document A
-      writes its Keras network. Keras then takes the loss of clipped probabilities.
-"""
-
-from collections.abc import Sequence
+import pkgutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from inspect import signature
 from typing import Any, Literal
 
+import torch
+
+from digitlab import models
+from digitlab.classifier import Classifier
 from digitlab.parity.backend import import_keras
 
 
@@ -193,3 +190,78 @@ def _build(name: str, in_channels: int, layers: list[Any], softmax: bool) -> Any
     keras = import_keras()
     ending = [keras.layers.Softmax(name="softmax")] if softmax else []
     return keras.Sequential([keras.Input((28, 28, in_channels)), *layers, *ending], name=name)
+
+
+_TWINS: dict[type[Classifier], Callable[..., Any]] = {
+    models.LinearClassifier: linear_classifier,
+    models.MLP: mlp,
+    models.LeNet5: lenet5,
+    models.LeNet1: lenet1,
+    models.PyTorchExampleNet: pytorch_example_net,
+    models.TensorFlowTutorialCNN: tensorflow_tutorial_cnn,
+    models.FastCNN: fast_cnn,
+}
+
+
+def find_twin(model: Classifier, softmax: bool) -> Callable[[], Any]:
+    """Find the function that builds a model's twin, with the model's settings as arguments.
+
+    Of the model's hyper-parameters it gets those that it has arguments for.
+
+    Raises:
+        ValueError: There is no twin for this class, or what the class names is none.
+    """
+    kind = next((kind for kind in type(model).__mro__ if _has_twin(kind)), None)
+    if kind is None or not _has_network_of(model, kind):
+        raise ValueError(
+            f"{type(model).__name__} has no Keras twin: write one, and name it in the class, "
+            'keras_twin = "my_module.my_function"; there are twins of '
+            f"{', '.join(known.__name__ for known in _TWINS)}"
+        )
+    twin = _TWINS.get(kind) or _import(kind)
+    settings = _settings(model, twin)
+    if "softmax" in signature(twin).parameters:
+        settings["softmax"] = softmax
+    elif softmax:
+        raise ValueError(
+            f"the Keras twin of {kind.__name__} can only give logits: leave softmax out, or give "
+            "the function an argument softmax, for a last layer"
+        )
+    return partial(twin, **settings)
+
+
+def _has_twin(kind: type[Any]) -> bool:
+    return kind in _TWINS or "keras_twin" in vars(kind)
+
+
+def _import(kind: type[Any]) -> Callable[..., Any]:
+    path = vars(kind)["keras_twin"]
+    try:
+        twin = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{kind.__name__}.keras_twin is {path!r}, which cannot be imported ({error}): give "
+            "the path of a function that builds a Keras model, my_module.my_function"
+        ) from error
+    if not callable(twin):
+        raise ValueError(f"{kind.__name__}.keras_twin is {path!r}: it must name a function")
+    found: Callable[..., Any] = twin
+    return found
+
+
+def _has_network_of(model: Classifier, kind: type[Any]) -> bool:
+    """Tell whether a subclass has its parent's layers, which alone the parent's twin is a twin of.
+
+    Layers print their settings, so two networks with equal prints have equal layers in equal order.
+    """
+    if type(model) is kind:
+        return True
+    with torch.random.fork_rng(devices=[]):  # the initial weights are drawn in vain
+        parent = kind(**_settings(model, kind))
+    return type(model).forward is kind.forward and repr(model.network) == repr(parent.network)
+
+
+def _settings(model: Classifier, function: Callable[..., Any]) -> dict[str, Any]:
+    """Give those hyper-parameters of a model that a function, or a class, has arguments for."""
+    wanted = signature(function).parameters
+    return {name: model.hparams[name] for name in wanted if name in model.hparams}

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from digitlab.callbacks import ConfusionMatrix, WorstMistakes
+from digitlab.callbacks.tensorboard import show_picture
 from digitlab.parity.backend import import_tensorflow
 from digitlab.parity.hooks import Hooks
-from digitlab.parity.network import as_logits, ends_in_softmax
+from digitlab.parity.keras_files import as_logits, ends_in_softmax
 from digitlab.parity.recorder import Recorder
-from digitlab.tensorboard import show_picture
 
 
 class ValidationPictures(Hooks):

@@ -3,17 +3,154 @@
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from digitlab.classifier import Classifier
 from digitlab.parity.backend import keras_dtype, unchanged_random_state
-from digitlab.parity.flattening import flattened_in, inputs_within
-from digitlab.parity.layout import LAYOUTS, Array, Layout
-from digitlab.parity.pairs import find_twin
+from digitlab.parity.twins import find_twin
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a layer's Keras variable is made of its PyTorch tensor.
+
+    Args:
+        source: Name of the tensor in the PyTorch layer.
+        axes: The tensor's axes in Keras's order.
+        per_input: Whether the variable's first axis counts the features that the layer reads. They
+            are in another order behind a flattening.
+    """
+
+    source: str
+    axes: tuple[int, ...]
+    per_input: bool = False
+
+    def to_keras(self, tensor: Array, flattened: tuple[int, ...] | None = None) -> Array:
+        """Turn a PyTorch tensor into Keras's layout.
+
+        Args:
+            tensor: As the PyTorch layer holds it.
+            flattened: Shape of the Keras array, channels last and without the batch, that was
+                flattened before this layer; None where nothing was.
+
+        Examples:
+            >>> dense = Layout("weight", (1, 0), per_input=True)
+            >>> dense.to_keras(np.array([[1, 2, 3, 4]]), flattened=(1, 2, 2)).tolist()
+            [[1], [3], [2], [4]]
+        """
+        array = tensor.transpose(self.axes)
+        if self.per_input and flattened:
+            array = array[_channels_last(flattened)]
+        return np.ascontiguousarray(array)
+
+    def to_torch(self, variable: Array, flattened: tuple[int, ...] | None = None) -> Array:
+        """Turn a Keras variable into PyTorch's layout: the inverse of `to_keras`."""
+        array = variable
+        if self.per_input and flattened:
+            array = array[np.argsort(_channels_last(flattened))]
+        return np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
+
+
+_BIAS = Layout("bias", (0,))
+_NORMALIZATION = {
+    "gamma": Layout("weight", (0,), per_input=True),
+    "beta": Layout("bias", (0,), per_input=True),
+}
+
+LAYOUTS: dict[str, dict[str, Layout]] = {
+    "Dense": {"kernel": Layout("weight", (1, 0), per_input=True), "bias": _BIAS},
+    "Conv1D": {"kernel": Layout("weight", (2, 1, 0)), "bias": _BIAS},
+    "Conv2D": {"kernel": Layout("weight", (2, 3, 1, 0)), "bias": _BIAS},
+    "Conv3D": {"kernel": Layout("weight", (2, 3, 4, 1, 0)), "bias": _BIAS},
+    "Embedding": {"embeddings": Layout("weight", (0, 1))},
+    "BatchNormalization": {
+        **_NORMALIZATION,
+        "moving_mean": Layout("running_mean", (0,), per_input=True),
+        "moving_variance": Layout("running_var", (0,), per_input=True),
+    },
+    "GroupNormalization": _NORMALIZATION,
+    "LayerNormalization": _NORMALIZATION,
+}
+"""By class of the Keras layer and name of its variable."""
+
+
+def _channels_last(shape: tuple[int, ...]) -> NDArray[np.intp]:
+    """Give, for each feature of a flattened channels-last array, its place in PyTorch's order."""
+    *space, channels = shape
+    places = np.arange(prod(shape)).reshape(channels, *space)
+    return np.moveaxis(places, 0, -1).ravel()
+
+
+def flattened_in(tensor: Any, within: dict[int, Any]) -> tuple[int, ...] | None:
+    """Give the shape, channels last and without the batch, that was flattened to make a tensor.
+
+    Args:
+        tensor: The symbolic output of a Keras layer; a list of several was never flattened.
+        within: What `inputs_within` gives for the model.
+
+    Returns:
+        The shape, or None where nothing was flattened or the order is PyTorch's.
+    """
+    if isinstance(tensor, list) or len(tensor.shape) != 2:
+        return None
+    flattening, read = _origin(tensor, within)
+    if type(flattening).__name__ not in ("Flatten", "Reshape"):
+        return None
+    shape = tuple(read[0].shape[1:])
+    source, _ = _origin(read[0], within)
+    if type(source).__name__ == "InputLayer":
+        # An image without an axis of channels, or with it first, is flattened as PyTorch does it.
+        return None if len(shape) < 3 or _is_image_with_channels_first(shape) else shape
+    # Such a permutation puts channels first, the order that PyTorch flattens.
+    first = type(source).__name__ == "Permute" and source.dims[0] == len(shape)
+    return None if first or len(shape) < 2 else shape
+
+
+def inputs_within(model: Any) -> dict[int, Any]:
+    """Give, for the inputs of the models within a model, what they are given there.
+
+    Returns:
+        By the id of a symbolic input of the inner model, the outer model's tensor.
+    """
+    found: dict[int, Any] = {}
+    for inner in model.layers:
+        if hasattr(inner, "layers"):
+            given = inner._inbound_nodes[-1].input_tensors
+            found |= {id(ours): theirs for ours, theirs in zip(inner.inputs, given, strict=True)}
+            found |= inputs_within(inner)
+    return found
+
+
+def _is_image_with_channels_first(shape: tuple[int, ...]) -> bool:
+    """Tell a grey or coloured square image from an array of features with channels last."""
+    return shape[0] in (1, 3) and shape[0] < shape[1] == shape[2]
+
+
+def _origin(tensor: Any, within: dict[int, Any]) -> tuple[Any, list[Any]]:
+    """Give the last operation that moved or mixed a tensor's features, and what it read."""
+    while True:
+        operation, node, index = tensor._keras_history
+        read = operation._inbound_nodes[node].input_tensors
+        if hasattr(operation, "layers"):
+            tensor = operation.outputs[index]
+        elif id(tensor) in within:
+            tensor = within[id(tensor)]
+        elif (
+            type(operation).__name__ in ("InputLayer", "Permute")
+            or any(tuple(other.shape) != tuple(tensor.shape) for other in read)
+            or (getattr(operation, "weights", []) and "Normalization" not in str(type(operation)))
+        ):
+            return operation, read
+        else:
+            tensor = read[0]
 
 
 @dataclass(frozen=True)

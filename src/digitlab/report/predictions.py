@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 
-from digitlab.arguments import BAD_INPUT
+from digitlab.checkpoints import load_weights
 from digitlab.classifier import Classifier
-from digitlab.data.division import Subset
-from digitlab.evaluate import Evaluation, read_options
-from digitlab.predictions import name_classes
-from digitlab.report.content import Run
-from digitlab.runs import Framework
-from digitlab.weights import load_weights
+from digitlab.cli.evaluate import Evaluation, read_evaluation
+from digitlab.cli.parser import BAD_INPUT
+from digitlab.data.datamodule import Subset
+from digitlab.report.command import Run
+from digitlab.run_folder import Framework
+from digitlab.scores import name_classes
 
 SHOWN_MISTAKES = 24
 """Four rows of the page."""
@@ -138,7 +138,7 @@ def predict(command: str, run: Run) -> Outcome:
     layers: tuple[Layer, ...] = ()
     try:
         options = ["--run", str(run.folder), *weights, *device, *quiet]
-        evaluation = read_options(command, options, run.framework)
+        evaluation = read_evaluation(command, options, run.framework)
         layers = describe(evaluation.cli.model)
         split: Subset = "test" if entry else evaluation.cli.datamodule.validation_split
         return Outcome(layers, _predict(evaluation, run.framework, split))
@@ -184,5 +184,5 @@ def _load(model: Classifier, path: Path, framework: Framework) -> Classifier:
         load_weights(model, path)
         return model
     # By name, as the command line enters it: TensorFlow is loaded for a Keras run alone.
-    loaded: Classifier = import_module("digitlab.parity.network").load_classifier(model, path)
+    loaded: Classifier = import_module("digitlab.parity.keras_files").load_classifier(model, path)
     return loaded

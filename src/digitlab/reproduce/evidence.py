@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.statistics import summarize
-from digitlab.runs import Framework
+from digitlab.run_folder import Framework
 
 
 class Evidence:

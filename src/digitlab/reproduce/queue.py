@@ -17,10 +17,10 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from digitlab import runs
+from digitlab import run_folder
 from digitlab.reproduce.results import lock
 from digitlab.reproduce.rows import Row
-from digitlab.runs import Framework
+from digitlab.run_folder import Framework
 
 _COMMANDS: dict[Framework, list[str]] = {"torch": ["fit"], "keras": ["keras", "fit"]}
 
@@ -142,7 +142,7 @@ class Queue:
             first = self._train_first(item, item.row.after)
             if not first:
                 return None
-            last = runs.CHECKPOINTS[item.framework]["last"]
+            last = run_folder.CHECKPOINTS[item.framework]["last"]
             options += ["--weights", str(first / last)]
         folder = self._folder(item)
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,9 @@ from typing import Any, Self
 
 from filelock import FileLock
 
-from digitlab import runs
+from digitlab import files, run_folder
 from digitlab.reproduce.rows import Row
-from digitlab.runs import Framework
+from digitlab.run_folder import Framework
 
 csv.field_size_limit(2**30)  # of a curve with a point for each step, too
 
@@ -71,7 +71,7 @@ class Result:
         Raises:
             ValueError: It was not measured on the test split, or its loss is no number.
         """
-        metrics = runs.read_metrics(folder)
+        metrics = run_folder.read_metrics(folder)
         if metrics.get("test", {}).get("loss") is None:
             raise ValueError(f"{folder} has no loss on the test split: it diverged, or held out")
         of_torch = metrics["framework"] == "torch"
@@ -127,7 +127,7 @@ def add_lines(path: Path, lines: Sequence[dict[str, Any]], key: tuple[str, ...])
         there = {tuple(line[name] for name in key) for line in old}
         new = [line for line in lines if tuple(str(line[name]) for name in key) not in there]
         if new:
-            runs.write_csv(path, [*old, *new])
+            files.write_csv(path, [*old, *new])
 
 
 def lock(out: Path, name: str) -> FileLock:

@@ -6,11 +6,67 @@ Results of rows that are not among those given are left out, and so are rows wit
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from digitlab.reproduce import cells
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row
-from digitlab.reproduce.statistics import Comparison, compare, summarize
-from digitlab.runs import Framework
+from digitlab.reproduce.statistics import Comparison, Interval, compare, summarize
+from digitlab.run_folder import Framework
+
+NONE = "—"
+
+
+def markdown_table(head: list[str], lines: list[list[str]]) -> str:
+    """Make a Markdown table."""
+    all_lines = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in all_lines)
+
+
+def name_cell(row: Row) -> str:
+    """Name a row; a config's name is code."""
+    return row.name if row.in_documents else f"`{row.name}`"
+
+
+def measured_cell(values: list[float]) -> tuple[str, str]:
+    """Give mean ± standard deviation, and n; nothing where nothing was measured."""
+    if not values:
+        return "", ""
+    summary = summarize(values)
+    deviation = "" if math.isnan(summary.deviation) else f" ± {summary.deviation:.2f}"
+    return f"{summary.mean:.2f}{deviation}", str(summary.n)
+
+
+def mean_cell(values: list[float]) -> str:
+    """Give the mean, and n behind it."""
+    return f"{summarize(values).mean:.2f} ({len(values)})"
+
+
+def difference_cell(found: Comparison) -> tuple[str, str]:
+    """Give a difference and its interval, with their signs."""
+    ends = [_signed(end) for end in found.interval]
+    interval_cell = f"[{', '.join(ends)}]" if is_known(found.interval) else NONE
+    return _signed(found.difference), interval_cell
+
+
+def p_equivalence_cell(found: Comparison) -> str:
+    """Give the p-value of "the means differ by the margin or more"."""
+    if not is_known(found.interval):
+        return NONE
+    return f"{found.p_equivalence:.3f}" if found.p_equivalence >= 0.001 else "< 0.001"
+
+
+def interval_cell(ends: Interval) -> str:
+    """Give an interval of accuracies, as far as there are such accuracies."""
+    low, high = max(ends[0], 0), min(ends[1], 100)
+    return f"[{low:.2f}, {high:.2f}]" if is_known(ends) else NONE
+
+
+def is_known(interval_cell: Interval) -> bool:
+    """Say whether an interval tells anything."""
+    return all(math.isfinite(end) for end in interval_cell)
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")  # + 0.0: no negative zero
+
 
 FRAMEWORKS: dict[Framework, str] = {"torch": "PyTorch", "keras": "Keras"}
 """The frameworks' names for a reader, in the order in which they are shown."""
@@ -55,19 +111,19 @@ def results_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
     groups = group(results)
     lines = [
         [
-            row.name if row.in_documents else cells.NONE,
+            row.name if row.in_documents else NONE,
             f"`{row.dataset}/{row.config.stem}`",
-            row.published or cells.NONE,
+            row.published or NONE,
             *(
                 cell
                 for framework in FRAMEWORKS
-                for cell in cells.measured(groups.get((row.name, framework), []))
+                for cell in measured_cell(groups.get((row.name, framework), []))
             ),
         ]
         for row in rows.values()
         if any((row.name, framework) in groups for framework in FRAMEWORKS)
     ]
-    return cells.table(["row", "config", "published", "PyTorch, %", "n", "Keras, %", "n"], lines)
+    return markdown_table(["row", "config", "published", "PyTorch, %", "n", "Keras, %", "n"], lines)
 
 
 def intervals_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
@@ -77,18 +133,18 @@ def intervals_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
         summary = summarize(values)
         lines.append(
             [
-                cells.name(rows[name]),
+                name_cell(rows[name]),
                 FRAMEWORKS[framework],
                 str(summary.n),
                 f"{summary.mean:.2f}",
-                cells.NONE if math.isnan(summary.deviation) else f"{summary.deviation:.2f}",
-                cells.interval(summary.mean_interval),
-                cells.interval(summary.prediction_interval),
-                rows[name].published or cells.NONE,
+                NONE if math.isnan(summary.deviation) else f"{summary.deviation:.2f}",
+                interval_cell(summary.mean_interval),
+                interval_cell(summary.prediction_interval),
+                rows[name].published or NONE,
             ]
         )
     head = ["row", "framework", "n", "mean, %", "standard deviation", "95% interval of the mean"]
-    return cells.table([*head, "95% prediction interval for one more run", "published"], lines)
+    return markdown_table([*head, "95% prediction interval for one more run", "published"], lines)
 
 
 def experiment_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
@@ -104,10 +160,10 @@ def experiment_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
     for (name, framework), values in _ordered(rows, groups):
         summary = summarize(values)
         intervals = (summary.mean_interval, summary.prediction_interval)
-        shown = [cells.name(rows[name]), FRAMEWORKS[framework], *cells.measured(values)]
-        lines.append([*shown, *map(cells.interval, intervals)])
+        shown = [name_cell(rows[name]), FRAMEWORKS[framework], *measured_cell(values)]
+        lines.append([*shown, *map(interval_cell, intervals)])
     head = ["row", "framework", "test accuracy, %", "n", "95% interval of the mean"]
-    parts = [cells.table([*head, "95% prediction interval for one more run"], lines)]
+    parts = [markdown_table([*head, "95% prediction interval for one more run"], lines)]
     for name, row in rows.items():
         ours, theirs = (groups.get((name, framework), []) for framework in FRAMEWORKS)
         margin = MARGINS.get(row.dataset)
@@ -128,10 +184,10 @@ def same_recipe_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str
         margin = MARGINS.get(row.dataset)
         if ours and theirs and margin:
             found = compare(ours, theirs, margin)
-            shown = [cells.mean(ours), cells.mean(theirs), *cells.difference(found), f"{margin}"]
-            lines.append([cells.name(row), *shown, cells.p_equivalence(found), found.verdict])
+            shown = [mean_cell(ours), mean_cell(theirs), *difference_cell(found), f"{margin}"]
+            lines.append([name_cell(row), *shown, p_equivalence_cell(found), found.verdict])
     head = ["row", "PyTorch, % (n)", "Keras, % (n)", "difference, points", "95% interval", "margin"]
-    return cells.table([*head, "p (not equivalent)", "verdict"], lines)
+    return markdown_table([*head, "p (not equivalent)", "verdict"], lines)
 
 
 def as_published_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
@@ -148,12 +204,12 @@ def as_published_table(rows: Mapping[str, Row], results: Sequence[Result]) -> st
         if ours and theirs and all(name in rows for name in names):
             pair = [rows[name] for name in names]
             found = compare(ours, theirs, MARGINS[pair[0].dataset])
-            published = [row.published or cells.NONE for row in pair]
-            shown = [cells.mean(ours), cells.mean(theirs), *cells.difference(found), found.verdict]
+            published = [row.published or NONE for row in pair]
+            shown = [mean_cell(ours), mean_cell(theirs), *difference_cell(found), found.verdict]
             lines.append([" : ".join(names), network, pair[0].dataset, *published, *shown])
     head = ["rows", "network", "data set", "PyTorch, published", "Keras, published"]
     head += ["PyTorch, % (n)", "Keras, % (n)", "difference, points", "95% interval"]
-    return cells.table([*head, 'verdict ("different": so are the recipes)'], lines)
+    return markdown_table([*head, 'verdict ("different": so are the recipes)'], lines)
 
 
 def prediction_table(
@@ -177,13 +233,13 @@ def prediction_table(
     for result in new:
         before = groups.get((result.row, result.framework), [math.nan])
         low, high = summarize(before).prediction_interval
-        value, verdict = 100 * result.test_accuracy, cells.NONE
-        if cells.is_known((low, high)):
+        value, verdict = 100 * result.test_accuracy, NONE
+        if is_known((low, high)):
             # 1e-9: rounding, where the reference's runs all gave the same.
             inside.append(low - 1e-9 <= value <= high + 1e-9)
             verdict = "inside" if inside[-1] else "outside"
-        run = [cells.name(rows[result.row]), FRAMEWORKS[result.framework], str(result.seed)]
-        lines.append([*run, f"{value:.2f}", cells.interval((low, high)), verdict])
+        run = [name_cell(rows[result.row]), FRAMEWORKS[result.framework], str(result.seed)]
+        lines.append([*run, f"{value:.2f}", interval_cell((low, high)), verdict])
     head = ["row", "framework", "seed", "accuracy, %", "95% prediction interval", "verdict"]
     closing = f"{sum(inside)} of {len(inside)} inside; 95% are expected."
     if known := sum(result.key in keys for result in results):
@@ -192,15 +248,15 @@ def prediction_table(
             f" Not judged, as the reference has their seeds: {known}; "
             f"--first_seed {new_seed} makes other runs."
         )
-    return f"{cells.table(head, lines)}\n\n{closing}"
+    return f"{markdown_table(head, lines)}\n\n{closing}"
 
 
 def _agreement(row: Row, found: Comparison, margin: float) -> str:
-    difference, interval = cells.difference(found)
-    shown = "" if interval == cells.NONE else f", 95% interval {interval}"
+    difference, interval = difference_cell(found)
+    shown = "" if interval == NONE else f", 95% interval {interval}"
     frameworks = " − ".join(FRAMEWORKS.values())
     return (
-        f"{cells.name(row)}, {frameworks}: {difference} points{shown}; "
+        f"{name_cell(row)}, {frameworks}: {difference} points{shown}; "
         f"**{found.verdict}**, by a margin of {margin} points."
     )
 
