@@ -8,7 +8,7 @@ from PIL import Image
 
 from digitlab.callbacks import History, SaveFigures
 from digitlab.callbacks.logging import HistoryRow
-from digitlab.callbacks.pictures import draw_curves
+from digitlab.callbacks.results import draw_curves
 from tests.fitting import fit
 
 ROWS: list[HistoryRow] = [

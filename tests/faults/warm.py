@@ -8,10 +8,8 @@ from sklearn.model_selection import train_test_split  # noqa: F401
 
 import tests.tiny  # noqa: F401
 from digitlab import cli
-from digitlab.callbacks.pictures import (
-    draw_curves,
-    draw_images,
-)
+from digitlab.callbacks.pictures import draw_images
+from digitlab.callbacks.results import draw_curves
 from digitlab.cli.fit import read_fit
 
 cli._settle_process()

@@ -14,8 +14,7 @@ from digitlab.callbacks.logging import (
     SaveConfig,
     Stopwatch,
 )
-from digitlab.callbacks.pictures import SaveFigures
-from digitlab.callbacks.results import FinalEvaluation
+from digitlab.callbacks.results import FinalEvaluation, SaveFigures
 from digitlab.callbacks.tensorboard import (
     ConfusionMatrix,
     FirstLayerKernels,

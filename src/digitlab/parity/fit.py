@@ -14,8 +14,15 @@ from numpy.typing import NDArray
 from digitlab import files, run_folder
 from digitlab.callbacks import Stopwatch
 from digitlab.callbacks.logging import tabulate_layers
-from digitlab.callbacks.pictures import SAMPLES, draw_curves, draw_samples
-from digitlab.callbacks.results import circumstances, describe_end, entries, log_hyperparameters
+from digitlab.callbacks.results import (
+    SAMPLES,
+    circumstances,
+    describe_end,
+    draw_curves,
+    draw_samples,
+    entries,
+    log_hyperparameters,
+)
 from digitlab.callbacks.tensorboard import show_picture, show_text
 from digitlab.checkpoints import sha256
 from digitlab.classifier import Classifier

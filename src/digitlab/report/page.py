@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from digitlab import __version__
-from digitlab.report.command import Run
+from digitlab.report.content import Run
 from digitlab.report.predictions import Outcome, Predictions
 
 NOTHING = "—"

@@ -16,7 +16,7 @@ from digitlab.classifier import Classifier
 from digitlab.cli.evaluate import Evaluation, read_evaluation
 from digitlab.cli.parser import BAD_INPUT
 from digitlab.data.datamodule import Subset
-from digitlab.report.command import Run
+from digitlab.report.content import Run
 from digitlab.run_folder import Framework
 from digitlab.scores import name_classes
 
