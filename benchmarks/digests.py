@@ -90,7 +90,7 @@ def read_torch(folder: Path) -> list[list[str]]:
 
 def read_keras(folder: Path) -> list[list[str]]:
     """Describe a Keras run's last weights, in their order."""
-    from digitlab.parity.backend import import_keras  # noqa: TID251  # imports TensorFlow in order
+    from digitlab.parity.backend import import_keras  # imports TensorFlow in order
 
     model = import_keras().models.load_model(folder / "model.keras", compile=False)
     return [describe_array(weight.path, weight.numpy()) for weight in model.weights]
