@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveInt, restricted_string_type
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -40,7 +39,6 @@ from digitlab.checkpoints import AtomicCheckpointIO, load_weights, sha256
 from digitlab.classifier import Classifier
 from digitlab.cli.parser import RunCLI, check_settings, check_together, split_off
 from digitlab.distributed import (
-    is_child,
     is_rank_zero,
     note_job,
     print_rank_zero,
@@ -448,13 +446,11 @@ def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
         if trainer.global_step in (0, start.step):  # Lightning and callbacks check some things late
             raise InputError(str(error)) from error
         raise RuntimeError(f"training failed after {trainer.global_step} steps") from error
-    except (Interrupted, FloatingPointError) as end:
+    except (Interrupted, FloatingPointError):
         if trainer.is_global_zero:
             raise
-        # Rank 0 reports it. SLURM may take another exit code for a failure, and end rank 0 before
-        # it has asked to be requeued.
-        told = is_child() or SLURMEnvironment.detect()
-        raise SystemExit(0 if told else getattr(end, "exit_code", 1)) from None
+        # Rank 0 reports it. Launchers take another exit code for a failure, and would end rank 0.
+        raise SystemExit(0) from None
 
 
 def _end_only(trainer: Trainer, signals: StopSignals) -> None:
