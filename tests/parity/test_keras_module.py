@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    EMAWeightAveraging,
+    StochasticWeightAveraging,
+)
 from numpy.typing import NDArray
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR, ReduceLROnPlateau
 
 from digitlab import models
+from digitlab.callbacks import ExactResume
 from digitlab.classifier import Classifier
 from digitlab.parity import twins
 from digitlab.parity.backend import Policy, import_keras, keras_dtype
@@ -185,7 +190,9 @@ def test_a_schedule_changes_the_rate_at_each_step_or_epoch(
 @pytest.mark.parametrize("policy", ["float64", "mixed_float16", "mixed_bfloat16"])
 def test_the_weights_are_bit_equal_in_each_policy(policy: Policy, steps: int) -> None:
     options = {**halving("step"), "steps_per_execution": steps}
-    model = make(lambda: models.LeNet5(optimizer=adam, **options), policy=policy, copy_weights=False)
+    model = make(
+        lambda: models.LeNet5(optimizer=adam, **options), policy=policy, copy_weights=False
+    )
     train(model)
     theirs, _ = plain_keras(
         twins.lenet5, KERAS[adam], policy=policy, rate=lambda step: 0.001 * 0.5**step
@@ -307,3 +314,227 @@ def plain_batches(count: int) -> list[dict[str, float]]:
         labels = tiny.TRAIN[1][batch].astype(np.int64)
         logs.append(model.train_on_batch(images, labels, return_dict=True))
     return logs
+
+
+class Killed(Exception):
+    """Ends a fit as nothing foreseen would."""
+
+
+class KillAfter(Checkpoint):  # which Lightning calls after all other callbacks
+    """Saves a checkpoint once a step is reached, after its block or epoch, and ends the fit."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step = step
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if not trainer.is_last_batch:
+            self.on_train_epoch_end(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step >= self.step:
+            trainer.save_checkpoint(self.path)
+            raise Killed
+
+
+@pytest.mark.parametrize("killed_at", [2, 7, 11])  # inside the first epoch, at its end, in another
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_killed_run_resumes_exactly(tmp_path: Path, steps: int, killed_at: int) -> None:
+    options = {**halving("step"), "steps_per_execution": steps}
+    path = tmp_path / "last.ckpt"
+    straight, straight_curves = make(lambda: small(**options)), Curves()
+    train(straight, straight_curves, ExactResume(), max_epochs=3)
+    with pytest.raises(Killed):
+        train(
+            make(lambda: small(**options)), ExactResume(), KillAfter(killed_at, path), max_epochs=3
+        )
+    seed_everything(99, verbose=False)  # so that only the checkpoint tells weights and masks
+    fresh, curves = KerasClassifier(small(**options)), Curves()
+    seed_everything(SEED, verbose=False)
+    resumed = trainer(max_epochs=3, callbacks=[ExactResume(), curves])
+    resumed.fit(fresh, TinyDataModule(), ckpt_path=path, weights_only=True)
+    assert resumed.global_step == 21
+    assert_equal(fresh.keras_model, straight.keras_model)
+    assert curves.train == straight_curves.train[-len(curves.train) :]
+    assert curves.val[-1] == straight_curves.val[-1]
+
+
+def checkpoint_of(model: LightningModule, path: Path) -> Path:
+    train(model, max_steps=2).save_checkpoint(path)  # type: ignore[arg-type]
+    return path
+
+
+def test_a_checkpoint_is_evaluated_by_another_process(tmp_path: Path) -> None:
+    model = make(small)
+    path = checkpoint_of(model, tmp_path / "last.ckpt")
+    scores = trainer().validate(model, TinyDataModule(), verbose=False)
+    options = {"verbose": False, "weights_only": True, "ckpt_path": path}
+    others = trainer().validate(make(lambda: small()), TinyDataModule(), **options)
+    assert others == scores
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: models.MLP([17]), r"model variables have shapes .*\(784, 16\).* this MLP"),
+        (lambda: models.MLP([16], optimizer=sgd), "optimizer variables have shapes"),
+        (models.LinearClassifier, "model variables have shapes .* this LinearClassifier"),
+    ],
+    ids=["width", "optimizer", "architecture"],
+)
+def test_a_checkpoint_of_another_model_is_refused(
+    other: Callable[[], Classifier], message: str, tmp_path: Path
+) -> None:
+    path = checkpoint_of(make(small), tmp_path / "last.ckpt")
+    model = make(other)
+    before = arrays(model.keras_model)
+    with pytest.raises(ValueError, match=message):
+        trainer().fit(model, TinyDataModule(), ckpt_path=path, weights_only=True)
+    for ours, theirs in zip(before, arrays(model.keras_model), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_checkpoint_of_a_pytorch_run_is_refused(tmp_path: Path) -> None:
+    path = checkpoint_of(small(), tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="not of a Keras run: resume a run in the framework"):
+        trainer().fit(make(small), TinyDataModule(), ckpt_path=path, weights_only=True)
+
+
+def test_other_programs_find_the_last_and_the_best_model(tmp_path: Path) -> None:
+    model, curves = make(small), Curves()
+    weights = []
+
+    class Weights(Callback):
+        def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            weights.append(model.keras_model.get_weights())
+
+    train(model, KerasFiles(tmp_path), curves, Weights(), max_epochs=4)
+    accuracies = [score["accuracy"] for score in curves.val]
+    expected = {"model.keras": weights[-1], "checkpoints/best.keras": weights[best(accuracies)]}
+    for name, theirs in expected.items():
+        for ours, their in zip(
+            load_keras_model(tmp_path / name).get_weights(), theirs, strict=True
+        ):
+            np.testing.assert_array_equal(ours, their)
+    assert len(list(tmp_path.rglob("*.keras"))) == 2  # and nothing that is half written
+
+
+def best(accuracies: Sequence[float]) -> int:
+    return accuracies.index(max(accuracies))
+
+
+def test_a_resumed_run_knows_the_best_so_far(tmp_path: Path) -> None:
+    files, again = KerasFiles(tmp_path), KerasFiles(tmp_path)
+    train(make(small), files)
+    again.load_state_dict(files.state_dict())
+    written = (tmp_path / "checkpoints" / "best.keras").stat().st_mtime_ns
+    untrained = make(lambda: small(optimizer=lambda p: torch.optim.SGD(p, lr=0.0)))
+    train(untrained, again)
+    assert (tmp_path / "checkpoints" / "best.keras").stat().st_mtime_ns == written
+
+
+REFUSED_MODELS: dict[str, tuple[Callable[[], Classifier], str]] = {
+    "smoothing": (lambda: small(label_smoothing=0.1), "label_smoothing is 0.1: .* set --model"),
+    "dropout": (lambda: small(dropout_in_evaluation=True), "dropout_in_evaluation is True: .*"),
+    "decay": (
+        lambda: small(optimizer=lambda p: torch.optim.Adam(p, weight_decay=0.1)),
+        "weight_decay is 0.1: Adam .* use AdamW",
+    ),
+    "optimizer": (lambda: small(optimizer=torch.optim.LBFGS), "optimizer is LBFGS"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_MODELS)
+def test_what_keras_cannot_do_is_refused_when_the_model_is_made(case: str) -> None:
+    original, message = REFUSED_MODELS[case]
+    with pytest.raises(ValueError, match=message):
+        KerasClassifier(original())
+
+
+def test_a_class_with_a_training_step_of_its_own_is_refused() -> None:
+    class Own(models.MLP):
+        keras_twin = "digitlab.parity.twins.mlp"
+
+        def on_train_epoch_start(self) -> None:
+            """Is not called."""
+
+    with pytest.raises(ValueError, match="Own has its own on_train_epoch_start, .* leave it out"):
+        KerasClassifier(Own())
+
+
+class SeesGradients(Callback):
+    def on_after_backward(self, *args: Any) -> None:
+        """Is not called."""
+
+
+REFUSED_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "clipping": ({"gradient_clip_val": 1.0}, "gradient_clip_val 1.0 .* model's gradient_clip_norm"),
+    "batches": ({"accumulate_grad_batches": 2}, "accumulate_grad_batches 2 .* larger batch_size"),
+    "precision": ({"precision": "bf16-true"}, "precision bf16-true .* use one of 32-true"),
+    "policy": ({"precision": "bf16-mixed"}, r'precision bf16-mixed .* policy="mixed_bfloat16"'),
+    "averaging": ({"callbacks": [StochasticWeightAveraging(0.1)]}, "StochasticWeightAveraging"),
+    "ema": ({"callbacks": [EMAWeightAveraging()]}, "EMAWeightAveraging .* leave the callback out"),
+    "hook": ({"callbacks": [SeesGradients()]}, "SeesGradients.on_after_backward .* no gradients"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_SETTINGS)
+def test_what_keras_cannot_do_is_refused_when_a_trainer_asks_for_it(case: str) -> None:
+    options, message = REFUSED_SETTINGS[case]
+    model = make(small)
+    with pytest.raises(ValueError, match=message):
+        model.check_supported(trainer(**options))
+    model.check_supported(trainer(callbacks=[KerasFiles(Path())]))
+
+
+def test_a_refusal_comes_from_the_fit_itself() -> None:
+    with pytest.raises(ValueError, match="cannot be honoured by a Keras model"):
+        train(make(small), SeesGradients())
+    with pytest.raises(ValueError, match="set steps_per_execution to 1"):
+        train(make(lambda: small(steps_per_execution=3)), val_check_interval=0.5)
+
+
+def test_a_schedule_of_the_momentum_is_refused() -> None:
+    def one_cycle(cycle_momentum: bool) -> dict[str, Any]:
+        return {
+            "lr_scheduler": lambda optimizer: OneCycleLR(
+                optimizer, max_lr=0.01, total_steps=14, cycle_momentum=cycle_momentum
+            ),
+            "lr_scheduler_interval": "step",
+        }
+
+    with pytest.raises(ValueError, match="cycle_momentum True: .* set cycle_momentum to false"):
+        train(make(lambda: small(**one_cycle(True))))
+    assert train(make(lambda: small(**one_cycle(False)))).global_step == 14
+
+
+def test_tensorboard_is_given_keras_layers_and_operations() -> None:
+    model = make(lambda: models.LeNet5())
+    keras = import_keras()
+    assert model.layers()[0] == ("conv1", "Conv2D", {"kernel": (5, 5, 1, 6), "bias": (6,)})
+    assert sum(weights.numel() for _, weights in model.named_weights()) == 61_706
+    found = model.first_kernels()
+    assert found is not None
+    kernel = model.keras_model.get_layer("conv1").get_weights()[0]
+    assert found[0] == "conv1"
+    np.testing.assert_array_equal(found[1].numpy(), kernel.transpose(3, 2, 0, 1))
+    assert make(small).first_kernels() is None
+
+    images = torch.rand(5, 1, 28, 28)
+    given = model.penultimate_features([images[:3], images[3:]])
+    assert given is not None
+    features, logits = given
+    last = keras.Model(model.keras_model.inputs[0], model.keras_model.get_layer("fc3").input)
+    array = images.numpy().reshape(5, 28, 28, 1)
+    np.testing.assert_allclose(features, last(array), rtol=1e-5, atol=1e-6)  # compiled otherwise
+    np.testing.assert_allclose(logits, model.keras_model(array), rtol=1e-5, atol=1e-6)  # likewise
+    names = {node.name for node in model.trace_graph(images[:1]).node}
+    assert {"images", "lenet5_1/conv1_1/convolution"} <= names, names
+
+
+def test_the_names_of_a_run_are_the_originals() -> None:
+    model = make(lambda: models.MLP([16], dropout=0.3))
+    assert (model.framework, model.architecture) == ("keras", "MLP")
+    assert model.hparams["hidden_features"] == [16]
+    assert model.hparams["dropout"] == 0.3
+    assert "original" not in model.hparams

@@ -259,7 +259,8 @@ class KerasClassifier(Classifier):
         dense = [it for it in self.keras_model.layers if isinstance(it, keras.layers.Dense)]
         if not dense:
             return None
-        penultimate = _CompiledNetwork(keras.Model(self.keras_model.inputs, dense[-1].input))
+        (image,) = self.keras_model.inputs
+        penultimate = _CompiledNetwork(keras.Model(image, dense[-1].input))
         pairs = [(penultimate(images).flatten(1), self.network(images)) for images in batches]
         features, logits = (torch.cat(side).float() for side in zip(*pairs, strict=True))
         return features, logits
@@ -467,7 +468,10 @@ def _unsupported(trainer: Trainer, policy: Policy) -> Iterator[tuple[str, str]]:
     if precision not in POLICIES:
         yield f"precision {precision}", f"use one of {', '.join(POLICIES)}"
     elif precision != "32-true" and POLICIES[precision] != policy:
-        yield f"precision {precision} of the trainer", f'make it with policy="{POLICIES[precision]}"'
+        yield (
+            f"precision {precision} of the trainer",
+            f'make it with policy="{POLICIES[precision]}"',
+        )
     if trainer.world_size > 1:
         yield f"{trainer.world_size} processes", "set devices and num_nodes to 1"
     if trainer.gradient_clip_val is not None:
