@@ -1,6 +1,6 @@
 """A Keras twin in Lightning's Trainer trains the weights of a plain Keras program, bit for bit."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,6 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import (
-    Checkpoint,
     EMAWeightAveraging,
     StochasticWeightAveraging,
 )
@@ -316,11 +315,11 @@ def plain_batches(count: int) -> list[dict[str, float]]:
     return logs
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Ends a fit as nothing foreseen would."""
 
 
-class KillAfter(Checkpoint):  # which Lightning calls after all other callbacks
+class KillAfter(Callback):
     """Saves a checkpoint once a step is reached, after its block or epoch, and ends the fit."""
 
     def __init__(self, step: int, path: Path) -> None:
@@ -334,7 +333,7 @@ class KillAfter(Checkpoint):  # which Lightning calls after all other callbacks
     def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_step >= self.step:
             trainer.save_checkpoint(self.path)
-            raise Killed
+            raise KilledError
 
 
 @pytest.mark.parametrize("killed_at", [2, 7, 11])  # inside the first epoch, at its end, in another
@@ -344,7 +343,7 @@ def test_a_killed_run_resumes_exactly(tmp_path: Path, steps: int, killed_at: int
     path = tmp_path / "last.ckpt"
     straight, straight_curves = make(lambda: small(**options)), Curves()
     train(straight, straight_curves, ExactResume(), max_epochs=3)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(
             make(lambda: small(**options)), ExactResume(), KillAfter(killed_at, path), max_epochs=3
         )
@@ -458,7 +457,7 @@ def test_a_class_with_a_training_step_of_its_own_is_refused() -> None:
         def on_train_epoch_start(self) -> None:
             """Is not called."""
 
-    with pytest.raises(ValueError, match="Own has its own on_train_epoch_start, .* leave it out"):
+    with pytest.raises(ValueError, match=r"Own has its own on_train_epoch_start, .* leave it out"):
         KerasClassifier(Own())
 
 
@@ -503,7 +502,7 @@ def test_a_schedule_of_the_momentum_is_refused() -> None:
             "lr_scheduler_interval": "step",
         }
 
-    with pytest.raises(ValueError, match="cycle_momentum True: .* set cycle_momentum to false"):
+    with pytest.raises(ValueError, match=r"cycle_momentum True: .* set cycle_momentum to false"):
         train(make(lambda: small(**one_cycle(True))))
     assert train(make(lambda: small(**one_cycle(False)))).global_step == 14
 
