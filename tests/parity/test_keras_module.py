@@ -21,8 +21,8 @@ from digitlab.callbacks import ExactResume
 from digitlab.classifier import Classifier
 from digitlab.parity import twins
 from digitlab.parity.backend import Policy, import_keras, keras_dtype
+from digitlab.parity.keras_files import load_keras_model
 from digitlab.parity.keras_module import KerasClassifier, KerasFiles
-from digitlab.parity.network import load_keras_model
 from tests import tiny
 from tests.fitting import Recording, trainer
 from tests.tiny import TinyDataModule
@@ -487,7 +487,7 @@ def test_what_keras_cannot_do_is_refused_when_a_trainer_asks_for_it(case: str) -
 
 
 def test_a_refusal_comes_from_the_fit_itself() -> None:
-    with pytest.raises(ValueError, match="cannot be honoured by a Keras model"):
+    with pytest.raises(ValueError, match="is not supported by a Keras model"):
         train(make(small), SeesGradients())
     with pytest.raises(ValueError, match="set steps_per_execution to 1"):
         train(make(lambda: small(steps_per_execution=3)), val_check_interval=0.5)

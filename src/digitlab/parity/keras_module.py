@@ -21,10 +21,11 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from digitlab import execution, runs
 from digitlab.batches import Batch, Block
 from digitlab.classifier import Classifier
 from digitlab.data.loader import run_seed
+from digitlab.execution import overrides
+from digitlab.files import atomic_write
 from digitlab.parity.backend import (
     Policy,
     import_keras,
@@ -32,12 +33,10 @@ from digitlab.parity.backend import (
     keras_dtype,
     unchanged_random_state,
 )
-from digitlab.parity.layout import LAYOUTS
-from digitlab.parity.network import KerasNetwork, as_logits
-from digitlab.parity.recipe import to_keras_optimizer
-from digitlab.parity.weights import build_twin, keras_layers, to_keras
-from digitlab.scores import Sums
-from digitlab.unsupported import overrides
+from digitlab.parity.keras_files import KerasNetwork, as_logits
+from digitlab.parity.optimizers import to_keras_optimizer
+from digitlab.parity.weights import LAYOUTS, build_twin, keras_layers, to_keras
+from digitlab.scores import RunningScore
 
 POLICIES: dict[str, Policy] = {
     "32-true": "float32",
@@ -136,11 +135,6 @@ class KerasClassifier(Classifier):
             )
         return made
 
-    def on_fit_start(self) -> None:
-        """Refuse what Keras cannot do."""
-        self.check_supported(self.trainer)
-        super().on_fit_start()
-
     def check_supported(self, trainer: Trainer) -> None:
         """Refuse settings of a trainer that Keras's training step cannot honour.
 
@@ -148,13 +142,14 @@ class KerasClassifier(Classifier):
             ValueError: There is one; the message names it.
         """
         for setting, remedy in _unsupported(trainer, self.policy):
-            raise ValueError(f"{setting} cannot be honoured by a Keras model: {remedy}")
+            raise ValueError(f"{setting} is not supported by a Keras model: {remedy}")
+        super().check_supported(trainer)
 
     def training_step(self, batch: Batch | Block, batch_idx: int) -> None:
         """Train on a batch, or on each batch of a block, by Keras's own training step."""
         if "train" not in self.sums:  # Lightning may resume inside an epoch
-            self.sums["train"] = Sums(self.device)
-        sizes = [len(labels) for _, labels in execution._batches(self.trainer, batch)]
+            self.sums["train"] = RunningScore(self.device)
+        sizes = [len(labels) for _, labels in self._batches(batch)]
         rates = [self._advance_schedule() for _ in sizes]
         images, labels = (tensor.cpu() for tensor in batch[:2])
         with keras_dtype(self.policy):  # which counts while TensorFlow traces the step
@@ -165,7 +160,7 @@ class KerasClassifier(Classifier):
         """Give the learning rate of the next step, and step the scheduler if it goes by steps."""
         (optimizer,) = self.trainer.optimizers
         rate = float(optimizer.param_groups[0]["lr"])
-        execution._step_schedulers(self, "step")
+        self._step_schedulers("step")
         return rate
 
     def _record_steps(
@@ -175,18 +170,15 @@ class KerasClassifier(Classifier):
         optimizer, sums = self.optimizers(), self.sums["train"]
         assert isinstance(optimizer, LightningOptimizer)
         group = optimizer.param_groups[0]
-        next_rate = group["lr"]
+        next_rate, steps_before = group["lr"], self.global_step
         for size, rate, (loss, accuracy) in zip(sizes, rates, scores, strict=True):
-            _add(sums, loss, round(accuracy * size), size)
+            sums.add_counts(loss, round(accuracy * size), size)
             group["lr"] = rate  # is logged
             optimizer._on_before_step()
-            execution.log_step(self, sums, optimizer.optimizer)
+            self.log_step(optimizer.optimizer)
             optimizer._on_after_step()
         group["lr"] = next_rate
-        epoch_loop = self.trainer.fit_loop.epoch_loop
-        epoch_loop._batches_that_stepped += len(sizes) - 1  # Lightning adds 1 itself
-        if self.trainer.is_last_batch:
-            execution._step_schedulers(self, "epoch")
+        self._finish_block(steps_before)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add Keras's variables: weights, seeds of dropout, and the optimizer's."""
@@ -206,7 +198,7 @@ class KerasClassifier(Classifier):
                 "the checkpoint is not of a Keras run: resume a run in the framework that it was "
                 "started with"
             )
-        pairs = []
+        pairs: list[tuple[Any, Tensor]] = []
         for name, variables in self._variables().items():
             saved = checkpoint["keras"][name]
             shapes = [[tuple(it.shape) for it in side] for side in (variables, saved)]
@@ -225,7 +217,7 @@ class KerasClassifier(Classifier):
 
     def save(self, path: Path) -> None:
         """Write the Keras model to a `.keras` file, whole or not at all."""
-        with runs.whole(path) as beside:
+        with atomic_write(path) as beside:
             self.keras_model.save(beside)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -433,14 +425,6 @@ def _to_tensor(variable: Any) -> Tensor:
     return torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "u" else array)
 
 
-def _add(sums: Sums, loss: float, correct: int, n: int) -> None:
-    """Add a batch of which mean loss and number of correct answers are known."""
-    sums.loss += loss * n
-    sums._correct += correct
-    sums._unchecked.append(torch.tensor(loss))
-    sums.n += n
-
-
 def _check_original(original: Classifier) -> None:
     if original.label_smoothing:
         raise ValueError(
@@ -479,6 +463,10 @@ def _unsupported(trainer: Trainer, policy: Policy) -> Iterator[tuple[str, str]]:
     if trainer.accumulate_grad_batches != 1:
         remedy = "use a larger batch_size"
         yield f"accumulate_grad_batches {trainer.accumulate_grad_batches}", remedy
+    yield from _unsupported_callbacks(trainer)
+
+
+def _unsupported_callbacks(trainer: Trainer) -> Iterator[tuple[str, str]]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set at run time
         name = type(callback).__name__
         if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
