@@ -141,7 +141,11 @@ class KerasClassifier(Classifier):
         Raises:
             ValueError: There is one; the message names it.
         """
-        for setting, remedy in _unsupported(trainer, self.policy):
+        unsupported = (
+            *_unsupported_settings(trainer, self.policy),
+            *_unsupported_callbacks(trainer),
+        )
+        for setting, remedy in unsupported:
             raise ValueError(f"{setting} is not supported by a Keras model: {remedy}")
         super().check_supported(trainer)
 
@@ -446,24 +450,19 @@ def _check_original(original: Classifier) -> None:
             )
 
 
-def _unsupported(trainer: Trainer, policy: Policy) -> Iterator[tuple[str, str]]:
+def _unsupported_settings(trainer: Trainer, policy: Policy) -> Iterator[tuple[str, str]]:
     """Find what Keras's training step cannot honour, and what to do instead."""
     precision = str(trainer.precision)
     if precision not in POLICIES:
         yield f"precision {precision}", f"use one of {', '.join(POLICIES)}"
-    elif precision != "32-true" and POLICIES[precision] != policy:
-        yield (
-            f"precision {precision} of the trainer",
-            f'make it with policy="{POLICIES[precision]}"',
-        )
+    elif precision != "32-true" and (needed := POLICIES[precision]) != policy:
+        yield f"precision {precision} of the trainer", f'make the model with policy="{needed}"'
     if trainer.world_size > 1:
         yield f"{trainer.world_size} processes", "set devices and num_nodes to 1"
-    if trainer.gradient_clip_val is not None:
-        yield f"gradient_clip_val {trainer.gradient_clip_val}", "use the model's gradient_clip_norm"
-    if trainer.accumulate_grad_batches != 1:
-        remedy = "use a larger batch_size"
-        yield f"accumulate_grad_batches {trainer.accumulate_grad_batches}", remedy
-    yield from _unsupported_callbacks(trainer)
+    if (norm := trainer.gradient_clip_val) is not None:
+        yield f"gradient_clip_val {norm}", "use the model's gradient_clip_norm"
+    if (batches := trainer.accumulate_grad_batches) != 1:
+        yield f"accumulate_grad_batches {batches}", "use a larger batch_size"
 
 
 def _unsupported_callbacks(trainer: Trainer) -> Iterator[tuple[str, str]]:
@@ -475,7 +474,7 @@ def _unsupported_callbacks(trainer: Trainer) -> Iterator[tuple[str, str]]:
             yield name, "use a larger batch_size"
         for hook in _GRADIENT_HOOKS:
             if overrides(callback, Callback, hook):
-                yield f"{name}.{hook}", "leave the callback out, for there are no gradients to see"
+                yield f"{name}.{hook}", "leave the callback out, since it would see no gradients"
 
 
 def _cycles_momentum(scheduler: Any) -> bool:
