@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from digitlab import execution, files, run_folder
 from digitlab.callbacks import (
+    BestCheckpoint,
     ConfusionMatrix,
     ExactResume,
     FinalEvaluation,
@@ -25,11 +26,9 @@ from digitlab.callbacks import (
     ModelGraph,
     PrintEpoch,
     Projector,
-    Rates,
     SaveConfig,
     SaveFigures,
-    StepCheckpoint,
-    Stopwatch,
+    Throughput,
     WorstMistakes,
 )
 from digitlab.callbacks.results import describe_device
@@ -84,7 +83,7 @@ def removed_on_error(folder: Path, new: bool = True) -> Iterator[None]:
 def make_trainer(
     cli: RunCLI,
     folder: Path,
-    stopwatch: Stopwatch,
+    throughput: Throughput,
     weights: dict[str, str] | None,
     start: ResumePoint,
     allow_changes: bool = False,
@@ -94,7 +93,7 @@ def make_trainer(
     Args:
         cli: The run's settings.
         folder: The run folder; only the first process writes there.
-        stopwatch: Has timed what came before.
+        throughput: Has timed what came before.
         weights: What the initial weights were read from, if anything: `file` and `sha256`.
         start: What the run goes on from.
         allow_changes: Whether it goes on with other settings than it had.
@@ -103,15 +102,14 @@ def make_trainer(
     history = History(folder / "history.csv")
     finite = FiniteLoss()
     callbacks = [
-        stopwatch,
+        throughput,
         history,
         PrintEpoch(history),
         SaveConfig(folder / "config.yaml", cli.dump()),
         SaveFigures(folder, history),
-        *_for_tensorboard(history, stopwatch),
-        FinalEvaluation(
-            folder, stopwatch, weights
-        ),  # the last to act at the end: then a run is finished
+        *(ConfusionMatrix(), WorstMistakes(), FirstLayerKernels(), ModelGraph(), Projector()),
+        # The last to act at the end: then a run is finished.
+        FinalEvaluation(folder, throughput, weights),
         finite,
     ]
     if settings.enable_checkpointing is not False:
@@ -142,16 +140,6 @@ def make_logger(folder: Path, purge_step: int | None = None) -> TensorBoardLogge
     return logger
 
 
-def _for_tensorboard(history: History, stopwatch: Stopwatch) -> list[Callback]:
-    while_training = [
-        Rates(history, stopwatch),
-        ConfusionMatrix(),
-        WorstMistakes(),
-        FirstLayerKernels(),
-    ]
-    return [*while_training, ModelGraph(), Projector()]
-
-
 def _checkpoints(
     cli: RunCLI, folder: Path, finite: FiniteLoss, allow_changes: bool
 ) -> list[Callback]:
@@ -162,7 +150,7 @@ def _checkpoints(
     resume = ExactResume(cli.dump(), repeat_epoch=allow_changes)
     if config.trainer.limit_val_batches == 0:
         return [resume, last]
-    best = StepCheckpoint(
+    best = BestCheckpoint(
         dirpath=folder,
         filename="best",
         monitor="val/accuracy",
@@ -239,8 +227,8 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
     start = find_resume_point(again, cli.dump(), allow_changes) if again else ResumePoint()
     if start.finished:
         return partial(_say_finished, alone, f"{again} is finished: {start.finished}")
-    stopwatch = Stopwatch()
-    with stopwatch.time("data"):
+    throughput = Throughput()
+    with throughput.time("data"):
         cli.datamodule.setup("fit")
     check_together(cli.model, cli.datamodule)
     weights = None
@@ -256,7 +244,7 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
 
     folder = again or new_run_dir(cli)
     with removed_on_error(folder, new=not again):
-        trainer = make_trainer(cli, folder, stopwatch, weights, start, allow_changes)
+        trainer = make_trainer(cli, folder, throughput, weights, start, allow_changes)
         execution.check_supported(cli.model, trainer)
         start.check_processes(trainer.world_size, allow_changes)
         if not again and is_rank_zero():
