@@ -172,7 +172,7 @@ def test_a_class_of_another_kind_is_answered_with_all_that_there_are(
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--trainer.gradient_clip_val", "1.0", "gradient_clip_val 1.0 cannot be honoured with"),
+        ("--trainer.gradient_clip_val", "1.0", "gradient_clip_val 1.0 is not supported with"),
         ("--trainer.val_check_interval", "3", "validate after whole epochs, or set steps_per_exec"),
         ("--trainer.fast_dev_run", "true", ""),
     ],

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from digitlab import execution, files, run_folder
+from digitlab import files, run_folder
 from digitlab.callbacks import (
     BestCheckpoint,
     ConfusionMatrix,
@@ -239,13 +239,13 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
         weights = {"file": cli.config.weights, "sha256": sha256(Path(cli.config.weights))}
     if cli.config.trainer.fast_dev_run:
         trainer = cli.instantiate_trainer()
-        execution.check_supported(cli.model, trainer)
+        cli.model.check_supported(trainer)
         return partial(_fit, cli, trainer, start)
 
     folder = again or new_run_dir(cli)
     with removed_on_error(folder, new=not again):
         trainer = make_trainer(cli, folder, throughput, weights, start, allow_changes)
-        execution.check_supported(cli.model, trainer)
+        cli.model.check_supported(trainer)
         start.check_processes(trainer.world_size, allow_changes)
         if not again and is_rank_zero():
             alone = run_folder.lock_run(folder)

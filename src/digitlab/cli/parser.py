@@ -20,7 +20,7 @@ from digitlab.classifier import Classifier
 from digitlab.cli import COMMANDS
 from digitlab.cli.messages import explain
 from digitlab.data import ImageDataModule
-from digitlab.execution import Unprofiled
+from digitlab.execution import NullProfiler
 
 BAD_INPUT = (ValueError, OSError, MisconfigurationException)
 """What reading and checking the input of a command may raise; later it is a failed run."""
@@ -113,7 +113,7 @@ class RunCLI(LightningCLI):
         bar = [] if self.config.trainer.enable_progress_bar is False else [ProgressBar()]
         self.trainer_defaults["callbacks"] = [*bar, *others]
         if self.config.trainer.profiler is None:
-            kwargs["profiler"] = Unprofiled()
+            kwargs["profiler"] = NullProfiler()
         try:
             return super().instantiate_trainer(**kwargs)
         except (RuntimeError, TypeError, ImportError) as error:  # so it refuses some settings

@@ -1,4 +1,4 @@
-"""The lean step against torch's own, bit for bit."""
+"""The fused Adam step against torch's own, bit for bit."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ def network() -> nn.Sequential:
 
 
 def train(
-    make: Callable[[Any], Optimizer], lean: bool, steps: int = 7, skip: int | None = None
+    make: Callable[[Any], Optimizer], fused: bool, steps: int = 7, skip: int | None = None
 ) -> dict[str, Any]:
     """Train a network, and give its weights and the optimizer's state; `skip` has no gradient."""
     model = network()
@@ -30,7 +30,7 @@ def train(
         model(torch.rand(4, 1, 28, 28, generator=generator)).square().sum().backward()
         if step == skip:
             model[3].bias.grad = None
-        (fused_adam_step(optimizer) if lean else optimizer.step)()
+        (fused_adam_step(optimizer) if fused else optimizer.step)()
     state = optimizer.state_dict()["state"]
     return {f"{i}.{name}": value for i, own in state.items() for name, value in own.items()} | {
         name: value.detach() for name, value in model.state_dict().items()
@@ -59,10 +59,10 @@ PLAIN: dict[str, Callable[[Any], Optimizer]] = {
 
 @pytest.mark.parametrize("skip", [None, 3])
 @pytest.mark.parametrize("optimizer", PLAIN)
-def test_a_lean_step_is_torchs_own(
+def test_a_fused_adam_step_is_torchs_own(
     optimizer: str, skip: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theirs = train(PLAIN[optimizer], lean=False, skip=skip)
+    theirs = train(PLAIN[optimizer], fused=False, skip=skip)
     called: list[Optimizer] = []
     own = Adam.step
 
@@ -71,7 +71,7 @@ def test_a_lean_step_is_torchs_own(
         return own(self)
 
     monkeypatch.setattr(Adam, "step", step)
-    assert_equal(train(PLAIN[optimizer], lean=True, skip=skip), theirs)
+    assert_equal(train(PLAIN[optimizer], fused=True, skip=skip), theirs)
     assert len(called) == (1 if skip is None else 2)  # the first step, and the incomplete one
 
 
@@ -104,7 +104,7 @@ OTHERS: dict[str, Callable[[Any], Optimizer]] = {
 
 @pytest.mark.parametrize("optimizer", OTHERS)
 def test_any_other_optimizer_makes_its_own_step(optimizer: str) -> None:
-    ours, theirs = (train(OTHERS[optimizer], lean=lean) for lean in (True, False))
+    ours, theirs = (train(OTHERS[optimizer], fused=fused) for fused in (True, False))
     assert_equal(ours, theirs)
     model = network()
     made = OTHERS[optimizer](model)
