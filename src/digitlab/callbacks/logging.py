@@ -53,36 +53,27 @@ class ProgressBar(TQDMProgressBar):
         self._refreshed_at = now
         return self.is_enabled
 
-    def _tqdm(self, description: str, total: float | None = None, enabled: bool = True) -> Tqdm:
+    def _tqdm(self, description: str = "", total: float | None = None, on: bool = True) -> Tqdm:
         return Tqdm(
             desc=description,
             total=total,
-            disable=self.is_disabled or not enabled,
+            disable=self.is_disabled or not on,
             leave=False,
             dynamic_ncols=True,
             file=sys.stderr,
             bar_format=self.BAR_FORMAT,
         )
 
+    # Lightning describes these at their first batch.
+    init_sanity_tqdm = init_test_tqdm = init_predict_tqdm = _tqdm
+
     def init_train_tqdm(self) -> Tqdm:
         """Make the bar of all epochs; a run resumed inside an epoch shows that epoch at once."""
         return self._tqdm(self.train_description, convert_inf(self.total_train_batches))
 
     def init_validation_tqdm(self) -> Tqdm:
-        """Make the bar of a validation on its own; inside a fit, the epoch's bar says so."""
-        return self._tqdm(self.validation_description, enabled=self.trainer.state.fn != "fit")
-
-    def init_sanity_tqdm(self) -> Tqdm:
-        """Make the bar of the sanity check."""
-        return self._tqdm(self.sanity_check_description)
-
-    def init_test_tqdm(self) -> Tqdm:
-        """Make the bar of a test."""
-        return self._tqdm(self.test_description)
-
-    def init_predict_tqdm(self) -> Tqdm:
-        """Make the bar of a prediction."""
-        return self._tqdm(self.predict_description)
+        """Make the bar of a validation on its own; inside a fit, the epoch's bar is shown."""
+        return self._tqdm(on=self.trainer.state.fn != "fit")
 
     @property
     def train_description(self) -> str:

@@ -29,6 +29,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from digitlab import files
@@ -284,7 +285,7 @@ def trace(network: nn.Module, images: Tensor) -> Any:
     from tensorboard.compat.proto.graph_pb2 import GraphDef
 
     traced = fx.Tracer().trace(network)
-    _Sizes(network, graph=traced).run(images)
+    ShapeProp(fx.GraphModule(network, traced)).propagate(images)
     graph = GraphDef()
     names: dict[fx.Node, str] = {}
     calls: Counter[str] = Counter()
@@ -302,21 +303,11 @@ def trace(network: nn.Module, images: Tensor) -> Any:
             names[node] = node.name
             shown = graph.node.add(name=node.name, op=node.op)
         shown.input.extend(names[given] for given in node.all_input_nodes)
-        if "size" in node.meta:
+        if hasattr(output := node.meta.get("tensor_meta"), "shape"):
             sizes = shown.attr["_output_shapes"].list.shape.add()
-            for size in node.meta["size"]:
+            for size in output.shape:
                 sizes.dim.add(size=size)
     return graph
-
-
-class _Sizes(fx.Interpreter):
-    """Runs a traced network and notes the size of each tensor at its node."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            n.meta["size"] = tuple(result.shape)
-        return result
 
 
 IMAGES = 1000
