@@ -63,7 +63,10 @@ def test_a_killed_run_is_resumed_bit_for_bit(
     last = tmp_path / "last.ckpt"
 
     def run(*others: Callback, path: Path | None = None) -> tuple[dict[str, Tensor], Any]:
-        model, history = small_mlp(dropout=0.5, steps_per_execution=steps), History(tmp_path / "csv")
+        model, history = (
+            small_mlp(dropout=0.5, steps_per_execution=steps),
+            History(tmp_path / "csv"),
+        )
         saving = LastCheckpoint(tmp_path, every_n_steps=every, every_n_minutes=None)
         fit(model, history, ExactResume(), saving, *others, path=path, epochs=3)
         return weights(model), [row | {"seconds": None} for row in history.rows]

@@ -195,7 +195,9 @@ class Nothing(MLP):
 def test_a_module_may_show_its_network_by_methods_of_its_own(tmp_path: Path) -> None:
     fit(tmp_path / "own", AnotherFramework([16]))
     _, shown = events.pictures(tmp_path / "own")["weights/first"][-1]
-    np.testing.assert_array_equal(shown, np.asarray(draw_kernels(np.eye(3, dtype=np.float32)[None])))
+    np.testing.assert_array_equal(
+        shown, np.asarray(draw_kernels(np.eye(3, dtype=np.float32)[None]))
+    )
     assert [node.name for node in events.read(tmp_path / "own").Graph().node] == ["its own"]
     assert np.loadtxt(tmp_path / "own" / "projector" / "features.tsv").shape == (50, 3)
     fit(tmp_path / "none", Nothing([16]))
@@ -245,7 +247,7 @@ def test_only_what_there_is_is_shown_and_once_a_validation(
     fit(tmp_path, model(), **options)
     pictures = events.pictures(tmp_path)
     steps = {tag: [step for step, _ in points] for tag, points in pictures.items()}
-    assert steps == dict.fromkeys(shown, [6])
+    assert steps == {tag: [6] for tag in shown}
     assert (tmp_path / "projector").exists() == projector
 
 

@@ -257,11 +257,11 @@ def layer_table(pl_module: Classifier) -> LayerTable:
 def tabulate_layers(layers: LayerTable) -> str:
     """Make a table of layers.
 
-    >>> print(tabulate_layers([("0", "Linear", {"weight": (2, 3), "bias": (2,)}), ("1", "ReLU", {})]))
-    layer  type    parameter tensors           count
-    0      Linear  weight (2, 3), bias (2,)        8
-    1      ReLU                                    0
-    8 parameters in 2 tensors
+    >>> print(tabulate_layers([("0", "Linear", {"weight": (2, 3)}), ("1", "ReLU", {})]))
+    layer  type    parameter tensors  count
+    0      Linear  weight (2, 3)          6
+    1      ReLU                           0
+    6 parameters in 1 tensors
     """
     rows = [("layer", "type", "parameter tensors", "count")]
     counts = []

@@ -159,7 +159,11 @@ class FinalEvaluation(Callback):
         framework: Framework = getattr(pl_module, "framework", "torch")
         metrics = {
             "train": {**train, "checkpoint": checkpoint, "split": "train"},
-            split if split == "test" else "val": {**other, "checkpoint": checkpoint, "split": split},
+            split if split == "test" else "val": {
+                **other,
+                "checkpoint": checkpoint,
+                "split": split,
+            },
             "framework": framework,
             "model": getattr(pl_module, "model_name", type(pl_module).__name__),
             "dataset": data.name,
