@@ -21,6 +21,7 @@ from digitlab.classifier import Classifier
 from digitlab.cli.fit import FitCLI, new_run_dir, remove
 from digitlab.cli.parser import check_settings, check_together
 from digitlab.data import ImageLoader
+from digitlab.errors import reading_input
 from digitlab.parity.backend import import_tensorflow, keras_dtype
 from digitlab.parity.checks import (
     HEADING,
@@ -324,3 +325,10 @@ def _judge(checks: list[Check]) -> tuple[bool, str]:
     if failed:
         return False, f"FAILED: {len(failed)} of {len(required)} checks, first {failed[0].name}"
     return True, f"All {len(required)} checks passed: both compute the same"
+
+
+def run(name: str, help: str, options: list[str]) -> int:
+    """Read the input and do the work; give the exit code."""
+    with reading_input():
+        work = prepare(name, options)
+    return work() or 0

@@ -18,10 +18,11 @@ from digitlab.callbacks.results import versions
 from digitlab.checkpoints import load_weights, sha256
 from digitlab.classifier import Classifier
 from digitlab.cli.evaluate import read_evaluation
+from digitlab.cli.fit import FitCLI
 from digitlab.cli.parser import RunCLI
 from digitlab.data import ImageDataModule
+from digitlab.errors import reading_input
 from digitlab.parity.checks import TOLERANCES, copy_in, relative_difference
-from digitlab.parity.fit import KerasFitCLI
 from digitlab.parity.keras_files import (
     SUFFIXES,
     KerasNetwork,
@@ -132,7 +133,7 @@ def _write_file(
 
 
 def _prepare_run(command: str, file: Path, target: Path, flags: list[str]) -> Callable[[], None]:
-    cli = KerasFitCLI(command, flags)  # either framework's run has its config.yaml for `--config`
+    cli = FitCLI(command, flags)  # either framework's run has its config.yaml for `--config`
     keras_model = load_keras_model(file)
     load_from_keras(cli.model, file)
     cli.datamodule.setup("test")
@@ -148,6 +149,7 @@ def _write_run(cli: RunCLI, keras_model: object, file: Path, target: Path) -> No
         settings = yaml.safe_load(cli.dump())
         for name in ("name", "weights", "output"):  # of a fit, which this was not
             del settings[name]
+        settings["framework"] = "torch"
         files.write_text(beside / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         # Not the config's trainer: its callbacks and device are for training.
         trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
@@ -169,3 +171,10 @@ def _write_run(cli: RunCLI, keras_model: object, file: Path, target: Path) -> No
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     print(f"Written to {target}. What to do next:\n  digitlab test --run {target}")
+
+
+def run(name: str, help: str, options: list[str]) -> int:
+    """Read the input and do the work; give the exit code."""
+    with reading_input():
+        work = prepare(name, options)
+    return work() or 0

@@ -9,14 +9,16 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from digitlab import files, run_folder
-from digitlab.cli import COMMANDS
 from digitlab.cli.messages import explain
+from digitlab.errors import reading_input
 from digitlab.report.content import Run, read_run
 from digitlab.report.page import render
 from digitlab.report.predictions import predict
 
 """The columns of history.csv that are drawn."""
 """The settings without which a run's network and data cannot be made."""
+
+HELP = ""
 
 
 def prepare(command: str, options: list[str]) -> Callable[[], None]:
@@ -40,9 +42,7 @@ def prepare(command: str, options: list[str]) -> Callable[[], None]:
 
 
 def _read_options(command: str, words: list[str]) -> Namespace:
-    parser = ArgumentParser(
-        prog=f"digitlab {command}", description=COMMANDS[command], exit_on_error=False
-    )
+    parser = ArgumentParser(prog=f"digitlab {command}", description=HELP, exit_on_error=False)
     of_runs = "Run folders, of either framework, or latest, the run that was started last."
     parser.add_argument("runs", nargs="*", default=[], metavar="RUN_DIR", help=of_runs)
     of_out = (
@@ -65,3 +65,10 @@ def _write(command: str, found: list[Run], out: Path) -> None:
     page = render([(run, predict(command, run)) for run in found])
     files.write_text(out, page)
     print(f"Written to {out}")
+
+
+def run(name: str, help: str, options: list[str]) -> int:
+    """Read the input and do the work; give the exit code."""
+    with reading_input():
+        work = prepare(name, options)
+    return work() or 0

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -11,13 +9,11 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 
-from digitlab.checkpoints import load_weights
 from digitlab.classifier import Classifier
 from digitlab.cli.evaluate import Evaluation, read_evaluation
-from digitlab.cli.parser import BAD_INPUT
 from digitlab.data.datamodule import Subset
+from digitlab.errors import InputError, reading_input
 from digitlab.report.content import Run
-from digitlab.run_folder import Framework
 from digitlab.scores import name_classes
 
 SHOWN_MISTAKES = 24
@@ -138,11 +134,13 @@ def predict(command: str, run: Run) -> Outcome:
     layers: tuple[Layer, ...] = ()
     try:
         options = ["--run", str(run.folder), *weights, *device, *quiet]
-        evaluation = read_evaluation(command, options, run.framework)
-        layers = describe(evaluation.cli.model)
-        split: Subset = "test" if entry else evaluation.cli.datamodule.validation_split
-        return Outcome(layers, _predict(evaluation, run.framework, split))
-    except (*BAD_INPUT, ImportError) as error:  # the last where an extra is not installed
+        with reading_input():
+            evaluation = read_evaluation(command, options)
+            layers = describe(evaluation.cli.model)
+            split: Subset = "test" if entry else evaluation.cli.datamodule.validation_split
+            evaluation.load()
+            return Outcome(layers, _predict(evaluation, split))
+    except InputError as error:
         return Outcome(layers, why=" ".join(str(error).split()))
 
 
@@ -159,9 +157,9 @@ def describe(model: Classifier) -> tuple[Layer, ...]:
     )
 
 
-def _predict(evaluation: Evaluation, framework: Framework, split: Subset) -> Predictions:
+def _predict(evaluation: Evaluation, split: Subset) -> Predictions:
     cli = evaluation.cli
-    model, data = _load(cli.model, evaluation.checkpoint, framework), cli.datamodule
+    model, data = cli.model, cli.datamodule
     images, labels = data.arrays(split)
     loader = data.test_dataloader() if split == "test" else data.val_dataloader()
     trainer = cli.instantiate_trainer(logger=False, enable_checkpointing=False)
@@ -176,13 +174,3 @@ def _predict(evaluation: Evaluation, framework: Framework, split: Subset) -> Pre
         for i in worst
     )
     return Predictions(split, cli.config.checkpoint, names, labels, classes, mistakes)
-
-
-def _load(model: Classifier, path: Path, framework: Framework) -> Classifier:
-    """Give a run's trained network, as its framework computes it."""
-    if framework == "torch":
-        load_weights(model, path)
-        return model
-    # By name, as the command line enters it: TensorFlow is loaded for a Keras run alone.
-    loaded: Classifier = import_module("digitlab.parity.keras_files").load_classifier(model, path)
-    return loaded

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from digitlab import files
-from digitlab.cli import COMMANDS
 from digitlab.cli.messages import explain
+from digitlab.errors import reading_input
 from digitlab.reproduce import figures, results, tables
 from digitlab.reproduce.claims import judge
 from digitlab.reproduce.evidence import Evidence, claims_table
@@ -27,6 +27,8 @@ from digitlab.reproduce.rows import Row, by_experiment, choose, read_rows
 from digitlab.reproduce.statistics import summarize
 from digitlab.run_folder import Framework
 
+HELP = ""
+
 
 def read_options(command: str, words: list[str]) -> Namespace:
     """Read and check a command line.
@@ -34,9 +36,7 @@ def read_options(command: str, words: list[str]) -> Namespace:
     Raises:
         ValueError: It is wrong; the message says in one line how.
     """
-    parser = ArgumentParser(
-        prog=f"digitlab {command}", description=COMMANDS[command], exit_on_error=False
-    )
+    parser = ArgumentParser(prog=f"digitlab {command}", description=HELP, exit_on_error=False)
     _add_training(parser)
     _add_reports(parser)
     try:
@@ -326,3 +326,10 @@ def _print_summary(measured: list[Result], rows: dict[str, Row]) -> None:
                 deviation = f" ± {summary.deviation:.2f}" if summary.n > 1 else ""
                 figure = f"{summary.mean:.2f}{deviation}"
                 print(f"{name:28} {framework:10} {summary.n:3}  {figure:15} {row.published}")
+
+
+def run(name: str, help: str, options: list[str]) -> int:
+    """Read the input and do the work; give the exit code."""
+    with reading_input():
+        work = prepare(name, options)
+    return work() or 0

@@ -22,8 +22,6 @@ from digitlab.reproduce.results import lock
 from digitlab.reproduce.rows import Row
 from digitlab.run_folder import Framework
 
-_COMMANDS: dict[Framework, list[str]] = {"torch": ["fit"], "keras": ["keras", "fit"]}
-
 
 @dataclass(frozen=True)
 class Item:
@@ -146,7 +144,7 @@ class Queue:
             options += ["--weights", str(first / last)]
         folder = self._folder(item)
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "digitlab", *_COMMANDS[item.framework]]
+        command = [sys.executable, "-m", "digitlab", "fit", "--framework", item.framework]
         command += ["--config", str(item.row.config), "--seed_everything", str(item.seed)]
         command += ["--trainer.default_root_dir", str(folder), *options]
         run = self.find_run(item) if self._call(command, self.log(item), held) else None
