@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from digitlab import files
+from digitlab.callbacks.logging import named_weights
 from digitlab.classifier import Classifier
 from digitlab.distributed import all_reduce_max, gather
 from digitlab.execution import learning_rate
@@ -53,9 +54,8 @@ class FiniteLoss(Callback):
         """Check the losses so far, and the weights."""
         assert isinstance(pl_module, Classifier)
         self.check_losses(trainer, pl_module)
-        # A module whose weights are not torch's lists them itself.
-        named = dict(getattr(pl_module, "named_weights", pl_module.named_parameters)())
-        finite = torch.stack([parameter.isfinite().all() for parameter in named.values()])
+        named = dict(named_weights(pl_module))
+        finite = torch.stack([weight.isfinite().all() for weight in named.values()])
         for name, is_finite in zip(named, finite.tolist(), strict=True):  # one reading for all
             if not is_finite:
                 _fail(f"{name} is not finite after step {trainer.global_step}", trainer)
@@ -264,14 +264,15 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         """Save inside an epoch if it is time; stop if a signal has come."""
         seen, self._seen_step = self._seen_step, trainer.global_step
-        ends = _ends_now(trainer)
+        assert isinstance(pl_module, Classifier)
+        ends = pl_module.training_ends_inside_epoch()
         if trainer.fit_loop._should_accumulate() or (_validates_now(trainer) and not ends):
             return  # a checkpoint here could not be resumed exactly; wait for what follows
         number = self.signals.received() if self.signals else 0
         if number or ends or self._is_time(trainer, seen):
             self.save(trainer, pl_module)
         if number:
-            self._stop(number)
+            raise Interrupted(number, self._saved())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save at the end of an epoch; stop if a signal has come."""
@@ -280,7 +281,7 @@ class LastCheckpoint(Checkpoint):
         if self.signals:
             self.signals.deferring = not trainer.fit_loop.done  # nothing is left to be saved
             if number := self.signals.received():
-                self._stop(number)
+                raise Interrupted(number, self._saved())
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the checkpoint, and keep the previous one.
@@ -300,6 +301,9 @@ class LastCheckpoint(Checkpoint):
         self.saved_step = trainer.global_step
         self._saved_at = monotonic()
 
+    def _saved(self) -> str:
+        return f"saved {self.path} at step {self.saved_step}"
+
     def _is_time(self, trainer: Trainer, seen: int) -> bool:
         every = self.every_n_steps
         if every and trainer.global_step // every > seen // every:
@@ -309,21 +313,12 @@ class LastCheckpoint(Checkpoint):
         late = monotonic() - self._saved_at >= 60 * self.every_n_minutes
         return bool(all_reduce_max(trainer, late))  # the clocks of the processes differ
 
-    def _stop(self, number: int) -> None:
-        raise Interrupted(number, f"saved {self.path} at step {self.saved_step}")
-
 
 def _validates_now(trainer: Trainer) -> bool:
     """Whether a validation or the epoch's end follows this batch; no public API says so."""
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
     return trainer.is_last_batch or trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
-
-
-def _ends_now(trainer: Trainer) -> bool:
-    """Whether `max_steps` or a callback ends training inside an epoch, after this batch."""
-    asked = trainer.should_stop and trainer.fit_loop._can_stop_early
-    return not trainer.is_last_batch and (asked or trainer.global_step == trainer.max_steps)
 
 
 def _keep(path: Path, previous: Path) -> None:

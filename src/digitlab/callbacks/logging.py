@@ -6,7 +6,7 @@ Lightning 2.6.
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, convert_inf
+from torch import Tensor
 
 from digitlab.batches import Block
 from digitlab.classifier import Classifier
@@ -240,27 +241,31 @@ def describe_epoch(row: HistoryRow) -> str:
 
 
 LayerTable = list[tuple[str, str, dict[str, tuple[int, ...]]]]
-"""Of each layer its name, its class, and the shapes of its parameter tensors by name."""
+"""The name and class of each layer, and the shapes of its parameter tensors by name."""
 
 
-def layer_table(pl_module: Classifier) -> LayerTable:
-    """List the layers of a network; a module with a method `layer_table` lists them itself."""
+def layer_table(pl_module: Any) -> LayerTable:
+    """List the layers of a network: by the module's own method `layer_table`, if it has one."""
     if hasattr(pl_module, "layer_table"):
-        table: LayerTable = pl_module.layer_table()
-        return table
+        return pl_module.layer_table()  # type: ignore[no-any-return]
     return [
         (name, type(layer).__name__, {key: tuple(p.shape) for key, p in layer.named_parameters()})
         for name, layer in pl_module.network.named_children()
     ]
 
 
+def named_weights(pl_module: Any) -> Iterable[tuple[str, Tensor]]:
+    """List the trained weights: by the module's own method `named_weights`, if it has one."""
+    return getattr(pl_module, "named_weights", pl_module.named_parameters)()  # type: ignore[no-any-return]
+
+
 def tabulate_layers(layers: LayerTable) -> str:
     """Make a table of layers.
 
     >>> print(tabulate_layers([("0", "Linear", {"weight": (2, 3)}), ("1", "ReLU", {})]))
-    layer  type    parameter tensors  count
-    0      Linear  weight (2, 3)          6
-    1      ReLU                           0
+    layer  type    parameter tensors    count
+    0      Linear  weight (2, 3)            6
+    1      ReLU                             0
     6 parameters in 1 tensors
     """
     rows = [("layer", "type", "parameter tensors", "count")]
@@ -304,19 +309,18 @@ class Throughput(Callback):
         yield
         self.seconds[phase] += perf_counter() - started
 
-    def trained(self) -> tuple[int, float]:
-        """Give the images trained on and the seconds of training so far."""
+    def _trained(self) -> tuple[int, float]:
+        """Images trained on and seconds of training so far."""
         running = 0.0 if self._started is None else perf_counter() - self._started
         return self.images, self.seconds["training"] + running
 
-    def rate_since(self, mark: tuple[int, float]) -> float:
-        """Give the images per second of this process since `trained` gave `mark`."""
-        images, seconds = self.trained()
+    def _rate(self, trainer: Trainer, mark: tuple[int, float]) -> float:
+        """Images per second of all processes since `_trained` gave `mark`."""
+        images, seconds = self._trained()
         # A resumed epoch may have no batches left, so avoid dividing by zero.
-        return (images - mark[0]) / max(seconds - mark[1], 1e-9)
+        return trainer.world_size * (images - mark[0]) / max(seconds - mark[1], 1e-9)
 
-    def finish(self, phase: str) -> None:
-        """End a phase of a fit, and start the next."""
+    def _finish(self, phase: str) -> None:
         if self._started is not None:  # not in a sanity check or a validation on its own
             now = perf_counter()
             self.seconds[phase] += now - self._started
@@ -324,7 +328,7 @@ class Throughput(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Give what was measured so far, for a checkpoint."""
-        running = {} if self._started is None else {"training": self.trained()[1]}
+        running = {} if self._started is None else {"training": self._trained()[1]}
         return {
             "seconds": {**self.seconds, **running},
             "images": self.images,
@@ -342,13 +346,13 @@ class Throughput(Callback):
         """Start to measure; a run resumed inside an epoch measures the rest of it."""
         self._started = perf_counter()
         self._seen_step = trainer.global_step
-        self._epoch_mark = self._step_mark = self.trained()
+        self._epoch_mark = self._step_mark = self._trained()
         if self._learning_rate is None:  # no checkpoint had it
             self._learning_rate = learning_rate(trainer.optimizers[0])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start an epoch."""
-        self._epoch_mark = self._step_mark = self.trained()
+        self._epoch_mark = self._step_mark = self._trained()
         self._learning_rate = learning_rate(trainer.optimizers[0])
 
     def on_train_batch_end(
@@ -359,29 +363,28 @@ class Throughput(Callback):
         seen, self._seen_step = self._seen_step, trainer.global_step
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set at run time
         if every and self._seen_step // every > seen // every:
-            rate = trainer.world_size * self.rate_since(self._step_mark)
-            log_metrics(pl_module, {"train/images_per_second_step": rate}, self._seen_step - 1)
-            self._step_mark = self.trained()
+            values = {"train/images_per_second_step": self._rate(trainer, self._step_mark)}
+            log_metrics(pl_module, values, self._seen_step - 1)
+            self._step_mark = self._trained()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the rates of the epoch."""
-        rate = trainer.world_size * self.rate_since(self._epoch_mark)
-        values = {"train/images_per_second": rate}
+        values = {"train/images_per_second": self._rate(trainer, self._epoch_mark)}
         if self._learning_rate is not None:
             values["train/learning_rate"] = self._learning_rate
         log_metrics(pl_module, values, epoch_end_step(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Change from training to validation."""
-        self.finish("training")
+        self._finish("training")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Change from validation to training."""
-        self.finish("validation")
+        self._finish("validation")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
-        self.finish("training")
+        self._finish("training")
         self._started = None
 
 

@@ -1,13 +1,12 @@
 """What a run leaves in its folder: settings, pictures of samples and curves, final scores.
 
-The framework of a module is its attribute `framework`, `"torch"` if it has none.
+A module that trains another framework's network has attributes `framework` and `architecture`, the
+name of the model; otherwise these are `torch` and the name of its class.
 """
 
 import platform
-from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from digitlab import __version__
-from digitlab.callbacks.logging import History, HistoryRow, Throughput, layer_table
+from digitlab.callbacks.logging import History, HistoryRow, Throughput, named_weights
 from digitlab.callbacks.pictures import draw_images
 from digitlab.callbacks.tensorboard import of_tensorboard, show_picture, show_text
 from digitlab.classifier import Classifier
@@ -30,7 +28,6 @@ from digitlab.files import write_figure, write_image, write_text
 from digitlab.run_folder import Framework, write_metrics
 from digitlab.scores import describe_score
 
-AVERAGING = (StochasticWeightAveraging, WeightAveraging)
 PACKAGES = ("torch", "torchvision", "lightning", "numpy", "scikit-learn", "pillow")
 """The packages, beside digitlab and those of Keras, that the scores of a run may depend on."""
 
@@ -79,7 +76,10 @@ class SaveFigures(Callback):
         """Draw random training images."""
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         if trainer.is_global_zero and isinstance(data, ImageDataModule):
-            samples = draw_samples(data)
+            images, labels = data.arrays("train")
+            chosen = np.random.default_rng(run_seed()).choice(len(labels), size=8)
+            names = [data.class_names[label] for label in labels[chosen]]
+            samples = draw_images(images[chosen], names)
             write_image(self.folder / "samples.png", samples)
             if trainer.global_step == 0:  # not again in a resumed run
                 show_picture(trainer.loggers, "train/samples", samples, 0)
@@ -88,13 +88,6 @@ class SaveFigures(Callback):
         """Draw the curves."""
         if trainer.is_global_zero and self.history.rows:
             write_figure(self.folder / "curves.png", draw_curves(self.history.rows))
-
-
-def draw_samples(data: ImageDataModule) -> Image.Image:
-    """Draw eight random training images, with the names of their classes."""
-    images, labels = data.arrays("train")
-    chosen = np.random.default_rng(run_seed()).choice(len(labels), size=8)
-    return draw_images(images[chosen], [data.class_names[label] for label in labels[chosen]])
 
 
 def draw_curves(rows: list[HistoryRow]) -> Figure:
@@ -144,8 +137,9 @@ class FinalEvaluation(Callback):
         """Evaluate, print and write."""
         assert isinstance(pl_module, Classifier)
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
-        averaging = any(isinstance(callback, AVERAGING) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        if averaging and trainer.checkpoint_callbacks:
+        used: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+        averaging = (StochasticWeightAveraging, WeightAveraging)
+        if trainer.checkpoint_callbacks and any(isinstance(it, averaging) for it in used):
             # It has just replaced the weights that were saved.
             trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
         with self.throughput.time("evaluation"):
@@ -165,9 +159,9 @@ class FinalEvaluation(Callback):
                 "split": split,
             },
             "framework": framework,
-            "model": getattr(pl_module, "model_name", type(pl_module).__name__),
+            "model": getattr(pl_module, "architecture", type(pl_module).__name__),
             "dataset": data.name,
-            "parameters": count_parameters(pl_module),
+            "parameters": sum(weight.numel() for _, weight in named_weights(pl_module)),
             "wall_time": round(sum(seconds.values()), 3),
             "phases": {phase: round(value, 3) for phase, value in seconds.items()},
             "images_per_second": round(images / seconds["training"], 1),
@@ -200,24 +194,13 @@ class FinalEvaluation(Callback):
         print(f"\nTrain accuracy {train['accuracy']:.2%}, {describe_score(split, other)}\n{times}")
 
 
-def count_parameters(pl_module: Classifier) -> int:
-    """Count the parameters of a network, in whatever framework."""
-    if hasattr(pl_module, "layer_table"):
-        shapes = (tensors.values() for _, _, tensors in layer_table(pl_module))
-        return sum(prod(shape) for of_layer in shapes for shape in of_layer)
-    return sum(parameter.numel() for parameter in pl_module.parameters())
-
-
 def versions(framework: Framework) -> dict[str, str]:
     """Give the versions of Python, digitlab and the installed packages that scores depend on."""
-
-    def installed() -> Iterator[tuple[str, str]]:
-        for name in PACKAGES + (("keras", "tensorflow") if framework == "keras" else ()):
-            with suppress(PackageNotFoundError):
-                yield name, version(name)
-
-    # digitlab itself may run from a source tree.
-    return {"python": platform.python_version(), "digitlab": __version__, **dict(installed())}
+    found = {"python": platform.python_version(), "digitlab": __version__}
+    for name in PACKAGES + (("keras", "tensorflow") if framework == "keras" else ()):
+        with suppress(PackageNotFoundError):  # digitlab may run from a source tree without them
+            found[name] = version(name)
+    return found
 
 
 def describe_device(device: torch.device) -> str:

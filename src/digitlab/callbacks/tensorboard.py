@@ -103,11 +103,12 @@ class ValidationPicture(Callback, ABC):
         """
 
     @abstractmethod
-    def draw(self, kept: Sequence[tuple[Tensor, ...]], names: Sequence[str]) -> Image.Image | None:
+    def draw(self, kept: Sequence[Tensor], names: Sequence[str]) -> Image.Image | None:
         """Draw what was kept of at least one batch; None if there is nothing to draw.
 
         Args:
-            kept: What `update` gave for each batch, on the CPU.
+            kept: The tensors that `update` gave, on the CPU; those of all batches and processes
+                are joined along the first dimension.
             names: Of the classes; classes without a name are named by their numbers.
         """
 
@@ -134,11 +135,13 @@ class ValidationPicture(Callback, ABC):
         """Draw the picture, in the first process."""
         if not _is_shown(trainer):
             return
-        here = [tuple(tensor.cpu() for tensor in kept) for kept in self._kept]
-        kept = [of_batch for process in gather(trainer, here) for of_batch in process]
+        # Joined before they are copied from the device: one copy each, not one for each batch.
+        here = [torch.cat(tensors).cpu() for tensors in zip(*self._kept, strict=True)]
         self._kept.clear()
-        if not kept or not trainer.is_global_zero:
+        given = [process for process in gather(trainer, here) if process]
+        if not given or not trainer.is_global_zero:
             return
+        kept = [torch.cat(tensors) for tensors in zip(*given, strict=True)]
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         if picture := self.draw(kept, getattr(data, "class_names", ())):
             # A validation before the first step stands at 0.
@@ -158,9 +161,9 @@ class ConfusionMatrix(ValidationPicture):
         """Keep the labels and the predicted classes, both int64 `(N,)`."""
         return labels, logits.argmax(1)
 
-    def draw(self, kept: Sequence[tuple[Tensor, ...]], names: Sequence[str]) -> Image.Image:
+    def draw(self, kept: Sequence[Tensor], names: Sequence[str]) -> Image.Image:
         """Count the images of each class by the class predicted, and draw the counts."""
-        labels, predicted = (torch.cat(part) for part in zip(*kept, strict=True))
+        labels, predicted = kept
         classes = max(len(names), int(max(labels.max(), predicted.max())) + 1)
         counts = multiclass_confusion_matrix(predicted, labels, classes)
         return draw_confusion_matrix(counts.numpy(), name_classes(names, classes))
@@ -188,10 +191,9 @@ class WorstMistakes(ValidationPicture):
         chosen = worst.indices
         return worst.values, labels[chosen], predicted[chosen], images[chosen, 0]
 
-    def draw(self, kept: Sequence[tuple[Tensor, ...]], names: Sequence[str]) -> Image.Image | None:
+    def draw(self, kept: Sequence[Tensor], names: Sequence[str]) -> Image.Image | None:
         """Draw the worst mistakes of all batches; nothing if no prediction is wrong."""
-        parts = (torch.cat(part) for part in zip(*kept, strict=True))
-        probability, labels, predicted, images = parts
+        probability, labels, predicted, images = kept
         order = probability.argsort(descending=True, stable=True)[:MISTAKES_SHOWN]
         order = order[probability[order] >= 0]
         if not len(order):
@@ -234,11 +236,10 @@ class FirstLayerKernels(Callback):
             show_picture(trainer.loggers, tag, picture, epoch_end_step(trainer))
 
 
-def first_kernels(pl_module: LightningModule) -> tuple[str, Tensor] | None:
+def first_kernels(pl_module: Any) -> tuple[str, Tensor] | None:
     """Give name and weights `(out, in, height, width)` of a network's first convolution."""
     if hasattr(pl_module, "first_kernels"):
-        found: tuple[str, Tensor] | None = pl_module.first_kernels()
-        return found
+        return pl_module.first_kernels()  # type: ignore[no-any-return]
     layers = pl_module.named_modules()
     return next(((n, layer.weight) for n, layer in layers if isinstance(layer, nn.Conv2d)), None)
 
@@ -262,11 +263,10 @@ class ModelGraph(Callback):
                     file_writer.add_event(Event(graph_def=graph.SerializeToString()))
 
 
-def trace_graph(pl_module: LightningModule, data: ImageDataModule) -> Any:
+def trace_graph(pl_module: Any, data: ImageDataModule) -> Any:
     """Give a network's graph as a `GraphDef`."""
     if hasattr(pl_module, "trace_graph"):
         return pl_module.trace_graph()
-    assert isinstance(pl_module, Classifier)
     (image, _), *_ = data.image_loader(data.arrays("validation")[0][:1])
     with evaluating(pl_module.network), torch.no_grad():
         return trace(pl_module.network, image.to(next(pl_module.network.parameters())))
@@ -345,11 +345,10 @@ class Projector(Callback):
                 write_projector(Path(writer.log_dir), data, torch.cat(points), predicted)
 
 
-def features(pl_module: Classifier, images: Tensor) -> Tensor | None:
+def features(pl_module: Any, images: Tensor) -> Tensor | None:
     """Give what a network's last fully connected layer is given, float `(N, D)`."""
     if hasattr(pl_module, "features"):
-        given: Tensor | None = pl_module.features(images)
-        return given
+        return pl_module.features(images)  # type: ignore[no-any-return]
     linear = [layer for layer in pl_module.network.modules() if isinstance(layer, nn.Linear)]
     if not linear:
         return None
