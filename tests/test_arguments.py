@@ -132,7 +132,7 @@ def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: 
             "there are several classes ReduceLROn",
         ),
         ("--model.num_classes", "-1", "negative dimension -1"),
-        ("--trainer.callbacks", "Stopwatch", "Found more than one stateful callback of type"),
+        ("--trainer.callbacks", "Throughput", "Found more than one stateful callback of type"),
         ("--trainer.accelerator", "tpu", "torch_xla"),
         ("--trainer.max_epochs", "0", "trainer.max_epochs is 0: leave at least one step to train"),
         ("--trainer.limit_train_batches", "0", "trainer.limit_train_batches is 0: leave at least"),

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from digitlab import files, run_folder
 from digitlab.callbacks import (
+    BestCheckpoint,
     ConfusionMatrix,
     ExactResume,
     FinalEvaluation,
@@ -27,11 +28,9 @@ from digitlab.callbacks import (
     ModelGraph,
     PrintEpoch,
     Projector,
-    Rates,
     SaveConfig,
     SaveFigures,
-    StepCheckpoint,
-    Stopwatch,
+    Throughput,
     WorstMistakes,
 )
 from digitlab.callbacks.results import describe_device
@@ -159,8 +158,8 @@ def run(name: str, help: str, options: list[str]) -> int:
             if start.finished:
                 print_rank_zero(f"{folder} is finished: {start.finished}")
                 return 0
-            stopwatch = Stopwatch()
-            with stopwatch.time("data"):
+            throughput = Throughput()
+            with throughput.time("data"):
                 cli.datamodule.setup("fit")
             check_together(cli.model, cli.datamodule)
             weights = _load_weights(cli, start)
@@ -172,7 +171,7 @@ def run(name: str, help: str, options: list[str]) -> int:
                     on_exit.enter_context(removed_on_error(folder))
                     if is_rank_zero():
                         on_exit.enter_context(run_folder.lock_run(folder))
-                trainer = make_trainer(cli, folder, stopwatch, weights, start, allow_changes)
+                trainer = make_trainer(cli, folder, throughput, weights, start, allow_changes)
             cli.model.check_supported(trainer)
             start.check_processes(trainer.world_size, allow_changes)
         if folder and trainer.is_global_zero and not cli.config.trainer.fast_dev_run:
@@ -282,7 +281,7 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
 def make_trainer(
     cli: RunCLI,
     folder: Path,
-    stopwatch: Stopwatch,
+    throughput: Throughput,
     weights: dict[str, str] | None,
     start: ResumePoint,
     allow_changes: bool = False,
@@ -292,7 +291,7 @@ def make_trainer(
     Args:
         cli: The run's settings.
         folder: The run folder; only the first process writes there.
-        stopwatch: It has timed the reading of the data.
+        throughput: It has timed the reading of the data.
         weights: `file` and `sha256` of the initial weights, if they were read from a file.
         start: Where the run starts.
         allow_changes: Whether a resumed run may have other settings than it had.
@@ -301,13 +300,13 @@ def make_trainer(
     history = History(folder / "history.csv")
     finite = FiniteLoss()
     callbacks = [
-        stopwatch,
+        throughput,
         history,
         PrintEpoch(history),
         SaveConfig(folder / "config.yaml", cli.dump()),
         SaveFigures(folder, history),
-        *_for_tensorboard(history, stopwatch),
-        FinalEvaluation(folder, stopwatch, weights),  # the last to act: then a run is finished
+        *(ConfusionMatrix(), WorstMistakes(), FirstLayerKernels(), ModelGraph(), Projector()),
+        FinalEvaluation(folder, throughput, weights),  # the last to act: then a run is finished
         finite,
     ]
     if settings.enable_checkpointing is not False:
@@ -338,16 +337,6 @@ def make_logger(folder: Path, purge_step: int | None = None) -> TensorBoardLogge
     return logger
 
 
-def _for_tensorboard(history: History, stopwatch: Stopwatch) -> list[Callback]:
-    while_training = [
-        Rates(history, stopwatch),
-        ConfusionMatrix(),
-        WorstMistakes(),
-        FirstLayerKernels(),
-    ]
-    return [*while_training, ModelGraph(), Projector()]
-
-
 def _checkpoints(
     cli: RunCLI, folder: Path, finite: FiniteLoss, allow_changes: bool
 ) -> list[Callback]:
@@ -363,7 +352,7 @@ def _checkpoints(
         resume.append(KerasFiles(folder))
     if config.trainer.limit_val_batches == 0:
         return [*resume, last]
-    best = StepCheckpoint(
+    best = BestCheckpoint(
         dirpath=checkpoints,
         filename="best",
         monitor="val/accuracy",
