@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from filelock import FileLock, Timeout
 
 from digitlab.files import write_text
@@ -90,6 +91,17 @@ def find_run(run: str, root: Path = Path("runs")) -> Path:
             "digitlab fit named at its end, or latest"
         )
     return Path(run)
+
+
+def framework(folder: Path) -> Framework:
+    """Tell in which framework a run was trained.
+
+    Runs of version 0.1 do not say so in their config.yaml; in Keras they left a model.keras.
+    """
+    config = yaml.safe_load((folder / "config.yaml").read_text("utf-8")) or {}
+    old: Framework = "keras" if (folder / CHECKPOINTS["keras"]["last"]).exists() else "torch"
+    found: Framework = config.get("framework", old)
+    return found
 
 
 def find_checkpoint(folder: Path, checkpoint: str, framework: Framework = "torch") -> Path:

@@ -99,18 +99,24 @@ def _run(command: str, options: list[str], debug: bool) -> int:
     _settle_process()
     # torch and Lightning take seconds to import: only now, and only for a command.
     from digitlab.cli.parser import BAD_INPUT
-    from digitlab.errors import RunError
+    from digitlab.errors import InputError, RunError
     from digitlab.signals import Interrupted
 
     _silence()
     run = None
     try:
+        if command in ("convert", "parity"):
+            return int(import_module(MODULES[command]).run(command, COMMANDS[command], options))
         run = import_module(MODULES[command]).prepare(command, options)
         return run() or 0  # a check that failed gives 1
     except Interrupted as interrupt:
         print(f"digitlab: {interrupt}", file=sys.stderr)
         return interrupt.exit_code
     except RunError as error:
+        return _refuse(str(error), debug, code=1)
+    except InputError as error:
+        return _refuse(str(error), debug)
+    except OSError as error:
         return _refuse(str(error), debug, code=1)
     except (*BAD_INPUT, ImportError) as error:  # the last where an extra is not installed
         if run and isinstance(error, ImportError):

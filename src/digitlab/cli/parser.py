@@ -41,7 +41,9 @@ class RunCLI(LightningCLI):
         ValueError: The command line or a config is wrong; the message says in one line how.
     """
 
-    def __init__(self, command: str, arguments: list[str], base: str = "{}") -> None:
+    def __init__(
+        self, command: str, arguments: list[str], base: str = "{}", help: str = ""
+    ) -> None:
         self.base = base
         super().__init__(
             Classifier,
