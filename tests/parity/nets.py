@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812 # its usual name
 
 from digitlab import models
 from digitlab.classifier import Classifier
-from digitlab.data import MNISTDataModule
+from digitlab.data import DigitsDataModule
 from digitlab.parity.backend import import_keras
 from digitlab.parity.weights import copy_weights
 
@@ -161,17 +161,17 @@ def make(name: str, **others: Any) -> Classifier:
     return kind(**{"optimizer": optimizer, **settings, **others})
 
 
-def real_batches(count: int, batch_size: int = 32) -> list[tuple[Tensor, Tensor]]:
-    """The first batches of a run on MNIST with seed 0; needs the fixture `real_data`."""
-    loader = MNISTDataModule(batch_size=batch_size).train_dataloader()
+def digit_batches(count: int, batch_size: int = 16) -> list[tuple[Tensor, Tensor]]:
+    """The first batches of a run on the digits with seed 0."""
+    loader = DigitsDataModule(batch_size=batch_size).train_dataloader()
     loader.sampler.seed = 0
     return [batch for batch, _ in zip(loader, range(count), strict=False)]
 
 
-def real_images(count: int) -> tuple[Tensor, Tensor]:
-    """The first test images and their labels; needs the fixture `real_data`."""
+def digit_images(count: int = 32) -> tuple[Tensor, Tensor]:
+    """The first test images of the digits, and their labels."""
     batch: tuple[Tensor, Tensor] = next(
-        iter(MNISTDataModule(eval_batch_size=count).test_dataloader())
+        iter(DigitsDataModule(eval_batch_size=count).test_dataloader())
     )
     return batch
 

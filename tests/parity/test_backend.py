@@ -12,8 +12,6 @@ import pytest
 from digitlab.parity import backend
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
 
-pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
-
 Process = subprocess.CompletedProcess[str]
 
 # The state in which a new process finds it; `_import` itself remembers that it went well.

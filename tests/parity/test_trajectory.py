@@ -21,7 +21,7 @@ from digitlab.parity.trajectory import (
 )
 from digitlab.parity.twins import lenet1, mlp
 from digitlab.parity.weights import copy_weights, match, to_keras
-from tests.parity.nets import make, random_batches, real_batches, real_images, sequential
+from tests.parity.nets import digit_batches, digit_images, make, random_batches, sequential
 
 RATE = 0.3
 ONES = np.ones((200, 7, 6, 5), np.float32)  # (N, H, W, C)
@@ -221,9 +221,8 @@ def test_a_dropout_rate_replaced_by_its_complement_fails_the_trajectory(dtype: t
     assert check.note.startswith("exceeded first in the loss at step 1,")
 
 
-@pytest.mark.usefixtures("real_data")
 def test_lenet1_of_one_padding_fails_at_the_logits_of_the_others_twin() -> None:
-    module, (images, labels) = make("lenet1").double(), real_images(100)
+    module, (images, labels) = make("lenet1").double(), digit_images()
     with keras_dtype("float64"):
         right, wrong = lenet1(padding=2), lenet1(padding="same")
     for twin in (right, wrong):
@@ -235,9 +234,8 @@ def test_lenet1_of_one_padding_fails_at_the_logits_of_the_others_twin() -> None:
     assert check.note.startswith("exceeded first in the loss at step 1,")
 
 
-@pytest.mark.usefixtures("real_data")
 def test_a_flattening_that_is_not_permuted_fails_at_the_logits() -> None:
-    module, (images, _) = make("lenet5").double(), real_images(100)
+    module, (images, _) = make("lenet5").double(), digit_images()
     twin = to_keras(module)
     assert logits(module, twin, images).passed
     (pair,) = [pair for pair in match(module, twin) if pair.keras_name == "fc1/kernel"]
@@ -246,7 +244,6 @@ def test_a_flattening_that_is_not_permuted_fails_at_the_logits() -> None:
     assert not logits(module, twin, images).passed
 
 
-@pytest.mark.usefixtures("real_data")
 def test_a_single_weight_that_misses_a_step_fails_the_trajectory() -> None:
     class Forgetful(KerasAdam):
         def step(self, closure: Any = None) -> Any:
@@ -259,7 +256,7 @@ def test_a_single_weight_that_misses_a_step_fails_the_trajectory() -> None:
         module = make("nn128").to(dtype)
         twin = to_keras(module)
         theirs = partial(to_keras_optimizer, settings_of(KerasAdam))
-        batches = real_batches(5)
+        batches = digit_batches(5)
         assert trajectory(module, twin, batches, KerasAdam, theirs, 5).passed
         check = trajectory(module, twin, batches, Forgetful, theirs, 5)
         assert not check.passed
