@@ -108,13 +108,7 @@ def format_check(check: Check) -> str:
 
 
 def outputs(module: nn.Module, keras_model: Any, images: Tensor) -> tuple[Array, Array]:
-    """Compute both sides' outputs for images `(N, C, H, W)`, in PyTorch's layout.
-
-    The module's mode and weights stay as they are.
-
-    Raises:
-        ValueError: The Keras model reads no such images, or a side returns more than one array.
-    """
+    """Compute both sides' outputs, in PyTorch's layout, for images `(N, C, H, W)`."""
     read = keras_images(keras_model, images)
     with evaluation_mode(module), torch.no_grad():
         ours = sole_output(module(torch_images(module, images))).cpu().numpy()
@@ -122,11 +116,7 @@ def outputs(module: nn.Module, keras_model: Any, images: Tensor) -> tuple[Array,
 
 
 def precision(module: nn.Module, keras_model: Any) -> str:
-    """Return the coarser dtype of the two sides, `float32` or `float64`.
-
-    Raises:
-        ValueError: A side has another dtype.
-    """
+    """Return the coarser dtype of the two sides, `float32` or `float64`; refuse any other."""
     ours = {str(t.dtype).removeprefix("torch.") for t in module.parameters()}
     found = ours | {layer.compute_dtype for layer in keras_layers(keras_model)}
     if unknown := sorted(found - set(TOLERANCES)):
@@ -190,11 +180,7 @@ def keras_images(keras_model: Any, images: Tensor) -> Array:
 
 
 def sole_input(keras_model: Any) -> Any:
-    """Return the only input of a Keras model, a symbolic tensor.
-
-    Raises:
-        ValueError: It has several, or none of known shape.
-    """
+    """Return a Keras model's input, a symbolic tensor; refuse several, or an unknown shape."""
     inputs = getattr(keras_model, "inputs", None) or []
     if len(inputs) != 1:
         raise ValueError(
@@ -223,36 +209,22 @@ def copy_in(keras_model: Any, policy: Policy) -> Any:
 
 
 def channels_first(output: Any) -> Array:
-    """Convert the output of a Keras layer, channels last, to PyTorch's layout.
-
-    Raises:
-        ValueError: It is not one tensor.
-    """
+    """Convert the output of a Keras layer, channels last, to PyTorch's layout."""
     array: Array = import_keras().ops.convert_to_numpy(sole_output(output))
     return np.moveaxis(array, -1, 1) if array.ndim > 2 else array
 
 
 def sole_output(output: Any) -> Any:
-    """Return a model's output.
-
-    Raises:
-        ValueError: It is several tensors.
-    """
+    """Return a model's output; refuse several."""
     if isinstance(output, list | tuple | dict):
         raise ValueError(f"a side gives {len(output)} arrays: it must give the logits alone")
     return output
 
 
 def parameter_counts(module: nn.Module, keras_model: Any) -> Check:
-    """Match all tensors of both sides by layer and shape, and compare the total counts.
+    """Match all tensors by layer and shape (`match` refuses a pair), and compare the total counts.
 
     The totals are the frameworks' own, which do not depend on how layers are matched here.
-
-    Returns:
-        A check whose compared values are tensors.
-
-    Raises:
-        ValueError: As for `digitlab.parity.weights.match`: a tensor is missing on a side, say.
     """
     pairs = match(module, keras_model)
     ours = sum(tensor.numel() for tensor in tensors(module).values())
@@ -263,13 +235,7 @@ def parameter_counts(module: nn.Module, keras_model: Any) -> Check:
 
 
 def round_trip(module: nn.Module, keras_model: Any) -> Check:
-    """Copy the weights into the Keras model and back, and compare their bits.
-
-    The Keras model keeps the module's weights.
-
-    Raises:
-        ValueError: As for `digitlab.parity.weights.match`.
-    """
+    """Copy the weights into the Keras model, which keeps them, and back, and compare their bits."""
     copy_weights(module, keras_model)
     back = deepcopy(module)
     with torch.no_grad():
@@ -292,12 +258,9 @@ def round_trip(module: nn.Module, keras_model: Any) -> Check:
 
 
 def logits(module: nn.Module, keras_model: Any, images: Tensor) -> Check:
-    """Compare the outputs of both sides, which have the same weights, for the same images.
+    """Compare both sides' outputs, usually logits, for normalized images, float32 `(N, C, H, W)`.
 
-    Args:
-        module: The PyTorch side; its mode and its weights stay as they are.
-        keras_model: The Keras side.
-        images: Normalized images, float32 `(N, C, H, W)`.
+    Both sides must have the same weights; the module's mode stays as it is.
 
     Raises:
         ValueError: The Keras model reads no such images; or a side returns more than one array, or
@@ -317,21 +280,13 @@ def logits(module: nn.Module, keras_model: Any, images: Tensor) -> Check:
 def gradients(module: nn.Module, keras_model: Any, images: Tensor, labels: Tensor) -> list[Check]:
     """Compare the mean cross-entropy of the logits, and its gradient by every parameter.
 
-    Each framework's own functions compute them, without dropout. A parameter's difference is
-    relative to its own largest gradient, or to a thousandth of the largest of all parameters if
-    that is more: gradients that are zero but for rounding have no size of their own.
-
-    Args:
-        module: The PyTorch side; its mode, weights and gradients stay as they are.
-        keras_model: The Keras side, with the same weights.
-        images: Normalized images, float32 `(N, C, H, W)`.
-        labels: Classes, int64 `(N,)`.
+    Each framework's own functions compute them, without dropout; `images` are as for `logits`,
+    `labels` int64 `(N,)`. A parameter's difference is relative to its own largest gradient, or to a
+    thousandth of the largest of all parameters if that is more: gradients that are zero but for
+    rounding have no size of their own. The module's `grad` stays as it is.
 
     Returns:
         The check of the loss and that of the gradients.
-
-    Raises:
-        ValueError: As for `logits` and `digitlab.parity.weights.match`.
     """
     dtype = precision(module, keras_model)
     pairs = match(module, keras_model)

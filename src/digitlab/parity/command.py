@@ -63,7 +63,7 @@ def run_checks(
     """Compare a model with its Keras twin, and yield each check as soon as it is made.
 
     Parameters, round trip of the weights, logits, loss and gradients, and a trajectory: in float64,
-    and as far as float32 is precise enough in float32 too. If PyTorch's own optimizer has another
+    and logits and five training steps in float32 too. If PyTorch's own optimizer has another
     formula than Keras's, the exact one replaces it, and the result of PyTorch's own is a check for
     information.
 

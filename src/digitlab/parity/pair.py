@@ -303,9 +303,6 @@ def _keras_steps(keras_model: Any, images: Tensor) -> tuple[list[_Step], int]:
 
     Returns:
         The steps, and the index of the one with the model's output.
-
-    Raises:
-        ValueError: The model returns its input.
     """
     steps: list[_Step] = []
     read = keras_images(keras_model, images)
@@ -323,13 +320,9 @@ def _add_steps(
     given: dict[int, tuple[Any, int | None]],
     within: dict[int, Any],
 ) -> dict[int, int | None]:
-    """Add a model's steps to a list.
+    """Add the steps of a model, or a model nested in it, to a list.
 
-    Args:
-        steps: The list.
-        model: A functional or sequential model.
-        given: By the `id` of a symbolic input, its value and the step that made it.
-        within: As `inputs_within` returns it for the outermost model.
+    `given` maps the `id` of a symbolic input to its value and the step that made it.
 
     Returns:
         By the `id` of a symbolic tensor, the step that made it; None for an input.

@@ -58,12 +58,9 @@ class DropoutMasks:
     step: int = 0
 
     def uniform(self, layer: int, shape: tuple[int, ...]) -> Array:
-        """Draw float64 numbers in [0, 1), which are compared with the dropout rate.
+        """Draw float64 numbers in [0, 1) for a dropout layer, by its index among all of them.
 
-        Args:
-            layer: The layer's index among the network's dropout layers.
-            shape: Shape of the layer's input in PyTorch's layout; `(N, C)` where whole channels are
-                dropped.
+        The shape is that of the layer's input in PyTorch's layout, or `(N, C)` for whole channels.
         """
         # Philox is counter-based: a draw depends on no other layer or step. The counter's last word
         # leaves 2¹⁹² blocks of numbers to a step.
@@ -76,11 +73,7 @@ class DropoutMasks:
 
 
 def torch_with_masks(module: nn.Module, masks: DropoutMasks) -> nn.Module:
-    """Copy a module, and make the copy's dropout layers use fixed masks in training mode.
-
-    Raises:
-        ValueError: It has a dropout of another kind than `nn.Dropout` and `nn.Dropout1d` to `3d`.
-    """
+    """Copy a module, and make the copy's dropout layers use fixed masks in training mode."""
     copy = deepcopy(module)
     dropouts: list[Any] = [item for item in copy.named_modules() if _is_dropout(item[1])]
     for index, (name, layer) in enumerate(dropouts):
@@ -92,11 +85,7 @@ def torch_with_masks(module: nn.Module, masks: DropoutMasks) -> nn.Module:
 
 
 def keras_with_masks(keras_model: Any, masks: DropoutMasks) -> Any:
-    """Copy a Keras model without its weights, with dropout layers as `torch_with_masks`.
-
-    Raises:
-        ValueError: It has a dropout of another kind than `Dropout` and `SpatialDropout1D` to `3D`.
-    """
+    """Copy a Keras model without its weights, with dropout layers as `torch_with_masks`."""
     indices = {id(layer): index for index, layer in enumerate(_keras_dropouts(keras_model))}
     within = inputs_within(keras_model)
 
@@ -113,11 +102,7 @@ def keras_with_masks(keras_model: Any, masks: DropoutMasks) -> Any:
 
 
 def check_dropouts(module: nn.Module, keras_model: Any) -> None:
-    """Check that both sides have the same number of dropout layers, which are matched by order.
-
-    Raises:
-        ValueError: They have not.
-    """
+    """Refuse sides with different numbers of dropout layers, which are matched by order."""
     ours, theirs = sum(map(_is_dropout, module.modules())), len(_keras_dropouts(keras_model))
     if ours != theirs:
         raise ValueError(
@@ -221,9 +206,6 @@ def trajectory(
         make_keras_optimizer: Makes Keras's, in the precision of the model.
         steps: Number of steps, at least 1.
         seed: Seed of the dropout masks.
-
-    Returns:
-        A check whose note says where they differ most, and where the tolerance is exceeded first.
 
     Raises:
         ValueError: There are fewer batches; or the sides have other weights or dropout layers.

@@ -38,12 +38,7 @@ class Layout:
     per_input: bool = False
 
     def to_keras(self, tensor: Array, flattened: tuple[int, ...] | None = None) -> Array:
-        """Convert a PyTorch tensor to Keras's layout.
-
-        Args:
-            tensor: The PyTorch layer's array.
-            flattened: Shape of the Keras array that was flattened before this layer, channels last
-                and without the batch; None if none was.
+        """Convert a PyTorch tensor to Keras's layout; `flattened` is as `flattened_in` returns it.
 
         Examples:
             >>> dense = Layout("weight", (1, 0), per_input=True)
@@ -93,11 +88,7 @@ def _channels_last(shape: tuple[int, ...]) -> NDArray[np.intp]:
 
 
 def flattened_in(tensor: Any, within: dict[int, Any]) -> tuple[int, ...] | None:
-    """Find the shape that was flattened to make a tensor.
-
-    Args:
-        tensor: The symbolic output of a Keras layer, or a list of several, which is not flat.
-        within: As `inputs_within` returns it for the model.
+    """Find the shape that was flattened to make a symbolic tensor, or a layer's list of inputs.
 
     Returns:
         The shape, channels last and without the batch; None if nothing was flattened or the order
