@@ -28,7 +28,7 @@ def run_python(program: str, **environment: str) -> Process:
 
 @pytest.fixture(scope="module")
 def door() -> Process:
-    """A new process of a user of another backend, which goes through the door and computes."""
+    """A new process of a user of another backend, which imports Keras here and computes."""
     program = """
 import importlib, json, pkgutil, sys
 import torch
@@ -44,8 +44,8 @@ order = [name for name in sys.modules if name in ("tensorflow", "triton")]
 threads = tensorflow.config.threading.get_intra_op_parallelism_threads()
 layer = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
 shape = layer(keras.ops.ones((2, 4))).shape
-print(json.dumps({"modules": modules, "before": before, "order": order, "threads": threads, "shape": tuple(shape),
-                  "backend": keras.backend.backend()}))
+print(json.dumps({"modules": modules, "before": before, "order": order, "threads": threads,
+                  "shape": tuple(shape), "backend": keras.backend.backend()}))
 """
     return run_python(program, KERAS_BACKEND="torch")
 

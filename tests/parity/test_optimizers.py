@@ -227,7 +227,7 @@ def test_each_group_of_parameters_keeps_its_own_settings(make: Any) -> None:
 def test_a_closure_is_called_once_with_gradients_on_and_its_loss_returned(make: Make) -> None:
     start, _ = problem()
     weights = parameters(start)
-    optimizer = make(weights)
+    optimizer: Any = make(weights)
     losses = []
 
     def closure() -> torch.Tensor:
@@ -352,7 +352,8 @@ class OwnSGD(torch.optim.SGD):
 
 def unequal_groups(weights: list[nn.Parameter]) -> Optimizer:
     other = nn.Parameter(torch.zeros(1))
-    return torch.optim.SGD([{"params": weights}, {"params": [other], "lr": 0.5}], lr=0.25)
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": [other], "lr": 0.5}]
+    return torch.optim.SGD(groups, lr=0.25)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tests.parity.references import TOTALS, documented_shapes
 
 Array = np.ndarray
 
-CASES = {  # by document: class, twin, settings
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {  # class, twin, settings
     "linear": ("LinearClassifier", "linear_classifier", {}),
     "mlp512": ("MLP", "mlp", {}),
     "nn128": ("MLP", "mlp", {"hidden_features": [128]}),

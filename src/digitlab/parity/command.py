@@ -259,18 +259,11 @@ def _compare(cli: ParityCLI, batches: FullBatches) -> list[Check]:
     return checks
 
 
-def _show(batches: Iterable[Batch], description: str, steps: int, enabled: bool) -> Iterable[Batch]:
-    """Yield batches, with a progress bar on a terminal."""
-    return tqdm(
-        batches,
-        description,
-        steps,
-        unit="batch",
-        leave=False,
-        dynamic_ncols=True,
-        mininterval=0.25,
-        disable=not enabled or not sys.stderr or not sys.stderr.isatty(),
-    )
+def _show(batches: Iterable[Batch], description: str, steps: int, enabled: bool) -> Any:
+    """Show a progress bar on a terminal while the batches are iterated."""
+    disable = not enabled or not sys.stderr or not sys.stderr.isatty()
+    looks: dict[str, Any] = {"unit": "batch", "leave": False, "dynamic_ncols": True}
+    return tqdm(batches, description, steps, mininterval=0.25, disable=disable, **looks)
 
 
 def _versions() -> dict[str, str]:

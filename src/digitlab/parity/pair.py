@@ -306,7 +306,7 @@ def _keras_steps(keras_model: Any, images: Tensor) -> tuple[list[_Step], int]:
     """
     steps: list[_Step] = []
     read = keras_images(keras_model, images)
-    inputs = {id(keras_model.inputs[0]): (read, None)}
+    inputs: dict[int, tuple[Any, int | None]] = {id(keras_model.inputs[0]): (read, None)}
     made = _add_steps(steps, keras_model, inputs, inputs_within(keras_model))
     last = made[id(keras_model.outputs[0])]
     if last is None:
