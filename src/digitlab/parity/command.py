@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -14,9 +15,9 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from digitlab import files
-from digitlab.callbacks.logging import Bar
 from digitlab.classifier import Classifier
 from digitlab.cli.fit import FitCLI, new_run_dir, remove
 from digitlab.cli.parser import check_settings, check_together
@@ -32,19 +33,19 @@ from digitlab.parity.checks import (
     parameter_counts,
     round_trip,
 )
-from digitlab.parity.documents import documented
 from digitlab.parity.keras_files import load_initial_weights
 from digitlab.parity.optimizers import exact_optimizer, to_keras_optimizer
-from digitlab.parity.trajectory import Batch, MakeOptimizer, optimizer_steps, trajectory
+from digitlab.parity.trajectory import Batch, MakeOptimizer, trajectory
 from digitlab.parity.weights import build_twin, to_keras
 
-# Rounding adds up: in float32 a longer trajectory tells less with every step.
+# Rounding errors accumulate, so a longer trajectory in float32 would tell less.
 STEPS_IN_FLOAT32 = 5
-# And it may turn a rectifier on on one side only. A unit that was off for all images gets its first
-# gradient so, which Adam makes a whole step: 3e-3 of a layer, at 1 in 50 trajectories of 5 steps
-# (measured over all architectures). A fault shows in float64, which gets no second start.
+# Rounding can switch a ReLU on in one framework only, and Adam turns the unit's tiny gradient into
+# a full step: 3e-3 of a layer, in 1 of 50 trajectories of 5 steps (over all architectures).
+# A real fault shows in float64 too, where there is no second start.
 _STARTS_IN_FLOAT32 = 3
-# As many as differ in every class; their gradients in float64 take seconds in the largest network.
+_IMAGES = 1000
+# Enough to have all classes; in float64 the gradients of the largest network take seconds.
 _GRADIENT_IMAGES = 100
 
 Progress = Callable[[Iterable[Batch], str, int], Iterable[Batch]]
@@ -61,28 +62,29 @@ def run_checks(
 ) -> Iterator[Check]:
     """Compare a model with its Keras twin, and yield each check as soon as it is made.
 
-    Parameters, round trip of the weights, logits, loss and gradients, single optimizer steps, and
-    a trajectory: in float64, and what float32 can tell in float32 too. Where PyTorch's own
-    optimizer steps otherwise than Keras's, the exact one is put in its place, and what its own
-    comes to is a check for information.
+    Parameters, round trip of the weights, logits, loss and gradients, and a trajectory: in float64,
+    and logits and five training steps in float32 too. If PyTorch's own optimizer has another
+    formula than Keras's, the exact one replaces it, and the result of PyTorch's own is a check for
+    information.
 
     Args:
-        model: One of `digitlab.models`; it stays as it is, copies are compared. Its optimizer is
-            used, at the first learning rate of a scheduler; gradients are not clipped.
-        batches: What to train on, at least `steps`: a list, or what else can be iterated anew.
-        images: Normalized, float32 `(N, C, H, W)`; the gradients are those of the first 100.
+        model: One of `digitlab.models`, or a class that names its twin; copies are compared. Its
+            optimizer is used, at the first learning rate of a scheduler; gradients are not clipped.
+        batches: Training batches, at least `steps`: a list, or another iterable that can be
+            iterated several times.
+        images: Normalized, float32 `(N, C, H, W)`; gradients are compared on the first 100.
         labels: Int64 `(N,)`.
         steps: Length of the trajectory, at least 1.
-        seed: Of dropout and of the weights and gradients of the single steps.
-        progress: Is given the batches of a trajectory, what it is and its length, and yields the
-            batches on.
+        seed: Seed of the dropout masks.
+        progress: Called with the batches of a trajectory, a description and its length; yields the
+            batches.
 
     Yields:
         The checks.
 
     Raises:
-        ValueError: There is no twin for this class, or its optimizer has no counterpart in Keras;
-            there are fewer batches than steps, they can be iterated only once, or no images.
+        ValueError: The class has no twin, or its optimizer no counterpart in Keras; there are fewer
+            batches than steps, they can be iterated only once, or there are no images.
         ImportError: The extra `parity` is not installed.
     """
     if iter(batches) is batches:
@@ -93,26 +95,25 @@ def run_checks(
     with keras_dtype("float32"):
         single_twin = to_keras(single)
     twin = to_keras(double)
-    yield parameter_counts(double, twin, documented(model))
+    yield parameter_counts(double, twin)
     yield round_trip(double, twin)
     yield logits(double, twin, images)
     yield logits(single, single_twin, images)
     yield from gradients(double, twin, images[:_GRADIENT_IMAGES], labels[:_GRADIENT_IMAGES])
-    optimizer = double.optimizer(double.parameters())
-    yield from optimizer_steps(optimizer, seed=seed)
 
-    make, substitution = partial(exact_optimizer, optimizer), _substitution(optimizer)
+    optimizer = double.optimizer(double.parameters())
+    make, note = partial(exact_optimizer, optimizer), _substitution(optimizer)
     make_keras = partial(to_keras_optimizer, optimizer)
-    walk = partial(
+    train = partial(
         trajectory, double, twin, make_keras_optimizer=make_keras, steps=steps, seed=seed
     )
-    check = walk(progress(batches, "Trajectory in float64", steps), make)
-    yield _annotate(check, substitution)
+    check = train(progress(batches, "Trajectory in float64", steps), make)
+    yield _annotate(check, note)
     check = _in_float32(single, single_twin, batches, make, make_keras, steps, seed)
-    yield _annotate(check, substitution)
-    if substitution:
+    yield _annotate(check, note)
+    if note:
         stock = f"stock {type(optimizer).__name__}"
-        check = walk(progress(batches, stock, steps), model.optimizer)
+        check = train(progress(batches, stock, steps), model.optimizer)
         yield replace(check, name=f"{check.name}, {stock}", informational=True)
 
 
@@ -125,7 +126,7 @@ def _in_float32(
     steps: int,
     seed: int,
 ) -> Check:
-    """Walk a short trajectory, from another batch on if rounding spoils the first."""
+    """Compare a short trajectory, and start again from the next batch if rounding spoils it."""
     length = min(steps, STEPS_IN_FLOAT32)
     starts = min(_STARTS_IN_FLOAT32, steps - length + 1)
     few = list(islice(batches, length + starts - 1))
@@ -145,15 +146,12 @@ def _annotate(check: Check, note: str) -> Check:
 
 
 def _substitution(stock: torch.optim.Optimizer) -> str:
-    """Say what stands in place of a config's own optimizer; nothing where it is itself exact."""
+    """Name what replaces a config's optimizer; nothing if it is exact itself."""
     exact = exact_optimizer(stock, [nn.Parameter(torch.zeros(1))])
     if type(exact) is not type(stock):
         return f"{type(exact).__name__} in place of {type(stock).__name__}"
     ours, theirs = (group.param_groups[0].get("momentum") for group in (stock, exact))
     return "" if ours == theirs else f"momentum {ours} rounded to float32, as Keras does"
-
-
-_IMAGES = 1000
 
 
 class ParityCLI(FitCLI):
@@ -166,41 +164,18 @@ class ParityCLI(FitCLI):
             "--steps",
             type=int,
             default=50,
-            help="Training steps after each of which all weights are compared, at least 1.",
+            help="Training steps, at least 1; all weights are compared after each.",
         )
-
-
-def prepare(command: str, options: list[str]) -> Callable[[], int]:
-    """Check all input of a comparison, and return what is then left to do.
-
-    That gives the exit code: 0 where everything agrees, and 1 where something does not.
-
-    Raises:
-        ValueError, OSError: The input is bad.
-    """
-    cli = ParityCLI(command, options)
-    check_settings(cli)
-    if cli.config.steps < 1:
-        raise ValueError(f"steps is {cli.config.steps}: compare at least 1")
-    cli.datamodule.setup("fit")
-    cli.datamodule.setup("test")
-    check_together(cli.model, cli.datamodule)
-    if cli.config.weights:
-        load_initial_weights(cli.model, Path(cli.config.weights))
-    batches = FullBatches(cli.datamodule.train_dataloader(), cli.config.steps)
-    build_twin(cli.model)
-    to_keras_optimizer(cli.model.optimizer(cli.model.parameters()))
-    return partial(_run, cli, batches, new_run_dir(cli, suffix="-parity"))
 
 
 @dataclass
 class FullBatches:
-    """The first batches that a config trains on, of as many epochs as it takes.
+    """The first batches of a config's training, over as many epochs as needed.
 
-    An epoch's last batch is left out if it is smaller: it would be another size to trace.
+    An epoch's last batch is left out if it is smaller.
 
     Args:
-        loader: The config's own loader of training images.
+        loader: The config's loader of training images.
         count: Number of batches, at least 1.
 
     Raises:
@@ -225,7 +200,29 @@ class FullBatches:
             yield from islice(self.loader, min(of_epoch, self.count - first))
 
 
-def _run(cli: ParityCLI, batches: FullBatches, folder: Path) -> int:
+def run(name: str, help: str, options: list[str]) -> int:
+    """Compare a config's network with its twin, and print and write the table.
+
+    Returns:
+        The exit code: 0 if everything agrees, else 1.
+
+    Raises:
+        InputError: The input is bad.
+    """
+    with reading_input():
+        cli = ParityCLI(name, options, help=help)
+        check_settings(cli)
+        if cli.config.steps < 1:
+            raise ValueError(f"steps is {cli.config.steps}: compare at least 1")
+        cli.datamodule.setup("fit")
+        cli.datamodule.setup("test")
+        check_together(cli.model, cli.datamodule)
+        if cli.config.weights:
+            load_initial_weights(cli.model, Path(cli.config.weights))
+        batches = FullBatches(cli.datamodule.train_dataloader(), cli.config.steps)
+        build_twin(cli.model)
+        to_keras_optimizer(cli.model.optimizer(cli.model.parameters()))
+        folder = new_run_dir(cli, suffix="-parity")
     try:
         checks = _compare(cli, batches)
     except BaseException:
@@ -249,33 +246,24 @@ def _run(cli: ParityCLI, batches: FullBatches, folder: Path) -> int:
 def _compare(cli: ParityCLI, batches: FullBatches) -> list[Check]:
     """Make all checks, and print each as soon as it is made."""
     print(_describe(cli), flush=True)
-    images, labels = (torch.cat(parts)[:_IMAGES] for parts in zip(*_test_batches(cli), strict=True))
-    enabled = cli.config.trainer.enable_progress_bar is not False
-    progress = partial(_show, enabled=enabled)
+    loader = cli.datamodule.test_dataloader()
+    test_batches = islice(loader, -(-_IMAGES // loader.batch_size))
+    images, labels = (torch.cat(parts)[:_IMAGES] for parts in zip(*test_batches, strict=True))
+    progress = partial(_show, enabled=cli.config.trainer.enable_progress_bar is not False)
     steps, seed = cli.config.steps, cli.config.seed_everything
     checks = []
-    # A GPU would round products of float32 to 10 bits.
-    with import_tensorflow().device("CPU"):
+    with import_tensorflow().device("CPU"):  # a GPU would round products of float32 to 10 bits
         for check in run_checks(cli.model, batches, images, labels, steps, seed, progress):
             print(format_check(check), flush=True)
             checks.append(check)
     return checks
 
 
-def _test_batches(cli: ParityCLI) -> Iterator[Batch]:
-    loader = cli.datamodule.test_dataloader()
-    return islice(loader, -(-_IMAGES // loader.batch_size))
-
-
-def _show(batches: Iterable[Batch], description: str, steps: int, enabled: bool) -> Iterator[Batch]:
-    """Yield batches on, and show how many of them have been taken."""
-    bar = Bar(description, steps, enabled)
-    try:
-        for done, batch in enumerate(batches):
-            bar.show(done)
-            yield batch
-    finally:
-        bar.close()
+def _show(batches: Iterable[Batch], description: str, steps: int, enabled: bool) -> Any:
+    """Show a progress bar on a terminal while the batches are iterated."""
+    disable = not enabled or not sys.stderr or not sys.stderr.isatty()
+    looks: dict[str, Any] = {"unit": "batch", "leave": False, "dynamic_ncols": True}
+    return tqdm(batches, description, steps, mininterval=0.25, disable=disable, **looks)
 
 
 def _versions() -> dict[str, str]:
@@ -298,23 +286,19 @@ def _describe(cli: ParityCLI) -> str:
         f"seed {cli.config.seed_everything}",
         ", ".join(f"{name} {number}" for name, number in _versions().items()),
     ]
-    if others := _not_compared(cli):
-        lines.append(f"not compared: {', '.join(others)}")
-    return "\n".join((*lines, "", HEADING))
-
-
-def _not_compared(cli: ParityCLI) -> list[str]:
-    """Name the settings of a config that change its training, but not what is compared."""
-    model = cli.model
+    # Settings of a config that change its training, but not what is compared.
+    trainer = cli.config.trainer
     settings = {
         "lr_scheduler (the learning rate stays at its first value)": model.lr_scheduler,
         "gradient_clip_norm": model.gradient_clip_norm,
         "label_smoothing": model.label_smoothing,
         "dropout_in_evaluation": model.dropout_in_evaluation,
-        "accumulate_grad_batches": cli.config.trainer.accumulate_grad_batches != 1,
-        "precision": str(cli.config.trainer.precision or "32-true") not in ("32-true", "32"),
+        "accumulate_grad_batches": trainer.accumulate_grad_batches != 1,
+        "precision": str(trainer.precision or "32-true") not in ("32-true", "32"),
     }
-    return [name for name, is_set in settings.items() if is_set]
+    if others := [name for name, is_set in settings.items() if is_set]:
+        lines.append(f"not compared: {', '.join(others)}")
+    return "\n".join((*lines, "", HEADING))
 
 
 def _judge(checks: list[Check]) -> tuple[bool, str]:
@@ -325,10 +309,3 @@ def _judge(checks: list[Check]) -> tuple[bool, str]:
     if failed:
         return False, f"FAILED: {len(failed)} of {len(required)} checks, first {failed[0].name}"
     return True, f"All {len(required)} checks passed: both compute the same"
-
-
-def run(name: str, help: str, options: list[str]) -> int:
-    """Read the input and do the work; give the exit code."""
-    with reading_input():
-        work = prepare(name, options)
-    return work() or 0

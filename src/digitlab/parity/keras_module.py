@@ -4,7 +4,7 @@ Touches private parts of Lightning 2.6: the optimizer's step counters, in `_reco
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from inspect import getattr_static
 from pathlib import Path
 from typing import Any, Literal
@@ -121,6 +121,7 @@ class KerasClassifier(Classifier):
         self.keras_model = keras_model
         self.policy = policy
         self.output = output
+        self._penultimate: KerasNetwork | None = None
         self._train_steps = _compile_steps(keras_model, policy, output == "softmax")
 
     def configure_optimizers(self) -> Any:
@@ -219,6 +220,12 @@ class KerasClassifier(Classifier):
         model = self.keras_model
         return {"model": model.variables, "optimizer": model.optimizer.variables}
 
+    @property
+    def run_details(self) -> dict[str, str]:
+        """What metrics.json stores of TensorFlow's side: precision, device and output."""
+        (precision,) = (name for name, policy in POLICIES.items() if policy == self.policy)
+        return {"precision": precision, "device": _describe_device(), "output": self.output}
+
     def save(self, path: Path) -> None:
         """Write the Keras model to a `.keras` file, whole or not at all."""
         with atomic_write(path) as beside:
@@ -230,7 +237,7 @@ class KerasClassifier(Classifier):
             for variable in layer.trainable_weights:
                 yield f"{layer.name}/{variable.name}", _to_tensor(variable)
 
-    def layers(self) -> list[tuple[str, str, dict[str, tuple[int, ...]]]]:
+    def layer_table(self) -> list[tuple[str, str, dict[str, tuple[int, ...]]]]:
         """List the layers: name, type, and the shapes of their weights by name."""
         return [
             (layer.name, type(layer).__name__, {v.name: tuple(v.shape) for v in layer.weights})
@@ -246,22 +253,22 @@ class KerasClassifier(Classifier):
                 return layer.name, torch.from_numpy(LAYOUTS["Conv2D"]["kernel"].to_torch(kernel))
         return None
 
-    def penultimate_features(self, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
-        """Give what the last dense layer is given for images `(N, D)`, and the logits.
+    def features(self, images: Tensor) -> Tensor | None:
+        """Compute the input of the last dense layer, `(N, D)`.
 
         None for a model without a dense layer outside of inner models.
         """
-        keras = import_keras()
-        dense = [it for it in self.keras_model.layers if isinstance(it, keras.layers.Dense)]
-        if not dense:
-            return None
-        (image,) = self.keras_model.inputs
-        penultimate = _CompiledNetwork(keras.Model(image, dense[-1].input))
-        pairs = [(penultimate(images).flatten(1), self.network(images)) for images in batches]
-        features, logits = (torch.cat(side).float() for side in zip(*pairs, strict=True))
-        return features, logits
+        if self._penultimate is None:
+            keras = import_keras()
+            dense = [it for it in self.keras_model.layers if isinstance(it, keras.layers.Dense)]
+            if not dense:
+                return None
+            (image,) = self.keras_model.inputs
+            self._penultimate = _CompiledNetwork(keras.Model(image, dense[-1].input))
+        given: Tensor = self._penultimate(images)
+        return given.flatten(1).float()
 
-    def trace_graph(self, images: Tensor) -> Any:
+    def trace_graph(self) -> Any:
         """Give the graph that Keras computes in inference mode, as a `GraphDef`.
 
         TensorBoard's own conversion of a model's layers leaves out the operations inside of them,
@@ -340,11 +347,17 @@ def choose_device(accelerator: str) -> str:
             f"trainer.accelerator is {accelerator}: TensorFlow finds no GPU on this machine; leave "
             "configs/gpu.yaml out, or set --trainer.accelerator auto"
         )
-    if gpus and accelerator != "cpu":
-        name: str = config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
-        return name
-    if gpus:
+    if gpus and accelerator == "cpu":
         config.set_visible_devices([], "GPU")
+    return _describe_device()
+
+
+def _describe_device() -> str:
+    """Name the device that TensorFlow uses: a GPU's model, or its number of threads on the CPU."""
+    config = import_tensorflow().config
+    for gpu in config.get_visible_devices("GPU"):
+        name: str = config.experimental.get_device_details(gpu).get("device_name", "GPU")
+        return name
     threads = config.threading.get_intra_op_parallelism_threads() or torch.get_num_threads()
     return f"cpu ({threads} thread{'' if threads == 1 else 's'})"
 
