@@ -111,8 +111,8 @@ class ProgressBar(TQDMProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Show how many batches are done; of blocks, the loader counts them."""
-        if isinstance(batch, Block):
-            batch_idx = trainer.train_dataloader.state_dict()["batches"] - 1
+        if isinstance(batch, Block) and isinstance(loader := trainer.train_dataloader, ImageLoader):
+            batch_idx = loader.state_dict()["batches"] - 1
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -183,10 +183,10 @@ class FinalEvaluation(Callback):
             **pl_module.hparams,
             **data.hparams,
         }
-        scores = {f"hparams/val_{name}": other[name] for name in ("accuracy", "loss")}  # type: ignore[literal-required]
-        for logger in of_tensorboard(trainer.loggers):  # under HPARAMS
+        scores = {"hparams/val_accuracy": other["accuracy"], "hparams/val_loss": other["loss"]}
+        for shown in of_tensorboard(trainer.loggers):  # under HPARAMS
             # At the step after the last: the next steps of a longer run replace it.
-            logger.log_hyperparams(parameters, scores, trainer.global_step)
+            shown.log_hyperparams(parameters, scores, trainer.global_step)
         for logger in trainer.loggers:
             logger.save()
         # The scores that other commands have written, if any, are of earlier weights.

@@ -376,7 +376,8 @@ def write_projector(
     from google.protobuf import text_format
     from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
-    images, labels = (array[: len(points)] for array in data.arrays("validation"))
+    images, labels = data.arrays("validation")
+    images, labels = images[: len(points)], labels[: len(points)]
     names = name_classes(data.class_names, 1 + max(*predicted, *labels.tolist()))
 
     config = ProjectorConfig()
