@@ -105,7 +105,10 @@ def _run(command: str, options: list[str], debug: bool) -> int:
     _silence()
     run = None
     try:
-        run = import_module(MODULES[command]).prepare(command, options)
+        module = import_module(MODULES[command])
+        if hasattr(module, "run"):
+            return int(module.run(command, COMMANDS[command], options))
+        run = module.prepare(command, options)
         return run() or 0  # a check that failed gives 1
     except Interrupted as interrupt:
         print(f"digitlab: {interrupt}", file=sys.stderr)
