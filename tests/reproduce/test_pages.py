@@ -80,7 +80,7 @@ def test_the_curves_of_every_experiment_are_drawn_and_light() -> None:
 
 def test_the_frameworks_are_equivalent_on_every_row_of_the_documents_but_a3() -> None:
     # docs/reproduction.md says so.
-    verdicts = {}
+    verdicts: dict[str, str] = {}
     for name in EXPERIMENTS:
         verdicts |= dict(
             re.findall(r"^(\w+), PyTorch − Keras: .*\*\*(.+)\*\*", section_of(name), re.M)

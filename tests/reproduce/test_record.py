@@ -91,7 +91,7 @@ def test_the_judged_claims_are_those_that_the_script_beside_the_page_writes(tmp_
     text = CONCLUSIONS.read_text("utf-8")
     head, mark, _ = text.partition("<!-- table claims -->\n")
     copy.write_text(f"{head}{mark}<!-- /table -->{text.partition('<!-- /table -->')[2]}", "utf-8")
-    command = [sys.executable, copy.with_suffix(".py").relative_to(tmp_path)]
+    command = [sys.executable, str(CONCLUSIONS.with_suffix(".py"))]
     subprocess.run(command, cwd=tmp_path, check=True)
     assert copy.read_text("utf-8") == text
 
