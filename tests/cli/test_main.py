@@ -37,13 +37,26 @@ def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFi
 
 def test_a_command_like_no_other_is_refused_with_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert refusal(capsys, "xyzzy").endswith(
-        "choose from fit, validate, test, predict, keras fit, "
-        "keras validate, keras test, keras predict, convert, parity, reproduce, report"
+        "choose from fit, validate, test, predict, convert, parity, reproduce, report"
     )
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("keras", "keras fit is now: digitlab fit --framework keras"),
+        ("keras fit --config x", "keras fit is now: digitlab fit --framework keras"),
+        ("keras test --run x", "keras test is now: digitlab test --run RUN_DIR"),
+    ],
+)
+def test_the_old_keras_commands_are_answered_with_the_new_ones(
+    old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal(capsys, *old.split()) == f"digitlab {new}"
+
+
 @pytest.mark.parametrize("arg", ["--help", "--version", "tset"])
-def test_the_front_answers_without_importing_torch(arg: str) -> None:
+def test_help_and_refusals_need_no_torch(arg: str) -> None:
     program = "import sys; from digitlab.cli import main; main(sys.argv[1:]); print(*sys.modules)"
     modules = run_python(program, arg).splitlines()[-1].split()
     assert "digitlab.cli" in modules
@@ -59,7 +72,7 @@ def test_debug_shows_the_traceback_of_bad_input_before_the_line(
     assert "digitlab: error: no/such/run is no run folder" in shown.splitlines()[-1]
 
 
-def test_ctrl_c_says_what_is_left_and_exits_with_130(tmp_path: Path) -> None:
+def test_ctrl_c_names_the_checkpoint_and_exits_with_130(tmp_path: Path) -> None:
     # A shell's background jobs, as which tests may run, are started with SIGINT ignored.
     program = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -85,11 +98,11 @@ def test_ctrl_c_says_what_is_left_and_exits_with_130(tmp_path: Path) -> None:
     said = rf"digitlab: interrupted by Ctrl-C: saved {last} at step (\d+); (.+)"
     match = re.fullmatch(said, third)
     assert match
-    assert match[2] == f"digitlab fit --run {folder} goes on"
+    assert match[2] == f"resume with: digitlab fit --run {folder}"
     assert torch.load(last, weights_only=True)["global_step"] == int(match[1]) >= 14
 
 
-def test_ctrl_c_before_the_run_starts_is_said_in_one_line(
+def test_ctrl_c_before_the_run_starts_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*args: object) -> None:
@@ -97,7 +110,7 @@ def test_ctrl_c_before_the_run_starts_is_said_in_one_line(
 
     monkeypatch.setattr("digitlab.cli.import_module", interrupt)
     assert main(["fit"]) == 130
-    assert capsys.readouterr().err == "digitlab: interrupted\n"
+    assert capsys.readouterr().err == "digitlab: interrupted by Ctrl-C\n"
 
 
 def test_one_file_alone_imports_tensorflow_and_keras() -> None:
@@ -108,15 +121,15 @@ def test_one_file_alone_imports_tensorflow_and_keras() -> None:
     assert files == [Path("src/digitlab/parity/backend.py")]
 
 
-def test_without_the_extra_a_keras_command_names_the_remedy_in_one_line(
+def test_without_the_extra_a_keras_run_is_refused_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def missing() -> None:
+    def missing(*_: object) -> None:
         raise ImportError("keras cannot be imported: install the extra")
 
-    monkeypatch.setattr("digitlab.parity.backend._import", missing)
-    place = ["--trainer.default_root_dir", str(tmp_path / "runs")]
-    message = refusal(capsys, "keras", "fit", "--model", "LinearClassifier", *SHORT, *place)
+    monkeypatch.setattr("digitlab.cli.fit._as_keras", missing)
+    place = ["--trainer.default_root_dir", str(tmp_path / "runs"), "--framework", "keras"]
+    message = refusal(capsys, "fit", "--model", "LinearClassifier", *SHORT, *place)
     assert message == "keras cannot be imported: install the extra"
     assert not (tmp_path / "runs").exists()
 
@@ -131,7 +144,7 @@ def test_a_whole_fit_leaves_tensorflow_and_keras_out(tmp_path: Path) -> None:
     assert not {"tensorflow", "keras"} & set(modules)
 
 
-def test_nothing_but_the_run_itself_is_said(tmp_path: Path) -> None:
+def test_nothing_but_the_run_itself_is_printed(tmp_path: Path) -> None:
     place = ["--trainer.default_root_dir", str(tmp_path)]
     command = [sys.executable, "-m", "digitlab", "fit", "--model", "LinearClassifier"]
     shown = subprocess.run([*command, *SHORT, *place], capture_output=True, text=True, check=True)

@@ -10,9 +10,10 @@ from PIL import Image
 
 from digitlab.checkpoints import sha256
 from digitlab.cli import main
+from digitlab.cli.fit import FitCLI, remove
 from digitlab.data import DigitsDataModule
 from digitlab.data.download import Split
-from digitlab.models import LeNet5, LinearClassifier
+from digitlab.models import MLP, LeNet5, LinearClassifier
 from tests.commands import SHORT, config_of, fit, refusal
 from tests.tiny import TEST, TRAIN, TinyDataModule
 
@@ -22,30 +23,27 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def test_a_run_folder_holds_all_that_the_run_was_and_gave(tmp_path: Path) -> None:
-    folder = fit(tmp_path)
-    assert folder == tmp_path / "tiny-linearclassifier" / "version_0"
+@pytest.mark.parametrize("run", ["finished_run", "finished_blocks_run"])
+def test_a_run_folder_holds_settings_checkpoints_curves_and_scores(
+    run: str, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(run)
+    assert folder.parts[-2:] == ("tiny-mlp", "version_0")
     names = {path.name for path in folder.iterdir()}
     (events,) = [name for name in names if name.startswith("events.out.tfevents.")]
-    expected = {"config.yaml", "checkpoints", "history.csv", "metrics.json"}
-    assert names == expected | {
-        "projector",
-        "projector_config.pbtxt",
-        "samples.png",
-        "curves.png",
-        ".lock",
-        events,
-    }
-    assert {path.name for path in folder.glob("checkpoints/*")} == {"last.ckpt", "best.ckpt"}
+    written = {"config.yaml", "checkpoints", "history.csv", "metrics.json", "projector"}
+    written |= {"projector_config.pbtxt", "samples.png", "curves.png", ".lock", events}
+    assert names == written
+    checkpoints = {path.name for path in folder.glob("checkpoints/*")}
+    assert checkpoints == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     for picture, width in (("samples.png", 376), ("curves.png", 900)):
         with Image.open(folder / picture) as image:
             assert image.width == width
 
 
-def test_metrics_are_those_of_the_last_weights_on_whole_splits(tmp_path: Path) -> None:
-    folder = fit(tmp_path, "--trainer.max_epochs", "2", "--seed_everything", "7")
-    metrics = read_json(folder / "metrics.json")
-    model = LinearClassifier.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
+def test_metrics_are_those_of_the_last_weights_on_whole_splits(finished_run: Path) -> None:
+    metrics = read_json(finished_run / "metrics.json")
+    model = MLP.load_from_checkpoint(finished_run / "checkpoints" / "last.ckpt")
     data = TinyDataModule()
     for split, batches in (
         ("train", data.train_eval_dataloader()),
@@ -55,13 +53,13 @@ def test_metrics_are_those_of_the_last_weights_on_whole_splits(tmp_path: Path) -
         assert metrics[split] == pytest.approx(score)
     assert (metrics["train"]["n"], metrics["test"]["n"]) == (len(TRAIN[1]), len(TEST[1]))
     assert "val" not in metrics
-    assert metrics["parameters"] == 7850
-    assert (metrics["epochs"], metrics["optimizer_steps"], metrics["seed"]) == (2, 14, 7)
-    assert (metrics["framework"], metrics["model"]) == ("torch", "LinearClassifier")
+    assert metrics["parameters"] == 784 * 16 + 16 + 16 * 10 + 10
+    assert (metrics["epochs"], metrics["optimizer_steps"], metrics["seed"]) == (3, 21, 0)
+    assert (metrics["framework"], metrics["model"]) == ("torch", "MLP")
     assert metrics["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert metrics["wall_time"] == pytest.approx(sum(metrics["phases"].values()), abs=0.01)
     rate = metrics["images_per_second"] * metrics["phases"]["training"]
-    assert rate == pytest.approx(2 * len(TRAIN[1]), rel=0.2)  # the time is rounded to ms
+    assert rate == pytest.approx(3 * len(TRAIN[1]), rel=0.2)  # the time is rounded to ms
 
 
 def test_history_has_a_row_for_each_epoch(tmp_path: Path) -> None:
@@ -77,7 +75,7 @@ def test_the_saved_config_trains_the_same_run_again(tmp_path: Path) -> None:
     config = ["--config", str(first / "config.yaml")]
     again = fit(tmp_path / "b", *config, model="LinearClassifier")
     assert again.parent.name == first.parent.name == "tiny-mine"
-    for key in ("model", "data", "seed_everything"):
+    for key in ("model", "data", "seed_everything", "framework"):
         assert config_of(again)[key] == config_of(first)[key]
     ours, theirs = (
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -86,10 +84,16 @@ def test_the_saved_config_trains_the_same_run_again(tmp_path: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_no_path_of_this_machine_lands_in_the_config(tmp_path: Path) -> None:
-    folder = fit(tmp_path)
-    assert config_of(folder)["data"]["init_args"]["root"] is None  # type: ignore[index]
-    text = (folder / "config.yaml").read_text().replace(str(tmp_path), "")
+def test_a_run_is_named_after_its_config_or_its_network(tmp_path: Path) -> None:
+    config = tmp_path / "My config.yaml"
+    config.write_text("model: MLP\ndata: tests.tiny.TinyDataModule")
+    assert FitCLI("fit", ["--config", str(config)]).config.name == "my_config"
+    assert FitCLI("fit", ["--model", "MLP", *SHORT]).config.name == "mlp"
+
+
+def test_no_path_of_this_machine_lands_in_the_config(finished_run: Path) -> None:
+    assert config_of(finished_run)["data"]["init_args"]["root"] is None  # type: ignore[index]
+    text = (finished_run / "config.yaml").read_text().replace(str(finished_run.parents[1]), "")
     assert os.environ["DIGITLAB_DATA"] not in text
     assert str(Path.cwd()) not in text
 
@@ -103,6 +107,16 @@ def test_runs_of_one_name_are_numbered_and_none_is_overwritten(tmp_path: Path) -
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
 
 
+def test_only_rank_0_removes_a_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "version_0").mkdir()
+    monkeypatch.setenv("RANK", "1")
+    remove(tmp_path / "version_0")
+    assert (tmp_path / "version_0").exists()
+    monkeypatch.setenv("RANK", "0")
+    remove(tmp_path / "version_0")
+    assert not (tmp_path / "version_0").exists()
+
+
 def test_a_hold_out_is_evaluated_instead_of_the_test_split(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], read_splits: list[Split]
 ) -> None:
@@ -114,22 +128,23 @@ def test_a_hold_out_is_evaluated_instead_of_the_test_split(
     assert "validation accuracy" in capsys.readouterr().out
 
 
-def test_weights_alone_are_taken_over_and_recorded(tmp_path: Path) -> None:
-    first = fit(tmp_path / "a", model="LeNet5")
-    checkpoint = first / "checkpoints" / "last.ckpt"
+def test_initial_weights_alone_are_taken_over_and_recorded(
+    tmp_path: Path, finished_run: Path
+) -> None:
+    checkpoint = finished_run / "checkpoints" / "last.ckpt"
     nothing_learned = ["--model.optimizer", "SGD", "--model.optimizer.lr", "0"]
-    second = fit(tmp_path / "b", *nothing_learned, "--weights", str(checkpoint), model="LeNet5")
-    ours = LeNet5.load_from_checkpoint(second / "checkpoints" / "last.ckpt").state_dict()
-    theirs = LeNet5.load_from_checkpoint(checkpoint).state_dict()
+    options = ["--model.hidden_features", "[16]", "--weights", str(checkpoint), *nothing_learned]
+    folder = fit(tmp_path, *options, model="MLP")
+    ours = MLP.load_from_checkpoint(folder / "checkpoints" / "last.ckpt").state_dict()
+    theirs = MLP.load_from_checkpoint(checkpoint).state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    metrics = read_json(second / "metrics.json")
+    metrics = read_json(folder / "metrics.json")
     assert metrics["weights"] == {"file": str(checkpoint), "sha256": sha256(checkpoint)}
     assert (metrics["epochs"], metrics["optimizer_steps"]) == (1, 7)  # training starts anew
-    config = second / "config.yaml"
-    assert f"weights: {checkpoint}" in config.read_text()
+    assert f"weights: {checkpoint}" in (folder / "config.yaml").read_text()
 
 
-def test_a_state_dict_as_document_b_saves_it_can_be_gone_on_from(tmp_path: Path) -> None:
+def test_training_starts_from_a_state_dict_as_document_b_saves_it(tmp_path: Path) -> None:
     state = {name.removeprefix("network."): w for name, w in LeNet5().state_dict().items()}
     torch.save(state, tmp_path / "torch_nn.pth")
     folder = fit(tmp_path / "a", "--weights", str(tmp_path / "torch_nn.pth"), model="LeNet5")
@@ -137,18 +152,17 @@ def test_a_state_dict_as_document_b_saves_it_can_be_gone_on_from(tmp_path: Path)
 
 
 def test_weights_of_another_architecture_are_refused_before_a_folder_is_made(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = fit(tmp_path / "a") / "checkpoints" / "last.ckpt"
-    capsys.readouterr()
     place = ["--trainer.default_root_dir", str(tmp_path / "b")]
-    options = ["fit", "--model", "LeNet5", *SHORT, *place, "--weights", str(checkpoint)]
-    assert "is of another architecture than LeNet5" in refusal(capsys, *options)
+    weights = ["--weights", str(finished_run / "checkpoints" / "last.ckpt")]
+    message = refusal(capsys, "fit", "--model", "LeNet5", *SHORT, *place, *weights)
+    assert "is of another architecture than LeNet5" in message
     assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("logger", ["false", "CSVLogger"])
-def test_every_part_works_without_tensorboard(logger: str, tmp_path: Path) -> None:
+def test_a_run_works_without_tensorboard(logger: str, tmp_path: Path) -> None:
     options = ["--trainer.logger", logger]
     if logger == "CSVLogger":
         options += ["--trainer.logger.save_dir", str(tmp_path / "elsewhere")]
@@ -157,7 +171,7 @@ def test_every_part_works_without_tensorboard(logger: str, tmp_path: Path) -> No
     assert not list(folder.glob("events*"))
 
 
-def test_averaged_weights_are_those_that_are_measured_and_kept(tmp_path: Path) -> None:
+def test_averaged_weights_are_evaluated_and_kept(tmp_path: Path) -> None:
     averaging = ["--trainer.callbacks", "StochasticWeightAveraging"]
     averaging += ["--trainer.callbacks.swa_lrs", "0.5", "--trainer.callbacks.swa_epoch_start", "1"]
     averaging += ["--trainer.callbacks.device", "cpu"]
@@ -168,14 +182,11 @@ def test_averaged_weights_are_those_that_are_measured_and_kept(tmp_path: Path) -
 
 
 def test_without_validation_there_is_no_best_checkpoint(tmp_path: Path) -> None:
-    folder = fit(tmp_path, "--trainer.limit_val_batches", "0")
-    assert [path.name for path in folder.glob("checkpoints/*")] == ["last.ckpt"]
-
-
-def test_a_partial_last_epoch_ends_with_a_checkpoint_of_its_last_step(tmp_path: Path) -> None:
-    folder = fit(tmp_path, "--trainer.max_epochs", "-1", "--trainer.max_steps", "10")
-    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 10
+    options = ["--trainer.limit_val_batches", "0", "--trainer.max_epochs", "-1"]
+    folder = fit(tmp_path, *options, "--trainer.max_steps", "10")
+    assert {path.name for path in folder.glob("checkpoints/*")} == {"last.ckpt", "previous.ckpt"}
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 10  # inside the second epoch
 
 
 def test_a_fast_dev_run_leaves_no_folder(tmp_path: Path) -> None:
@@ -184,7 +195,7 @@ def test_a_fast_dev_run_leaves_no_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_without_checkpoints_says_so_and_proposes_no_test(
+def test_a_run_without_checkpoints_proposes_no_test(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = fit(tmp_path, "--trainer.enable_checkpointing", "false")
@@ -207,7 +218,7 @@ def test_an_error_in_the_middle_of_training_is_no_bad_input(
         fit(tmp_path)
 
 
-def test_a_person_sees_data_layers_epochs_times_figures_and_what_to_do_next(
+def test_a_fit_prints_data_layers_epochs_times_scores_and_next_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = fit(tmp_path)
