@@ -67,9 +67,6 @@ class FitCLI(RunCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that only training has."""
-        if type(self).__name__ in ("FitCLI", "ParityCLI"):
-            parser.add_argument("--framework", type=str, default="torch")
-            parser.add_argument("--output", type=str, default="logits")
         parser.add_argument(
             "--framework",
             type=Literal["torch", "keras"],
