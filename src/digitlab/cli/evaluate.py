@@ -22,7 +22,8 @@ from digitlab.checkpoints import load_weights
 from digitlab.classifier import Classifier
 from digitlab.cli.parser import RunCLI, split_off
 from digitlab.data import ImageDataModule
-from digitlab.data.photographs import Prepared, open_image
+from digitlab.data.photographs import PreparedImage as Prepared
+from digitlab.data.photographs import open_image
 from digitlab.scores import describe_score
 from digitlab.signals import StopSignals
 
