@@ -183,16 +183,17 @@ class ImageDataModule(LightningDataModule, ABC):
     def _read(self, split: Split) -> Arrays:
         """Read a split and check what a subclass's `read` returned."""
         images, labels = self.read(split)
-        fault, shape, classes = None, np.shape(images), len(self.class_names)
-        if getattr(images, "dtype", None) != np.uint8 or shape[1:] != (28, 28) or not shape[0]:
+        fault, classes = None, len(self.class_names)
+        count = len(images) if isinstance(images, np.ndarray) and images.ndim else 0
+        if not count or _describe(images) != f"uint8 ({count}, 28, 28)":
             fault = (
                 f"the images are {_describe(images)}: they must be a NumPy array of pixels from 0 "
                 "to 255, uint8 (N, 28, 28), and at least one"
             )
-        elif getattr(labels, "dtype", None) != np.int64 or np.shape(labels) != shape[:1]:
+        elif _describe(labels) != f"int64 ({count},)":
             fault = (
                 f"the labels are {_describe(labels)}: they must be a NumPy array with one for each "
-                f"image, int64 ({len(images)},)"
+                f"image, int64 ({count},)"
             )
         elif labels.min() < 0 or labels.max() >= classes:
             fault = (
@@ -205,21 +206,20 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> ImageLoader:
         """Serve the training images, in a new order each epoch."""
-        trainer = self.trainer
-        # `overfit_batches` asks for the same few batches in every epoch.
-        order = {"shuffle": not getattr(trainer, "overfit_batches", 0), "pad": True}
+        trainer, blocks = self.trainer, {}
         steps = getattr(trainer and trainer.lightning_module, "steps_per_execution", 1)
-        if steps == 1 or trainer is None:  # Lightning itself can stop after any batch
-            return self._loader("train", self.batch_size, order)
-        limit, max_steps = trainer.limit_train_batches, trainer.max_steps
-        return self._loader(
-            "train",
-            self.batch_size,
-            order,
-            steps_per_execution=steps,
-            limit=limit if isinstance(limit, int) else None,
-            steps_left=lambda: math.inf if max_steps < 0 else max_steps - trainer.global_step,
-        )
+        if trainer and steps > 1:  # otherwise Lightning itself stops after the right batch
+            limit, max_steps = trainer.limit_train_batches, trainer.max_steps
+            blocks = {
+                "steps_per_execution": steps,
+                "limit": limit if isinstance(limit, int) else None,
+                "steps_left": lambda: (
+                    math.inf if max_steps < 0 else max_steps - trainer.global_step
+                ),
+            }
+        # `overfit_batches` asks for the same few batches in every epoch.
+        shuffle = not getattr(trainer, "overfit_batches", 0)
+        return self._loader("train", self.batch_size, shuffle=shuffle, pad=True, **blocks)
 
     def train_eval_dataloader(self) -> ImageLoader:
         """Serve the training images, each once and in the data set's order, for an evaluation."""
@@ -233,9 +233,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """Serve the test split."""
         return self._loader("test", self.eval_batch_size)
 
-    def predict_dataloader(self) -> ImageLoader:
-        """Serve the test split."""
-        return self._loader("test", self.eval_batch_size)
+    predict_dataloader = test_dataloader
 
     def image_loader(self, images: NDArray[np.uint8]) -> ImageLoader:
         """Serve custom images, uint8 `(N, 28, 28)`, normalized as the test split; labels are 0."""
@@ -244,17 +242,17 @@ class ImageDataModule(LightningDataModule, ABC):
         return ImageLoader(images, labels, order, self.eval_batch_size, self._scale())
 
     def _loader(
-        self, split: Subset, batch_size: int, order: dict[str, bool] | None = None, **blocks: Any
+        self,
+        split: Subset,
+        batch_size: int,
+        shuffle: bool = False,
+        pad: bool = False,
+        **blocks: Any,
     ) -> ImageLoader:
         images, labels = self._subset(split)
         trainer = self.trainer
-        sampler = EpochSampler(
-            images=len(labels),
-            seed=run_seed(),
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-            **order or {},
-        )
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        sampler = EpochSampler(len(labels), run_seed(), shuffle, pad, rank, world_size)
         device = trainer.strategy.root_device if trainer else "cpu"
         return ImageLoader(images, labels, sampler, batch_size, self._scale(), device, **blocks)
 
