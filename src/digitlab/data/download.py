@@ -7,6 +7,7 @@ import zlib
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -132,6 +133,8 @@ def _download(
             if sha256(array) != digest:
                 raise ValueError(f"{mirror} has another file of this name")
         except (HTTPException, OSError, ValueError) as error:
+            if isinstance(error, HTTPError):
+                error.close()  # it holds the connection
             fault = error
             continue
         archive.parent.mkdir(parents=True, exist_ok=True)
