@@ -364,7 +364,7 @@ def check(
     with tempfile.TemporaryDirectory() as root:
         fill(Path(root), *files)
         for split in ("train", "test"):
-            line = outcome(Path(root), split=split)  # type: ignore[arg-type] # a literal above
+            line = outcome(Path(root), split=split)
             mine = [tiny.NAMES[split, kind] for kind in ("images", "labels")]
             bad = [name for name in mine if not any(is_true(name, f.get(name, b"")) for f in files)]
             assert bool(line) == bool(bad)
