@@ -172,7 +172,7 @@ class MultiStepModule(LightningModule):
             "optimizer_step",
             "optimizer_zero_grad",
         ):
-            if _overrides(self, LightningModule, hook):
+            if overrides(self, LightningModule, hook):
                 yield f"{type(self).__name__}.{hook}", "override on_before_optimizer_step"
 
     def _batches(self, served: Batch | Block) -> Iterator[Batch]:
@@ -223,11 +223,11 @@ class MultiStepModule(LightningModule):
             and type(precision) in (Precision, DoublePrecision, HalfPrecision, MixedPrecision)
             and getattr(precision, "scaler", None) is None
             and not any(
-                _overrides(callback, Callback, hook)
+                overrides(callback, Callback, hook)
                 for callback in callbacks
                 for hook in (*shared, "on_before_optimizer_step")
             )
-            and not any(_overrides(self, LightningModule, hook) for hook in (*shared, "backward"))
+            and not any(overrides(self, LightningModule, hook) for hook in (*shared, "backward"))
         )
 
     def _finish_block(self, steps_before: int) -> None:
@@ -282,7 +282,7 @@ def monitored(scheduler: ReduceLROnPlateau) -> str:
     return getattr(scheduler, "monitor", "val/loss")
 
 
-def _overrides(thing: Any, base: type, hook: str) -> bool:
+def overrides(thing: Any, base: type, hook: str) -> bool:
     """Tell whether an object has a hook of its own, by its class or as an attribute."""
     return getattr(getattr(thing, hook), "__func__", None) is not getattr(base, hook)
 

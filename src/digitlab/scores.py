@@ -77,6 +77,13 @@ class RunningScore:
             self._compare()
         self.n += len(labels)
 
+    def add_counts(self, loss: float, correct: int, n: int) -> None:
+        """Add a batch whose mean loss and number of correct predictions are known."""
+        self.loss += loss * n
+        self._correct += correct
+        self._unchecked.append(torch.tensor(loss))
+        self.n += n
+
     def not_finite(self) -> tuple[int, float] | None:
         """Find the first infinite or NaN loss since the last call.
 

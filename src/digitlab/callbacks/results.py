@@ -1,7 +1,8 @@
 """What a run leaves in its folder: settings, pictures of samples and curves, final scores.
 
-A module that trains another framework's network has attributes `framework` and `architecture`, the
-name of the model; otherwise these are `torch` and the name of its class.
+A module that trains another framework's network has attributes `framework`, `architecture` (the
+model's name) and `run_details` (entries of metrics.json that replace the trainer's). Without them,
+the framework is `torch` and the architecture is the module's class.
 """
 
 import platform
@@ -172,6 +173,7 @@ class FinalEvaluation(Callback):
             "precision": trainer.precision,
             "device": describe_device(trainer.strategy.root_device),
             **({"weights": self.weights} if self.weights else {}),
+            **getattr(pl_module, "run_details", {}),
         }
         optimizer = trainer.optimizers[0]
         parameters = {

@@ -21,7 +21,7 @@ from digitlab.checkpoints import load_weights
 from digitlab.classifier import Classifier
 from digitlab.cli.parser import RunCLI, split_off
 from digitlab.data import ImageDataModule
-from digitlab.data.photographs import Prepared, open_image
+from digitlab.data.photographs import PreparedImage, open_image
 from digitlab.errors import reading_input
 from digitlab.scores import describe_score
 from digitlab.signals import StopSignals
@@ -280,10 +280,10 @@ def _classify(images: list[str], cli: EvaluationCLI, trainer: Trainer) -> int:
         The exit code: 1 if an image could not be classified, else 0.
     """
     prepared = [_prepare(Path(image), cli.datamodule) for image in images]
-    predictions = _predict(trainer, cli, [it for it in prepared if isinstance(it, Prepared)])
+    predictions = _predict(trainer, cli, [it for it in prepared if isinstance(it, PreparedImage)])
     rows: list[dict[str, Any]] = []
     for image, result in zip(images, prepared, strict=True):
-        found = next(predictions) if isinstance(result, Prepared) else {"error": result}
+        found = next(predictions) if isinstance(result, PreparedImage) else {"error": result}
         # Escaped, as a file's name need not be in the system's encoding.
         name = image.encode("utf-8", "backslashreplace").decode()
         rows.append({"file": name, **found})
@@ -300,18 +300,18 @@ def _classify(images: list[str], cli: EvaluationCLI, trainer: Trainer) -> int:
     return 1 if failures else 0
 
 
-def _prepare(path: Path, data: ImageDataModule) -> Prepared | str:
+def _prepare(path: Path, data: ImageDataModule) -> PreparedImage | str:
     """Open and prepare an image, or say why it cannot be."""
     try:
         image, steps = open_image(path)
         prepared = data.prepare_image(image)
     except (ValueError, OSError, MemoryError) as error:
         return getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return Prepared(prepared.pixels, (*steps, *prepared.steps))
+    return PreparedImage(prepared.pixels, (*steps, *prepared.steps))
 
 
 def _predict(
-    trainer: Trainer, cli: EvaluationCLI, images: list[Prepared]
+    trainer: Trainer, cli: EvaluationCLI, images: list[PreparedImage]
 ) -> Iterator[dict[str, Any]]:
     if not images:
         return
@@ -331,12 +331,12 @@ def _predict(
 
 
 def _write_outputs(
-    config: Any, images: list[str], prepared: list[Prepared | str], rows: list[dict[str, Any]]
+    config: Any, images: list[str], prepared: list[PreparedImage | str], rows: list[dict[str, Any]]
 ) -> None:
     if config.save_prepared is not None:
         taken: set[str] = set()
         for image, result in zip(images, prepared, strict=True):
-            if isinstance(result, Prepared):
+            if isinstance(result, PreparedImage):
                 # Not the photograph's own name: it may lie in that folder.
                 stem = f"{Path(image).stem}-prepared"
                 names = (f"{stem}{f'-{n}' if n > 1 else ''}.png" for n in count(1))

@@ -1,6 +1,10 @@
-"""The checks of one forward and backward pass: parameters, weights, logits and gradients."""
+"""The checks of one forward and backward pass: parameters, weights, logits and gradients.
 
-from collections.abc import Iterator, Mapping
+`Check` is a row of the parity table. The functions that run both sides on the same images and
+return PyTorch's layout are here too.
+"""
+
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -13,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from digitlab.classifier import Classifier
 from digitlab.parity.backend import (
     Policy,
     import_keras,
@@ -22,7 +25,6 @@ from digitlab.parity.backend import (
     unchanged_random_state,
 )
 from digitlab.parity.weights import (
-    LAYOUTS,
     Array,
     Match,
     copy_weights,
@@ -32,7 +34,7 @@ from digitlab.parity.weights import (
 )
 
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
-"""Largest difference that rounding may leave, relative to the largest value."""
+"""Largest difference that rounding may cause, relative to the largest value."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Check:
         difference: Largest absolute difference, relative to the largest absolute value, unless the
             function that makes the check says otherwise.
         tolerance: Largest difference that passes.
-        note: What a reader must know to judge the row, such as the parameter that differs most.
-        informational: Whether the row is only for information, and fails nothing.
+        note: Details for the reader, such as the parameter that differs most.
+        informational: Whether the row is for information only and cannot fail.
     """
 
     name: str
@@ -63,9 +65,9 @@ class Check:
 
 
 def relative_difference(ours: Array, theirs: Array) -> float:
-    """Give the largest absolute difference of two arrays, relative to their largest value.
+    """Return the largest absolute difference of two arrays, relative to their largest value.
 
-    It is infinite where the shapes differ, and NaN where a value of either is NaN.
+    It is infinite if the shapes differ, and NaN if a value is NaN.
 
     Examples:
         >>> relative_difference(np.array([1.0, 4.0]), np.array([1.0, 5.0]))
@@ -87,35 +89,26 @@ HEADING = f"{'check':43}  {'compared':>13}  difference  tolerance  verdict"
 
 
 def format_check(check: Check) -> str:
-    """Lay out a check as a row below `HEADING`.
+    """Format a check as a row below `HEADING`.
 
     Examples:
         >>> print(format_check(Check("loss, float64", 1, 2e-15, 1e-12)).replace("  " * 15, "..."))
         loss, float64...          1     2.0e-15    1.0e-12  passed
     """
     verdict = "info" if check.informational else "passed" if check.passed else "FAILED"
+    difference, tolerance = (
+        f"{number:.1e}" if number % 1 else f"{number:g}"
+        for number in (check.difference, check.tolerance)
+    )
     row = (
-        f"{check.name:43}  {check.compared:>13,}  {_short(check.difference):>10}  "
-        f"{_short(check.tolerance):>9}  {verdict:7}  {check.note}"
+        f"{check.name:43}  {check.compared:>13,}  {difference:>10}  {tolerance:>9}  "
+        f"{verdict:7}  {check.note}"
     )
     return row.rstrip()
 
 
-def _short(number: float) -> str:
-    return f"{number:.1e}" if number % 1 else f"{number:g}"
-
-
 def outputs(module: nn.Module, keras_model: Any, images: Tensor) -> tuple[Array, Array]:
-    """Compute what both sides give of the same images, in PyTorch's layout.
-
-    Args:
-        module: The PyTorch side; its mode and its weights stay as they are.
-        keras_model: The Keras side.
-        images: Float32 `(N, C, H, W)`, normalized images.
-
-    Raises:
-        ValueError: The Keras model reads no such images, or a side gives more than one array.
-    """
+    """Compute both sides' outputs, in PyTorch's layout, for images `(N, C, H, W)`."""
     read = keras_images(keras_model, images)
     with evaluation_mode(module), torch.no_grad():
         ours = sole_output(module(torch_images(module, images))).cpu().numpy()
@@ -123,11 +116,7 @@ def outputs(module: nn.Module, keras_model: Any, images: Tensor) -> tuple[Array,
 
 
 def precision(module: nn.Module, keras_model: Any) -> str:
-    """Give the coarser dtype of the two sides, `float32` or `float64`.
-
-    Raises:
-        ValueError: A side has another dtype.
-    """
+    """Return the coarser dtype of the two sides, `float32` or `float64`; refuse any other."""
     ours = {str(t.dtype).removeprefix("torch.") for t in module.parameters()}
     found = ours | {layer.compute_dtype for layer in keras_layers(keras_model)}
     if unknown := sorted(found - set(TOLERANCES)):
@@ -140,9 +129,9 @@ def precision(module: nn.Module, keras_model: Any) -> str:
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Turn dropout off in the `with` block, also where `eval()` leaves it on; restore the modes.
+    """Turn off dropout in the `with` block, even where `eval()` keeps it on.
 
-    What the block draws at random leaves the CPU's generator as it was.
+    Modes and the CPU's random state are restored after the block.
     """
     modes = {part: part.training for part in module.modules()}
     try:
@@ -156,27 +145,24 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def torch_images(module: nn.Module, images: Tensor) -> Tensor:
-    """Bring images to the device and dtype of a module's parameters."""
+    """Move images to the device and dtype of a module's parameters."""
     parameter = next(module.parameters(), None)
     return images if parameter is None else images.to(parameter.device, parameter.dtype)
 
 
 def keras_images(keras_model: Any, images: Tensor) -> Array:
-    """Lay out images as a Keras model reads them.
+    """Convert images `(N, C, H, W)` to the layout that a Keras model with one input reads.
 
     That is `(N, H, W, C)`; or, if only that fits the model's input, `(N, H, W)` of one channel,
     `(N, C·H·W)` in PyTorch's order, or `(N, C, H, W)`.
-
-    Args:
-        keras_model: Functional or sequential, with one input of known shape.
-        images: `(N, C, H, W)`.
 
     Raises:
         ValueError: The images are not four-dimensional, or the model reads no such images.
     """
     if images.ndim != 4:
         raise ValueError(f"images are {tuple(images.shape)}: they must be (N, C, H, W)")
-    wanted = tuple(sole_input(keras_model).shape[1:])
+    read = sole_input(keras_model)
+    wanted = tuple(read.shape[1:])
     array = images.detach().cpu().numpy()
     layouts = [array.transpose(0, 2, 3, 1), array.reshape(len(array), prod(array.shape[1:])), array]
     if images.shape[1] == 1:
@@ -186,7 +172,7 @@ def keras_images(keras_model: Any, images: Tensor) -> Array:
         if len(shape) == len(wanted) and all(
             size in (None, actual) for size, actual in zip(wanted, shape, strict=True)
         ):
-            return np.ascontiguousarray(layout, dtype=str(sole_input(keras_model).dtype))
+            return np.ascontiguousarray(layout, dtype=str(read.dtype))
     raise ValueError(
         f"{keras_model.name} reads {wanted}, and the images are (C, H, W) = "
         f"{tuple(images.shape[1:])}: it must read (H, W, C), (H, W), (C·H·W,) or (C, H, W)"
@@ -194,11 +180,7 @@ def keras_images(keras_model: Any, images: Tensor) -> Array:
 
 
 def sole_input(keras_model: Any) -> Any:
-    """Give the one symbolic tensor that a Keras model reads.
-
-    Raises:
-        ValueError: It reads several, or none is known.
-    """
+    """Return a Keras model's input, a symbolic tensor; refuse several, or an unknown shape."""
     inputs = getattr(keras_model, "inputs", None) or []
     if len(inputs) != 1:
         raise ValueError(
@@ -208,96 +190,52 @@ def sole_input(keras_model: Any) -> Any:
 
 
 def copy_in(keras_model: Any, policy: Policy) -> Any:
-    """Copy a Keras model in another precision, with its weights, all of which are trainable."""
+    """Copy a Keras model and its weights, in another precision and with nothing frozen."""
     keras = import_keras()
 
     def copy(layer: Any) -> Any:
         if hasattr(layer, "layers"):
             return keras.models.clone_model(layer, clone_function=copy)
         config = layer.get_config()
-        config.pop("dtype", None)  # the policy sets it; not every user's layer takes it
+        config.pop("dtype", None)  # set by the policy; not every user's layer accepts it
         return type(layer).from_config(config)
 
     with keras_dtype(policy), unchanged_random_state():
         made = copy(keras_model)
     made.set_weights(keras_model.get_weights())
-    for layer in keras_layers(made):  # the model's own switch misses what a config freezes
+    for layer in keras_layers(made):  # the model's own switch misses layers frozen by their config
         layer.trainable = True
     return made
 
 
 def channels_first(output: Any) -> Array:
-    """Turn what a Keras layer gives, channels last, into PyTorch's layout.
-
-    Raises:
-        ValueError: It is not one tensor.
-    """
+    """Convert the output of a Keras layer, channels last, to PyTorch's layout."""
     array: Array = import_keras().ops.convert_to_numpy(sole_output(output))
     return np.moveaxis(array, -1, 1) if array.ndim > 2 else array
 
 
 def sole_output(output: Any) -> Any:
-    """Give the one tensor that a model gives.
-
-    Raises:
-        ValueError: It gives several.
-    """
+    """Return a model's output; refuse several."""
     if isinstance(output, list | tuple | dict):
         raise ValueError(f"a side gives {len(output)} arrays: it must give the logits alone")
     return output
 
 
-Shapes = dict[str, tuple[int, ...]]
+def parameter_counts(module: nn.Module, keras_model: Any) -> Check:
+    """Match all tensors by layer and shape (`match` refuses a pair), and compare the total counts.
 
-
-def parameter_counts(
-    module: nn.Module, keras_model: Any, documented: Mapping[str, tuple[int, ...]] | None = None
-) -> Check:
-    """Compare the shapes of all tensors, layer by layer, and their total count.
-
-    Args:
-        module: The PyTorch side.
-        keras_model: The Keras side; with `documented`, its layers have PyTorch's names.
-        documented: Shape of every tensor as PyTorch lays it out, by its name in the network, such
-            as `conv1.weight`. Both sides must have these and no others. Without it, the two are
-            compared with each other.
-
-    Returns:
-        A check whose values are tensors, and whose difference counts those that disagree.
-
-    Raises:
-        ValueError: Nothing is documented, and the layers of the two do not match.
+    The totals are the frameworks' own, which do not depend on how layers are matched here.
     """
-    if documented is None:  # what disagrees is refused by `match`
-        sides = {"torch": {p.torch_name: tuple(p.tensor.shape) for p in match(module, keras_model)}}
-    else:
-        ours, theirs = _torch_shapes(module), _keras_shapes(keras_model)
-        sides = {"documented": dict(documented), "torch": ours, "keras": theirs}
-    names = dict.fromkeys(chain(*sides.values()))
-    wrong = [name for name in names if len({side.get(name) for side in sides.values()}) > 1]
-    counts = {origin: sum(map(prod, side.values())) for origin, side in sides.items()}
-    # The frameworks' own counts, which no rule of this module can lead astray.
-    counts["torch"] = sum(tensor.numel() for tensor in tensors(module).values())
-    counts["keras"] = keras_model.count_params()
-    if wrong:
-        note = f"{wrong[0]}: " + ", ".join(f"{o} {side.get(wrong[0])}" for o, side in sides.items())
-    elif len(set(counts.values())) > 1:
-        note = "parameters: " + ", ".join(f"{count:,} {o}" for o, count in counts.items())
-    else:
-        note = f"{counts['torch']:,} parameters"
-    note += "" if documented is not None else "; no documented shapes are known"
-    difference = float(len(wrong) or len(set(counts.values())) - 1)
-    return Check("parameters", len(names), difference, 0.0, note)
+    pairs = match(module, keras_model)
+    ours = sum(tensor.numel() for tensor in tensors(module).values())
+    theirs = keras_model.count_params()
+    equal, unequal = f"{ours:,} parameters", f"parameters: {ours:,} torch, {theirs:,} keras"
+    note = equal if ours == theirs else unequal
+    return Check("parameters", len(pairs), float(ours != theirs), 0.0, note)
 
 
 def round_trip(module: nn.Module, keras_model: Any) -> Check:
-    """Copy the weights into the Keras model and from there back, and compare their bits.
-
-    Both sides have the module's weights after it.
-
-    Raises:
-        ValueError: As for `digitlab.parity.weights.match`.
-    """
+    """Copy the weights into the Keras model, which keeps them, and back, and compare their bits."""
     copy_weights(module, keras_model)
     back = deepcopy(module)
     with torch.no_grad():
@@ -320,15 +258,12 @@ def round_trip(module: nn.Module, keras_model: Any) -> Check:
 
 
 def logits(module: nn.Module, keras_model: Any, images: Tensor) -> Check:
-    """Compare what both compute of the same images.
+    """Compare both sides' outputs, usually logits, for normalized images, float32 `(N, C, H, W)`.
 
-    Args:
-        module: The PyTorch side; its mode and its weights stay as they are.
-        keras_model: The Keras side, with the same weights.
-        images: Float32 `(N, C, H, W)`, normalized images.
+    Both sides must have the same weights; the module's mode stays as it is.
 
     Raises:
-        ValueError: The Keras model reads no such images; or a side gives more than one array, or
+        ValueError: The Keras model reads no such images; or a side returns more than one array, or
             is neither float32 nor float64.
     """
     dtype = precision(module, keras_model)
@@ -345,21 +280,13 @@ def logits(module: nn.Module, keras_model: Any, images: Tensor) -> Check:
 def gradients(module: nn.Module, keras_model: Any, images: Tensor, labels: Tensor) -> list[Check]:
     """Compare the mean cross-entropy of the logits, and its gradient by every parameter.
 
-    Each framework's own functions compute them, with dropout off. A parameter's difference is
-    relative to its own largest gradient, or to a thousandth of the largest of all parameters where
-    that is more: gradients that are zero but for rounding have no size of their own.
-
-    Args:
-        module: The PyTorch side; its mode, weights and gradients stay as they are.
-        keras_model: The Keras side, with the same weights.
-        images: Float32 `(N, C, H, W)`, normalized images.
-        labels: Int64 `(N,)`, classes.
+    Each framework's own functions compute them, without dropout; `images` are as for `logits`,
+    `labels` int64 `(N,)`. A parameter's difference is relative to its own largest gradient, or to a
+    thousandth of the largest of all parameters if that is more: gradients that are zero but for
+    rounding have no size of their own. The module's `grad` stays as it is.
 
     Returns:
-        The check of the loss and the one of the gradients.
-
-    Raises:
-        ValueError: As for `logits` and `digitlab.parity.weights.match`.
+        The check of the loss and that of the gradients.
     """
     dtype = precision(module, keras_model)
     pairs = match(module, keras_model)
@@ -372,7 +299,7 @@ def gradients(module: nn.Module, keras_model: Any, images: Tensor, labels: Tenso
         for pair, left, right in zip(pairs, ours, theirs, strict=True)
         if left is not None or right is not None
     }
-    # NaN, which `max` may pass over, is as bad as can be.
+    # `max` may pass over NaN, which is worse than any number.
     worst = max(
         differences, key=lambda name: np.nan_to_num(differences[name], nan=np.inf), default=""
     )
@@ -386,7 +313,7 @@ def gradients(module: nn.Module, keras_model: Any, images: Tensor, labels: Tenso
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Give a module's parameters and buffers by name, but for BatchNorm's count of batches."""
+    """Return a module's parameters and buffers by name, without BatchNorm's count of batches."""
     named = chain(module.named_parameters(), module.named_buffers())
     return {name: tensor for name, tensor in named if not name.endswith("num_batches_tracked")}
 
@@ -396,28 +323,9 @@ def _probabilities(array: Array) -> bool:
 
 
 def _bits(tensor: Tensor) -> Array:
-    """Give a tensor's bytes, in rows of one value each."""
+    """Return a tensor's bytes, one row for each value."""
     array = np.ascontiguousarray(tensor.detach().cpu().numpy())
     return array.reshape(-1, 1).view(np.uint8)
-
-
-def _torch_shapes(module: nn.Module) -> Shapes:
-    network = module.network if isinstance(module, Classifier) else module
-    return {name: tuple(tensor.shape) for name, tensor in tensors(network).items()}
-
-
-def _keras_shapes(keras_model: Any) -> Shapes:
-    """Give the shapes of a Keras model's variables in PyTorch's layout, by PyTorch's names."""
-    shapes: Shapes = {}
-    for layer in keras_layers(keras_model):
-        kinds = (LAYOUTS[k.__name__] for k in type(layer).__mro__ if k.__name__ in LAYOUTS)
-        layouts = next(kinds, {})
-        for variable in layer.weights:
-            name, shape, layout = variable.name, variable.shape, layouts.get(variable.name)
-            if layout is not None:
-                name, shape = layout.source, [shape[axis] for axis in np.argsort(layout.axes)]
-            shapes[f"{layer.name}.{name}"] = tuple(shape)
-    return shapes
 
 
 def _torch_gradients(
@@ -427,10 +335,9 @@ def _torch_gradients(
     with evaluation_mode(module), torch.enable_grad():
         output = sole_output(module(torch_images(module, images)))
         loss = cross_entropy(output, labels.to(output.device))
-        # Unlike `backward`, this leaves the parameters' own gradients alone.
-        found = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
-    left = iter(found)
-    of_pairs = [next(left) if pair.tensor.requires_grad else None for pair in pairs]
+        # Unlike `backward`, this does not touch the parameters' `grad`.
+        found = iter(torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ())
+    of_pairs = [next(found) if pair.tensor.requires_grad else None for pair in pairs]
     arrays = [None if g is None else g.cpu().numpy() for g in of_pairs]
     return loss.detach().cpu().numpy(), arrays
 
@@ -443,14 +350,14 @@ def _keras_gradients(
     with tensorflow.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(variables)
         output = sole_output(keras_model(keras_images(keras_model, images), training=False))
-        # Of a softmax's output, Keras would quietly take what the softmax was given.
+        # From the output of a softmax, Keras would silently take the softmax's input instead.
         output = tensorflow.identity(output)
-        # A loss computes in `floatx`, whatever the precision of the logits.
+        # By default a loss computes in `floatx`, not in the precision of the logits.
         loss = keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, dtype=keras.backend.standardize_dtype(output.dtype)
         )(labels.cpu().numpy(), output)
-    left = iter(tape.gradient(loss, variables))
-    of_pairs = [next(left) if pair.variable.trainable else None for pair in pairs]
+    found = iter(tape.gradient(loss, variables))
+    of_pairs = [next(found) if pair.variable.trainable else None for pair in pairs]
     arrays = [
         None if g is None else pair.to_torch(keras.ops.convert_to_numpy(g))
         for pair, g in zip(pairs, of_pairs, strict=True)

@@ -1,4 +1,4 @@
-"""Keras models from files, and a Keras model where PyTorch expects a network."""
+"""Keras models in files, and a Keras model as the network of a `Classifier`."""
 
 import logging
 from pathlib import Path
@@ -16,17 +16,17 @@ from digitlab.parity.backend import import_keras
 from digitlab.parity.weights import build_twin, load_keras_weights
 
 SUFFIXES = (".keras", ".h5")
-"""Files of Keras models: Keras 3's own format, and the older HDF5."""
+"""Suffixes of Keras models' files: Keras 3's own format, and the older HDF5."""
 
 
 class KerasNetwork(nn.Module):
-    """A Keras model as a network for `Classifier`, to be measured with the same code.
+    """A Keras model as the network of a `Classifier`, for evaluation with the same code.
 
-    It computes in inference mode, has no parameters of its own and passes no gradients.
+    It runs in inference mode, has no parameters of its own and passes no gradients.
 
     Shape:
         - Input: `(N, C, 28, 28)`, which the Keras model gets as `(N, 28, 28, C)`.
-        - Output: logits `(N, num_classes)`, as `as_logits` gives them.
+        - Output: logits `(N, num_classes)`, from `as_logits`.
 
     Args:
         keras_model: Takes images with channels last.
@@ -45,23 +45,23 @@ class KerasNetwork(nn.Module):
 
 
 def as_logits(outputs: NDArray[Any], are_probabilities: bool) -> Tensor:
-    """Turn what a Keras model gives, `(N, num_classes)`, into logits, float32 or wider.
+    """Convert a Keras model's outputs, `(N, num_classes)`, to logits, float32 or wider.
 
-    Of probabilities they are the logarithms, clipped at 1e-7 as Keras's loss clips them.
+    The logits of probabilities are their logarithms, clipped at 1e-7 as in Keras's loss.
     """
     outputs = outputs.astype(np.promote_types(outputs.dtype, np.float32))
     return torch.from_numpy(np.log(np.clip(outputs, 1e-7, 1)) if are_probabilities else outputs)
 
 
 def ends_in_softmax(keras_model: Any) -> bool:
-    """Tell whether a Keras model gives probabilities rather than logits."""
+    """Tell whether a Keras model returns probabilities instead of logits."""
     last = keras_model.layers[-1]
     activation = getattr(last, "activation", None)
     return type(last).__name__ == "Softmax" or getattr(activation, "__name__", "") == "softmax"
 
 
 def load_keras_model(path: Path) -> Any:
-    """Load a Keras model, as data only: a file that would run code of its own is refused.
+    """Load a Keras model in safe mode: a file that would run code of its own is refused.
 
     Raises:
         ValueError: There is no such file, it is damaged, or it needs code to be loaded.
@@ -69,27 +69,25 @@ def load_keras_model(path: Path) -> Any:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no file of a Keras model: give one that ends in .keras or .h5")
     if not path.is_file():
-        raise ValueError(f"there is no Keras model {path}: train one with digitlab keras fit")
+        raise ValueError(
+            f"there is no Keras model {path}: train one with digitlab fit --framework keras"
+        )
     if path.suffix == ".keras" and not is_zipfile(path):
         raise ValueError(f"{path} is damaged: give a model as keras.Model.save writes it")
     keras = import_keras()
     try:
         return keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # a damaged byte can lead the readers anywhere
+    except Exception as error:  # a damaged file can raise anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
             f"{path} is damaged, or needs code of its own to be loaded ({reason:.200}): give a "
-            "model of Keras's own layers, as digitlab keras fit and keras.Model.save write it"
+            "model of Keras's own layers, as digitlab fit --framework keras writes it"
         ) from error
 
 
 def save_keras_model(keras_model: Any, path: Path) -> None:
-    """Write a Keras model in the format that the suffix names.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    logger = logging.getLogger("absl")  # through which Keras calls HDF5 a legacy format
+    """Write a Keras model in the format of the suffix."""
+    logger = logging.getLogger("absl")  # Keras warns there that HDF5 is a legacy format
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -102,24 +100,20 @@ def load_from_keras(model: Classifier, path: Path) -> None:
     """Copy the weights of a Keras model's file into a model of the same architecture.
 
     Raises:
-        ValueError: As for `load_keras_model` and `weights.match`, or the file is of one of our
-            twins with other layers, such as another padding, which no weight's shape shows.
+        ValueError: As for `load_keras_model` and `weights.match`, or the file has one of our twins
+            with other layers, such as another padding, which the shapes of weights do not show.
     """
     theirs, ours = load_keras_model(path), build_twin(model)
-    layers = [
+    left, right = (
         [(type(layer).__name__, layer.name) for layer in twin.layers if layer.name != "softmax"]
         for twin in (ours, theirs)
-    ]
-    kinds = [[kind for kind, _ in of_side] for of_side in layers]
-    # By kind, as Keras gives a layer without a name another one each time.
-    if ours.name == theirs.name and kinds[0] != kinds[1]:
-        names = [{name for _, name in of_side} for of_side in layers]
-        differing = names[0].symmetric_difference(names[1]) or {"the order of layers"}
-        raise ValueError(
-            f"{path} is of another architecture than {type(model).__name__}: they differ in "
-            f"{', '.join(sorted(differing))}; give the --model that it was made with"
-        )
+    )
     try:
+        # Compared by kind, since Keras numbers the names of layers that were given none.
+        if ours.name == theirs.name and [kind for kind, _ in left] != [kind for kind, _ in right]:
+            names = {name for _, name in left} ^ {name for _, name in right}
+            differing = ", ".join(sorted(names or {"the order of layers"}))
+            raise ValueError(f"they differ in {differing}; give the --model that it was made with")
         load_keras_weights(model, theirs)
     except ValueError as error:
         raise ValueError(
@@ -128,17 +122,17 @@ def load_from_keras(model: Classifier, path: Path) -> None:
 
 
 def load_classifier(model: Classifier, path: Path) -> Classifier:
-    """Load the Keras model of a run, to be measured in place of its PyTorch counterpart.
+    """Load the Keras model of a run as a classifier, to evaluate it in place of `model`.
 
     Raises:
-        ValueError: As for `load_from_keras`; `model` is of another architecture, say.
+        ValueError: As for `load_from_keras`, if `model` is of another architecture, say.
     """
-    load_from_keras(model, path)  # which refuses another architecture
+    load_from_keras(model, path)  # refuses another architecture
     return Classifier(network=KerasNetwork(load_keras_model(path)))
 
 
 def load_initial_weights(model: Classifier, path: Path) -> None:
-    """Copy the weights of either framework's file, as its suffix tells, into a model.
+    """Copy the weights of a file into a model; the suffix tells the framework of the file.
 
     Raises:
         ValueError: As for `load_from_keras` and `digitlab.checkpoints.load_weights`.

@@ -4,7 +4,7 @@ Touches private parts of Lightning 2.6: the optimizer's step counters, in `_reco
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from inspect import getattr_static
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +21,11 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from digitlab import execution, runs
 from digitlab.batches import Batch, Block
 from digitlab.classifier import Classifier
 from digitlab.data.loader import run_seed
+from digitlab.execution import overrides
+from digitlab.files import atomic_write
 from digitlab.parity.backend import (
     Policy,
     import_keras,
@@ -32,12 +33,10 @@ from digitlab.parity.backend import (
     keras_dtype,
     unchanged_random_state,
 )
-from digitlab.parity.layout import LAYOUTS
-from digitlab.parity.network import KerasNetwork, as_logits
-from digitlab.parity.recipe import to_keras_optimizer
-from digitlab.parity.weights import build_twin, keras_layers, to_keras
-from digitlab.scores import Sums
-from digitlab.unsupported import overrides
+from digitlab.parity.keras_files import KerasNetwork, as_logits
+from digitlab.parity.optimizers import to_keras_optimizer
+from digitlab.parity.weights import LAYOUTS, build_twin, keras_layers, to_keras
+from digitlab.scores import RunningScore
 
 POLICIES: dict[str, Policy] = {
     "32-true": "float32",
@@ -122,6 +121,7 @@ class KerasClassifier(Classifier):
         self.keras_model = keras_model
         self.policy = policy
         self.output = output
+        self._penultimate: KerasNetwork | None = None
         self._train_steps = _compile_steps(keras_model, policy, output == "softmax")
 
     def configure_optimizers(self) -> Any:
@@ -136,25 +136,25 @@ class KerasClassifier(Classifier):
             )
         return made
 
-    def on_fit_start(self) -> None:
-        """Refuse what Keras cannot do."""
-        self.check_supported(self.trainer)
-        super().on_fit_start()
-
     def check_supported(self, trainer: Trainer) -> None:
         """Refuse settings of a trainer that Keras's training step cannot honour.
 
         Raises:
             ValueError: There is one; the message names it.
         """
-        for setting, remedy in _unsupported(trainer, self.policy):
-            raise ValueError(f"{setting} cannot be honoured by a Keras model: {remedy}")
+        unsupported = (
+            *_unsupported_settings(trainer, self.policy),
+            *_unsupported_callbacks(trainer),
+        )
+        for setting, remedy in unsupported:
+            raise ValueError(f"{setting} is not supported by a Keras model: {remedy}")
+        super().check_supported(trainer)
 
     def training_step(self, batch: Batch | Block, batch_idx: int) -> None:
         """Train on a batch, or on each batch of a block, by Keras's own training step."""
         if "train" not in self.sums:  # Lightning may resume inside an epoch
-            self.sums["train"] = Sums(self.device)
-        sizes = [len(labels) for _, labels in execution._batches(self.trainer, batch)]
+            self.sums["train"] = RunningScore(self.device)
+        sizes = [len(labels) for _, labels in self._batches(batch)]
         rates = [self._advance_schedule() for _ in sizes]
         images, labels = (tensor.cpu() for tensor in batch[:2])
         with keras_dtype(self.policy):  # which counts while TensorFlow traces the step
@@ -165,7 +165,7 @@ class KerasClassifier(Classifier):
         """Give the learning rate of the next step, and step the scheduler if it goes by steps."""
         (optimizer,) = self.trainer.optimizers
         rate = float(optimizer.param_groups[0]["lr"])
-        execution._step_schedulers(self, "step")
+        self._step_schedulers("step")
         return rate
 
     def _record_steps(
@@ -175,18 +175,15 @@ class KerasClassifier(Classifier):
         optimizer, sums = self.optimizers(), self.sums["train"]
         assert isinstance(optimizer, LightningOptimizer)
         group = optimizer.param_groups[0]
-        next_rate = group["lr"]
+        next_rate, steps_before = group["lr"], self.global_step
         for size, rate, (loss, accuracy) in zip(sizes, rates, scores, strict=True):
-            _add(sums, loss, round(accuracy * size), size)
+            sums.add_counts(loss, round(accuracy * size), size)
             group["lr"] = rate  # is logged
             optimizer._on_before_step()
-            execution.log_step(self, sums, optimizer.optimizer)
+            self.log_step(optimizer.optimizer)
             optimizer._on_after_step()
         group["lr"] = next_rate
-        epoch_loop = self.trainer.fit_loop.epoch_loop
-        epoch_loop._batches_that_stepped += len(sizes) - 1  # Lightning adds 1 itself
-        if self.trainer.is_last_batch:
-            execution._step_schedulers(self, "epoch")
+        self._finish_block(steps_before)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add Keras's variables: weights, seeds of dropout, and the optimizer's."""
@@ -206,7 +203,7 @@ class KerasClassifier(Classifier):
                 "the checkpoint is not of a Keras run: resume a run in the framework that it was "
                 "started with"
             )
-        pairs = []
+        pairs: list[tuple[Any, Tensor]] = []
         for name, variables in self._variables().items():
             saved = checkpoint["keras"][name]
             shapes = [[tuple(it.shape) for it in side] for side in (variables, saved)]
@@ -223,9 +220,15 @@ class KerasClassifier(Classifier):
         model = self.keras_model
         return {"model": model.variables, "optimizer": model.optimizer.variables}
 
+    @property
+    def run_details(self) -> dict[str, str]:
+        """What metrics.json stores of TensorFlow's side: precision, device and output."""
+        (precision,) = (name for name, policy in POLICIES.items() if policy == self.policy)
+        return {"precision": precision, "device": _describe_device(), "output": self.output}
+
     def save(self, path: Path) -> None:
         """Write the Keras model to a `.keras` file, whole or not at all."""
-        with runs.whole(path) as beside:
+        with atomic_write(path) as beside:
             self.keras_model.save(beside)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -234,7 +237,7 @@ class KerasClassifier(Classifier):
             for variable in layer.trainable_weights:
                 yield f"{layer.name}/{variable.name}", _to_tensor(variable)
 
-    def layers(self) -> list[tuple[str, str, dict[str, tuple[int, ...]]]]:
+    def layer_table(self) -> list[tuple[str, str, dict[str, tuple[int, ...]]]]:
         """List the layers: name, type, and the shapes of their weights by name."""
         return [
             (layer.name, type(layer).__name__, {v.name: tuple(v.shape) for v in layer.weights})
@@ -250,22 +253,22 @@ class KerasClassifier(Classifier):
                 return layer.name, torch.from_numpy(LAYOUTS["Conv2D"]["kernel"].to_torch(kernel))
         return None
 
-    def penultimate_features(self, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
-        """Give what the last dense layer is given for images `(N, D)`, and the logits.
+    def features(self, images: Tensor) -> Tensor | None:
+        """Compute the input of the last dense layer, `(N, D)`.
 
         None for a model without a dense layer outside of inner models.
         """
-        keras = import_keras()
-        dense = [it for it in self.keras_model.layers if isinstance(it, keras.layers.Dense)]
-        if not dense:
-            return None
-        (image,) = self.keras_model.inputs
-        penultimate = _CompiledNetwork(keras.Model(image, dense[-1].input))
-        pairs = [(penultimate(images).flatten(1), self.network(images)) for images in batches]
-        features, logits = (torch.cat(side).float() for side in zip(*pairs, strict=True))
-        return features, logits
+        if self._penultimate is None:
+            keras = import_keras()
+            dense = [it for it in self.keras_model.layers if isinstance(it, keras.layers.Dense)]
+            if not dense:
+                return None
+            (image,) = self.keras_model.inputs
+            self._penultimate = _CompiledNetwork(keras.Model(image, dense[-1].input))
+        given: Tensor = self._penultimate(images)
+        return given.flatten(1).float()
 
-    def trace_graph(self, images: Tensor) -> Any:
+    def trace_graph(self) -> Any:
         """Give the graph that Keras computes in inference mode, as a `GraphDef`.
 
         TensorBoard's own conversion of a model's layers leaves out the operations inside of them,
@@ -344,11 +347,17 @@ def choose_device(accelerator: str) -> str:
             f"trainer.accelerator is {accelerator}: TensorFlow finds no GPU on this machine; leave "
             "configs/gpu.yaml out, or set --trainer.accelerator auto"
         )
-    if gpus and accelerator != "cpu":
-        name: str = config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
-        return name
-    if gpus:
+    if gpus and accelerator == "cpu":
         config.set_visible_devices([], "GPU")
+    return _describe_device()
+
+
+def _describe_device() -> str:
+    """Name the device that TensorFlow uses: a GPU's model, or its number of threads on the CPU."""
+    config = import_tensorflow().config
+    for gpu in config.get_visible_devices("GPU"):
+        name: str = config.experimental.get_device_details(gpu).get("device_name", "GPU")
+        return name
     threads = config.threading.get_intra_op_parallelism_threads() or torch.get_num_threads()
     return f"cpu ({threads} thread{'' if threads == 1 else 's'})"
 
@@ -433,14 +442,6 @@ def _to_tensor(variable: Any) -> Tensor:
     return torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "u" else array)
 
 
-def _add(sums: Sums, loss: float, correct: int, n: int) -> None:
-    """Add a batch of which mean loss and number of correct answers are known."""
-    sums.loss += loss * n
-    sums._correct += correct
-    sums._unchecked.append(torch.tensor(loss))
-    sums.n += n
-
-
 def _check_original(original: Classifier) -> None:
     if original.label_smoothing:
         raise ValueError(
@@ -462,23 +463,22 @@ def _check_original(original: Classifier) -> None:
             )
 
 
-def _unsupported(trainer: Trainer, policy: Policy) -> Iterator[tuple[str, str]]:
+def _unsupported_settings(trainer: Trainer, policy: Policy) -> Iterator[tuple[str, str]]:
     """Find what Keras's training step cannot honour, and what to do instead."""
     precision = str(trainer.precision)
     if precision not in POLICIES:
         yield f"precision {precision}", f"use one of {', '.join(POLICIES)}"
-    elif precision != "32-true" and POLICIES[precision] != policy:
-        yield (
-            f"precision {precision} of the trainer",
-            f'make it with policy="{POLICIES[precision]}"',
-        )
+    elif precision != "32-true" and (needed := POLICIES[precision]) != policy:
+        yield f"precision {precision} of the trainer", f'make the model with policy="{needed}"'
     if trainer.world_size > 1:
         yield f"{trainer.world_size} processes", "set devices and num_nodes to 1"
-    if trainer.gradient_clip_val is not None:
-        yield f"gradient_clip_val {trainer.gradient_clip_val}", "use the model's gradient_clip_norm"
-    if trainer.accumulate_grad_batches != 1:
-        remedy = "use a larger batch_size"
-        yield f"accumulate_grad_batches {trainer.accumulate_grad_batches}", remedy
+    if (norm := trainer.gradient_clip_val) is not None:
+        yield f"gradient_clip_val {norm}", "use the model's gradient_clip_norm"
+    if (batches := trainer.accumulate_grad_batches) != 1:
+        yield f"accumulate_grad_batches {batches}", "use a larger batch_size"
+
+
+def _unsupported_callbacks(trainer: Trainer) -> Iterator[tuple[str, str]]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set at run time
         name = type(callback).__name__
         if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
@@ -487,7 +487,7 @@ def _unsupported(trainer: Trainer, policy: Policy) -> Iterator[tuple[str, str]]:
             yield name, "use a larger batch_size"
         for hook in _GRADIENT_HOOKS:
             if overrides(callback, Callback, hook):
-                yield f"{name}.{hook}", "leave the callback out, for there are no gradients to see"
+                yield f"{name}.{hook}", "leave the callback out, since it would see no gradients"
 
 
 def _cycles_momentum(scheduler: Any) -> bool:

@@ -1,4 +1,8 @@
-"""The checks of training: single optimizer steps, and whole trainings with dropout."""
+"""The check of whole trainings: both sides with the same weights, batches and dropout masks.
+
+The frameworks draw dropout masks from different generators, so both sides get copies whose dropout
+layers take fixed masks from `DropoutMasks`.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -14,16 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
-from digitlab.parity.checks import (
-    TOLERANCES,
-    Check,
-    keras_images,
-    precision,
-    relative_difference,
-    torch_images,
-)
-from digitlab.parity.formulas import FORMULAS
-from digitlab.parity.optimizers import exact_optimizer, keras_settings, to_keras_optimizer
+from digitlab.parity.checks import TOLERANCES, Check, keras_images, precision, torch_images
 from digitlab.parity.weights import (
     Array,
     Layout,
@@ -35,24 +30,27 @@ from digitlab.parity.weights import (
     match,
 )
 
-# They drop whole channels.
-_OF_CHANNELS = ("Dropout1d", "Dropout2d", "Dropout3d")
-_OF_CHANNELS_IN_KERAS = ("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D")
-_FEATURES = Layout("uniform", (1, 0), per_input=True)  # flattened ones are in another order
+Batch = tuple[Tensor, Tensor]
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+# By class name, whether a layer drops whole channels.
+_DROPOUTS = {"Dropout": False, "Dropout1d": True, "Dropout2d": True, "Dropout3d": True}
+_KERAS_DROPOUTS = {"Dropout": False} | {f"SpatialDropout{n}D": True for n in (1, 2, 3)}
+_FEATURES = Layout("uniform", (1, 0), per_input=True)  # flattened features are permuted
 
 
 @dataclass
-class Masks:
-    """Uniform numbers for the dropout of both sides, a function of seed, layer and step alone.
+class DropoutMasks:
+    """Fixed dropout masks for both sides, a function of seed, layer and step alone.
 
     Args:
         seed: At least 0 and below 2⁶⁴.
-        step: The training step, from 0; set it before each.
+        step: The training step, from 0; to be set before each.
 
     Examples:
-        >>> Masks(seed=0).uniform(layer=0, shape=(2,)).round(3).tolist()
+        >>> DropoutMasks(seed=0).uniform(layer=0, shape=(2,)).round(3).tolist()
         [0.012, 0.242]
-        >>> Masks(seed=0, step=1).uniform(layer=0, shape=(2,)).round(3).tolist()
+        >>> DropoutMasks(seed=0, step=1).uniform(layer=0, shape=(2,)).round(3).tolist()
         [0.342, 0.577]
     """
 
@@ -60,68 +58,52 @@ class Masks:
     step: int = 0
 
     def uniform(self, layer: int, shape: tuple[int, ...]) -> Array:
-        """Give numbers in [0, 1), float64, for a dropout layer.
+        """Draw float64 numbers in [0, 1) for a dropout layer, by its index among all of them.
 
-        Args:
-            layer: The layer's place among the network's dropout layers, from 0.
-            shape: Of the layer's input in PyTorch's layout; `(N, C)` where whole channels are
-                dropped.
+        The shape is that of the layer's input in PyTorch's layout, or `(N, C)` for whole channels.
         """
-        # Philox turns a key and a counter into numbers: nothing is left over from another layer or
-        # step. The counter's last word leaves 2¹⁹² blocks of numbers to a step.
+        # Philox is counter-based: a draw depends on no other layer or step. The counter's last word
+        # leaves 2¹⁹² blocks of numbers to a step.
         philox = np.random.Philox(key=[self.seed, layer], counter=[0, 0, 0, self.step])
         return np.random.Generator(philox).random(shape)
 
+    def mask(self, layer: int, shape: tuple[int, ...], rate: float) -> Array:
+        """Return a mask that keeps a share of `1 - rate`, scaled to keep the mean."""
+        return (self.uniform(layer, shape) >= rate) * (1 / (1 - rate) if rate < 1 else 0.0)
 
-def masked_module(module: nn.Module, masks: Masks) -> nn.Module:
-    """Copy a module, with dropout that reads its numbers from `masks` while it trains.
 
-    Raises:
-        ValueError: It has a dropout of another kind than `nn.Dropout` and `nn.Dropout1d` to `3d`.
-    """
+def torch_with_masks(module: nn.Module, masks: DropoutMasks) -> nn.Module:
+    """Copy a module, and make the copy's dropout layers use fixed masks in training mode."""
     copy = deepcopy(module)
-    dropouts = [(name, layer) for name, layer in copy.named_modules() if _is_dropout(layer)]
-    for place, (name, layer) in enumerate(dropouts):
+    dropouts: list[Any] = [item for item in copy.named_modules() if _is_dropout(item[1])]
+    for index, (name, layer) in enumerate(dropouts):
         kind = type(layer).__name__
-        if kind not in ("Dropout", *_OF_CHANNELS):
+        if kind not in _DROPOUTS:
             raise ValueError(_unknown(name, kind, "nn.Dropout or nn.Dropout1d, 2d or 3d"))
-        rate: Any = layer.p
-        copy.set_submodule(name, _MaskedDropout(rate, place, kind in _OF_CHANNELS, masks))
+        copy.set_submodule(name, _MaskedDropout(layer.p, index, _DROPOUTS[kind], masks))
     return copy
 
 
-def masked_model(keras_model: Any, masks: Masks) -> Any:
-    """Copy a Keras model, with dropout that reads its numbers from `masks` while it trains.
-
-    The copy's weights are new: give it some.
-
-    Raises:
-        ValueError: It has a dropout of another kind than `Dropout` and `SpatialDropout1D` to `3D`.
-    """
-    places = {id(layer): place for place, layer in enumerate(_keras_dropouts(keras_model))}
+def keras_with_masks(keras_model: Any, masks: DropoutMasks) -> Any:
+    """Copy a Keras model without its weights, with dropout layers as `torch_with_masks`."""
+    indices = {id(layer): index for index, layer in enumerate(_keras_dropouts(keras_model))}
     within = inputs_within(keras_model)
 
     def clone(layer: Any) -> Any:
-        if id(layer) not in places:
+        if id(layer) not in indices:
             return type(layer).from_config(layer.get_config())
         kind = type(layer).__name__
-        if kind not in ("Dropout", *_OF_CHANNELS_IN_KERAS) or getattr(layer, "noise_shape", None):
+        if kind not in _KERAS_DROPOUTS or getattr(layer, "noise_shape", None):
             raise ValueError(_unknown(layer.name, kind, "Dropout or SpatialDropout1D, 2D or 3D"))
-        flattened = flattened_in(layer.input, within)
-        draw = _keras_mask(layer, places[id(layer)], flattened, masks)
+        draw = _keras_mask(layer, indices[id(layer)], flattened_in(layer.input, within), masks)
         return _masked_layer()(draw, name=layer.name, dtype=layer.dtype_policy)
 
     return import_keras().models.clone_model(keras_model, clone_function=clone, recursive=True)
 
 
 def check_dropouts(module: nn.Module, keras_model: Any) -> None:
-    """Check that both sides have equally many dropout layers, which are matched by their order.
-
-    Raises:
-        ValueError: They have not.
-    """
-    ours = sum(map(_is_dropout, module.modules()))
-    theirs = len(_keras_dropouts(keras_model))
+    """Refuse sides with different numbers of dropout layers, which are matched by order."""
+    ours, theirs = sum(map(_is_dropout, module.modules())), len(_keras_dropouts(keras_model))
     if ours != theirs:
         raise ValueError(
             f"the PyTorch module has {ours} dropout layers and the Keras model {theirs}: "
@@ -137,47 +119,40 @@ def _is_dropout(layer: Any) -> bool:
     return "Dropout" in type(layer).__name__  # also of the kinds that are refused
 
 
-def _mask(uniform: Array, rate: float) -> Array:
-    """Keep a share of `1 - rate`, enlarged so that the mean stays, and make the others 0."""
-    return (uniform >= rate) * (1 / (1 - rate) if rate < 1 else 0.0)
-
-
 class _MaskedDropout(nn.Module):
-    def __init__(self, rate: float, place: int, of_channels: bool, masks: Masks) -> None:
+    def __init__(self, rate: float, index: int, of_channels: bool, masks: DropoutMasks) -> None:
         super().__init__()
-        self.rate, self.place, self.of_channels, self.masks = rate, place, of_channels, masks
+        self.rate, self.index, self.of_channels, self.masks = rate, index, of_channels, masks
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
         shape = tuple(x.shape[:2] if self.of_channels else x.shape)
-        mask = torch.from_numpy(_mask(self.masks.uniform(self.place, shape), self.rate)).to(x)
+        mask = torch.from_numpy(self.masks.mask(self.index, shape, self.rate)).to(x)
         return x * mask.reshape(shape + (1,) * (x.ndim - mask.ndim))
 
 
 def _keras_mask(
-    layer: Any, place: int, flattened: tuple[int, ...] | None, masks: Masks
+    layer: Any, index: int, flattened: tuple[int, ...] | None, masks: DropoutMasks
 ) -> Callable[[tuple[int, ...]], Array]:
-    """Make the function that gives the mask for an input, channels last, of a Keras layer."""
-    of_channels = type(layer).__name__ in _OF_CHANNELS_IN_KERAS
+    """Make the function that returns a Keras layer's mask for an input shape, channels last."""
+    of_channels, rate = _KERAS_DROPOUTS[type(layer).__name__], float(layer.rate)
 
     def draw(shape: tuple[int, ...]) -> Array:
         batch, *space, channels = shape
         if of_channels:
-            uniform = masks.uniform(place, (batch, channels))
-            uniform = uniform.reshape(batch, *[1] * len(space), channels)
-        elif space:
-            uniform = np.moveaxis(masks.uniform(place, (batch, channels, *space)), 1, -1)
-        else:
-            uniform = _FEATURES.to_keras(masks.uniform(place, shape), flattened).T
-        return _mask(uniform, float(layer.rate))
+            mask = masks.mask(index, (batch, channels), rate)
+            return mask.reshape(batch, *[1] * len(space), channels)
+        if space:
+            return np.moveaxis(masks.mask(index, (batch, channels, *space), rate), 1, -1)
+        return _FEATURES.to_keras(masks.mask(index, shape, rate), flattened).T
 
     return draw
 
 
 @cache
 def _masked_layer() -> Any:
-    """Make the class of the Keras layer, which needs Keras to be derived from."""
+    """Make the Keras layer's class, whose base class is known only once Keras is imported."""
     keras, tensorflow = import_keras(), import_tensorflow()
 
     class MaskedDropout(keras.layers.Layer):  # type: ignore[misc,name-defined]  # Keras ships no type hints
@@ -203,60 +178,7 @@ def _masked_layer() -> Any:
 
 
 def _unknown(name: str, kind: str, known: str) -> str:
-    return f"{name} is a {kind}, whose random numbers cannot be given: use {known}"
-
-
-Batch = tuple[Tensor, Tensor]
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-
-
-def optimizer_steps(optimizer: torch.optim.Optimizer, steps: int = 5, seed: int = 0) -> list[Check]:
-    """Compare the steps of both frameworks' optimizers with the formula in NumPy, in float64.
-
-    Weights and gradients are random. The gradients are of sizes from 1e-9 to 1, so that an epsilon
-    in another place, or of another size, is seen.
-
-    Args:
-        optimizer: Its settings are used, its parameters and its state are not.
-        steps: Number of steps, at least 1.
-        seed: Of the random weights and gradients.
-
-    Returns:
-        A check for PyTorch and one for Keras.
-
-    Raises:
-        ValueError: The optimizer has no counterpart in Keras.
-    """
-    kind, settings = keras_settings(optimizer)
-    random = np.random.default_rng(seed)
-    weights = random.normal(0, 0.01, 1000)
-    sizes = 10 ** random.uniform(-9, 0, 1000)
-    gradients = random.normal(0, sizes, (steps, 1000))
-    formula = np.array(list(FORMULAS[kind](weights, gradients, **settings)))
-
-    parameter = nn.Parameter(torch.from_numpy(weights.copy()))
-    exact = exact_optimizer(optimizer, [parameter])
-    with keras_dtype("float64"):
-        variable = import_keras().Variable(weights)
-        theirs = to_keras_optimizer(optimizer)
-    paths: dict[str, list[Array]] = {"torch": [], "keras": []}
-    for gradient in gradients:
-        parameter.grad = torch.from_numpy(gradient)
-        exact.step()
-        paths["torch"].append(parameter.detach().numpy().copy())
-        theirs.apply([import_tensorflow().constant(gradient)], [variable])
-        paths["keras"].append(variable.numpy().copy())
-    names = {"torch": type(exact).__name__, "keras": type(theirs).__name__}
-    return [
-        Check(
-            f"{steps} optimizer steps, {side}, float64",
-            formula.size,
-            relative_difference(np.array(path), formula),
-            TOLERANCES["float64"],
-            f"{names[side]} against its formula in NumPy",
-        )
-        for side, path in paths.items()
-    ]
+    return f"{name} is a {kind}, whose random numbers cannot be fixed: use {known}"
 
 
 def trajectory(
@@ -268,86 +190,70 @@ def trajectory(
     steps: int,
     seed: int = 0,
 ) -> Check:
-    """Train both sides with the same batches and dropout, and compare them after every step.
+    """Train copies of both sides on the same batches, and compare them after every step.
 
     Both start from the module's weights. A loss's difference is relative to the largest loss so
-    far, that of a weight in float64 to the largest weight. In float32 a tensor's difference is a
-    length, as of vectors, and relative to the length of all weights of its layer: where a gradient
-    is hardly larger than its rounding, Adam divides one by the other, and single weights differ by
-    up to 1e-4 although nothing is wrong.
+    far, a weight's in float64 to the largest weight. In float32 the norm of a tensor's difference
+    is compared with the norm of its layer's weights: where a gradient is hardly larger than its
+    rounding error, Adam divides one by the other, and single weights differ by up to 1e-4 although
+    nothing is wrong.
 
     Args:
-        module: The PyTorch side, which stays as it is: a copy is trained.
-        keras_model: The Keras side, of which a copy is trained too. Its precision and the module's
-            set the tolerance.
+        module: The PyTorch side.
+        keras_model: The Keras side. The precision of both sets the tolerance.
         batches: Images, float32 `(N, C, H, W)`, and labels, int64 `(N,)`; at least `steps`.
         make_optimizer: Makes the optimizer of the copy's parameters.
         make_keras_optimizer: Makes Keras's, in the precision of the model.
         steps: Number of steps, at least 1.
-        seed: Of the dropout.
-
-    Returns:
-        A check whose note says where they differ most, and where the tolerance is exceeded first.
+        seed: Seed of the dropout masks.
 
     Raises:
-        ValueError: There are fewer batches; or the sides do not match in their weights or dropouts.
+        ValueError: There are fewer batches; or the sides have other weights or dropout layers.
     """
     check_dropouts(module, keras_model)
     dtype = precision(module, keras_model)
-    masks = Masks(seed)
-    ours = _TorchSide(masked_module(module, masks), make_optimizer)
-    theirs = _KerasSide(masked_model(keras_model, masks), make_keras_optimizer, dtype)
+    masks = DropoutMasks(seed)
+    ours = _TorchSide(torch_with_masks(module, masks), make_optimizer)
+    theirs = _KerasSide(keras_with_masks(keras_model, masks), make_keras_optimizer, dtype)
     copy_weights(ours.module, theirs.model)
     pairs = match(ours.module, theirs.model)
-    found, largest_loss, done = _Found(TOLERANCES[dtype]), 0.0, 0
+    worst, largest_loss, done = _Worst(TOLERANCES[dtype]), 0.0, 0
     for done, (images, labels) in enumerate(islice(batches, steps), start=1):
         masks.step = done - 1
         our_loss, their_loss = ours.step(images, labels), theirs.step(images, labels)
         largest_loss = max(largest_loss, abs(our_loss), abs(their_loss))
-        found.add(done, "the loss", 1, abs(our_loss - their_loss) / (largest_loss or 1))
-        differences = _largest_differences if dtype == "float64" else _lengths_of_differences
-        for name, size, difference in differences(pairs):
-            found.add(done, name, size, difference)
+        worst.add(done, "the loss", 1, abs(our_loss - their_loss) / (largest_loss or 1))
+        for pair, difference in _differences(pairs, is_double=dtype == "float64"):
+            worst.add(done, pair.torch_name, pair.tensor.numel(), difference)
     if done < steps:
         raise ValueError(f"steps is {steps}, but there are only {done} batches: take fewer steps")
     name = f"{steps} training step{'s' * (steps > 1)}, {dtype}"
-    return Check(name, found.compared, found.difference, found.tolerance, found.note)
+    return Check(name, worst.compared, worst.difference, worst.tolerance, worst.note)
 
 
-def _largest_differences(pairs: list[Match]) -> Iterator[tuple[str, int, float]]:
-    """Yield each tensor's name, size and largest difference, relative to the largest weight."""
-    largest = 0.0
-    differences = {}
+def _differences(pairs: list[Match], is_double: bool) -> Iterator[tuple[Match, float]]:
+    """Yield the relative difference of each pair, as `trajectory` defines it for the precision."""
+    scales: dict[str, float] = {}
+    differences = []
     for pair in pairs:
         ours, theirs = pair.tensor.detach().cpu().numpy(), pair.to_torch(pair.variable)
-        largest = max(largest, float(np.abs(ours).max()), float(np.abs(theirs).max()))
-        differences[pair.torch_name] = float(np.abs(ours - theirs).max())
-    for pair in pairs:
-        difference = differences[pair.torch_name] / (largest or 1.0)
-        yield pair.torch_name, pair.tensor.numel(), difference
+        size = max(_size(ours, is_double), _size(theirs, is_double))
+        key = "" if is_double else pair.layer
+        before = scales.get(key, 0.0)
+        scales[key] = max(before, size) if is_double else math.hypot(before, size)
+        differences.append((pair, key, _size(ours - theirs, is_double)))
+    for pair, key, difference in differences:
+        yield pair, difference / (scales[key] or 1.0)
 
 
-def _lengths_of_differences(pairs: list[Match]) -> Iterator[tuple[str, int, float]]:
-    """Yield each tensor's name, size and length of difference, relative to its layer's length."""
-    lengths: dict[str, float] = {}
-    differences = {}
-    for pair in pairs:
-        ours, theirs = pair.tensor.detach().cpu().numpy(), pair.to_torch(pair.variable)
-        length = max(_length(ours), _length(theirs))
-        lengths[pair.layer] = math.hypot(lengths.get(pair.layer, 0.0), length)
-        differences[pair.torch_name] = _length(ours - theirs)
-    for pair in pairs:
-        difference = differences[pair.torch_name] / (lengths[pair.layer] or 1.0)
-        yield pair.torch_name, pair.tensor.numel(), difference
-
-
-def _length(array: Array) -> float:
-    return float(np.linalg.norm(array.astype(np.float64, copy=False)))
+def _size(array: Array, is_double: bool) -> float:
+    # The norm in float64, in which squares of small differences are not lost.
+    return float(np.abs(array).max() if is_double else np.linalg.norm(array.astype(np.float64)))
 
 
 @dataclass
-class _Found:
-    """What a trajectory has come to so far."""
+class _Worst:
+    """The largest difference of a trajectory so far, and the first beyond the tolerance."""
 
     tolerance: float
     compared: int = 0
@@ -357,18 +263,17 @@ class _Found:
 
     def add(self, step: int, name: str, compared: int, difference: float) -> None:
         difference = float(np.nan_to_num(difference, nan=np.inf))
-        name = name.removeprefix("network.")  # as all names of a Classifier begin
+        where = f"{name.removeprefix('network.')} at step {step}"
         self.compared += compared
         if difference > self.difference:
-            self.difference, self.most = difference, f"{name} at step {step}"
+            self.difference, self.most = difference, where
         if difference > self.tolerance and not self.first:
-            self.first = f"{name} at step {step}"
+            self.first = where
 
     @property
     def note(self) -> str:
-        if self.first:
-            return f"exceeded first in {self.first}, most in {self.most}"
-        return f"most in {self.most}" if self.most else ""
+        most = f"most in {self.most}" if self.most else ""
+        return f"exceeded first in {self.first}, {most}" if self.first else most
 
 
 class _TorchSide:
@@ -377,7 +282,7 @@ class _TorchSide:
         self.optimizer = make_optimizer(module.parameters())
 
     def step(self, images: Tensor, labels: Tensor) -> float:
-        """Take an optimizer step, and give the loss before it."""
+        """Take an optimizer step, and return the loss before it."""
         self.optimizer.zero_grad()
         logits = self.module(torch_images(self.module, images))
         loss = cross_entropy(logits, labels.to(logits.device))
@@ -390,9 +295,9 @@ class _KerasSide:
     def __init__(self, model: Any, make_optimizer: Callable[[], Any], dtype: Any) -> None:
         self.model = model
         with keras_dtype(dtype):
-            self.optimizer = make_optimizer()  # its learning rate is of the precision of now
+            self.optimizer = make_optimizer()  # its learning rate gets the current float type
             self.optimizer.build(model.trainable_variables)
-        # Traced once, a step takes half the time of an eager one, and gives the same bits.
+        # Traced once, a step takes half the time of an eager one, and returns the same bits.
         tensorflow, (images,) = import_tensorflow(), model.inputs
         self._traced = tensorflow.function(self._step).get_concrete_function(
             tensorflow.TensorSpec(images.shape, images.dtype),
@@ -400,21 +305,18 @@ class _KerasSide:
         )
 
     def step(self, images: Tensor, labels: Tensor) -> float:
-        """Take an optimizer step, and give the loss before it."""
+        """Take an optimizer step, and return the loss before it."""
         constant = import_tensorflow().constant
-        loss = self._traced(
-            constant(keras_images(self.model, images)), constant(labels.cpu().numpy())
-        )
-        return float(loss)
+        batch = constant(keras_images(self.model, images)), constant(labels.cpu().numpy())
+        return float(self._traced(*batch))
 
     def _step(self, images: Any, labels: Any) -> Any:
-        variables = self.model.trainable_variables
+        keras, variables = import_keras(), self.model.trainable_variables
         with import_tensorflow().GradientTape() as tape:
             logits = self.model(images, training=True)
-            losses = import_keras().losses.sparse_categorical_crossentropy(
-                labels, logits, from_logits=True
+            loss = keras.ops.mean(
+                keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
             )
-            loss = import_keras().ops.mean(losses)
         gradients = tape.gradient(loss, [variable.value for variable in variables])
         self.optimizer.apply(gradients, variables)
         return loss

@@ -1,4 +1,7 @@
-"""Which Keras twin is whose: those of `digitlab.models`, and what a user's class names."""
+"""The Keras twins of `digitlab.models`, and which model has which twin.
+
+The twins are written by hand from the documents; layers have the names of the PyTorch layers.
+"""
 
 import pkgutil
 from collections.abc import Callable, Sequence
@@ -16,15 +19,11 @@ from digitlab.parity.backend import import_keras
 def linear_classifier(in_channels: int = 1, num_classes: int = 10, softmax: bool = False) -> Any:
     """Build softmax regression, 7,850 parameters (document A, prose)."""
     layers = import_keras().layers
-    return _build(
-        "linear_classifier",
-        in_channels,
-        [
-            layers.Flatten(name="flatten"),
-            layers.Dense(num_classes, name="fc1"),
-        ],
-        softmax,
-    )
+    stack = [
+        layers.Flatten(name="flatten"),
+        layers.Dense(num_classes, name="fc1"),
+    ]
+    return _build("linear_classifier", stack, in_channels, softmax)
 
 
 def mlp(
@@ -48,31 +47,27 @@ def mlp(
             layers.Dropout(dropout, name=f"dropout{i}"),
         ]
     stack.append(layers.Dense(num_classes, name=f"fc{len(hidden_features) + 1}"))
-    return _build("mlp", in_channels, stack, softmax)
+    return _build("mlp", stack, in_channels, softmax)
 
 
 def lenet5(in_channels: int = 1, num_classes: int = 10, softmax: bool = False) -> Any:
     """Build LeNet-5 with rectifiers and max pooling, 61,706 parameters (document B, `lenet`)."""
     layers = import_keras().layers
-    return _build(
-        "lenet5",
-        in_channels,
-        [
-            layers.Conv2D(6, 5, padding="same", name="conv1"),
-            layers.ReLU(name="relu1"),
-            layers.MaxPooling2D(2, name="pool1"),
-            layers.Conv2D(16, 5, name="conv2"),
-            layers.ReLU(name="relu2"),
-            layers.MaxPooling2D(2, name="pool2"),
-            layers.Flatten(name="flatten"),
-            layers.Dense(120, name="fc1"),
-            layers.ReLU(name="relu3"),
-            layers.Dense(84, name="fc2"),
-            layers.ReLU(name="relu4"),
-            layers.Dense(num_classes, name="fc3"),
-        ],
-        softmax,
-    )
+    stack = [
+        layers.Conv2D(6, 5, padding="same", name="conv1"),
+        layers.ReLU(name="relu1"),
+        layers.MaxPooling2D(2, name="pool1"),
+        layers.Conv2D(16, 5, name="conv2"),
+        layers.ReLU(name="relu2"),
+        layers.MaxPooling2D(2, name="pool2"),
+        layers.Flatten(name="flatten"),
+        layers.Dense(120, name="fc1"),
+        layers.ReLU(name="relu3"),
+        layers.Dense(84, name="fc2"),
+        layers.ReLU(name="relu4"),
+        layers.Dense(num_classes, name="fc3"),
+    ]
+    return _build("lenet5", stack, in_channels, softmax)
 
 
 def lenet1(
@@ -92,26 +87,22 @@ def lenet1(
     """
     layers = import_keras().layers
     around = [] if padding == "same" else [layers.ZeroPadding2D(padding, name="padding1")]
-    return _build(
-        "lenet1",
-        in_channels,
-        [
-            *around,
-            layers.Conv2D(32, 3, padding="valid" if around else "same", name="conv1"),
-            layers.ReLU(name="relu1"),
-            layers.MaxPooling2D(2, name="pool1"),
-            layers.Conv2D(64, 3, name="conv2"),
-            layers.ReLU(name="relu2"),
-            layers.MaxPooling2D(2, name="pool2"),
-            layers.Conv2D(64, 3, name="conv3"),
-            layers.ReLU(name="relu3"),
-            layers.Flatten(name="flatten"),
-            layers.Dense(64, name="fc1"),
-            layers.ReLU(name="relu4"),
-            layers.Dense(num_classes, name="fc2"),
-        ],
-        softmax,
-    )
+    stack = [
+        *around,
+        layers.Conv2D(32, 3, padding="valid" if around else "same", name="conv1"),
+        layers.ReLU(name="relu1"),
+        layers.MaxPooling2D(2, name="pool1"),
+        layers.Conv2D(64, 3, name="conv2"),
+        layers.ReLU(name="relu2"),
+        layers.MaxPooling2D(2, name="pool2"),
+        layers.Conv2D(64, 3, name="conv3"),
+        layers.ReLU(name="relu3"),
+        layers.Flatten(name="flatten"),
+        layers.Dense(64, name="fc1"),
+        layers.ReLU(name="relu4"),
+        layers.Dense(num_classes, name="fc2"),
+    ]
+    return _build("lenet1", stack, in_channels, softmax)
 
 
 def pytorch_example_net(
@@ -119,25 +110,21 @@ def pytorch_example_net(
 ) -> Any:
     """Build the network of PyTorch's MNIST example, 21,840 parameters (document A, PyTorch)."""
     layers = import_keras().layers
-    return _build(
-        "pytorch_example_net",
-        in_channels,
-        [
-            layers.Conv2D(10, 5, name="conv1"),
-            layers.MaxPooling2D(2, name="pool1"),
-            layers.ReLU(name="relu1"),
-            layers.Conv2D(20, 5, name="conv2"),
-            layers.SpatialDropout2D(dropout, name="dropout1"),
-            layers.MaxPooling2D(2, name="pool2"),
-            layers.ReLU(name="relu2"),
-            layers.Flatten(name="flatten"),
-            layers.Dense(50, name="fc1"),
-            layers.ReLU(name="relu3"),
-            layers.Dropout(dropout, name="dropout2"),
-            layers.Dense(num_classes, name="fc2"),
-        ],
-        softmax,
-    )
+    stack = [
+        layers.Conv2D(10, 5, name="conv1"),
+        layers.MaxPooling2D(2, name="pool1"),
+        layers.ReLU(name="relu1"),
+        layers.Conv2D(20, 5, name="conv2"),
+        layers.SpatialDropout2D(dropout, name="dropout1"),
+        layers.MaxPooling2D(2, name="pool2"),
+        layers.ReLU(name="relu2"),
+        layers.Flatten(name="flatten"),
+        layers.Dense(50, name="fc1"),
+        layers.ReLU(name="relu3"),
+        layers.Dropout(dropout, name="dropout2"),
+        layers.Dense(num_classes, name="fc2"),
+    ]
+    return _build("pytorch_example_net", stack, in_channels, softmax)
 
 
 def tensorflow_tutorial_cnn(
@@ -145,51 +132,43 @@ def tensorflow_tutorial_cnn(
 ) -> Any:
     """Build the network of TensorFlow 1.4's tutorial, 3,274,634 parameters (document A)."""
     layers = import_keras().layers
-    return _build(
-        "tensorflow_tutorial_cnn",
-        in_channels,
-        [
-            layers.Conv2D(32, 5, padding="same", name="conv1"),
-            layers.ReLU(name="relu1"),
-            layers.MaxPooling2D(2, name="pool1"),
-            layers.Conv2D(64, 5, padding="same", name="conv2"),
-            layers.ReLU(name="relu2"),
-            layers.MaxPooling2D(2, name="pool2"),
-            layers.Flatten(name="flatten"),
-            layers.Dense(1024, name="fc1"),
-            layers.ReLU(name="relu3"),
-            layers.Dropout(dropout, name="dropout"),
-            layers.Dense(num_classes, name="fc2"),
-        ],
-        softmax,
-    )
+    stack = [
+        layers.Conv2D(32, 5, padding="same", name="conv1"),
+        layers.ReLU(name="relu1"),
+        layers.MaxPooling2D(2, name="pool1"),
+        layers.Conv2D(64, 5, padding="same", name="conv2"),
+        layers.ReLU(name="relu2"),
+        layers.MaxPooling2D(2, name="pool2"),
+        layers.Flatten(name="flatten"),
+        layers.Dense(1024, name="fc1"),
+        layers.ReLU(name="relu3"),
+        layers.Dropout(dropout, name="dropout"),
+        layers.Dense(num_classes, name="fc2"),
+    ]
+    return _build("tensorflow_tutorial_cnn", stack, in_channels, softmax)
 
 
 def fast_cnn(in_channels: int = 1, num_classes: int = 10, softmax: bool = False) -> Any:
     """Build the network of `configs/mnist/fast99.yaml`, 212,682 parameters (of no document)."""
     layers = import_keras().layers
-    return _build(
-        "fast_cnn",
-        in_channels,
-        [
-            layers.Conv2D(16, 5, strides=2, name="conv1"),
-            layers.ReLU(name="relu1"),
-            layers.Conv2D(32, 3, name="conv2"),
-            layers.MaxPooling2D(2, name="pool2"),
-            layers.ReLU(name="relu2"),
-            layers.Flatten(name="flatten"),
-            layers.Dense(256, name="fc1"),
-            layers.ReLU(name="relu3"),
-            layers.Dense(num_classes, name="fc2"),
-        ],
-        softmax,
-    )
+    stack = [
+        layers.Conv2D(16, 5, strides=2, name="conv1"),
+        layers.ReLU(name="relu1"),
+        layers.Conv2D(32, 3, name="conv2"),
+        layers.MaxPooling2D(2, name="pool2"),
+        layers.ReLU(name="relu2"),
+        layers.Flatten(name="flatten"),
+        layers.Dense(256, name="fc1"),
+        layers.ReLU(name="relu3"),
+        layers.Dense(num_classes, name="fc2"),
+    ]
+    return _build("fast_cnn", stack, in_channels, softmax)
 
 
-def _build(name: str, in_channels: int, layers: list[Any], softmax: bool) -> Any:
+def _build(name: str, stack: list[Any], in_channels: int, softmax: bool) -> Any:
     keras = import_keras()
     ending = [keras.layers.Softmax(name="softmax")] if softmax else []
-    return keras.Sequential([keras.Input((28, 28, in_channels)), *layers, *ending], name=name)
+    return keras.Sequential([keras.Input((28, 28, in_channels)), *stack, *ending], name=name)
 
 
 _TWINS: dict[type[Classifier], Callable[..., Any]] = {
@@ -204,14 +183,13 @@ _TWINS: dict[type[Classifier], Callable[..., Any]] = {
 
 
 def find_twin(model: Classifier, softmax: bool) -> Callable[[], Any]:
-    """Find the function that builds a model's twin, with the model's settings as arguments.
-
-    Of the model's hyper-parameters it gets those that it has arguments for.
+    """Find the function that builds a model's twin, and bind the model's hyper-parameters to it.
 
     Raises:
-        ValueError: There is no twin for this class, or what the class names is none.
+        ValueError: The class has no twin, or its `keras_twin` names no function.
     """
-    kind = next((kind for kind in type(model).__mro__ if _has_twin(kind)), None)
+    kinds = (kind for kind in type(model).__mro__ if kind in _TWINS or "keras_twin" in vars(kind))
+    kind: Any = next(kinds, None)
     if kind is None or not _has_network_of(model, kind):
         raise ValueError(
             f"{type(model).__name__} has no Keras twin: write one, and name it in the class, "
@@ -230,10 +208,6 @@ def find_twin(model: Classifier, softmax: bool) -> Callable[[], Any]:
     return partial(twin, **settings)
 
 
-def _has_twin(kind: type[Any]) -> bool:
-    return kind in _TWINS or "keras_twin" in vars(kind)
-
-
 def _import(kind: type[Any]) -> Callable[..., Any]:
     path = vars(kind)["keras_twin"]
     try:
@@ -250,18 +224,18 @@ def _import(kind: type[Any]) -> Callable[..., Any]:
 
 
 def _has_network_of(model: Classifier, kind: type[Any]) -> bool:
-    """Tell whether a subclass has its parent's layers, which alone the parent's twin is a twin of.
+    """Tell whether a subclass has its parent's network, without which the twin would not fit.
 
-    Layers print their settings, so two networks with equal prints have equal layers in equal order.
+    Layers print their settings, so networks that print alike have equal layers in equal order.
     """
     if type(model) is kind:
         return True
-    with torch.random.fork_rng(devices=[]):  # the initial weights are drawn in vain
+    with torch.random.fork_rng(devices=[]):  # the initial weights are not used
         parent = kind(**_settings(model, kind))
     return type(model).forward is kind.forward and repr(model.network) == repr(parent.network)
 
 
 def _settings(model: Classifier, function: Callable[..., Any]) -> dict[str, Any]:
-    """Give those hyper-parameters of a model that a function, or a class, has arguments for."""
+    """Select the hyper-parameters of a model that a function, or a class, has arguments for."""
     wanted = signature(function).parameters
     return {name: model.hparams[name] for name in wanted if name in model.hparams}
