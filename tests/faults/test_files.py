@@ -13,7 +13,7 @@ import pytest
 
 from digitlab import checkpoints
 from digitlab.classifier import Classifier
-from tests.faults.runs_of_tiny import MLP, fit, folder_of, go_on, left_alone, log_of
+from tests.faults.runs_of_tiny import MLP, fit, folder_of, left_alone, log_of, resume
 from tests.faults.victims import differences, run
 
 
@@ -42,10 +42,10 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path) ->
     line = log.read_text().splitlines()[-1]
     assert line.startswith("digitlab: error: training failed after 32 steps: ")
     assert "File too large" in line
-    assert line.endswith(f"; {last} is of step 28, digitlab fit --run {folder} goes on")
+    assert line.endswith(f"; {last} is of step 28; resume with: digitlab fit --run {folder}")
     assert "Traceback" not in log.read_text()
     assert [path.name for path in folder.rglob(".*") if path.name != ".lock"] == []
-    go_on(folder)
+    resume(folder)
     alone = tmp_path / "alone"
     assert differences(folder, left_alone(fit(MLP, alone), alone)) == []
 
@@ -62,7 +62,8 @@ def small_disk(tmp_path: Path) -> Any:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_run_on_a_full_disk_ends_in_a_line_and_goes_on_when_there_is_room(
+@pytest.mark.slow
+def test_a_run_on_a_full_disk_ends_in_a_line_and_is_resumed_when_there_is_room(
     tmp_path: Path, small_disk: Path
 ) -> None:
     log = tmp_path / "log"
@@ -73,7 +74,7 @@ def test_a_run_on_a_full_disk_ends_in_a_line_and_goes_on_when_there_is_room(
         checkpoints.read_checkpoint(path)
     room = tmp_path / "room"
     shutil.copytree(folder, room)
-    go_on(room)
+    resume(room)
     alone = tmp_path / "alone"
     assert differences(room, left_alone(fit(MLP, alone), alone)) == []
 
