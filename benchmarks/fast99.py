@@ -24,7 +24,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks import report
 from benchmarks.machine import describe_machine, versions
-from digitlab.fit import FitCLI
+from digitlab.cli.fit import FitCLI
 from digitlab.reproduce.statistics import summarize
 
 CONFIG = Path("configs", "mnist", "fast99.yaml")

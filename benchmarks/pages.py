@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks import fast99, report, start_up, step_profile, tensorboard_price
 from benchmarks.endurance import report as endurance
-from digitlab import runs
-from digitlab.reproduce.report import fill
+from digitlab import files
+from digitlab.reproduce.command import fill
 
 FOLDER = Path("docs", "results", "performance")
 
@@ -20,8 +20,8 @@ FOLDER = Path("docs", "results", "performance")
 def main() -> None:
     """Fill the pages' tables and draw the plot."""
     for page, tables in PAGES.items():
-        runs.write_text(page, fill(page.read_text("utf-8"), tables(), page))
-    runs.write_figure(FOLDER / "step_time.png", report.draw(step_times()))
+        files.write_text(page, fill(page.read_text("utf-8"), tables(), page))
+    files.write_figure(FOLDER / "step_time.png", report.draw(step_times()))
     print("Written:", *PAGES, FOLDER / "step_time.png")
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.machine import describe_machine, versions
-from digitlab import runs
+from digitlab import run_folder
 from digitlab.cli import main as digitlab
 from digitlab.data import MNISTDataModule
 
@@ -64,7 +64,7 @@ def measure(run: Path, number: int, seed: int) -> dict[str, Any]:
         digitlab([*words, *map(str, files)])  # 1 where it refuses one, which counts as wrong
         predicted = [row.get("class") for row in json.loads(rows.read_text("utf-8"))]
     correct = sum(ours == label for ours, label in zip(predicted, labels.tolist(), strict=True))
-    metrics = runs.read_metrics(run)
+    metrics = run_folder.read_metrics(run)
     return {
         "model": metrics["model"],
         "n": len(labels),

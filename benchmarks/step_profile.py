@@ -24,10 +24,10 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.machine import describe_machine, versions
 from benchmarks.variants import MODELS, Model
-from digitlab import classifier, execution, lean
+from digitlab import classifier, execution, optimizers
+from digitlab.cli.fit import FitCLI
 from digitlab.data import ImageLoader
-from digitlab.fit import FitCLI
-from digitlab.scores import Sums
+from digitlab.scores import RunningScore
 
 PARTS = ("loader", "forward", "loss", "backward", "optimizer", "scores")
 WARM_UP = 2
@@ -116,8 +116,8 @@ def _timed(cli: FitCLI, spent: dict[str, float]) -> Iterator[None]:
 
         return timed
 
-    def lean_step(optimizer: torch.optim.Optimizer) -> lean.Step:
-        return timing("optimizer", lean.lean_step(optimizer))
+    def lean_step(optimizer: torch.optim.Optimizer) -> optimizers.Step:
+        return timing("optimizer", optimizers.fused_adam_step(optimizer))
 
     network = cli.model.network
     with (
@@ -126,7 +126,7 @@ def _timed(cli: FitCLI, spent: dict[str, float]) -> Iterator[None]:
         patch.object(classifier, "cross_entropy", timing("loss", cross_entropy)),
         patch.object(torch.Tensor, "backward", timing("backward", torch.Tensor.backward)),
         patch.object(execution, "lean_step", lean_step),
-        patch.object(Sums, "add", timing("scores", Sums.add)),
+        patch.object(RunningScore, "add", timing("scores", RunningScore.add)),
     ):
         yield
 

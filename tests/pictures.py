@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from digitlab.preparation import prepare_digit
+from digitlab.data.photographs import prepare_digit
 
 
 def seven(paper: object = 255, ink: object = 0, mode: str = "L", width: int = 12) -> Image.Image:

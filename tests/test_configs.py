@@ -8,9 +8,9 @@ import torch
 import yaml
 
 from digitlab import models
-from digitlab.arguments import RunCLI
 from digitlab.cli import main
-from digitlab.fit import FitCLI
+from digitlab.cli.fit import FitCLI
+from digitlab.cli.parser import RunCLI
 from tests.commands import config_of
 
 CONFIGS = sorted(Path("configs").glob("*/*.yaml"))

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
-from digitlab.scores import Score, Sums
+from digitlab.scores import RunningScore, Score
 from tests.fitting import batches, trainer
 
 CPU = torch.device("cpu")
@@ -14,8 +14,8 @@ LOGITS = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
 LABELS = torch.randint(10, (50,), generator=torch.Generator().manual_seed(1))
 
 
-def summed(batch_size: int) -> Sums:
-    sums = Sums(CPU)
+def summed(batch_size: int) -> RunningScore:
+    sums = RunningScore(CPU)
     for logits, labels in batches(batch_size, LOGITS, LABELS):
         sums.add(cross_entropy(logits, labels), logits, labels)
     return sums
@@ -42,7 +42,7 @@ def test_a_mean_of_batch_means_would_be_another_number() -> None:
 
 
 def test_sums_stay_exact_over_more_images_than_float32_can_count() -> None:
-    sums = Sums(CPU)
+    sums = RunningScore(CPU)
     sums.loss += 2.0**24  # where float32 has no odd numbers
     for _ in range(3):
         sums.add(torch.tensor(1.0), torch.eye(2)[:1], torch.tensor([0]))
@@ -50,7 +50,7 @@ def test_sums_stay_exact_over_more_images_than_float32_can_count() -> None:
 
 
 def test_a_window_is_what_was_added_since_the_last() -> None:
-    sums = Sums(CPU)
+    sums = RunningScore(CPU)
     windows = []
     for loss, label in ((1.0, 0), (3.0, 1), (7.0, 0)):
         sums.add(torch.tensor(loss), torch.eye(2)[:1], torch.tensor([label]))
@@ -62,14 +62,14 @@ def test_a_window_is_what_was_added_since_the_last() -> None:
 
 def test_adding_keeps_no_graph_and_changes_no_argument() -> None:
     loss = torch.tensor(1.0, requires_grad=True)
-    sums = Sums(CPU)
+    sums = RunningScore(CPU)
     sums.add(loss, torch.eye(2), torch.tensor([0, 1]))
     assert not sums.loss.requires_grad
     assert loss.item() == 1.0
 
 
 def test_without_images_the_means_are_not_numbers() -> None:
-    score = Sums(CPU).score()
+    score = RunningScore(CPU).score()
     assert math.isnan(score["loss"])
     assert math.isnan(score["accuracy"])
     assert (score["correct"], score["n"]) == (0, 0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torchvision import datasets
 
 from digitlab.data import MNISTDataModule
-from digitlab.data.reading import Arrays, Split
+from digitlab.data.download import Arrays, Split
 
 TRAIN_SIZE = 200
 TEST_SIZE = 50

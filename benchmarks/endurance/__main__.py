@@ -23,7 +23,7 @@ from benchmarks.endurance.kills import kill_at_random
 from benchmarks.endurance.price import save_often
 from benchmarks.endurance.report import RESULTS
 from benchmarks.machine import describe_machine, versions
-from digitlab import runs
+from digitlab import files
 
 PARTS = ("price", "kills", "fits", "faults")
 
@@ -45,7 +45,7 @@ def main() -> None:
         known = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}
         about = {"machine": describe_machine(1, "cpu"), "versions": versions()}
         known[part] = {"result": result, **about}
-        runs.write_text(args.out, json.dumps(known, indent=1) + "\n")
+        files.write_text(args.out, json.dumps(known, indent=1) + "\n")
 
 
 def _try(part: str, kills: int, fits: int, seed: int) -> dict[str, Any]:

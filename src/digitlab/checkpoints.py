@@ -1,19 +1,23 @@
-"""Checkpoint files: written whole or not at all, and read only if they are whole."""
+"""Checkpoint files that are written atomically and checked when read; weights from files."""
 
+import hashlib
 import io
 import pickle
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch import Tensor
 
-from digitlab import runs
+from digitlab import files
+from digitlab.classifier import Classifier
 
 
-def read(path: Path) -> Any:
-    """Read what `torch.save` wrote, tensors on the CPU, running no code that is in it.
+def read_checkpoint(path: Path) -> Any:
+    """Read a file of `torch.save`, tensors on the CPU, without running any code in it.
 
     Raises:
         ValueError: There is no such file, a byte of it was changed, or it holds more than tensors
@@ -24,7 +28,7 @@ def read(path: Path) -> Any:
         raise ValueError(
             f"there is no checkpoint {path}: train the run that it belongs to, or name another"
         )
-    content = io.BytesIO(path.read_bytes())  # so that later errors are not of the disk
+    content = io.BytesIO(path.read_bytes())  # so that later errors are not the disk's
     try:
         _check_sums(content)
         return torch.load(content, map_location="cpu", weights_only=True)
@@ -38,24 +42,24 @@ def read(path: Path) -> Any:
 
 
 def _check_sums(content: io.BytesIO) -> None:
-    """Compare the check sums in an archive, which `torch.load` does not do for all of it."""
-    if is_zipfile(content):  # and not one of torch before 1.6
+    """Verify the check sums of the whole archive, of which `torch.load` verifies a part."""
+    if is_zipfile(content):  # torch before 1.6 wrote another format
         with ZipFile(content) as archive:
             if damaged := archive.testzip():
                 raise BadZipFile(f"{damaged} is damaged")
     content.seek(0)
 
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a trainer's checkpoints beside their target, and lets them take its place when whole.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a trainer's checkpoints atomically, and reads them without running code.
 
-    Lightning's own are not written through to the disk, and where the folder for temporary files
-    is on another file system, a crash may leave an empty file.
+    Lightning does not flush its own to the disk, and a crash may leave an empty file if the folder
+    for temporary files is on another file system.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._is_readable = False  # as is known once one was read back
+        self._is_readable = False  # until the first was read back
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
@@ -63,13 +67,13 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            OSError: The disk is full, say; then the old file is as it was.
-            ValueError: A callback's state, say, is more than tensors and plain values, so that it
+            OSError: The disk is full, say; then the old file stays.
+            ValueError: It holds more than tensors and plain values, in a callback's state, say, and
                 could not be read again.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()  # torch's own writer says of a full disk no more than "error"
+        content = io.BytesIO()  # on a full disk, torch's own writer reports no reason
         torch.save(checkpoint, content)
         if not self._is_readable:
             content.seek(0)
@@ -81,12 +85,84 @@ class WholeCheckpoints(TorchCheckpointIO):
                     f"again: {str(error).splitlines()[0]}"
                 ) from error
             self._is_readable = True
-        with runs.whole(path) as beside:
+        with files.atomic_write(path) as beside:
             beside.write_bytes(content.getbuffer())
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint of tensors and plain values, as `read` does."""
-        checkpoint: dict[str, Any] = read(Path(path))
+        """Read a checkpoint of tensors and plain values, as `read_checkpoint` does."""
+        checkpoint: dict[str, Any] = read_checkpoint(Path(path))
         return checkpoint
+
+
+def load_weights(model: Classifier, path: Path) -> None:
+    """Copy the weights of a file into a model, all or none of them.
+
+    Args:
+        model: A model of the weights' architecture.
+        path: A Lightning checkpoint, or a state dict as `torch.save(net.state_dict(), path)`
+            writes it, whose names may lack the prefix `network.`.
+
+    Raises:
+        ValueError: The file is no checkpoint, needs code to be loaded, or is of another
+            architecture.
+    """
+    weights, settings = _read(path)
+    if not any(name.startswith("network.") for name in weights):
+        weights = {f"network.{name}": value for name, value in weights.items()}
+    difference = _differing_settings(model, settings) or _differing_shapes(model, weights)
+    if difference:
+        raise ValueError(
+            f"{path} is of another architecture than {type(model).__name__}: {difference}; "
+            "give a checkpoint of this architecture, or the --model that it was made with"
+        )
+    model.load_state_dict(weights)
+
+
+def sha256(path: Path) -> str:
+    """Compute a file's SHA-256 digest, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a file's weights, and the settings of their model if the file has them."""
+    if path.is_file() and path.suffix in (".keras", ".h5"):
+        raise ValueError(
+            f"{path} is a Keras model: make a run of it, digitlab convert {path} RUN_DIR --config "
+            "CONFIG, and give its checkpoints/last.ckpt"
+        )
+    content = read_checkpoint(path)
+    settings: dict[str, Any] = {}
+    if isinstance(content, dict) and "state_dict" in content:
+        settings = content.get("hyper_parameters") or {}
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content or not all(isinstance(k, str) for k in content):
+        raise ValueError(f"{path} holds no state dict: give a checkpoint or a saved state dict")
+    return content, settings
+
+
+def _differing_settings(model: Classifier, theirs: dict[str, Any]) -> str | None:
+    """Compare settings that shapes may not show, such as the padding of a convolution."""
+    training_only = {*signature(Classifier.__init__).parameters, "dropout"}
+    for name, ours in model.hparams.items():
+        if name not in training_only and name in theirs and _plain(theirs[name]) != _plain(ours):
+            return f"its {name} is {theirs[name]}, not {ours}"
+    return None
+
+
+def _differing_shapes(model: Classifier, weights: dict[str, Any]) -> str | None:
+    for name, ours in model.state_dict().items():
+        theirs = weights.get(name)
+        if not isinstance(theirs, Tensor):
+            return f"it has no {name}"
+        if theirs.shape != ours.shape:
+            return f"its {name} is {tuple(theirs.shape)}, not {tuple(ours.shape)}"
+    if extra := weights.keys() - model.state_dict().keys():
+        return f"it has {min(extra)}, which is unknown"
+    return None
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

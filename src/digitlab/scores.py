@@ -1,14 +1,16 @@
-"""Loss and accuracy over a set of images, exact whatever the sizes of its batches."""
+"""Loss and accuracy over a set of images, exact for any batch sizes; predictions as rows."""
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self, TypedDict
 
 import torch
 from lightning.pytorch.strategies import Strategy
-from torch import Tensor
+from torch import Tensor, nn
 
-AT_ONCE = 32
-"""Batches whose predictions are compared with their labels, or losses checked, together."""
+BATCHES_AT_ONCE = 32
+"""Batches whose predictions are compared with the labels at once."""
 
 
 class Score(TypedDict):
@@ -20,27 +22,28 @@ class Score(TypedDict):
     n: int
 
 
-def describe(split: str, score: Score) -> str:
-    """Say a score in words.
+def describe_score(split: str, score: Score) -> str:
+    """Format a score.
 
     Examples:
-        >>> describe("test", {"loss": 0.04124, "accuracy": 0.9871, "correct": 9871, "n": 10000})
+        >>> score = Score(loss=0.04124, accuracy=0.9871, correct=9871, n=10000)
+        >>> describe_score("test", score)
         'test accuracy 98.71% (9871/10000), test loss 0.0412'
     """
     counts = f"{score['correct']}/{score['n']}"
     return f"{split} accuracy {score['accuracy']:.2%} ({counts}), {split} loss {score['loss']:.4f}"
 
 
-class Sums:
-    """Sums over the images seen so far, kept on the device that computes them.
+class RunningScore:
+    """Loss and correct predictions summed over the images seen so far, on their device.
 
-    Nothing is read back before the end: reading a value each step would stall a GPU. Predictions
-    are compared with labels for several batches at once, since on small batches the comparison
-    costs what a layer does. The sums are not buffers of the module, since DDP overwrites every
-    rank's buffers with the first rank's.
+    Nothing is read back before the end: reading a value each step would stall a GPU. Predictions of
+    several batches are compared with the labels at once, because on small batches the comparison
+    costs as much as a layer. The sums are not buffers of the module: DDP overwrites every rank's
+    buffers with the first rank's.
 
     Examples:
-        >>> sums = Sums(torch.device("cpu"))
+        >>> sums = RunningScore(torch.device("cpu"))
         >>> sums.add(torch.tensor(0.3), logits=torch.eye(3), labels=torch.tensor([0, 1, 0]))
         >>> sums.add(torch.tensor(0.7), logits=torch.eye(3)[:1], labels=torch.tensor([0]))
         >>> score = sums.score()
@@ -49,7 +52,7 @@ class Sums:
     """
 
     def __init__(self, device: torch.device) -> None:
-        # float64 keeps 60,000 summands exact to a float32's rounding; Apple's GPUs have none.
+        # In float64, 60,000 summands stay exact to a float32's rounding; Apple's GPUs have none.
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.loss = torch.zeros((), dtype=dtype, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -70,15 +73,22 @@ class Sums:
         self.loss.add_(loss, alpha=len(labels))
         self._unchecked.append(loss)
         self._waiting.append((logits.detach(), labels))
-        if len(self._waiting) == AT_ONCE:
+        if len(self._waiting) == BATCHES_AT_ONCE:
             self._compare()
         self.n += len(labels)
 
+    def add_counts(self, loss: float, correct: int, n: int) -> None:
+        """Add a batch whose mean loss and number of correct predictions are known."""
+        self.loss += loss * n
+        self._correct += correct
+        self._unchecked.append(torch.tensor(loss))
+        self.n += n
+
     def not_finite(self) -> tuple[int, float] | None:
-        """Find the first loss since the last call of this that is infinite or no number.
+        """Find the first infinite or NaN loss since the last call.
 
         Returns:
-            How many batches ago it was, 0 for the last, and the loss.
+            How many batches ago it was (0 for the last), and the loss.
         """
         losses: list[float] = torch.stack(self._unchecked).tolist() if self._unchecked else []
         self._unchecked.clear()
@@ -88,7 +98,7 @@ class Sums:
 
     @property
     def correct(self) -> Tensor:
-        """The number of images classified right so far, int64 scalar."""
+        """Number of images classified correctly so far, int64 scalar."""
         self._compare()
         return self._correct
 
@@ -99,7 +109,7 @@ class Sums:
             self._waiting.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the sums so far, on the CPU."""
+        """Return the sums so far, on the CPU."""
         start = self._window_start
         return {
             "loss": self.loss.cpu(),
@@ -109,7 +119,7 @@ class Sums:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the sums that `state_dict` gave."""
+        """Restore the sums that `state_dict` returned."""
         device = self.loss.device
         self.loss, self._correct = state["loss"].to(device), state["correct"].to(device)
         self.n = state["n"]
@@ -117,13 +127,13 @@ class Sums:
         self._window_start = (loss.to(device), correct.to(device), n)
 
     def window(self) -> tuple[Tensor, Tensor]:
-        """Give mean loss and accuracy, scalars on the device, since the last call of this."""
+        """Compute mean loss and accuracy since the last call, scalars on the device."""
         loss, correct, n = self._window_start
         self._window_start = (self.loss.clone(), self.correct.clone(), self.n)
         return (self.loss - loss) / (self.n - n), (self.correct - correct) / (self.n - n)
 
     def reduce(self, strategy: Strategy) -> Self:
-        """Add up the sums of all processes, in place."""
+        """Add the sums of all processes, in place."""
         sums = torch.stack([self.loss, self.correct, torch.full_like(self.loss, self.n)])
         loss, correct, n = strategy.reduce(sums, reduce_op="sum")
         self.loss, self._correct, self.n = loss, correct.long(), int(n.item())
@@ -134,3 +144,59 @@ class Sums:
         loss, correct = self.loss.item(), int(self.correct.item())
         n = self.n or float("nan")
         return {"loss": loss / n, "accuracy": correct / n, "correct": correct, "n": self.n}
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Switch dropout off in the `with` block, even for a `Classifier` that evaluates with it.
+
+    It leaves the weights and the random numbers of a run alone.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)
+
+
+def name_classes(names: Sequence[str], count: int) -> list[str]:
+    r"""Name `count` classes, each on one line; a class without a name gets its number.
+
+    Examples:
+        >>> name_classes(("cat", "big\ndog"), 3)
+        ['cat', 'big dog', '2']
+    """
+    named = [" ".join(name.split()) for name in names[:count]]
+    return [*named, *map(str, range(len(named), count))]
+
+
+def describe_predictions(
+    logits: Tensor, labels: Tensor | None = None, names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Turn logits into predictions.
+
+    Args:
+        logits: `(N, num_classes)`, float32 or wider.
+        labels: int64 `(N,)`, if known.
+        names: Names of all classes; by default their numbers.
+
+    Returns:
+        `label` int64 `(N,)` where labels were given, `class` int64 `(N,)`, `class_name` (N
+        strings), `probability` of that class `(N,)`, and `probabilities` `(N, num_classes)`.
+
+    Examples:
+        >>> import torch
+        >>> said = describe_predictions(torch.tensor([[0.0, 3.0]]), names=["cat", "dog"])
+        >>> said["class_name"], round(said["probability"].item(), 4)
+        (['dog'], 0.9526)
+    """
+    probabilities = logits.softmax(1)
+    probability, predicted = probabilities.max(1)
+    return {
+        **({} if labels is None else {"label": labels}),
+        "class": predicted,
+        "class_name": [names[i] if names else str(i) for i in predicted.tolist()],
+        "probability": probability,
+        "probabilities": probabilities,
+    }

@@ -3,7 +3,7 @@ import torch
 from benchmarks.recipes import read_recipe
 from benchmarks.variants import MODELS, Model
 
-from digitlab.arguments import RunCLI
+from digitlab.cli.parser import RunCLI
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))

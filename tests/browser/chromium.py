@@ -10,7 +10,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:  # these tests are collected, and skip, where selenium is not installed
+if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 Seen = TypeVar("Seen")

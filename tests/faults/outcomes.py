@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitlab.data import MNISTDataModule
-from digitlab.data.reading import Split
+from digitlab.data.download import Split
 from tests import tiny
 from tests.tiny import TinyDataModule
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from lightning.pytorch.trainer import Trainer
 
-from digitlab import checkpoints, runs
-from digitlab.checkpoints import WholeCheckpoints
+from digitlab import checkpoints, files
+from digitlab.checkpoints import AtomicCheckpointIO
 from digitlab.classifier import Classifier
 from tests.faults.runs_of_tiny import MLP, fit, folder_of, go_on, left_alone, log_of
 from tests.faults.victims import differences, kill_self, run
@@ -41,7 +41,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path) ->
     folder = folder_of(tmp_path)
     last = folder / "checkpoints" / "last.ckpt"
     assert last.stat().st_size > 100_000  # as events are not, by then
-    assert checkpoints.read(last)["global_step"] == 28
+    assert checkpoints.read_checkpoint(last)["global_step"] == 28
     line = log.read_text().splitlines()[-1]
     assert line.startswith("digitlab: error: training failed after 32 steps: ")
     assert "File too large" in line
@@ -73,7 +73,7 @@ def test_a_run_on_a_full_disk_ends_in_a_line_and_goes_on_when_there_is_room(
     assert "No space left on device" in log.read_text().splitlines()[-1]
     folder = folder_of(small_disk)
     for path in folder.glob("checkpoints/*.ckpt"):
-        checkpoints.read(path)
+        checkpoints.read_checkpoint(path)
     room = tmp_path / "room"
     shutil.copytree(folder, room)
     go_on(room)
@@ -97,9 +97,9 @@ def test_a_folder_that_cannot_be_written_is_refused_in_a_line(tmp_path: Path) ->
 
 
 WRITERS = {
-    "text": lambda path: runs.write_text(path, "new" * 1000),
-    "csv": lambda path: runs.write_csv(path, [{"new": "new" * 1000}]),
-    "checkpoint": lambda path: WholeCheckpoints().save_checkpoint({"new": torch.ones(999)}, path),
+    "text": lambda path: files.write_text(path, "new" * 1000),
+    "csv": lambda path: files.write_csv(path, [{"new": "new" * 1000}]),
+    "checkpoint": lambda path: AtomicCheckpointIO().save_checkpoint({"new": torch.ones(999)}, path),
 }
 
 
@@ -137,7 +137,7 @@ def test_a_file_is_the_old_or_the_new_one_whenever_its_writer_is_killed(
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     # Written through to the disk, renamed, and the name written through.
     if kind == "checkpoint" and calls == 3:
-        assert checkpoints.read(path)["new"].sum() == 999
+        assert checkpoints.read_checkpoint(path)["new"].sum() == 999
     else:
         assert path.read_bytes() == (new if calls == 3 else b"old")
 
@@ -149,5 +149,5 @@ def test_lightning_s_trainer_writes_its_checkpoints_so(tmp_path: Path) -> None:
         "previous.ckpt",
         "best.ckpt",
     }
-    trainer = Trainer(plugins=[WholeCheckpoints()], logger=False, accelerator="cpu")
-    assert isinstance(trainer.strategy.checkpoint_io, WholeCheckpoints)
+    trainer = Trainer(plugins=[AtomicCheckpointIO()], logger=False, accelerator="cpu")
+    assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)

@@ -11,9 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from digitlab.checkpoints import read
+from digitlab.checkpoints import load_weights, read_checkpoint
 from digitlab.models import LinearClassifier
-from digitlab.weights import load_weights
 from tests.faults.runs_of_tiny import fit, left_alone
 from tests.faults.victims import equal
 from tests.fitting import weights
@@ -58,7 +57,7 @@ def check_change(path: Path, place: Path, change: Callable[[bytes], bytes]) -> N
     spoilt = place / "spoilt.ckpt"
     spoilt.write_bytes(change(path.read_bytes()))
     try:
-        content = read(spoilt)
+        content = read_checkpoint(spoilt)
     except ValueError as error:
         message = str(error)
     else:
@@ -97,7 +96,7 @@ def test_every_bit_counts(checkpoint: Path, tmp_path: Path) -> None:
     spoilt.write_bytes(content[:start] + bytes([content[start] ^ 1]) + content[start + 1 :])
     torch.load(spoilt, weights_only=True)
     with pytest.raises(ValueError, match="is damaged"):
-        read(spoilt)
+        read_checkpoint(spoilt)
 
 
 class Hidden:
@@ -119,7 +118,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, how: str) -> None:
     else:
         path.write_bytes(pickle.dumps(content))
     with pytest.raises(ValueError, match="no checkpoint of plain tensors"):
-        read(path)
+        read_checkpoint(path)
     assert not proof.exists()
     torch.load(path, weights_only=False) if how == "torch" else pickle.loads(path.read_bytes())
     assert proof.exists(), "the code was none"

@@ -17,8 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from digitlab import fit
-from digitlab.cli import main
+from digitlab.cli import fit, main
 
 # The same examples in every run, so that a failure is of the change that is being tested.
 few = settings(deadline=None, max_examples=60, derandomize=True)

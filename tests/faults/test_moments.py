@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from digitlab import runs
-from digitlab.callbacks import Figures, History, LastCheckpoint, Results
+from digitlab import run_folder
+from digitlab.callbacks import FinalEvaluation, History, LastCheckpoint, SaveFigures
 from digitlab.classifier import Classifier
 from tests.faults.runs_of_tiny import (
     COMMAND,
@@ -57,10 +57,10 @@ MOMENTS = {
     "a validation was under way": partial(in_call, Classifier, "validation_step", 2),
     "an epoch's row had been written": after(History, "on_train_epoch_end", 2),
     "an epoch's end had been logged": after(Classifier, "on_train_epoch_end", 2),
-    "all was trained": partial(in_call, Figures, "on_train_end", 1),
+    "all was trained": partial(in_call, SaveFigures, "on_train_end", 1),
     "the whole splits were measured": partial(in_call, Classifier, "evaluate", 2),
     "metrics were about to be written": partial(in_call, RESULTS, "write_metrics", 1),
-    "all was done": after(Results, "on_train_end", 1),
+    "all was done": after(FinalEvaluation, "on_train_end", 1),
 }
 
 
@@ -126,7 +126,7 @@ def test_more_steps_are_those_of_the_run_that_had_them_from_the_start(
 
 def test_two_processes_do_not_train_the_same_run(tmp_path: Path) -> None:
     folder = killed(fit(COMMAND, tmp_path), tmp_path, partial(kill_before_step, 60))
-    with runs.alone(folder):
+    with run_folder.lock_run(folder):
         log = tmp_path / "second"
         assert run(["fit", "--run", str(folder)], log) == 2
     said = f"digitlab: error: {folder} is being trained by another process: wait for its end"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from digitlab.checkpoints import read
+from digitlab.checkpoints import read_checkpoint
 from digitlab.classifier import Classifier
 from tests.faults.runs_of_tiny import BLOCKS, MLP, fit, folder_of, left_alone, log_of
 from tests.faults.victims import differences, run
@@ -38,7 +38,9 @@ def stopped(command: list[str], place: Path, fault: Any) -> tuple[Path, str]:
     folder = folder_of(place)
     assert not (folder / "metrics.json").exists()
     for path in folder.glob("checkpoints/*.ckpt"):
-        assert all(tensor.isfinite().all() for tensor in read(path)["state_dict"].values())
+        assert all(
+            tensor.isfinite().all() for tensor in read_checkpoint(path)["state_dict"].values()
+        )
     return folder, log.read_text("utf-8").splitlines()[-1].removeprefix("digitlab: error: ")
 
 

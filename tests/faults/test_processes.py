@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from digitlab.classifier import Classifier
 from digitlab.cli import main
-from digitlab.data.loader import ImageOrder
+from digitlab.data.loader import EpochSampler
 from tests import commands
 from tests.faults.ranks import ranks_left_alone, run_ranks, said
 from tests.faults.runs_of_tiny import (
@@ -42,16 +42,16 @@ class Normalized(Classifier):
 
 def note_images(path: Path) -> None:
     """A fault: writes down the images that this process serves, a line for each shuffled epoch."""
-    original = ImageOrder.indices
+    original = EpochSampler.indices
 
-    def noted(self: ImageOrder) -> NDArray[np.int64]:
+    def noted(self: EpochSampler) -> NDArray[np.int64]:
         indices = original(self)
         if self.shuffle:
             with path.open("a") as file:
                 file.write(f"{json.dumps(indices.tolist())}\n")
         return indices
 
-    ImageOrder.indices = noted  # type: ignore[method-assign]
+    EpochSampler.indices = noted  # type: ignore[assignment]
 
 
 def lose_the_loss(step: int) -> None:
@@ -66,7 +66,7 @@ def lose_the_loss(step: int) -> None:
             self.sums["train"]._unchecked[-1] = torch.tensor(torch.inf)
         return loss
 
-    Classifier.training_step = spoilt  # type: ignore[method-assign]
+    Classifier.training_step = spoilt  # type: ignore[assignment]
 
 
 def test_two_processes_serve_every_image_once_an_epoch_in_one_run_folder(tmp_path: Path) -> None:

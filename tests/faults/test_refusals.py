@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from digitlab.runs import read_metrics
+from digitlab.run_folder import read_metrics
 from tests.faults.runs_of_tiny import (
     COMMAND,
     fit,

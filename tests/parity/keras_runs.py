@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from digitlab.cli import main
 from digitlab.models import LeNet5
-from digitlab.parity.network import load_keras_model, save_keras_model
+from digitlab.parity.keras_files import load_keras_model, save_keras_model
 from tests import tiny
 from tests.commands import SHORT
 

@@ -1,26 +1,22 @@
-"""Small networks in both frameworks, written the way a user of either writes them."""
+"""Networks to compare: the architectures, and small ones as a user of either framework writes."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 # its usual name
 
+from digitlab import models
+from digitlab.classifier import Classifier
+from digitlab.data import DigitsDataModule
 from digitlab.parity.backend import import_keras
 from digitlab.parity.weights import copy_weights
 
 IMAGES = torch.rand(6, 1, 12, 12, generator=torch.Generator().manual_seed(0)) - 0.3
 LABELS = torch.tensor([3, 1, 4, 1, 5, 9])
 BATCHES = [(IMAGES[:4], LABELS[:4]), (IMAGES[4:], LABELS[4:])]
-REPORT_ROWS = [  # of `check` on them
-    "parameters",
-    "round trip of the weights",
-    "logits, float32",
-    "logits, float64",
-    "loss, float64",
-    "gradients, float64",
-]
 
 
 class DocumentStyle(nn.Module):
@@ -103,6 +99,12 @@ def keras_residual(left_activation: str = "relu", epsilon: float = 1e-5) -> Any:
     return keras.Model(images, layers.Dense(10, name="head")(x))
 
 
+def sequential(shape: tuple[int, ...], *layers: Any) -> Any:
+    """A sequential model of known input shape."""
+    keras = import_keras()
+    return keras.Sequential([keras.Input(shape), *layers])
+
+
 def dense(shape: tuple[int, ...], features: int = 10) -> Any:
     """One dense layer of what is read, flattened."""
     keras = import_keras()
@@ -122,3 +124,65 @@ M = TypeVar("M", bound=nn.Module)
 def keras_pair(module: M, keras_model: Any) -> tuple[M, Any]:
     copy_weights(module, keras_model)
     return module, keras_model
+
+
+RECIPES: dict[
+    str, tuple[type[Classifier], dict[str, Any], Callable[..., torch.optim.Optimizer]]
+] = {
+    "linear": (models.LinearClassifier, {}, torch.optim.Adam),
+    "mlp512": (
+        models.MLP,
+        {"hidden_features": [512, 512]},
+        partial(torch.optim.RMSprop, lr=0.001, alpha=0.9, eps=1e-7),
+    ),
+    "nn128": (models.MLP, {"hidden_features": [128]}, torch.optim.Adam),
+    "lenet5": (models.LeNet5, {}, torch.optim.Adam),
+    "lenet1": (models.LeNet1, {"padding": 2}, torch.optim.Adam),
+    "lenet1_same": (models.LeNet1, {"padding": "same"}, torch.optim.Adam),
+    # With its config's learning rate, ten times as large, rounding grows to 3e-12 in 50 steps.
+    "fast_cnn": (models.FastCNN, {}, torch.optim.Adam),
+    "pytorch_example_net": (
+        models.PyTorchExampleNet,
+        {},
+        partial(torch.optim.SGD, lr=0.01, momentum=0.5),
+    ),
+    "tensorflow_tutorial_cnn": (
+        models.TensorFlowTutorialCNN,
+        {"initialization": "keras"},
+        partial(torch.optim.SGD, lr=0.001),
+    ),
+}
+
+
+def make(name: str, **others: Any) -> Classifier:
+    """The architecture, always with the same initial weights."""
+    kind, settings, optimizer = RECIPES[name]
+    torch.manual_seed(0)
+    return kind(**{"optimizer": optimizer, **settings, **others})
+
+
+def digit_batches(count: int, batch_size: int = 16) -> list[tuple[Tensor, Tensor]]:
+    """The first batches of a run on the digits with seed 0."""
+    loader = DigitsDataModule(batch_size=batch_size).train_dataloader()
+    loader.sampler.seed = 0
+    return [batch for batch, _ in zip(loader, range(count), strict=False)]
+
+
+def digit_images(count: int = 32) -> tuple[Tensor, Tensor]:
+    """The first test images of the digits, and their labels."""
+    batch: tuple[Tensor, Tensor] = next(
+        iter(DigitsDataModule(eval_batch_size=count).test_dataloader())
+    )
+    return batch
+
+
+def random_batches(count: int, batch_size: int = 16) -> list[tuple[Tensor, Tensor]]:
+    """Noise with random labels."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.rand(batch_size, 1, 28, 28, generator=generator),
+            torch.randint(10, (batch_size,), generator=generator),
+        )
+        for _ in range(count)
+    ]

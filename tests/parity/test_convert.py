@@ -2,7 +2,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,21 @@ import pytest
 import torch
 
 from digitlab.classifier import Classifier
-from digitlab.cli import main
+from digitlab.cli import convert, main
 from digitlab.models import LeNet1, LeNet5
-from digitlab.parity import convert, twins
+from digitlab.parity import twins
 from digitlab.parity.backend import Policy, import_keras, keras_dtype
-from digitlab.parity.network import save_keras_model
+from digitlab.parity.keras_files import save_keras_model
 from digitlab.parity.weights import build_twin, to_keras
 from tests.commands import config_of, fit, refusal
 from tests.fitting import assert_bitwise_equal, checkpoint_of, whole
-from tests.parity.keras_runs import TINY, names_in, save
 from tests.parity.test_twins import document_b_lenet1
 
-pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
+TINY = ("--data", "tests.tiny.TinyDataModule")
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,8 @@ def test_what_keras_loads_gives_the_runs_logits(run: Path, tmp_path: Path) -> No
 def test_a_file_that_ends_in_a_softmax_becomes_a_run(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = LeNet5()
-    file, new = save(to_keras(model, softmax=True), tmp_path / "file.keras"), tmp_path / "new"
+    file, new = tmp_path / "file.keras", tmp_path / "new"
+    save_keras_model(to_keras(model, softmax=True), file)
     assert main(["convert", str(file), str(new), "--model", "LeNet5", *TINY]) == 0
     assert_bitwise_equal(weights_of(new), dict(model.state_dict()))
     assert main(["test", "--run", str(new)]) == 0
@@ -106,12 +109,14 @@ def test_a_model_of_any_precision_becomes_a_run_with_its_weights(
 
 
 def test_what_only_a_fit_has_is_read_from_its_config_and_lost(run: Path, tmp_path: Path) -> None:
-    file, new = save(twins.lenet1(), tmp_path / "file.keras"), tmp_path / "new"
+    file, new = tmp_path / "file.keras", tmp_path / "new"
+    save_keras_model(twins.lenet1(), file)
     config = run / "config.yaml"
     text = re.sub("^weights: .*$", "weights: no/such.ckpt", config.read_text(), flags=re.M)
-    config.write_text(f"{text}output: softmax\n")  # as the config of a Keras run has it
+    text = re.sub("^(framework|output): .*\n", "", text, flags=re.M)
+    config.write_text(f"{text}framework: keras\noutput: softmax\n")  # as of a Keras run
     assert main(["convert", str(file), str(new), "--config", str(config)]) == 0
-    expected, of_fit = config_of(run), {"name", "weights", "output"}
+    expected, of_fit = config_of(run), {"name", "weights", "framework", "output"}
     assert config_of(new) == {key: expected[key] for key in expected.keys() - of_fit}
 
 
@@ -119,7 +124,8 @@ def test_a_foreign_file_is_kept_only_if_it_predicts_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keras = import_keras()  # whose own names the layers of the document's program have
-    file = save(keras.Sequential(document_b_lenet1(keras.layers)), tmp_path / "file.keras")
+    file = tmp_path / "file.keras"
+    save_keras_model(keras.Sequential(document_b_lenet1(keras.layers)), file)
     command = ["convert", str(file), str(tmp_path / "new"), "--model", "LeNet1", *TINY]
     assert main([*command, "--model.padding", "2"]) == 1
     assert re.fullmatch(
@@ -158,9 +164,10 @@ def test_a_save_that_fails_leaves_nothing(
             given[-1].write_bytes(b"half of it")
         raise OSError("no space left on device")
 
-    file = save(twins.lenet1(), tmp_path / "file.keras")
+    file = tmp_path / "file.keras"
+    save_keras_model(twins.lenet1(), file)
     monkeypatch.setattr(convert, "save_keras_model", fail)
-    monkeypatch.setattr("digitlab.runs.update_metrics", fail)  # nearly the last of a run
+    monkeypatch.setattr("digitlab.run_folder.update_metrics", fail)  # nearly the last of a run
     to_run = [str(file), str(tmp_path / "new"), "--config", str(run / "config.yaml")]
     for options in ([str(run), str(tmp_path / "new.keras")], to_run):
         assert main(["convert", *options]) == 1
@@ -179,6 +186,7 @@ def test_a_save_that_fails_leaves_nothing(
         (["{new}", "{new}.keras"], "{new} is no run folder, as it has no config.yaml"),
         (["{run}", "{new}.keras", "--checkpoint", "worst"], "there is no checkpoint worst"),
         (["{run}", "{new}.keras", "--checkpiont", "best"], "checkpiont"),
+        (["{new}.keras", "{new}", "--model", "LeNet1", *TINY], "there is no Keras model {new}.k"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_nothing_written(
@@ -200,16 +208,20 @@ def test_an_existing_target_is_refused_and_untouched(
     assert "run exists: nothing is over" in refusal(capsys, "convert", str(file), str(run))
 
 
+@pytest.mark.parametrize("said", [True, False])
 def test_a_keras_run_is_refused_as_it_has_the_file(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    said: bool, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (run / "model.keras").touch()
-    said = refusal(capsys, "convert", str(run), str(tmp_path / "file.keras"))
-    assert said.startswith(f"{run} is a Keras run: its model.keras is what you want")
+    config = run / "config.yaml"
+    text = re.sub("^framework: .*\n", "", config.read_text(), flags=re.M)
+    config.write_text(text + "framework: keras\n" * said)
+    if not said:  # a run of version 0.1, which has no such setting
+        (run / "model.keras").touch()
+    answer = refusal(capsys, "convert", str(run), str(tmp_path / "file.keras"))
+    assert answer.startswith(f"{run} is a Keras run: it has a model.keras already")
     assert names_in(tmp_path) == ["run"]
 
 
 def test_help_shows_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["convert", "--help"])
-    assert (left.value.code, capsys.readouterr().out) == (0, f"usage: {convert.USAGE}\n")
+    assert main(["convert", "--help"]) == 0
+    assert capsys.readouterr().out == f"usage: {convert.USAGE}\n"

@@ -1,4 +1,3 @@
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -9,11 +8,9 @@ from torch.nn import functional as F  # noqa: N812 # its usual name
 
 from digitlab import models
 from digitlab.parity.backend import import_keras
-from digitlab.parity.divergence import first_divergence
+from digitlab.parity.pair import first_divergence
 from digitlab.parity.weights import copy_weights, to_keras
 from tests.parity.nets import IMAGES, DocumentStyle, Residual, keras_residual, keras_style, layer_of
-
-pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
 
 
 def divergence(module: nn.Module, keras_model: Any, images: Tensor = IMAGES) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from digitlab.cli import COMMANDS, main
 from digitlab.models import LeNet5
 from digitlab.parity import to_keras
-from digitlab.parity.network import load_keras_model
+from digitlab.parity.keras_files import load_keras_model
 from tests.commands import SHORT, config_of, fit, refusal
 from tests.parity.keras_runs import OwnLeNet5, keras_fit, whole
 

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
 
 from digitlab import models
 from digitlab.cli import main
-from digitlab.data import ImageOrder
+from digitlab.data import EpochSampler
 from digitlab.parity.backend import import_keras
 from tests.commands import SHORT, fit
 from tests.parity.keras_runs import (
@@ -53,7 +53,7 @@ def test_a_run_is_what_a_plain_keras_program_trains(tmp_path: Path) -> None:
     images, labels = whole("train")
     losses = []
     for epoch in range(2):  # as Keras's own shuffling would repeat the first epoch's order
-        order = ImageOrder(len(labels), seed=7, shuffle=True, epoch=epoch).indices()
+        order = EpochSampler(len(labels), seed=7, shuffle=True, epoch=epoch).indices()
         fitted = model.fit(images[order], labels[order], batch_size=32, shuffle=False, verbose=0)
         losses += fitted.history["loss"]
     loss, accuracy = model.evaluate(*whole("test"), verbose=0)

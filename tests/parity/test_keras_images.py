@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from digitlab.cli import main
-from digitlab.parity.network import load_keras_model
+from digitlab.parity.keras_files import load_keras_model
 from tests.parity.keras_runs import keras_fit
 from tests.pictures import SEVEN, seven
 

@@ -21,8 +21,8 @@ from digitlab.callbacks import ExactResume
 from digitlab.classifier import Classifier
 from digitlab.parity import twins
 from digitlab.parity.backend import Policy, import_keras, keras_dtype
+from digitlab.parity.keras_files import load_keras_model
 from digitlab.parity.keras_module import KerasClassifier, KerasFiles
-from digitlab.parity.network import load_keras_model
 from tests import tiny
 from tests.fitting import Recording, trainer
 from tests.tiny import TinyDataModule
@@ -484,7 +484,7 @@ def test_what_keras_cannot_do_is_refused_when_a_trainer_asks_for_it(case: str) -
 
 
 def test_a_refusal_comes_from_the_fit_itself() -> None:
-    with pytest.raises(ValueError, match="cannot be honoured by a Keras model"):
+    with pytest.raises(ValueError, match="is not supported by a Keras model"):
         train(make(small), SeesGradients())
     with pytest.raises(ValueError, match="set steps_per_execution to 1"):
         train(make(lambda: small(steps_per_execution=3)), val_check_interval=0.5)
@@ -507,7 +507,7 @@ def test_a_schedule_of_the_momentum_is_refused() -> None:
 def test_tensorboard_is_given_keras_layers_and_operations() -> None:
     model = make(lambda: models.LeNet5())
     keras = import_keras()
-    assert model.layers()[0] == ("conv1", "Conv2D", {"kernel": (5, 5, 1, 6), "bias": (6,)})
+    assert model.layer_table()[0] == ("conv1", "Conv2D", {"kernel": (5, 5, 1, 6), "bias": (6,)})
     assert sum(weights.numel() for _, weights in model.named_weights()) == 61_706
     found = model.first_kernels()
     assert found is not None
@@ -517,14 +517,12 @@ def test_tensorboard_is_given_keras_layers_and_operations() -> None:
     assert make(small).first_kernels() is None
 
     images = torch.rand(5, 1, 28, 28)
-    given = model.penultimate_features([images[:3], images[3:]])
-    assert given is not None
-    features, logits = given
+    features = model.features(images)
+    assert features is not None
     last = keras.Model(model.keras_model.inputs[0], model.keras_model.get_layer("fc3").input)
     array = images.numpy().reshape(5, 28, 28, 1)
     np.testing.assert_allclose(features, last(array), rtol=1e-5, atol=1e-6)  # compiled otherwise
-    np.testing.assert_allclose(logits, model.keras_model(array), rtol=1e-5, atol=1e-6)  # likewise
-    names = {node.name for node in model.trace_graph(images[:1]).node}
+    names = {node.name for node in model.trace_graph().node}
     assert {"images", "lenet5_1/conv1_1/convolution"} <= names, names
 
 

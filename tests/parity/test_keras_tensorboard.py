@@ -12,10 +12,10 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
-from digitlab.callbacks.projector import FOLDER
+from digitlab.callbacks.pictures import draw_confusion_matrix, draw_kernels
+from digitlab.callbacks.tensorboard import FOLDER
 from digitlab.parity.backend import import_keras
-from digitlab.parity.network import load_keras_model
-from digitlab.pictures import draw_confusion_matrix, draw_kernels
+from digitlab.parity.keras_files import load_keras_model
 from tests import events, tiny
 from tests.commands import fit
 from tests.parity.keras_runs import history_of, keras_fit, names_in, whole
@@ -136,7 +136,7 @@ def test_images_per_second_leave_the_validation_out(
         now += 1000
 
     recorder = "digitlab.parity.recorder.Recorder"
-    monkeypatch.setattr("digitlab.callbacks.stopwatch.perf_counter", lambda: now)
+    monkeypatch.setattr("digitlab.callbacks.logging.perf_counter", lambda: now)
     monkeypatch.setattr(f"{recorder}.on_train_batch_begin", train, raising=False)
     monkeypatch.setattr(f"{recorder}.on_test_batch_begin", validate, raising=False)
     options = ["--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "7"]

@@ -1,179 +1,381 @@
-from collections.abc import Sequence
-from importlib.util import find_spec
+"""One contract for all optimizers: both frameworks follow the formula in NumPy."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.optimizers import KerasAdam, KerasRMSprop
-from tests.parity.pairs import (
-    OPTIMIZER_SETTINGS,
-    Arrays,
-    OptimizerClass,
-    arrays,
-    difference,
-    in_numpy,
-    ours,
-    parameters,
-    problem,
-    step,
+from digitlab.parity.optimizers import (
+    KerasAdam,
+    KerasRMSprop,
+    exact_optimizer,
+    to_keras_optimizer,
 )
+from tests.parity.references import in_numpy
 
-needs_keras = pytest.mark.skipif(
-    not (find_spec("keras") and find_spec("tensorflow")), reason="needs the extra `parity`"
-)
-KERAS_NAMES = {"lr": "learning_rate", "eps": "epsilon", "alpha": "rho"}
+Arrays = list[np.ndarray]
+Optimizer = torch.optim.Optimizer
+Make = Callable[..., Optimizer]
+
+STOCK: dict[str, Make] = {
+    "SGD": torch.optim.SGD,
+    "SGD, momentum": partial(torch.optim.SGD, lr=0.01, momentum=0.9),
+    "SGD, Nesterov": partial(torch.optim.SGD, lr=0.01, momentum=0.9, nesterov=True),
+    "Adam": torch.optim.Adam,
+    "Adam, settings": partial(torch.optim.Adam, lr=0.01, betas=(0.8, 0.95), eps=1e-4),
+    "Adam, AMSGrad": partial(torch.optim.Adam, betas=(0.9, 0.5), amsgrad=True),
+    "AdamW": partial(torch.optim.AdamW, weight_decay=0.3),
+    "RMSprop": torch.optim.RMSprop,
+    "RMSprop, all": partial(torch.optim.RMSprop, alpha=0.7, centered=True, momentum=0.6),
+}
+EXACT: dict[str, Make] = {
+    "KerasAdam": KerasAdam,
+    "KerasAdam, settings": partial(KerasAdam, eps=1e-3, betas=(0.8, 0.95)),
+    "KerasAdam, all": partial(KerasAdam, weight_decay=0.1, amsgrad=True, betas=(0.8, 0.9)),
+    "KerasRMSprop": KerasRMSprop,
+    "KerasRMSprop, settings": partial(KerasRMSprop, eps=1e-3, alpha=0.8),
+    "KerasRMSprop, momentum": partial(KerasRMSprop, momentum=0.9),
+    "KerasRMSprop, all": partial(KerasRMSprop, centered=True, momentum=0.9, weight_decay=0.1),
+}
+each = pytest.mark.parametrize("make", (STOCK | EXACT).values(), ids=STOCK | EXACT)
+each_exact = pytest.mark.parametrize("make", EXACT.values(), ids=EXACT)
+both_classes = pytest.mark.parametrize("make", [KerasAdam, KerasRMSprop])
 
 
-def keras_optimizer(name: str, settings: dict[str, Any]) -> Any:
-    arguments = {KERAS_NAMES.get(key, key): value for key, value in settings.items()}
-    if "betas" in arguments:
-        arguments["beta_1"], arguments["beta_2"] = arguments.pop("betas")
-    return getattr(import_keras().optimizers, name)(**arguments)
+def problem(steps: int = 60, dtype: str = "float64") -> tuple[Arrays, list[Arrays]]:
+    """Weights, and gradients of all sizes from 1e-9 to 1, so that epsilon counts; some are 0."""
+    generator, shapes = np.random.default_rng(0), [(5, 3), (3,)]
+
+    def gradient(shape: tuple[int, ...]) -> np.ndarray:
+        sizes = 10 ** generator.uniform(-9, 0, size=shape)
+        return (generator.normal(size=shape) * sizes).astype(dtype)
+
+    start = [generator.normal(size=shape, scale=0.1).astype(dtype) for shape in shapes]
+    gradients = [[gradient(shape) for shape in shapes] for _ in range(steps)]
+    for of_step in gradients:
+        of_step[0][0] = 0
+    return start, gradients
 
 
-def theirs(
-    name: str,
-    settings: dict[str, Any],
+def parameters(start: Arrays) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.tensor(array)) for array in start]
+
+
+def arrays(parameters: list[nn.Parameter]) -> Arrays:
+    return [parameter.detach().numpy().copy() for parameter in parameters]
+
+
+def take_step(optimizer: Optimizer, gradients: Sequence[np.ndarray | None]) -> None:
+    members = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter, gradient in zip(members, gradients, strict=True):
+        parameter.grad = None if gradient is None else torch.tensor(gradient)
+    optimizer.step()
+
+
+def in_torch(make: Make, start: Arrays, gradients: list[Arrays]) -> Arrays:
+    """The weights after all steps of a PyTorch optimizer."""
+    weights = parameters(start)
+    optimizer = make(weights)
+    for of_step in gradients:
+        take_step(optimizer, of_step)
+    return arrays(weights)
+
+
+def in_keras(
+    make: Callable[[], Any],
     start: Arrays,
     gradients: Sequence[Sequence[np.ndarray | None]],
-    rates: list[float] | None = None,
+    rates: Sequence[float] = (),
 ) -> Arrays:
-    """The weights after all steps of the Keras optimizer of this name, at these learning rates."""
+    """The weights after all steps of a Keras optimizer, at these learning rates if any."""
     keras = import_keras()
     dtype: Any = str(start[0].dtype)
     with keras_dtype(dtype):
-        optimizer = keras_optimizer(name, settings)
+        optimizer = make()
         variables = [keras.Variable(array, dtype=dtype) for array in start]
         optimizer.build(variables)
         for i, of_step in enumerate(gradients):
-            if rates is not None:
+            if rates:
                 optimizer.learning_rate = rates[i]
             tensors = [None if g is None else keras.ops.convert_to_tensor(g) for g in of_step]
             optimizer.apply(tensors, variables)
         return [variable.numpy() for variable in variables]
 
 
-def name_in_keras(cls: OptimizerClass) -> str:
-    return cls.__name__.removeprefix("Keras")
+def one(make: Make) -> Optimizer:
+    """An optimizer that has the settings, but nothing to train."""
+    return make([nn.Parameter(torch.zeros(1))])
 
 
-@pytest.mark.parametrize(("cls", "settings"), OPTIMIZER_SETTINGS)
-def test_float64_weights_are_those_of_the_formula(
-    cls: OptimizerClass, settings: dict[str, Any]
-) -> None:
+def difference(ours: Arrays, theirs: Arrays) -> float:
+    """The largest difference, relative to the largest weight."""
+    largest = max(np.abs(array).max() for array in theirs)
+    return float(max(np.abs(x - y).max() for x, y in zip(ours, theirs, strict=True)) / largest)
+
+
+@each
+def test_both_frameworks_follow_the_formula_in_float64(make: Make) -> None:
     start, gradients = problem()
-    assert difference(ours(cls, settings, *problem()), in_numpy(cls, settings, *problem())) < 1e-14
-    assert difference(ours(cls, settings, start, gradients), start) > 1e-3  # they did move
+    formula = in_numpy(one(make), start, gradients)
+    exact = partial(exact_optimizer, one(make))
+    theirs = partial(to_keras_optimizer, one(make))
+    assert difference(in_torch(exact, start, gradients), formula) < 1e-14
+    assert difference(in_keras(theirs, start, gradients), formula) < 1e-14
+    assert difference(formula, start) > 1e-4  # they did move
 
 
-@needs_keras
-@pytest.mark.parametrize(("cls", "settings"), OPTIMIZER_SETTINGS)
-def test_float64_weights_are_those_of_keras(cls: OptimizerClass, settings: dict[str, Any]) -> None:
-    in_keras = theirs(name_in_keras(cls), settings, *problem())
-    assert difference(ours(cls, settings, *problem()), in_keras) < 1e-14
-
-
-@needs_keras
-@pytest.mark.parametrize(("cls", "settings"), OPTIMIZER_SETTINGS)
-def test_float32_weights_are_those_of_keras(cls: OptimizerClass, settings: dict[str, Any]) -> None:
+@each_exact
+def test_both_frameworks_agree_in_float32(make: Make) -> None:
     start, gradients = problem(5, "float32")
     zero = [np.zeros_like(array) for array in start]  # else most digits are those of the start
-    in_keras = theirs(name_in_keras(cls), settings, zero, gradients)
+    theirs = in_keras(partial(to_keras_optimizer, one(make)), zero, gradients)
     # A few units in the last place: torch's float32 `sqrt` is not always the nearest.
-    assert difference(ours(cls, settings, zero, gradients), in_keras) < 5e-7
+    assert difference(in_torch(make, zero, gradients), theirs) < 5e-7
 
 
-@needs_keras
-def test_adam_with_weight_decay_is_also_keras_adamw() -> None:
-    settings = {"weight_decay": 0.004}
-    in_keras = theirs("AdamW", {}, *problem())  # 0.004 is its default
-    assert difference(ours(KerasAdam, settings, *problem()), in_keras) < 1e-14
-
-
-@needs_keras
-@pytest.mark.parametrize(("cls", "settings"), OPTIMIZER_SETTINGS)
-def test_a_changing_learning_rate_changes_both_alike(
-    cls: OptimizerClass, settings: dict[str, Any]
-) -> None:
+@each_exact
+def test_both_frameworks_agree_while_the_learning_rate_changes(make: Make) -> None:
     start, gradients = problem()
     weights = parameters(start)
-    optimizer = cls(weights, **settings)
+    optimizer = make(weights)
     scheduler = ExponentialLR(optimizer, gamma=0.9)
     rates = []
     for of_step in gradients:
         rates.append(optimizer.param_groups[0]["lr"])
-        step(optimizer, of_step)
+        take_step(optimizer, of_step)
         scheduler.step()
-    in_keras = theirs(name_in_keras(cls), settings, start, gradients, rates)
-    assert difference(arrays(weights), in_keras) < 1e-14
-    assert difference(arrays(weights), ours(cls, settings, start, gradients)) > 1e-3
+    theirs = in_keras(partial(to_keras_optimizer, one(make)), start, gradients, rates)
+    assert difference(arrays(weights), theirs) < 1e-14
+    assert difference(arrays(weights), in_torch(make, start, gradients)) > 1e-3
 
 
-@needs_keras
-@pytest.mark.filterwarnings("ignore:Gradients do not exist")  # Keras says so, and goes on
-@pytest.mark.parametrize("cls", [KerasAdam, KerasRMSprop])
-def test_a_first_gradient_may_come_late_as_in_keras(cls: OptimizerClass) -> None:
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")  # Keras's own, about the late one
+@both_classes
+def test_a_first_gradient_may_come_late_as_in_keras(make: Make) -> None:
     start, gradients = problem()
     late = [[g[0], g[1] if i >= 7 else None] for i, g in enumerate(gradients)]
     weights = parameters(start)
-    optimizer = cls(weights)
+    optimizer = make(weights)
     for of_step in late:
-        step(optimizer, of_step)
-    in_keras = theirs(name_in_keras(cls), {}, start, late)
-    assert difference(arrays(weights), in_keras) < 1e-14
+        take_step(optimizer, of_step)
+    theirs = in_keras(partial(to_keras_optimizer, one(make)), start, late)
+    assert difference(arrays(weights), theirs) < 1e-14
 
 
 @pytest.mark.parametrize(
     ("exact", "stock", "settings", "measured"),
     [
-        (KerasAdam, torch.optim.Adam, {"eps": 1e-7}, 0.00327),
-        (KerasAdam, torch.optim.Adam, {"eps": 1e-7, "weight_decay": 0.1}, 0.2187),
-        (KerasAdam, torch.optim.AdamW, {"eps": 1e-7, "weight_decay": 0.1}, 0.00327),
-        (KerasRMSprop, torch.optim.RMSprop, {"alpha": 0.9, "eps": 1e-7}, 0.01889),
-        (KerasRMSprop, torch.optim.RMSprop, {"alpha": 0.9, "eps": 1e-7, "momentum": 0.9}, 0.2011),
+        (KerasAdam, torch.optim.Adam, {}, 0.00327),
+        (KerasAdam, torch.optim.Adam, {"weight_decay": 0.1}, 0.2187),
+        (KerasAdam, torch.optim.AdamW, {"weight_decay": 0.1}, 0.00327),
+        (KerasRMSprop, torch.optim.RMSprop, {"alpha": 0.9}, 0.01889),
+        (KerasRMSprop, torch.optim.RMSprop, {"alpha": 0.9, "momentum": 0.9}, 0.2011),
     ],
 )
-def test_the_stock_optimizer_with_the_same_numbers_ends_elsewhere(
-    exact: OptimizerClass, stock: OptimizerClass, settings: dict[str, Any], measured: float
+def test_the_stock_optimizer_with_the_same_settings_ends_elsewhere(
+    exact: Make, stock: Make, settings: dict[str, Any], measured: float
 ) -> None:
-    settings = {"lr": 0.001, **settings}
-    end = ours(exact, settings, *problem())
-    assert difference(ours(stock, settings, *problem()), end) == pytest.approx(measured, rel=0.01)
+    settings = {"lr": 0.001, "eps": 1e-7, **settings}
+    ours, theirs = (in_torch(partial(make, **settings), *problem()) for make in (stock, exact))
+    assert difference(ours, theirs) == pytest.approx(measured, rel=0.01)
 
 
 def test_stock_rmsprop_is_that_of_keras_in_2018() -> None:
-    settings = {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7}
-    end = in_numpy(KerasRMSprop, {**settings, "year": 2018}, *problem())
-    assert difference(ours(torch.optim.RMSprop, settings, *problem()), end) < 1e-14
+    make = partial(torch.optim.RMSprop, lr=1e-3, alpha=0.9, eps=1e-7)
+    assert (
+        difference(in_torch(make, *problem()), in_numpy(one(make), *problem(), year=2018)) < 1e-14
+    )
 
 
-@needs_keras
+def test_keras_sgd_rounds_its_momentum_to_float32() -> None:
+    stock = STOCK["SGD, momentum"]
+    theirs = in_keras(partial(to_keras_optimizer, one(stock)), *problem())
+    assert 1e-10 < difference(in_torch(stock, *problem()), theirs) < 1e-6
+
+
+def test_weight_decay_of_sgd_is_the_same_in_both_without_momentum() -> None:
+    settings: dict[str, Any] = {"weight_decay": 0.5}
+    make = partial(torch.optim.SGD, lr=0.01, **settings)
+    theirs = in_keras(lambda: import_keras().optimizers.SGD(0.01, **settings), *problem())
+    assert difference(in_torch(make, *problem()), theirs) < 1e-14
+
+
+@both_classes
+def test_each_group_of_parameters_keeps_its_own_settings(make: Any) -> None:
+    start, gradients = problem()
+    own = [{"lr": 0.01, "weight_decay": 0.1}, {"eps": 1e-3}]
+    weights = parameters(start)
+    groups = [{"params": [p], **settings} for p, settings in zip(weights, own, strict=True)]
+    optimizer = make(groups, lr=0.002)
+    for of_step in gradients:
+        take_step(optimizer, of_step)
+    for i, settings in enumerate(own):
+        alone = one(partial(make, **{"lr": 0.002, **settings}))
+        expected = in_numpy(alone, start[i : i + 1], [[g[i]] for g in gradients])
+        assert difference(arrays(weights)[i : i + 1], expected) < 1e-14
+
+
+@both_classes
+def test_a_closure_is_called_once_with_gradients_on_and_its_loss_returned(make: Make) -> None:
+    start, _ = problem()
+    weights = parameters(start)
+    optimizer: Any = make(weights)
+    losses = []
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = torch.stack([p.square().sum() for p in weights]).sum()
+        loss.backward()
+        losses.append(loss)
+        return loss
+
+    assert optimizer.step(closure) is losses[0]
+    assert len(losses) == 1
+    expected = in_numpy(one(make), start, [[2 * array for array in start]])
+    assert difference(arrays(weights), expected) < 1e-14
+
+
+@each_exact
+def test_a_reloaded_optimizer_resumes_bit_for_bit(make: Make) -> None:
+    start, gradients = problem()
+    weights = parameters(start)
+    optimizer = make(weights)
+    for of_step in gradients[:25]:
+        take_step(optimizer, of_step)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    weights = parameters(arrays(weights))
+    optimizer = type(optimizer)(weights, lr=1.0)  # type: ignore[call-arg] # the file has the others
+    optimizer.load_state_dict(torch.load(file, weights_only=True))
+    for of_step in gradients[25:]:
+        take_step(optimizer, of_step)
+    uninterrupted = in_torch(make, start, gradients)
+    assert all(map(np.array_equal, arrays(weights), uninterrupted))
+
+
+@both_classes
+def test_a_parameter_without_gradient_stays_and_takes_no_memory(make: Any) -> None:
+    start, gradients = problem()
+    weights = parameters(start)
+    optimizer = make(weights, weight_decay=0.1)
+    for of_step in gradients:
+        take_step(optimizer, [of_step[0], None])
+    assert np.array_equal(arrays(weights)[1], start[1])
+    assert not any(map(torch.is_tensor, optimizer.state[weights[1]].values()))
+
+
+def test_a_step_without_any_gradient_is_not_counted() -> None:
+    start, gradients = problem()
+    weights = parameters(start)
+    optimizer = KerasAdam(weights)
+    for of_step in gradients:
+        take_step(optimizer, [None, None])
+        take_step(optimizer, of_step)
+    assert all(map(np.array_equal, arrays(weights), in_torch(KerasAdam, start, gradients)))
+
+
+@each_exact
+def test_bfloat16_weights_move_and_stay_finite(make: Any) -> None:
+    weights = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
+    optimizer = make([weights], lr=0.05)
+    for _ in range(10):
+        weights.grad = torch.full_like(weights, 0.1)
+        optimizer.step()
+    assert weights.isfinite().all()
+    assert (weights < 0.9).all()
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("make", "settings", "message"),
     [
-        {},
-        {"weight_decay": 0.5},  # without momentum, coupled and decoupled decay are the same
-        {"momentum": 0.5},
-        {"momentum": 0.5, "nesterov": True},
+        (KerasAdam, {"lr": -1}, "lr is -1: it must be at least 0"),
+        (KerasAdam, {"lr": float("nan")}, "lr is nan: it must be at least 0"),
+        (KerasAdam, {"eps": -1e-7}, "eps is -1e-07: it must be at least 0"),
+        (KerasAdam, {"weight_decay": -0.1}, "weight_decay is -0.1: it must be at least 0"),
+        (KerasAdam, {"betas": (0.9, 1.0)}, "betas is (0.9, 1.0): give two numbers of"),
+        (KerasAdam, {"betas": (0.9,)}, "betas is (0.9,): give two numbers of"),
+        (KerasRMSprop, {"alpha": 1.0}, "alpha is 1.0: it must be at least 0 and below 1"),
+        (KerasRMSprop, {"alpha": -0.5}, "alpha is -0.5: it must be at least 0 and below 1"),
+        (KerasRMSprop, {"momentum": -0.9}, "momentum is -0.9: it must be at least 0"),
     ],
-    ids=str,
 )
-def test_stock_sgd_is_that_of_keras_at_a_constant_learning_rate(settings: dict[str, Any]) -> None:
-    settings = {"lr": 0.01, **settings}
-    in_keras = theirs("SGD", settings, *problem())
-    assert difference(ours(torch.optim.SGD, settings, *problem()), in_keras) < 1e-14
+def test_a_setting_out_of_range_is_refused(
+    make: Any, settings: dict[str, Any], message: str
+) -> None:
+    weights = parameters(problem()[0])
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}.*$"):
+        make(weights, **settings)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}.*$"):
+        make([{"params": weights, **settings}])
 
 
-@needs_keras
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_keras_sgd_rounds_its_momentum_to_float32(nesterov: bool) -> None:
-    settings = {"lr": 0.01, "nesterov": nesterov}
-    in_keras = theirs("SGD", {**settings, "momentum": 0.9}, *problem())
-    rounded = {**settings, "momentum": float(np.float32(0.9))}
-    assert difference(ours(torch.optim.SGD, rounded, *problem()), in_keras) < 1e-14
-    exact = {**settings, "momentum": 0.9}
-    assert 1e-10 < difference(ours(torch.optim.SGD, exact, *problem()), in_keras) < 1e-6
+@both_classes
+def test_sparse_and_complex_gradients_are_refused_before_anything_moves(make: Make) -> None:
+    first, sparse = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    first.grad, sparse.grad = torch.ones(2), torch.ones(2).to_sparse()
+    with pytest.raises(ValueError, match=r"^a gradient is sparse: it must be real and dense$"):
+        make([first, sparse]).step()
+    imaginary = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    imaginary.grad = torch.ones_like(imaginary)
+    with pytest.raises(ValueError, match=r"^a gradient is complex: it must be real and dense$"):
+        make([first, imaginary]).step()
+    assert first.tolist() == [1, 1]
+
+
+def test_keras_gets_the_settings_under_its_own_names() -> None:
+    first, second = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+    groups = [{"params": [first]}, {"params": [second]}]
+    adamw = torch.optim.AdamW(groups, 0.01, (0.8, 0.9), 1e-5, weight_decay=0.2, foreach=False)
+    torch.optim.lr_scheduler.StepLR(adamw, 5)  # which adds the initial learning rate
+    theirs = to_keras_optimizer(adamw)
+    config = theirs.get_config()
+    expected = {"beta_1": 0.8, "beta_2": 0.9, "epsilon": 1e-5, "weight_decay": 0.2}
+    assert expected.items() <= config.items()
+    assert type(theirs).__name__ == "AdamW"
+    assert config["learning_rate"] == pytest.approx(0.01, abs=1e-9)  # Keras keeps it as float32
+    integers = torch.optim.SGD([first], lr=torch.tensor(1), momentum=0)
+    assert to_keras_optimizer(integers).get_config()["learning_rate"] == 1.0
+
+
+class OwnSGD(torch.optim.SGD):
+    """A user's subclass, which may compute anything."""
+
+
+def unequal_groups(weights: list[nn.Parameter]) -> Optimizer:
+    other = nn.Parameter(torch.zeros(1))
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": [other], "lr": 0.5}]
+    return torch.optim.SGD(groups, lr=0.25)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (torch.optim.Adagrad, "optimizer is Adagrad, which has no counterpart in Keras: use one"),
+        (OwnSGD, "optimizer is OwnSGD, which has no counterpart"),
+        (partial(torch.optim.Adam, weight_decay=0.1), r"weight_decay is 0\.1: Adam adds .* AdamW$"),
+        (partial(torch.optim.RMSprop, weight_decay=0.1), "RMSprop adds .* use KerasRMSprop$"),
+        (partial(torch.optim.SGD, weight_decay=0.1), "SGD adds it to the gradient.* set it to 0$"),
+        (
+            partial(torch.optim.SGD, momentum=0.9, dampening=0.5),
+            r"dampening is 0\.5: Keras's count",
+        ),
+        (partial(torch.optim.SGD, momentum=1.5), r"momentum is 1\.5: Keras's SGD takes 0 to 1"),
+        (partial(torch.optim.Adam, maximize=True), "maximize is True: Keras's counterpart of Adam"),
+        (unequal_groups, r"lr is 0\.25 in a parameter group of SGD and 0\.5 in another: .* same"),
+    ],
+)
+def test_an_optimizer_without_a_counterpart_in_keras_is_refused(make: Make, message: str) -> None:
+    optimizer = one(make)
+    for convert in (to_keras_optimizer, lambda it: exact_optimizer(it, [nn.Parameter()])):
+        with pytest.raises(ValueError, match=message) as refused:
+            convert(optimizer)
+        assert "\n" not in str(refused.value)

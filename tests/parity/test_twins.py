@@ -1,48 +1,46 @@
-"""The twins, against the PyTorch classes, and against the documents' own programs."""
+"""The twins, against the PyTorch classes and the documents' own programs; and users' own twins."""
 
+import re
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 # its usual name
 
-from digitlab import models
+from digitlab import models, parity
 from digitlab.classifier import Classifier
 from digitlab.parity import twins
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
+from digitlab.parity.checks import gradients
+from digitlab.parity.proof import run_checks
 from digitlab.parity.weights import to_keras
-
-pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
+from tests.parity.nets import random_batches
+from tests.parity.references import TOTALS, documented_shapes
 
 Array = np.ndarray
 
-CASES = [
-    pytest.param(name, twin, options, count, id="-".join([name, *map(str, options.values())]))
-    for name, twin, options, count in (
-        ("LinearClassifier", "linear_classifier", {}, 7_850),
-        ("MLP", "mlp", {}, 669_706),
-        ("MLP", "mlp", {"hidden_features": [128]}, 101_770),
-        ("MLP", "mlp", {"hidden_features": []}, 7_850),
-        ("PyTorchExampleNet", "pytorch_example_net", {}, 21_840),
-        ("TensorFlowTutorialCNN", "tensorflow_tutorial_cnn", {}, 3_274_634),
-        ("LeNet5", "lenet5", {}, 61_706),
-        ("FastCNN", "fast_cnn", {}, 212_682),
-        ("LeNet1", "lenet1", {"padding": 2}, 121_994),
-        ("LeNet1", "lenet1", {"padding": "same"}, 121_994),
-    )
-]
-every_twin = pytest.mark.parametrize(("name", "twin", "options", "count"), CASES)
-sizes = pytest.mark.parametrize(("in_channels", "num_classes"), [(1, 10), (3, 7)])
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {  # class, twin, settings
+    "linear": ("LinearClassifier", "linear_classifier", {}),
+    "mlp512": ("MLP", "mlp", {}),
+    "nn128": ("MLP", "mlp", {"hidden_features": [128]}),
+    "pytorch_example_net": ("PyTorchExampleNet", "pytorch_example_net", {}),
+    "tensorflow_tutorial_cnn": ("TensorFlowTutorialCNN", "tensorflow_tutorial_cnn", {}),
+    "lenet5": ("LeNet5", "lenet5", {}),
+    "fast_cnn": ("FastCNN", "fast_cnn", {}),
+    "lenet1": ("LeNet1", "lenet1", {"padding": 2}),
+    "lenet1 same": ("LeNet1", "lenet1", {"padding": "same"}),
+}
+every_twin = pytest.mark.parametrize("case", CASES)
 
 
-def make(name: str, **options: Any) -> Classifier:
+def make(case: str, **others: Any) -> Classifier:
     """A model in evaluation mode, in float64, with random weights and biases."""
+    name, _, settings = CASES[case]
     torch.manual_seed(0)
-    model = getattr(models, name)(**options)
+    model = getattr(models, name)(**settings, **others)
     assert isinstance(model, Classifier)
     return model.double().eval()
 
@@ -59,7 +57,7 @@ def logits(model: Classifier, images: Tensor) -> Array:
 
 
 def outputs(keras_model: Any, images: Tensor) -> Array:
-    """What a Keras model gives for images in PyTorch's layout."""
+    """The outputs of a Keras model for images in PyTorch's layout."""
     return np.asarray(keras_model(images.permute(0, 2, 3, 1).numpy()))
 
 
@@ -72,48 +70,54 @@ def assert_equal(ours: Array, theirs: Array) -> None:
 
 
 def test_every_architecture_has_its_twin_here() -> None:
-    assert {case.values[0] for case in CASES} == set(models.__all__)
+    assert {name for name, _, _ in CASES.values()} == set(models.__all__)
 
 
 @every_twin
-def test_it_has_the_documented_number_of_parameters(
-    name: str, twin: str, options: dict[str, Any], count: int
-) -> None:
-    assert getattr(twins, twin)(**options).count_params() == count
-    assert to_keras(make(name, **options)).name == twin
+def test_both_sides_have_the_documented_parameters(case: str) -> None:
+    _, twin_name, settings = CASES[case]
+    document = case.partition(" ")[0]
+    shapes = documented_shapes(document)
+    assert sum(map(np.prod, shapes.values())) == TOTALS[document]
+    network = make(case).network
+    assert {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()} == shapes
+    twin = getattr(twins, twin_name)(**settings)
+    assert twin.count_params() == TOTALS[document]
+    # Keras's kernels are (in, out) and (height, width, in, out).
+    orders = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
+    expected = [tuple(shape[axis] for axis in orders[len(shape)]) for shape in shapes.values()]
+    found = {f"{layer.name}/{v.name}": v.shape for layer in twin.layers for v in layer.weights}
+    keys = [key.replace(".weight", "/kernel").replace(".bias", "/bias") for key in shapes]
+    assert found == dict(zip(keys, expected, strict=True))
 
 
 @every_twin
-@sizes
-def test_its_layers_are_named_as_the_models(
-    name: str, twin: str, options: dict[str, Any], count: int, in_channels: int, num_classes: int
-) -> None:
-    ours = make(name, **options, in_channels=in_channels, num_classes=num_classes).network
-    theirs = getattr(twins, twin)(**options, in_channels=in_channels, num_classes=num_classes)
-    names = [layer.name for layer in theirs.layers]
-    padding = ["padding1"] if options.get("padding") == 2 else []
-    assert names == padding + [child for child, _ in ours.named_children()]
-    weighted = {name.rpartition(".")[0] for name, _ in ours.named_parameters()}
-    assert {layer.name for layer in theirs.layers if layer.weights} == weighted
-
-
-@every_twin
-@sizes
-def test_it_gives_the_models_logits(
-    name: str, twin: str, options: dict[str, Any], count: int, in_channels: int, num_classes: int
-) -> None:
-    model = make(name, **options, in_channels=in_channels, num_classes=num_classes)
+@pytest.mark.parametrize(("in_channels", "num_classes"), [(1, 10), (3, 7)])
+def test_it_has_the_models_layers_and_logits(case: str, in_channels: int, num_classes: int) -> None:
+    model = make(case, in_channels=in_channels, num_classes=num_classes)
+    twin = to_keras(model)
+    assert twin.name == CASES[case][1]
+    names = [name for name, _ in model.network.named_children()]
+    assert [layer.name for layer in twin.layers if layer.name != "padding1"] == names
     images = draw(in_channels=in_channels)
-    theirs = outputs(to_keras(model), images)
+    theirs = outputs(twin, images)
     assert theirs.shape == (8, num_classes)
     assert_equal(logits(model, images), theirs)
 
 
 @every_twin
-def test_with_a_softmax_it_gives_the_probabilities(
-    name: str, twin: str, options: dict[str, Any], count: int
-) -> None:
-    model = make(name, **options)
+def test_it_has_the_models_gradients(case: str) -> None:
+    model = make(case)
+    loss, of_parameters = gradients(model, to_keras(model), draw(2), torch.tensor([3, 7]))
+    assert loss.passed, loss
+    assert of_parameters.passed, of_parameters
+    assert of_parameters.tolerance == 1e-12
+    assert of_parameters.compared == TOTALS[case.partition(" ")[0]]
+
+
+@every_twin
+def test_with_a_softmax_it_gives_the_probabilities(case: str) -> None:
+    model = make(case)
     probabilities = outputs(to_keras(model, softmax=True), draw())
     np.testing.assert_allclose(probabilities.sum(1), 1)
     exponentials = np.exp(logits(model, draw()))
@@ -121,23 +125,23 @@ def test_with_a_softmax_it_gives_the_probabilities(
 
 
 @pytest.mark.parametrize(
-    ("name", "kinds"),
+    ("case", "kinds"),
     [
-        ("MLP", ["Dropout", "Dropout"]),
-        ("PyTorchExampleNet", ["SpatialDropout2D", "Dropout"]),
-        ("TensorFlowTutorialCNN", ["Dropout"]),
+        ("mlp512", ["Dropout", "Dropout"]),
+        ("pytorch_example_net", ["SpatialDropout2D", "Dropout"]),
+        ("tensorflow_tutorial_cnn", ["Dropout"]),
     ],
 )
-def test_it_drops_what_the_model_drops_as_often(name: str, kinds: list[str]) -> None:
-    for options in ({}, {"dropout": 0.35}):
-        model = make(name, **options)
+def test_it_has_the_models_dropout(case: str, kinds: list[str]) -> None:
+    for settings in ({}, {"dropout": 0.35}):
+        model = make(case, **settings)
         theirs = [layer for layer in to_keras(model).layers if hasattr(layer, "rate")]
         assert [type(layer).__name__ for layer in theirs] == kinds
         assert {layer.rate for layer in theirs} == {model.hparams["dropout"]}
 
 
 def test_the_two_paddings_of_lenet1_are_different_functions() -> None:
-    ours, theirs = (to_keras(make("LeNet1", padding=padding)) for padding in (2, "same"))
+    ours, theirs = (to_keras(make(case)) for case in ("lenet1", "lenet1 same"))
     assert all(map(np.array_equal, ours.get_weights(), theirs.get_weights()))
     difference = np.abs(outputs(ours, draw()) - outputs(theirs, draw())).max(1)
     assert difference.min() > 0.1 * np.abs(outputs(ours, draw())).max(), "of every image"
@@ -193,29 +197,29 @@ def document_b_lenet1(layers: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("program", "name", "options"),
+    ("program", "case"),
     [
-        (document_a_keras, "MLP", {}),
-        (document_b_neural_network, "MLP", {"hidden_features": [128]}),
-        (document_b_lenet, "LeNet5", {}),
-        (document_b_lenet1, "LeNet1", {"padding": "same"}),
+        (document_a_keras, "mlp512"),
+        (document_b_neural_network, "nn128"),
+        (document_b_lenet, "lenet5"),
+        (document_b_lenet1, "lenet1 same"),
     ],
 )
 def test_it_is_the_function_of_the_documents_keras_program(
-    program: Callable[[Any], list[Any]], name: str, options: dict[str, Any]
+    program: Callable[[Any], list[Any]], case: str
 ) -> None:
     keras = import_keras()
     with keras_dtype("float64"):
         document = keras.Sequential(program(keras.layers))
-    twin = to_keras(make(name, **options), softmax=program is document_a_keras)
+    twin = to_keras(make(case), softmax=program is document_a_keras)
     document.set_weights(twin.get_weights())  # in their order
     images = draw().permute(0, 2, 3, 1).numpy().reshape(-1, *document.input_shape[1:])
     assert_equal(outputs(twin, draw()), np.asarray(document(images)))
 
 
 def test_it_is_the_function_of_document_as_tensorflow_program() -> None:
-    """Reference: the program's calls, spelt in what is left of them in TensorFlow 2."""
-    twin = to_keras(make("TensorFlowTutorialCNN"))
+    """Reference: the program's calls, in the names of TensorFlow 2."""
+    twin = to_keras(make("tensorflow_tutorial_cnn"))
     nn = import_tensorflow().nn
     kernel1, bias1, kernel2, bias2, kernel3, bias3, kernel4, bias4 = twin.get_weights()
     x = draw().permute(0, 2, 3, 1).numpy()
@@ -228,7 +232,7 @@ def test_it_is_the_function_of_document_as_tensorflow_program() -> None:
 
 def test_it_is_the_function_of_document_as_pytorch_program() -> None:
     """Reference: the program's calls; its log-softmax is part of the loss here."""
-    model = make("PyTorchExampleNet")
+    model = make("pytorch_example_net")
     w = dict(model.network.state_dict())
     x = F.relu(F.max_pool2d(F.conv2d(draw(), w["conv1.weight"], w["conv1.bias"]), 2))
     x = F.dropout2d(F.conv2d(x, w["conv2.weight"], w["conv2.bias"]), training=False)
@@ -236,3 +240,109 @@ def test_it_is_the_function_of_document_as_pytorch_program() -> None:
     x = F.relu(F.linear(x, w["fc1.weight"], w["fc1.bias"]))
     expected = F.linear(x, w["fc2.weight"], w["fc2.bias"])
     assert_equal(outputs(to_keras(model), draw()), expected.numpy())
+
+
+def test_the_twin_has_the_models_precision() -> None:
+    for model, dtype in ((models.LeNet5(), "float32"), (models.LeNet5().double(), "float64")):
+        twin = to_keras(model)
+        assert {weight.dtype for weight in twin.weights} == {dtype}
+        assert {layer.compute_dtype for layer in twin.layers} == {dtype}
+        assert twin(np.zeros((1, 28, 28, 1), dtype)).dtype.name == dtype
+
+
+def test_a_class_without_a_twin_is_refused_and_its_subclass_has_one() -> None:
+    class Unknown(Classifier):
+        """A user's architecture."""
+
+    class OwnLeNet5(models.LeNet5):
+        """A user's training of a known one."""
+
+    with pytest.raises(
+        ValueError, match=r"^Unknown has no Keras twin: .* twins of LinearClassifier,"
+    ):
+        to_keras(Unknown(network=nn.Linear(4, 3)))
+    assert to_keras(OwnLeNet5()).name == "lenet5"
+
+
+class Own(Classifier):
+    """A user's network, with a setting that no architecture of ours has."""
+
+    keras_twin = f"{__name__}.own_twin"
+
+    def __init__(self, width: int = 5, **kwargs: Any) -> None:
+        layers = [nn.Flatten(), nn.Linear(784, width), nn.Tanh(), nn.Linear(width, 10)]
+        super().__init__(network=nn.Sequential(*layers), **kwargs)
+
+
+class Trained(Own):
+    """The same network, to be trained otherwise."""
+
+
+class Widened(Own):
+    """Another network than its parent's."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.network = nn.Sequential(self.network, nn.Tanh())
+
+
+class WithSoftmax(Own):
+    """A user's network whose twin may give probabilities."""
+
+    keras_twin = f"{__name__}.own_twin_or_probabilities"
+
+
+def own_twin(width: int = 5) -> Any:
+    keras = parity.import_keras()
+    dense = keras.layers.Dense
+    layers = [keras.layers.Flatten(), dense(width, activation="tanh"), dense(10)]
+    return keras.Sequential([keras.Input((28, 28, 1)), *layers], name="own")
+
+
+def own_twin_or_probabilities(width: int = 5, softmax: bool = False) -> Any:
+    keras, model = parity.import_keras(), own_twin(width)
+    if softmax:
+        model.add(keras.layers.Softmax(name="softmax"))
+    return model
+
+
+@pytest.mark.parametrize("kind", [Own, Trained])
+def test_a_class_s_own_twin_is_built_with_the_model_s_settings(kind: type[Own]) -> None:
+    model = kind(width=7, label_smoothing=0.1)
+    parity.check(model, parity.to_keras(model), random_batches(1)).assert_passed()
+
+
+def test_a_subclass_with_another_network_has_no_twin_until_it_names_one() -> None:
+    with pytest.raises(ValueError, match=r'^Widened has no Keras twin: .* keras_twin = "my_module'):
+        parity.to_keras(Widened())
+
+
+def test_the_whole_proof_is_made_of_a_class_and_its_own_twin() -> None:
+    batches = random_batches(6)
+    checks = list(run_checks(Own(), batches, *batches[0], steps=5))
+    assert len(checks) > 6
+    assert [check.name for check in checks if not (check.passed or check.informational)] == []
+
+
+def test_a_twin_gives_probabilities_if_it_has_the_argument_and_is_refused_otherwise() -> None:
+    assert parity.to_keras(WithSoftmax(), softmax=True).layers[-1].name == "softmax"
+    assert parity.to_keras(WithSoftmax()).layers[-1].name != "softmax"
+    with pytest.raises(ValueError, match=r"^the Keras twin of Own can only give logits: leave so"):
+        parity.to_keras(Own(), softmax=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no_such_module.twin", "'no_such_module.twin', which cannot be imported (No module named"),
+        (f"{__name__}.no_such_twin", "no_such_twin', which cannot be imported (module"),
+        (own_twin, "which cannot be imported (expected string"),
+        ("tests.parity", "'tests.parity': it must name a function"),
+    ],
+)
+def test_a_path_that_names_no_function_is_refused(
+    path: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Own, "keras_twin", path)
+    with pytest.raises(ValueError, match=rf"^Own\.keras_twin is .*{re.escape(message)}"):
+        parity.to_keras(Own())

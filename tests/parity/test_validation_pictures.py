@@ -9,14 +9,14 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
+from digitlab.parity.validation_pictures import Validation
 from numpy.typing import NDArray
 from torch import Tensor
 
-from digitlab.callbacks.projector import FOLDER
-from digitlab.parity import network
+from digitlab.callbacks.tensorboard import FOLDER
+from digitlab.parity import keras_files
 from digitlab.parity.backend import import_keras
-from digitlab.parity.network import load_keras_model
-from digitlab.parity.validation_pictures import Validation
+from digitlab.parity.keras_files import load_keras_model
 from tests.parity.keras_runs import history_of, keras_fit, names_in, weights_of, whole
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
@@ -26,7 +26,7 @@ def test_the_logits_are_those_of_all_batches_in_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[NDArray[Any]] = []
-    as_logits = network.as_logits
+    as_logits = keras_files.as_logits
 
     def spy(outputs: NDArray[Any], are_probabilities: bool) -> Tensor:
         kept.append(outputs)
@@ -87,13 +87,13 @@ def test_without_a_logger_nothing_of_it_is_computed(
         monkeypatch.setattr(path, noted)
 
     computed = [
-        "digitlab.callbacks.confusion_matrix.draw_confusion_matrix",
-        "digitlab.callbacks.filters.draw_kernels",
-        "digitlab.callbacks.worst_mistakes.draw_images",
+        "digitlab.callbacks.tensorboard.draw_confusion_matrix",
+        "digitlab.callbacks.tensorboard.draw_kernels",
+        "digitlab.callbacks.tensorboard.draw_images",
         "digitlab.parity.model_pictures.projected",
         "digitlab.parity.model_pictures.write_projector",
         "digitlab.parity.validation_pictures.Validation",
-        "digitlab.tensorboard.show_graph",
+        "digitlab.callbacks.tensorboard.show_graph",
     ]
     for path in computed:
         spy(path)

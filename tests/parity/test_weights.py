@@ -1,7 +1,6 @@
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from digitlab import models
-from digitlab.classifier import Classifier
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.layout import LAYOUTS
-from digitlab.parity.weights import copy_weights, load_keras_weights, to_keras
+from digitlab.parity.checks import logits
+from digitlab.parity.weights import LAYOUTS, copy_weights, load_keras_weights, to_keras
 from tests.fitting import assert_bitwise_equal
-
-pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
+from tests.parity.nets import sequential
 
 Array = np.ndarray
 
@@ -36,7 +33,7 @@ def dense(**sizes: int) -> Any:
     return keras.Sequential([keras.Input((4,)), *layers])
 
 
-def sequential(shape: tuple[int, ...], *layers: Any) -> Any:
+def float64_model(shape: tuple[int, ...], *layers: Any) -> Any:
     keras = import_keras()
     with keras_dtype("float64"):
         return keras.Sequential([keras.Input(shape), *[layer(keras.layers) for layer in layers]])
@@ -73,7 +70,7 @@ def test_a_dense_kernel_is_the_transpose() -> None:
 
 
 def test_a_convolution_gives_at_a_pixel_what_the_kernel_says() -> None:
-    theirs = sequential((5, 6, 2), lambda layers: layers.Conv2D(3, (2, 3)))
+    theirs = float64_model((5, 6, 2), lambda layers: layers.Conv2D(3, (2, 3)))
     kernel, bias = random_weights(theirs)  # 2 rows, 3 columns, 2 channels in, 3 out
     ours = nn.Conv2d(2, 3, (2, 3), dtype=torch.float64)
     load_keras_weights(ours, theirs)
@@ -87,7 +84,7 @@ def test_a_convolution_gives_at_a_pixel_what_the_kernel_says() -> None:
 
 @pytest.mark.parametrize("permuted", [False, True], ids=["channels last", "Permute before"])
 def test_a_dense_layer_behind_a_flattening_reads_the_same_feature(permuted: bool) -> None:
-    theirs = sequential(
+    theirs = float64_model(
         (6, 4, 5),
         lambda layers: layers.MaxPooling2D(2),
         lambda layers: layers.Permute((3, 1, 2)) if permuted else layers.ReLU(),
@@ -109,7 +106,7 @@ def test_a_dense_layer_behind_a_flattening_reads_the_same_feature(permuted: bool
 
 
 def test_batch_normalization_keeps_its_statistics() -> None:
-    theirs = sequential((3, 2, 4), lambda layers: layers.BatchNormalization(epsilon=1e-5))
+    theirs = float64_model((3, 2, 4), lambda layers: layers.BatchNormalization(epsilon=1e-5))
     gamma, beta, mean, variance = random_weights(theirs)
     ours = nn.BatchNorm2d(4, dtype=torch.float64).eval()
     load_keras_weights(ours, theirs)
@@ -158,15 +155,15 @@ def with_lora(layers: Any) -> Any:
         (pair(fc1=3), lambda: dense(fc1=5), "fc1.weight is (3, 4) and fc1/kernel is (4, 5)"),
         (pair(fc1=3, fc2=2), lambda: dense(fc1=3), "no weights for fc2 of Sequential"),
         (pair(fc1=3), lambda: dense(fc1=3, fc2=2), "(fc1) and 2 Keras layers (fc1, fc2)"),
-        (pair(fc1=3), lambda: sequential((4,), bias_free), "fc1.bias has no counterpart in the"),
-        (nn.Linear(4, 3), lambda: sequential((4,), bias_free), "bias has no counterpart in the"),
+        (pair(fc1=3), lambda: float64_model((4,), bias_free), "fc1.bias has no counterpart in the"),
+        (nn.Linear(4, 3), lambda: float64_model((4,), bias_free), "bias has no counterpart in the"),
         (nn.Linear(4, 3, bias=False), lambda: dense(fc1=3), "fc1/bias has no counterpart bias"),
         (
             nn.PReLU(4),
-            lambda: sequential((4,), lambda layers: layers.PReLU(name="slopes")),
+            lambda: float64_model((4,), lambda layers: layers.PReLU(name="slopes")),
             "slopes is a PReLU, whose layout of weights is not known: use layers of Dense, Conv1D",
         ),
-        (pair(fc1=3), lambda: sequential((4,), with_lora), "lora_kernel_a is a variable whose"),
+        (pair(fc1=3), lambda: float64_model((4,), with_lora), "lora_kernel_a is a variable whose"),
     ],
     ids=["shape", "missing", "extra", "no bias", "bare", "no bias in torch", "kind", "variable"],
 )
@@ -206,26 +203,6 @@ def test_a_nested_layer_is_known_by_its_last_name_too(names: tuple[str, str]) ->
         np.testing.assert_array_equal(kernel, ours.state_dict()[key].numpy().T)
 
 
-def test_a_class_without_a_twin_is_refused_and_its_subclass_has_one() -> None:
-    class Own(Classifier):
-        """A user's architecture."""
-
-    class OwnLeNet5(models.LeNet5):
-        """A user's training of a known one."""
-
-    with pytest.raises(ValueError, match=r"^Own has no Keras twin: .* twins of LinearClassifier,"):
-        to_keras(Own(network=nn.Linear(4, 3)))
-    assert to_keras(OwnLeNet5()).name == "lenet5"
-
-
-def test_the_twin_has_the_models_precision() -> None:
-    for model, dtype in ((models.LeNet5(), "float32"), (models.LeNet5().double(), "float64")):
-        twin = to_keras(model)
-        assert {weight.dtype for weight in twin.weights} == {dtype}
-        assert {layer.compute_dtype for layer in twin.layers} == {dtype}
-        assert twin(np.zeros((1, 28, 28, 1), dtype)).dtype.name == dtype
-
-
 def test_keras_weights_load_into_a_network_of_ones_own() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -236,7 +213,7 @@ def test_keras_weights_load_into_a_network_of_ones_own() -> None:
             logits: Tensor = self.head(self.features(images).relu().flatten(1))
             return logits
 
-    theirs = sequential(
+    theirs = float64_model(
         (28, 28, 1),
         lambda layers: layers.Conv2D(4, 3, activation="relu"),
         lambda layers: layers.Flatten(),
@@ -248,3 +225,144 @@ def test_keras_weights_load_into_a_network_of_ones_own() -> None:
     images = torch.rand(3, 1, 28, 28, dtype=torch.float64)
     expected = np.asarray(theirs(images.permute(0, 2, 3, 1).numpy()))
     np.testing.assert_allclose(ours(images).detach().numpy(), expected)
+
+
+IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+COLOURED = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def dense_only(channels: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, 10))
+
+
+def convolved(*after: nn.Module, kernel: int = 5) -> nn.Module:
+    """A convolution to three channels, a flattening, and what follows it but for the last layer."""
+    size = 3 * (9 - kernel) ** 2
+    return nn.Sequential(nn.Conv2d(1, 3, kernel), nn.Flatten(), *after, nn.Linear(size, 10))
+
+
+def nested_functional(layers: Any) -> Any:
+    keras = import_keras()
+    images, inner = keras.Input((8, 8, 1)), keras.Input((8, 8, 1))
+    body = keras.Model(inner, layers.Conv2D(3, 5)(inner))
+    return keras.Model(images, layers.Dense(10)(layers.Flatten()(body(images))))
+
+
+def nested_sequential(layers: Any) -> Any:
+    inner = import_keras().Sequential
+    body = inner([inner([layers.Conv2D(3, 5)]), inner([layers.Flatten()])])
+    return sequential((8, 8, 1), body, inner([inner([layers.Dense(10)])]))
+
+
+def by_ops(layers: Any) -> Any:
+    keras = import_keras()
+    images = keras.Input((8, 8, 1))
+    flat = keras.ops.reshape(layers.Conv2D(3, 5)(images), (-1, 48))
+    return keras.Model(images, layers.Dense(10)(keras.ops.relu(flat)))
+
+
+def gap(layers: Any) -> Any:
+    return sequential(
+        (8, 8, 1), layers.Conv2D(3, 5), layers.GlobalAveragePooling2D(), layers.Dense(10)
+    )
+
+
+PAIRS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any], torch.Tensor]] = {
+    "an image without channels": (
+        lambda: dense_only(1),
+        lambda k: sequential((8, 8), k.Rescaling(1.0), k.Flatten(), k.Dense(10)),
+        IMAGES,
+    ),
+    "a flat image": (lambda: dense_only(3), lambda k: sequential((192,), k.Dense(10)), COLOURED),
+    "an image in colour": (
+        lambda: dense_only(3),
+        lambda k: sequential((8, 8, 3), k.Flatten(), k.Dense(10)),
+        COLOURED,
+    ),
+    "an image with channels first": (
+        lambda: dense_only(3),
+        lambda k: sequential((3, 8, 8), k.Flatten(), k.Dense(10)),
+        COLOURED,
+    ),
+    "channels first made last": (
+        convolved,
+        lambda k: sequential(
+            (1, 8, 8), k.Permute((2, 3, 1)), k.Conv2D(3, 5), k.Flatten(), k.Dense(10)
+        ),
+        IMAGES,
+    ),
+    "a reshape before the convolution": (
+        convolved,
+        lambda k: sequential(
+            (64,), k.Reshape((8, 8, 1)), k.Conv2D(3, 5), k.Reshape((-1,)), k.Dense(10)
+        ),
+        IMAGES,
+    ),
+    "two flattenings": (
+        convolved,
+        lambda k: sequential((8, 8, 1), k.Conv2D(3, 5), k.Flatten(), k.Flatten(), k.Dense(10)),
+        IMAGES,
+    ),
+    "a permutation": (
+        convolved,
+        lambda k: sequential(
+            (8, 8, 1),
+            k.Conv2D(3, 5),
+            k.Permute((3, 1, 2)),
+            k.Activation("linear"),
+            k.Flatten(),
+            k.Dense(10),
+        ),
+        IMAGES,
+    ),
+    "a permutation of a cube": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 5), nn.Flatten(), nn.Linear(64, 10)),
+        lambda k: sequential(
+            (8, 8, 1), k.Conv2D(4, 5), k.Permute((3, 1, 2)), k.Flatten(), k.Dense(10)
+        ),
+        IMAGES,
+    ),
+    "normalization and activation after the flattening": (
+        lambda: convolved(nn.ReLU(), nn.BatchNorm1d(48)),
+        lambda k: sequential(
+            (8, 8, 1),
+            k.Conv2D(3, 5),
+            k.Flatten(),
+            k.ReLU(),
+            k.BatchNormalization(epsilon=1e-5),
+            k.Dense(10),
+        ),
+        IMAGES,
+    ),
+    "a square dense layer, which mixes the features": (
+        lambda: convolved(nn.Linear(48, 48)),
+        lambda k: sequential((8, 8, 1), k.Conv2D(3, 5), k.Flatten(), k.Dense(48), k.Dense(10)),
+        IMAGES,
+    ),
+    "models within a functional model": (convolved, nested_functional, IMAGES),
+    "models within a sequential model": (convolved, nested_sequential, IMAGES),
+    "operations without layers": (lambda: convolved(nn.ReLU()), by_ops, IMAGES),
+    "global pooling, which flattens nothing": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)
+        ),
+        gap,
+        IMAGES,
+    ),
+}
+
+
+@pytest.mark.parametrize(("module", "keras_model", "images"), PAIRS.values(), ids=PAIRS)
+def test_features_are_permuted_where_a_flattening_changed_their_order(
+    module: Callable[[], nn.Module],
+    keras_model: Callable[[Any], Any],
+    images: torch.Tensor,
+) -> None:
+    torch.manual_seed(0)
+    ours, theirs = module(), keras_model(import_keras().layers)
+    with torch.no_grad():
+        for tensor in ours.parameters():
+            tensor.uniform_(-0.5, 0.5)  # BatchNorm's ones would hide their order
+    copy_weights(ours, theirs)
+    check = logits(ours, theirs, images)
+    assert check.passed, check

@@ -2,8 +2,8 @@ import pytest
 
 from digitlab.reproduce import tables
 from digitlab.reproduce.rows import by_experiment, read_rows
-from digitlab.runs import Framework
-from tests.reproduce.test_claims import runs
+from digitlab.run_folder import Framework
+from tests.reproduce.samples import runs
 
 ROWS = read_rows()
 

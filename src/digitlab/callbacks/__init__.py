@@ -1,48 +1,62 @@
-"""What a run does beside training; for a `Classifier`.
+"""What a run does beside training: logging, TensorBoard, pictures, checkpoints and results.
 
-`Results`, `ModelGraph` and `Projector` are for our data modules too.
+The callbacks are for a `Classifier`; `FinalEvaluation`, `ModelGraph` and `Projector` also need one
+of our data modules.
 """
 
-from digitlab.callbacks.confusion_matrix import ConfusionMatrix
-from digitlab.callbacks.console import Console
-from digitlab.callbacks.exact_resume import ExactResume
-from digitlab.callbacks.figures import Figures
-from digitlab.callbacks.filters import Filters
-from digitlab.callbacks.finite_loss import FiniteLoss
-from digitlab.callbacks.gpu_memory import GPUMemoryLimit
-from digitlab.callbacks.history import History
-from digitlab.callbacks.last_checkpoint import LastCheckpoint
-from digitlab.callbacks.model_graph import ModelGraph
-from digitlab.callbacks.probabilities import ClassProbabilities
-from digitlab.callbacks.progress import ProgressBar
-from digitlab.callbacks.projector import Projector
-from digitlab.callbacks.rates import Rates
-from digitlab.callbacks.results import Results
-from digitlab.callbacks.settings import Settings
-from digitlab.callbacks.step_checkpoint import StepCheckpoint
-from digitlab.callbacks.stopwatch import Stopwatch
-from digitlab.callbacks.validation_picture import ValidationPicture
-from digitlab.callbacks.worst_mistakes import WorstMistakes
+import warnings
+from typing import Any
+
+from digitlab.callbacks.checkpointing import BestCheckpoint, ExactResume, FiniteLoss, LastCheckpoint
+from digitlab.callbacks.logging import (
+    ClassProbabilities,
+    GPUMemoryLimit,
+    History,
+    PrintEpoch,
+    ProgressBar,
+    Throughput,
+)
+from digitlab.callbacks.results import FinalEvaluation, SaveConfig, SaveFigures
+from digitlab.callbacks.tensorboard import (
+    ConfusionMatrix,
+    FirstLayerKernels,
+    ModelGraph,
+    Projector,
+    ValidationPicture,
+    WorstMistakes,
+)
 
 __all__ = [
+    "BestCheckpoint",
     "ClassProbabilities",
     "ConfusionMatrix",
-    "Console",
     "ExactResume",
-    "Figures",
-    "Filters",
+    "FinalEvaluation",
     "FiniteLoss",
+    "FirstLayerKernels",
     "GPUMemoryLimit",
     "History",
     "LastCheckpoint",
     "ModelGraph",
+    "PrintEpoch",
     "ProgressBar",
     "Projector",
-    "Rates",
-    "Results",
-    "Settings",
-    "StepCheckpoint",
-    "Stopwatch",
+    "SaveConfig",
+    "SaveFigures",
+    "Throughput",
     "ValidationPicture",
     "WorstMistakes",
 ]
+
+_OLD_NAMES: dict[str, type] = {
+    **{"Console": PrintEpoch, "Settings": SaveConfig, "Results": FinalEvaluation},
+    **{"Figures": SaveFigures, "Filters": FirstLayerKernels, "Stopwatch": Throughput},
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OLD_NAMES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    new = _OLD_NAMES[name]
+    warnings.warn(f"{name} is now {new.__name__}", DeprecationWarning, stacklevel=2)
+    return new

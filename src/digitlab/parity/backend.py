@@ -1,4 +1,4 @@
-"""The one door to TensorFlow and Keras: safe order, right backend, no noise."""
+"""The only importer of TensorFlow and Keras: in a safe order, on the right backend, silently."""
 
 import os
 import random
@@ -18,18 +18,18 @@ Policy = Literal["float32", "float64", "mixed_float16", "mixed_bfloat16"]
 def import_keras() -> Any:
     """Import Keras on TensorFlow, and return the module `keras`.
 
-    TensorFlow computes in as many threads as torch does at that moment, and takes a GPU's memory
-    as it needs it.
+    TensorFlow uses as many threads as torch does at that moment, and allocates a GPU's memory as
+    needed.
 
     Raises:
-        ImportError: The extra `parity` is not installed; or TensorFlow, or Keras with another
-            backend, was imported before in a way that cannot be mended.
+        ImportError: The extra `parity` is not installed; or TensorFlow was imported before Triton,
+            or Keras with another backend.
     """
     return _import()[0]
 
 
 def import_tensorflow() -> Any:
-    """Import TensorFlow through the same door as `import_keras`, and return its module."""
+    """Import TensorFlow as `import_keras` does, and return its module."""
     return _import()[1]
 
 
@@ -43,11 +43,11 @@ def _import() -> tuple[Any, Any]:
         )
     _check_order()
     if find_spec("triton"):
-        # The other order ends in SIGABRT, without a traceback.
+        # Importing TensorFlow first aborts the process (SIGABRT) without a traceback.
         import triton  # noqa: F401
     if "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = "tensorflow"  # read once, at the first import
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what it says later than at its import
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # log messages after the import
     with _silent_stderr():
         import keras
         import tensorflow
@@ -66,7 +66,7 @@ def _import() -> tuple[Any, Any]:
             for gpu in tensorflow.config.list_physical_devices("GPU"):
                 tensorflow.config.experimental.set_memory_growth(gpu, True)
         except (RuntimeError, ValueError):
-            pass  # TensorFlow runs already, with the settings of whoever started it
+            pass  # TensorFlow is initialized already; its settings are fixed
     return keras, tensorflow
 
 
@@ -79,15 +79,13 @@ def _check_order() -> None:
 
 
 def limit_gpu_memory(megabytes: int) -> None:
-    """Let TensorFlow take at most this much of each GPU's memory, as document B's program does.
-
-    Without a GPU there is nothing to limit.
+    """Limit the memory that TensorFlow uses of each GPU; without a GPU, do nothing.
 
     Args:
         megabytes: In MB of 2²⁰ bytes, at least 1; document B's program has 1024.
 
     Raises:
-        ValueError: `megabytes` is below 1, or TensorFlow has used the GPU before.
+        ValueError: `megabytes` is below 1, or TensorFlow has used the GPU already.
     """
     if megabytes < 1:
         raise ValueError(f"megabytes is {megabytes}: it must be at least 1")
@@ -106,12 +104,12 @@ def limit_gpu_memory(megabytes: int) -> None:
 
 @contextmanager
 def keras_dtype(policy: Policy) -> Iterator[None]:
-    """Make Keras build layers in this dtype policy in the `with` block, and restore it after."""
+    """Set Keras's dtype policy in the `with` block, and restore the former one after it."""
     config = import_keras().config
     before = (config.floatx(), config.dtype_policy())
     try:
-        # One alone does not do: `floatx` set after its first use changes no layer, and the policy
-        # leaves losses and learning rates in `floatx`.
+        # Both are needed: `floatx` set after its first use changes no layer, and the policy leaves
+        # losses and learning rates in `floatx`.
         config.set_floatx("float64" if policy == "float64" else "float32")
         config.set_dtype_policy(policy)
         yield
@@ -122,7 +120,7 @@ def keras_dtype(policy: Policy) -> Iterator[None]:
 
 @contextmanager
 def unchanged_random_state() -> Iterator[None]:
-    """Leave Python's random numbers as they were; Keras draws its initial weights' seeds there."""
+    """Restore Python's random state, from which Keras draws the seeds of initial weights."""
     state = random.getstate()
     try:
         yield
@@ -132,9 +130,9 @@ def unchanged_random_state() -> Iterator[None]:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Keep back what is written to file descriptor 2, unless the block raises.
+    """Hide output on file descriptor 2, unless the block raises.
 
-    TensorFlow's libraries write there by themselves, whatever `TF_CPP_MIN_LOG_LEVEL` is.
+    TensorFlow's libraries write there directly, whatever `TF_CPP_MIN_LOG_LEVEL` is.
     """
     sys.stderr.flush()
     saved = os.dup(2)
@@ -152,4 +150,4 @@ def _silent_stderr() -> Iterator[None]:
             os.close(saved)
 
 
-_check_order()  # now, because the rest of the package imports Lightning, which imports Triton
+_check_order()  # now, since the rest of the package imports Lightning, which imports Triton

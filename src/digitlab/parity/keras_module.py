@@ -4,7 +4,7 @@ Touches private parts of Lightning 2.6: the optimizer's step counters, in `_reco
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from inspect import getattr_static
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +21,11 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.utils.dlpack import to_dlpack
 
-from digitlab import execution, runs
 from digitlab.batches import Batch, Block
 from digitlab.classifier import Classifier
 from digitlab.data.loader import run_seed
+from digitlab.execution import overrides
+from digitlab.files import atomic_write
 from digitlab.parity.backend import (
     Policy,
     import_keras,
@@ -32,12 +33,10 @@ from digitlab.parity.backend import (
     keras_dtype,
     unchanged_random_state,
 )
-from digitlab.parity.layout import LAYOUTS
-from digitlab.parity.network import KerasNetwork, as_logits
-from digitlab.parity.recipe import to_keras_optimizer
-from digitlab.parity.weights import build_twin, keras_layers, to_keras
-from digitlab.scores import Sums
-from digitlab.unsupported import overrides
+from digitlab.parity.keras_files import KerasNetwork, as_logits
+from digitlab.parity.optimizers import to_keras_optimizer
+from digitlab.parity.weights import LAYOUTS, build_twin, keras_layers, to_keras
+from digitlab.scores import RunningScore
 
 POLICIES: dict[str, Policy] = {
     "32-true": "float32",
@@ -122,6 +121,7 @@ class KerasClassifier(Classifier):
         self.keras_model = keras_model
         self.policy = policy
         self.output = output
+        self._penultimate: KerasNetwork | None = None
         self._train_steps = _compile_steps(keras_model, policy, output == "softmax")
 
     def configure_optimizers(self) -> Any:
@@ -136,11 +136,6 @@ class KerasClassifier(Classifier):
             )
         return made
 
-    def on_fit_start(self) -> None:
-        """Refuse what Keras cannot do."""
-        self.check_supported(self.trainer)
-        super().on_fit_start()
-
     def check_supported(self, trainer: Trainer) -> None:
         """Refuse settings of a trainer that Keras's training step cannot honour.
 
@@ -152,52 +147,44 @@ class KerasClassifier(Classifier):
             *_unsupported_callbacks(trainer),
         )
         for setting, remedy in unsupported:
-            raise ValueError(f"{setting} cannot be honoured by a Keras model: {remedy}")
+            raise ValueError(f"{setting} is not supported by a Keras model: {remedy}")
+        super().check_supported(trainer)
 
     def training_step(self, batch: Batch | Block, batch_idx: int) -> None:
         """Train on a batch, or on each batch of a block, by Keras's own training step."""
         if "train" not in self.sums:  # Lightning may resume inside an epoch
-            self.sums["train"] = Sums(self.device)
-        sizes = [len(labels) for _, labels in execution._batches(self.trainer, batch)]
-        rates = self._step_rates(len(sizes))
+            self.sums["train"] = RunningScore(self.device)
+        sizes = [len(labels) for _, labels in self._batches(batch)]
+        rates = [self._advance_schedule() for _ in sizes]
         dtype = torch.float64 if self.policy == "float64" else torch.float32
         images, labels = _channels_last(batch[0].to(dtype)), _to_tensorflow(batch[1])
         with keras_dtype(self.policy):  # which counts while TensorFlow traces the step
             scores = self._train_steps(images, labels, rates, sizes[0])
         self._record_steps(sizes, rates, scores.numpy().tolist())
 
-    def _step_rates(self, steps: int) -> list[float]:
-        """Give the learning rates of the next steps, and step a scheduler that goes by steps."""
+    def _advance_schedule(self) -> float:
+        """Give the learning rate of the next step, and step the scheduler if it goes by steps."""
         (optimizer,) = self.trainer.optimizers
-        rates = []
-        for _ in range(steps):
-            rates.append(float(optimizer.param_groups[0]["lr"]))
-            execution._step_schedulers(self, "step")
-        return rates
+        rate = float(optimizer.param_groups[0]["lr"])
+        self._step_schedulers("step")
+        return rate
 
     def _record_steps(
         self, sizes: list[int], rates: list[float], scores: list[tuple[float, float]]
     ) -> None:
         """Count and log steps that were made, and step the schedulers that go by epochs."""
-        optimizer, sums, first = self.optimizers(), self.sums["train"], self.global_step
+        optimizer, sums = self.optimizers(), self.sums["train"]
         assert isinstance(optimizer, LightningOptimizer)
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set at run time
         group = optimizer.param_groups[0]
-        next_rate = group["lr"]
-        added = 0
-        for done, rate in enumerate(rates, start=1):
+        next_rate, steps_before = group["lr"], self.global_step
+        for size, rate, (loss, accuracy) in zip(sizes, rates, scores, strict=True):
+            sums.add_counts(loss, round(accuracy * size), size)
+            group["lr"] = rate  # is logged
             optimizer._on_before_step()
-            if done == len(rates) or (every and (first + done) % every == 0):
-                _add(sums, scores[added:done], sizes[added:done])
-                added = done
-                group["lr"] = rate  # is logged
-                execution.log_step(self, sums, optimizer.optimizer)
+            self.log_step(optimizer.optimizer)
             optimizer._on_after_step()
         group["lr"] = next_rate
-        epoch_loop = self.trainer.fit_loop.epoch_loop
-        epoch_loop._batches_that_stepped += len(sizes) - 1  # Lightning adds 1 itself
-        if self.trainer.is_last_batch:
-            execution._step_schedulers(self, "epoch")
+        self._finish_block(steps_before)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add Keras's variables: weights, seeds of dropout, and the optimizer's."""
@@ -234,9 +221,15 @@ class KerasClassifier(Classifier):
         model = self.keras_model
         return {"model": model.variables, "optimizer": model.optimizer.variables}
 
+    @property
+    def run_details(self) -> dict[str, str]:
+        """What metrics.json stores of TensorFlow's side: precision, device and output."""
+        (precision,) = (name for name, policy in POLICIES.items() if policy == self.policy)
+        return {"precision": precision, "device": _describe_device(), "output": self.output}
+
     def save(self, path: Path) -> None:
         """Write the Keras model to a `.keras` file, whole or not at all."""
-        with runs.whole(path) as beside:
+        with atomic_write(path) as beside:
             self.keras_model.save(beside)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -245,7 +238,7 @@ class KerasClassifier(Classifier):
             for variable in layer.trainable_weights:
                 yield f"{layer.name}/{variable.name}", _to_tensor(variable)
 
-    def layers(self) -> list[tuple[str, str, dict[str, tuple[int, ...]]]]:
+    def layer_table(self) -> list[tuple[str, str, dict[str, tuple[int, ...]]]]:
         """List the layers: name, type, and the shapes of their weights by name."""
         return [
             (layer.name, type(layer).__name__, {v.name: tuple(v.shape) for v in layer.weights})
@@ -261,22 +254,22 @@ class KerasClassifier(Classifier):
                 return layer.name, torch.from_numpy(LAYOUTS["Conv2D"]["kernel"].to_torch(kernel))
         return None
 
-    def penultimate_features(self, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
-        """Give what the last dense layer is given for images `(N, D)`, and the logits.
+    def features(self, images: Tensor) -> Tensor | None:
+        """Compute the input of the last dense layer, `(N, D)`.
 
         None for a model without a dense layer outside of inner models.
         """
-        keras = import_keras()
-        dense = [it for it in self.keras_model.layers if isinstance(it, keras.layers.Dense)]
-        if not dense:
-            return None
-        (image,) = self.keras_model.inputs
-        penultimate = _CompiledNetwork(keras.Model(image, dense[-1].input))
-        pairs = [(penultimate(images).flatten(1), self.network(images)) for images in batches]
-        features, logits = (torch.cat(side).float() for side in zip(*pairs, strict=True))
-        return features, logits
+        if self._penultimate is None:
+            keras = import_keras()
+            dense = [it for it in self.keras_model.layers if isinstance(it, keras.layers.Dense)]
+            if not dense:
+                return None
+            (image,) = self.keras_model.inputs
+            self._penultimate = _CompiledNetwork(keras.Model(image, dense[-1].input))
+        given: Tensor = self._penultimate(images)
+        return given.flatten(1).float()
 
-    def trace_graph(self, images: Tensor) -> Any:
+    def trace_graph(self) -> Any:
         """Give the graph that Keras computes in inference mode, as a `GraphDef`.
 
         TensorBoard's own conversion of a model's layers leaves out the operations inside of them,
@@ -355,11 +348,17 @@ def choose_device(accelerator: str) -> str:
             f"trainer.accelerator is {accelerator}: TensorFlow finds no GPU on this machine; leave "
             "configs/gpu.yaml out, or set --trainer.accelerator auto"
         )
-    if gpus and accelerator != "cpu":
-        name: str = config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
-        return name
-    if gpus:
+    if gpus and accelerator == "cpu":
         config.set_visible_devices([], "GPU")
+    return _describe_device()
+
+
+def _describe_device() -> str:
+    """Name the device that TensorFlow uses: a GPU's model, or its number of threads on the CPU."""
+    config = import_tensorflow().config
+    for gpu in config.get_visible_devices("GPU"):
+        name: str = config.experimental.get_device_details(gpu).get("device_name", "GPU")
+        return name
     threads = config.threading.get_intra_op_parallelism_threads() or torch.get_num_threads()
     return f"cpu ({threads} thread{'' if threads == 1 else 's'})"
 
@@ -438,10 +437,10 @@ def _channels_last(images: Tensor) -> Any:
 
 
 def _to_tensorflow(tensor: Tensor) -> Any:
-    """Give TensorFlow a tensor without a copy, which would take 2% of a small network's step."""
+    """Hand a tensor to TensorFlow without a copy, which takes 2% of a small network's step."""
     tensor = tensor.cpu().contiguous()
     if tensor.data_ptr() % 64:
-        tensor = tensor.clone()  # TensorFlow's kernels rely on it
+        tensor = tensor.clone()  # TensorFlow's kernels need this alignment
     return import_tensorflow().experimental.dlpack.from_dlpack(to_dlpack(tensor))
 
 
@@ -449,17 +448,6 @@ def _to_tensor(variable: Any) -> Tensor:
     array = np.array(variable.numpy())
     # Few of torch's functions know unsigned integers, which the seeds are.
     return torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "u" else array)
-
-
-def _add(sums: Sums, scores: list[tuple[float, float]], sizes: list[int]) -> None:
-    """Add batches whose mean losses and accuracies are known."""
-    loss = sums.loss.item()
-    for (mean, _), n in zip(scores, sizes, strict=True):
-        loss += mean * n  # one by one, so that the sum does not depend on the size of a block
-    sums.loss.fill_(loss)
-    sums._correct += sum(round(mean * n) for (_, mean), n in zip(scores, sizes, strict=True))
-    sums.n += sum(sizes)
-    sums._unchecked.extend(torch.tensor([mean for mean, _ in scores]).unbind())
 
 
 def _check_original(original: Classifier) -> None:

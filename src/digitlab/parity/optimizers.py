@@ -1,19 +1,26 @@
-"""Optimizers that step exactly as Keras 3's do, where no setting of PyTorch's own does."""
+"""Optimizers in both frameworks: Keras's formulas in PyTorch, and the counterpart of each class.
 
-from collections.abc import Callable
+`to_keras_optimizer` makes Keras's optimizer from a PyTorch one, `exact_optimizer` the PyTorch
+optimizer with Keras's formula.
+"""
+
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
+
+from digitlab.parity.backend import import_keras
 
 
 class _KerasOptimizer(torch.optim.Optimizer):
-    """What Keras's optimizers share: the count of steps and the decoupled weight decay."""
+    """Base class of Keras's optimizers: step count, decoupled weight decay, checks of settings."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters whose settings, own or default, are all in range."""
+        """Add a group of parameters, after checking its settings and the defaults."""
         for name, value in {**self.defaults, **param_group}.items():
             if name in {"lr", "eps", "weight_decay", "momentum"} and not value >= 0:
                 raise ValueError(f"{name} is {value}: it must be at least 0")
@@ -25,10 +32,7 @@ class _KerasOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient, once.
-
-        Returns:
-            The loss that `closure` gives, or nothing without one.
+        """Update every parameter that has a gradient, and return the loss of `closure`, if given.
 
         Raises:
             ValueError: A gradient is sparse or complex.
@@ -44,11 +48,11 @@ class _KerasOptimizer(torch.optim.Optimizer):
                 kind = "complex" if gradient.is_complex() else "sparse"
                 raise ValueError(f"a gradient is {kind}: it must be real and dense")
         if not gradients:
-            return loss  # not a step: Keras refuses it
+            return loss  # not counted as a step: Keras refuses it
         for parameter, group in members:
             state = self.state[parameter]
-            # Keras counts the optimizer's steps, PyTorch the parameter's: they differ where a
-            # parameter gets its first gradient late.
+            # Keras counts the optimizer's steps, not the parameter's: they differ where a parameter
+            # gets its first gradient late.
             state["step"] = state.get("step", 0) + 1
             if parameter.grad is not None:
                 if group["weight_decay"]:
@@ -74,20 +78,20 @@ class KerasAdam(_KerasOptimizer):
         w = w - lr * sqrt(1 - b2**t) / (1 - b1**t) * m / (sqrt(v) + eps)
 
     AMSGrad has the largest v so far under the root. `torch.optim.Adam` divides by
-    `sqrt(v) / sqrt(1 - b2**t) + eps`, where the same eps weighs less, and its weight decay is part
-    of the gradient. Keras rounds `weight_decay`, and the betas of the powers, to float32 in float64
-    too. Parameters of 16 bits have their powers in float32: in bfloat16, where 0.999 is 1, Keras
-    multiplies every step by 0.
+    `sqrt(v) / sqrt(1 - b2**t) + eps`, where the same eps weighs less, and adds weight decay to the
+    gradient. Keras rounds `weight_decay`, and the betas of the powers, to float32 in float64 too.
+    For 16-bit parameters the powers are float32 here: in bfloat16, where 0.999 is 1, Keras's own
+    step has size 0.
 
     Reference: Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, whose
     "epsilon hat", at the end of section 2, is this eps.
 
     Args:
         params: Parameters or groups of them, as PyTorch's own optimizers take them.
-        lr: Learning rate, at least 0. Where it changes, Keras too uses the current one.
+        lr: Learning rate, at least 0. If it changes, Keras uses the current one too.
         betas: Decay rates of m and v, at least 0 and below 1.
-        eps: At least 0. The default is Keras's; PyTorch's is 1e-8, which LightningCLI carries over
-            from the model's default optimizer: write it out in a config.
+        eps: At least 0. The default is Keras's, but in a config LightningCLI keeps the 1e-8 of the
+            model's default optimizer: write it out.
         weight_decay: At least 0, decoupled from the gradient as everywhere in Keras.
         amsgrad: Divide by the largest v so far.
 
@@ -132,9 +136,9 @@ class KerasRMSprop(_KerasOptimizer):
         b = momentum * b + lr * g / sqrt(v - mean**2 + eps)
         w = w - b
 
-    `torch.optim.RMSprop` divides by `sqrt(v) + eps`, as Keras of 2018 did; multiplies b, not g, by
-    the learning rate, which differs once that changes; and its weight decay is part of the
-    gradient. Keras rounds `weight_decay` to float32 in float64 too.
+    `torch.optim.RMSprop` divides by `sqrt(v) + eps`, as Keras of 2018 did, multiplies b instead of
+    g by the learning rate, which matters once that changes, and adds weight decay to the gradient.
+    Keras rounds `weight_decay` to float32 in float64 too.
 
     Reference: Hinton, "Neural networks for machine learning", lecture 6e, 2012, which has no eps.
 
@@ -143,8 +147,8 @@ class KerasRMSprop(_KerasOptimizer):
         lr: Learning rate, at least 0. The default is Keras's; PyTorch's is 0.01.
         alpha: Decay rate of v, at least 0 and below 1; Keras's `rho`. The default is Keras's;
             PyTorch's is 0.99.
-        eps: At least 0. The default is Keras's; PyTorch's is 1e-8, which LightningCLI carries over
-            from the model's default optimizer: write it out in a config.
+        eps: At least 0. The default is Keras's, but in a config LightningCLI keeps the 1e-8 of the
+            model's default optimizer: write it out.
         weight_decay: At least 0, decoupled from the gradient as everywhere in Keras.
         momentum: Decay rate of b, at least 0.
         centered: Divide by an estimate of the gradient's standard deviation.
@@ -171,7 +175,7 @@ class KerasRMSprop(_KerasOptimizer):
     ) -> None:
         alpha = group["alpha"]
         v = _buffer("v", state, parameter)
-        # Products and sums apart, as TensorFlow's: `addcmul_` may round once instead of twice.
+        # Separate products and sums, as in TensorFlow: `addcmul_` may round once instead of twice.
         v.mul_(alpha).add_(gradient.square().mul_(1 - alpha))
         denominator = v
         if group["centered"]:
@@ -193,18 +197,146 @@ def _buffer(name: str, state: dict[str, Any], parameter: Tensor) -> Tensor:
 
 
 def _rounded(value: float) -> float:
-    # Keras casts some settings with `tf.cast`, which makes a Python float a float32 tensor before
-    # it makes that what was asked for: 0.999 becomes 0.9990000128746033 in float64 too.
+    # Keras casts some settings with `tf.cast`, which converts a Python float to float32 first:
+    # 0.999 becomes 0.9990000128746033 in float64 too.
     return torch.tensor(value, dtype=torch.float32).item()
 
 
-@lru_cache(maxsize=8)  # the parameters of a step share it: 40 µs once instead of each time
+@lru_cache(maxsize=8)  # 40 µs, once a step instead of once a parameter
 def _adam_step_size(
     lr: float, beta_1: float, beta_2: float, step: int, dtype: torch.dtype
 ) -> float:
-    # In the parameters' own type, as Keras: in float32, 1 - 0.999 is 1.3e-5 of itself too small.
+    # In the parameters' dtype, as in Keras: 1 - 0.999 in float32 has a relative error of 1.3e-5.
     dtype = torch.promote_types(dtype, torch.float32)
     betas = torch.tensor([_rounded(beta_1), _rounded(beta_2)], dtype=dtype)
     correction_1, correction_2 = 1 - betas ** torch.tensor(step, dtype=dtype)
     size: float = (lr * correction_2.sqrt() / correction_1).item()
     return size
+
+
+Settings = dict[str, Any]
+Optimizer = type[torch.optim.Optimizer]
+
+_KERAS_NAMES: dict[str, tuple[str, ...]] = {
+    "lr": ("learning_rate",),
+    "betas": ("beta_1", "beta_2"),
+    "eps": ("epsilon",),
+    "alpha": ("rho",),
+}
+_ADAM = ("lr", "betas", "eps", "amsgrad")
+_RMSPROP = ("lr", "alpha", "eps", "momentum", "centered")
+# By class: Keras's class, the class with Keras's formula, and the settings that both have.
+_COUNTERPARTS: dict[Optimizer, tuple[str, Optimizer, tuple[str, ...]]] = {
+    torch.optim.SGD: ("SGD", torch.optim.SGD, ("lr", "momentum", "nesterov")),
+    torch.optim.Adam: ("Adam", KerasAdam, _ADAM),
+    torch.optim.AdamW: ("AdamW", KerasAdam, (*_ADAM, "weight_decay")),
+    torch.optim.RMSprop: ("RMSprop", KerasRMSprop, _RMSPROP),
+    KerasAdam: ("Adam", KerasAdam, (*_ADAM, "weight_decay")),
+    KerasRMSprop: ("RMSprop", KerasRMSprop, (*_RMSPROP, "weight_decay")),
+}
+# They choose an implementation or belong to a scheduler, and change no result; the last is AdamW's.
+_WITHOUT_EFFECT = {"params", "param_names", "foreach", "fused", "capturable", "differentiable"}
+_WITHOUT_EFFECT |= {"initial_lr", "decoupled_weight_decay"}
+
+
+def to_keras_optimizer(optimizer: torch.optim.Optimizer) -> Any:
+    """Make the Keras optimizer with the settings of a PyTorch one, and none of its state.
+
+    Equal settings do not make equal formulas: `exact_optimizer` makes the PyTorch optimizer that
+    steps exactly as this one. The learning rate has Keras's current float type.
+
+    Args:
+        optimizer: `SGD`, `Adam`, `AdamW`, `RMSprop`, `KerasAdam` or `KerasRMSprop`.
+
+    Returns:
+        A `keras.optimizers.Optimizer`.
+
+    Raises:
+        ValueError: The class, or one of the settings, has no counterpart in Keras.
+        ImportError: The extra `parity` is not installed.
+    """
+    name = _counterpart(optimizer)[0]
+    settings: Settings = {}
+    for setting, value in _common_settings(optimizer).items():
+        values = value if isinstance(value, tuple) else (value,)
+        settings |= zip(_KERAS_NAMES.get(setting, (setting,)), values, strict=True)
+    if not settings.get("weight_decay") and name != "AdamW":
+        settings.pop("weight_decay", None)  # Keras's default is None; a 0 would cost a product
+    return getattr(import_keras().optimizers, name)(**settings)
+
+
+def exact_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Make the PyTorch optimizer that steps exactly as `to_keras_optimizer(optimizer)` does.
+
+    That is `KerasAdam` for `Adam` and `AdamW`, `KerasRMSprop` for `RMSprop`, and `SGD` itself,
+    which is the same in both while the learning rate is constant; its momentum is rounded to
+    float32, as Keras does in float64 too.
+
+    Args:
+        optimizer: As for `to_keras_optimizer`; its settings are used, its state is not.
+        parameters: The parameters of the new optimizer.
+
+    Raises:
+        ValueError: As for `to_keras_optimizer`.
+    """
+    exact: Any = _counterpart(optimizer)[1]
+    settings = _common_settings(optimizer)
+    if exact is torch.optim.SGD:
+        settings["momentum"] = _rounded(settings["momentum"])
+    made: torch.optim.Optimizer = exact(parameters, **settings)
+    return made
+
+
+def _counterpart(optimizer: torch.optim.Optimizer) -> tuple[str, Optimizer, tuple[str, ...]]:
+    # By the exact class: a subclass may compute anything.
+    found = _COUNTERPARTS.get(type(optimizer))
+    if found is None:
+        known = ", ".join(kind.__name__ for kind in _COUNTERPARTS)
+        raise ValueError(
+            f"optimizer is {type(optimizer).__name__}, which has no counterpart in Keras: use one "
+            f"of {known}"
+        )
+    return found
+
+
+def _common_settings(optimizer: torch.optim.Optimizer) -> Settings:
+    """Return the settings that both frameworks have, as plain numbers, or refuse the others."""
+    kind, names = type(optimizer).__name__, _counterpart(optimizer)[2]
+    groups = [
+        {name: _plain(value) for name, value in group.items() if name not in _WITHOUT_EFFECT}
+        for group in optimizer.param_groups
+    ]
+    settings = groups[0]
+    for other, (name, value) in product(groups[1:], settings.items()):
+        if other.get(name) != value:
+            raise ValueError(
+                f"{name} is {value} in a parameter group of {kind} and {other.get(name)} in "
+                "another: Keras has one setting for all, so give all groups the same"
+            )
+    for name, value in settings.items():
+        if name not in names and value:  # false or 0 is the default of all others, in every class
+            raise ValueError(_refusal(kind, name, value))
+    if kind == "SGD" and settings["momentum"] > 1:
+        raise ValueError(
+            f"momentum is {settings['momentum']}: Keras's SGD takes 0 to 1; give it less"
+        )
+    return {name: settings[name] for name in names}
+
+
+def _plain(value: Any) -> Any:
+    """Convert numbers and one-element tensors to the floats that Keras insists on."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_plain, value))
+    return value if isinstance(value, bool) or value is None else float(value)
+
+
+def _refusal(kind: str, name: str, value: Any) -> str:
+    if name == "weight_decay":
+        remedy = {"Adam": "use AdamW", "RMSprop": "use KerasRMSprop"}.get(kind, "set it to 0")
+        return (
+            f"weight_decay is {value}: {kind} adds it to the gradient, and Keras subtracts it from "
+            f"the weights, which gives another result; {remedy}"
+        )
+    return f"{name} is {value}: Keras's counterpart of {kind} has no such setting; leave it out"

@@ -1,33 +1,29 @@
-"""The architectures in Keras, each a function that builds a model.
+"""The Keras twins of `digitlab.models`, and which model has which twin.
 
-They are written from the documents, and `FastCNN` from its description, not from the PyTorch
-classes: otherwise counting parameters on both sides would prove nothing. Layers are named as in
-`digitlab.models`, so weights need no table.
-
-Shape, of every twin:
-    - Input: `(N, 28, 28, in_channels)` in the dtype of the policy, channels last.
-    - Output: logits `(N, num_classes)`; probabilities with `softmax`, which is how document A
-      writes its Keras network. Keras then takes the loss of clipped probabilities.
+The twins are written by hand from the documents; layers have the names of the PyTorch layers.
 """
 
-from collections.abc import Sequence
+import pkgutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from inspect import signature
 from typing import Any, Literal
 
+import torch
+
+from digitlab import models
+from digitlab.classifier import Classifier
 from digitlab.parity.backend import import_keras
 
 
 def linear_classifier(in_channels: int = 1, num_classes: int = 10, softmax: bool = False) -> Any:
     """Build softmax regression, 7,850 parameters (document A, prose)."""
     layers = import_keras().layers
-    return _build(
-        "linear_classifier",
-        in_channels,
-        [
-            layers.Flatten(name="flatten"),
-            layers.Dense(num_classes, name="fc1"),
-        ],
-        softmax,
-    )
+    stack = [
+        layers.Flatten(name="flatten"),
+        layers.Dense(num_classes, name="fc1"),
+    ]
+    return _build("linear_classifier", stack, in_channels, softmax)
 
 
 def mlp(
@@ -51,31 +47,27 @@ def mlp(
             layers.Dropout(dropout, name=f"dropout{i}"),
         ]
     stack.append(layers.Dense(num_classes, name=f"fc{len(hidden_features) + 1}"))
-    return _build("mlp", in_channels, stack, softmax)
+    return _build("mlp", stack, in_channels, softmax)
 
 
 def lenet5(in_channels: int = 1, num_classes: int = 10, softmax: bool = False) -> Any:
     """Build LeNet-5 with rectifiers and max pooling, 61,706 parameters (document B, `lenet`)."""
     layers = import_keras().layers
-    return _build(
-        "lenet5",
-        in_channels,
-        [
-            layers.Conv2D(6, 5, padding="same", name="conv1"),
-            layers.ReLU(name="relu1"),
-            layers.MaxPooling2D(2, name="pool1"),
-            layers.Conv2D(16, 5, name="conv2"),
-            layers.ReLU(name="relu2"),
-            layers.MaxPooling2D(2, name="pool2"),
-            layers.Flatten(name="flatten"),
-            layers.Dense(120, name="fc1"),
-            layers.ReLU(name="relu3"),
-            layers.Dense(84, name="fc2"),
-            layers.ReLU(name="relu4"),
-            layers.Dense(num_classes, name="fc3"),
-        ],
-        softmax,
-    )
+    stack = [
+        layers.Conv2D(6, 5, padding="same", name="conv1"),
+        layers.ReLU(name="relu1"),
+        layers.MaxPooling2D(2, name="pool1"),
+        layers.Conv2D(16, 5, name="conv2"),
+        layers.ReLU(name="relu2"),
+        layers.MaxPooling2D(2, name="pool2"),
+        layers.Flatten(name="flatten"),
+        layers.Dense(120, name="fc1"),
+        layers.ReLU(name="relu3"),
+        layers.Dense(84, name="fc2"),
+        layers.ReLU(name="relu4"),
+        layers.Dense(num_classes, name="fc3"),
+    ]
+    return _build("lenet5", stack, in_channels, softmax)
 
 
 def lenet1(
@@ -95,26 +87,22 @@ def lenet1(
     """
     layers = import_keras().layers
     around = [] if padding == "same" else [layers.ZeroPadding2D(padding, name="padding1")]
-    return _build(
-        "lenet1",
-        in_channels,
-        [
-            *around,
-            layers.Conv2D(32, 3, padding="valid" if around else "same", name="conv1"),
-            layers.ReLU(name="relu1"),
-            layers.MaxPooling2D(2, name="pool1"),
-            layers.Conv2D(64, 3, name="conv2"),
-            layers.ReLU(name="relu2"),
-            layers.MaxPooling2D(2, name="pool2"),
-            layers.Conv2D(64, 3, name="conv3"),
-            layers.ReLU(name="relu3"),
-            layers.Flatten(name="flatten"),
-            layers.Dense(64, name="fc1"),
-            layers.ReLU(name="relu4"),
-            layers.Dense(num_classes, name="fc2"),
-        ],
-        softmax,
-    )
+    stack = [
+        *around,
+        layers.Conv2D(32, 3, padding="valid" if around else "same", name="conv1"),
+        layers.ReLU(name="relu1"),
+        layers.MaxPooling2D(2, name="pool1"),
+        layers.Conv2D(64, 3, name="conv2"),
+        layers.ReLU(name="relu2"),
+        layers.MaxPooling2D(2, name="pool2"),
+        layers.Conv2D(64, 3, name="conv3"),
+        layers.ReLU(name="relu3"),
+        layers.Flatten(name="flatten"),
+        layers.Dense(64, name="fc1"),
+        layers.ReLU(name="relu4"),
+        layers.Dense(num_classes, name="fc2"),
+    ]
+    return _build("lenet1", stack, in_channels, softmax)
 
 
 def pytorch_example_net(
@@ -122,25 +110,21 @@ def pytorch_example_net(
 ) -> Any:
     """Build the network of PyTorch's MNIST example, 21,840 parameters (document A, PyTorch)."""
     layers = import_keras().layers
-    return _build(
-        "pytorch_example_net",
-        in_channels,
-        [
-            layers.Conv2D(10, 5, name="conv1"),
-            layers.MaxPooling2D(2, name="pool1"),
-            layers.ReLU(name="relu1"),
-            layers.Conv2D(20, 5, name="conv2"),
-            layers.SpatialDropout2D(dropout, name="dropout1"),
-            layers.MaxPooling2D(2, name="pool2"),
-            layers.ReLU(name="relu2"),
-            layers.Flatten(name="flatten"),
-            layers.Dense(50, name="fc1"),
-            layers.ReLU(name="relu3"),
-            layers.Dropout(dropout, name="dropout2"),
-            layers.Dense(num_classes, name="fc2"),
-        ],
-        softmax,
-    )
+    stack = [
+        layers.Conv2D(10, 5, name="conv1"),
+        layers.MaxPooling2D(2, name="pool1"),
+        layers.ReLU(name="relu1"),
+        layers.Conv2D(20, 5, name="conv2"),
+        layers.SpatialDropout2D(dropout, name="dropout1"),
+        layers.MaxPooling2D(2, name="pool2"),
+        layers.ReLU(name="relu2"),
+        layers.Flatten(name="flatten"),
+        layers.Dense(50, name="fc1"),
+        layers.ReLU(name="relu3"),
+        layers.Dropout(dropout, name="dropout2"),
+        layers.Dense(num_classes, name="fc2"),
+    ]
+    return _build("pytorch_example_net", stack, in_channels, softmax)
 
 
 def tensorflow_tutorial_cnn(
@@ -148,48 +132,110 @@ def tensorflow_tutorial_cnn(
 ) -> Any:
     """Build the network of TensorFlow 1.4's tutorial, 3,274,634 parameters (document A)."""
     layers = import_keras().layers
-    return _build(
-        "tensorflow_tutorial_cnn",
-        in_channels,
-        [
-            layers.Conv2D(32, 5, padding="same", name="conv1"),
-            layers.ReLU(name="relu1"),
-            layers.MaxPooling2D(2, name="pool1"),
-            layers.Conv2D(64, 5, padding="same", name="conv2"),
-            layers.ReLU(name="relu2"),
-            layers.MaxPooling2D(2, name="pool2"),
-            layers.Flatten(name="flatten"),
-            layers.Dense(1024, name="fc1"),
-            layers.ReLU(name="relu3"),
-            layers.Dropout(dropout, name="dropout"),
-            layers.Dense(num_classes, name="fc2"),
-        ],
-        softmax,
-    )
+    stack = [
+        layers.Conv2D(32, 5, padding="same", name="conv1"),
+        layers.ReLU(name="relu1"),
+        layers.MaxPooling2D(2, name="pool1"),
+        layers.Conv2D(64, 5, padding="same", name="conv2"),
+        layers.ReLU(name="relu2"),
+        layers.MaxPooling2D(2, name="pool2"),
+        layers.Flatten(name="flatten"),
+        layers.Dense(1024, name="fc1"),
+        layers.ReLU(name="relu3"),
+        layers.Dropout(dropout, name="dropout"),
+        layers.Dense(num_classes, name="fc2"),
+    ]
+    return _build("tensorflow_tutorial_cnn", stack, in_channels, softmax)
 
 
 def fast_cnn(in_channels: int = 1, num_classes: int = 10, softmax: bool = False) -> Any:
     """Build the network of `configs/mnist/fast99.yaml`, 212,682 parameters (of no document)."""
     layers = import_keras().layers
-    return _build(
-        "fast_cnn",
-        in_channels,
-        [
-            layers.Conv2D(16, 5, strides=2, name="conv1"),
-            layers.ReLU(name="relu1"),
-            layers.Conv2D(32, 3, name="conv2"),
-            layers.MaxPooling2D(2, name="pool2"),
-            layers.ReLU(name="relu2"),
-            layers.Flatten(name="flatten"),
-            layers.Dense(256, name="fc1"),
-            layers.ReLU(name="relu3"),
-            layers.Dense(num_classes, name="fc2"),
-        ],
-        softmax,
-    )
+    stack = [
+        layers.Conv2D(16, 5, strides=2, name="conv1"),
+        layers.ReLU(name="relu1"),
+        layers.Conv2D(32, 3, name="conv2"),
+        layers.MaxPooling2D(2, name="pool2"),
+        layers.ReLU(name="relu2"),
+        layers.Flatten(name="flatten"),
+        layers.Dense(256, name="fc1"),
+        layers.ReLU(name="relu3"),
+        layers.Dense(num_classes, name="fc2"),
+    ]
+    return _build("fast_cnn", stack, in_channels, softmax)
 
 
-def _build(name: str, in_channels: int, layers: list[Any], softmax: bool) -> Any:
+def _build(name: str, stack: list[Any], in_channels: int, softmax: bool) -> Any:
     keras = import_keras()
     ending = [keras.layers.Softmax(name="softmax")] if softmax else []
-    return keras.Sequential([keras.Input((28, 28, in_channels)), *layers, *ending], name=name)
+    return keras.Sequential([keras.Input((28, 28, in_channels)), *stack, *ending], name=name)
+
+
+_TWINS: dict[type[Classifier], Callable[..., Any]] = {
+    models.LinearClassifier: linear_classifier,
+    models.MLP: mlp,
+    models.LeNet5: lenet5,
+    models.LeNet1: lenet1,
+    models.PyTorchExampleNet: pytorch_example_net,
+    models.TensorFlowTutorialCNN: tensorflow_tutorial_cnn,
+    models.FastCNN: fast_cnn,
+}
+
+
+def find_twin(model: Classifier, softmax: bool) -> Callable[[], Any]:
+    """Find the function that builds a model's twin, and bind the model's hyper-parameters to it.
+
+    Raises:
+        ValueError: The class has no twin, or its `keras_twin` names no function.
+    """
+    kinds = (kind for kind in type(model).__mro__ if kind in _TWINS or "keras_twin" in vars(kind))
+    kind: Any = next(kinds, None)
+    if kind is None or not _has_network_of(model, kind):
+        raise ValueError(
+            f"{type(model).__name__} has no Keras twin: write one, and name it in the class, "
+            'keras_twin = "my_module.my_function"; there are twins of '
+            f"{', '.join(known.__name__ for known in _TWINS)}"
+        )
+    twin = _TWINS.get(kind) or _import(kind)
+    settings = _settings(model, twin)
+    if "softmax" in signature(twin).parameters:
+        settings["softmax"] = softmax
+    elif softmax:
+        raise ValueError(
+            f"the Keras twin of {kind.__name__} can only give logits: leave softmax out, or give "
+            "the function an argument softmax, for a last layer"
+        )
+    return partial(twin, **settings)
+
+
+def _import(kind: type[Any]) -> Callable[..., Any]:
+    path = vars(kind)["keras_twin"]
+    try:
+        twin = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{kind.__name__}.keras_twin is {path!r}, which cannot be imported ({error}): give "
+            "the path of a function that builds a Keras model, my_module.my_function"
+        ) from error
+    if not callable(twin):
+        raise ValueError(f"{kind.__name__}.keras_twin is {path!r}: it must name a function")
+    found: Callable[..., Any] = twin
+    return found
+
+
+def _has_network_of(model: Classifier, kind: type[Any]) -> bool:
+    """Tell whether a subclass has its parent's network, without which the twin would not fit.
+
+    Layers print their settings, so networks that print alike have equal layers in equal order.
+    """
+    if type(model) is kind:
+        return True
+    with torch.random.fork_rng(devices=[]):  # the initial weights are not used
+        parent = kind(**_settings(model, kind))
+    return type(model).forward is kind.forward and repr(model.network) == repr(parent.network)
+
+
+def _settings(model: Classifier, function: Callable[..., Any]) -> dict[str, Any]:
+    """Select the hyper-parameters of a model that a function, or a class, has arguments for."""
+    wanted = signature(function).parameters
+    return {name: model.hparams[name] for name in wanted if name in model.hparams}

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from digitlab.runs import Framework
+from digitlab.run_folder import Framework
 
 CONFIGS = Path("configs")
 _TORCH_ONLY = {"dropout_in_evaluation", "label_smoothing"}

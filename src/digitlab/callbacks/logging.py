@@ -1,0 +1,464 @@
+"""What a run prints and logs: progress bar, history, epoch lines, throughput, probabilities.
+
+`ProgressBar` overrides `_should_update` of Lightning's bar, a private name: checked against
+Lightning 2.6.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, convert_inf
+from torch import Tensor
+
+from digitlab.batches import Block
+from digitlab.classifier import Classifier
+from digitlab.data import ImageLoader
+from digitlab.execution import epoch_end_step, learning_rate, log_metrics
+from digitlab.files import write_csv
+from digitlab.scores import Score, evaluating, name_classes
+
+REFRESH_SECONDS = 0.25
+
+
+class ProgressBar(TQDMProgressBar):
+    """Shows the progress of an epoch, with its loss and accuracy so far, four times a second.
+
+    Lightning's own bar is redrawn after every batch, which costs up to half a step of a small
+    network. Nothing is drawn if standard error is closed or not a terminal.
+    """
+
+    BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} {remaining}{postfix}"  # short: fits 80 columns
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._refreshed_at = 0.0
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether to draw at all."""
+        return super().is_enabled and sys.stderr is not None and sys.stderr.isatty()
+
+    def _should_update(self, current: int, total: float) -> bool:
+        now = monotonic()
+        if now - self._refreshed_at < REFRESH_SECONDS:
+            return False
+        self._refreshed_at = now
+        return self.is_enabled
+
+    def _tqdm(self, description: str = "", total: float | None = None, on: bool = True) -> Tqdm:
+        return Tqdm(
+            desc=description,
+            total=total,
+            disable=self.is_disabled or not on,
+            leave=False,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            bar_format=self.BAR_FORMAT,
+        )
+
+    # Lightning describes these at their first batch.
+    init_sanity_tqdm = init_test_tqdm = init_predict_tqdm = _tqdm
+
+    def init_train_tqdm(self) -> Tqdm:
+        """Make the bar of all epochs; a run resumed inside an epoch shows that epoch at once."""
+        return self._tqdm(self.train_description, convert_inf(self.total_train_batches))
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """Make the bar of a validation on its own; inside a fit, the epoch's bar is shown."""
+        return self._tqdm(on=self.trainer.state.fn != "fit")
+
+    @property
+    def train_description(self) -> str:
+        """The epoch, from 1, and the number of epochs if it is limited."""
+        epoch, last = self.trainer.current_epoch + 1, self.trainer.max_epochs
+        return f"Epoch {epoch}/{last}" if last and last > 0 else f"Epoch {epoch}"
+
+    @property
+    def total_train_batches(self) -> float:
+        """The batches of an epoch, where Lightning counts blocks of several batches."""
+        loader = self.trainer.train_dataloader
+        if isinstance(loader, ImageLoader) and loader.steps_per_execution > 1:
+            return loader.batches
+        return super().total_train_batches
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Read loss and accuracy so far, and what a module logs with `prog_bar=True`."""
+        if self.is_disabled:
+            return {}
+        shown: dict[str, Any] = {}
+        if isinstance(pl_module, Classifier) and "train" in pl_module.sums:
+            score = pl_module.running_score("train")
+            shown = {"loss": f"{score['loss']:.3f}", "acc": f"{score['accuracy']:.1%}"}
+        return shown | trainer.progress_bar_metrics
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Start the bar over."""
+        bar = self.train_progress_bar
+        bar.set_description(self.train_description, refresh=False)
+        bar.set_postfix_str("", refresh=False)
+        bar.reset(convert_inf(self.total_train_batches))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Show how many batches are done; of blocks, the loader counts them."""
+        if isinstance(batch, Block) and isinstance(loader := trainer.train_dataloader, ImageLoader):
+            batch_idx = loader.state_dict()["batches"] - 1
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Clear the bar, which makes room for the epoch's line."""
+        self.train_progress_bar.clear()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say on the epoch's bar why it stands still."""
+        super().on_validation_start(trainer, pl_module)
+        if trainer.state.fn == "fit":
+            self.train_progress_bar.set_postfix_str("validating")
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Clear the bar, so that the error message starts on an empty line."""
+        for bar in vars(self).values():
+            if isinstance(bar, Tqdm):
+                bar.close()
+
+
+HistoryRow = dict[str, int | float | None]
+
+
+class History(Callback):
+    """Keeps the scores of each epoch as a row, and all rows in `history.csv`.
+
+    `rows` has, per epoch: `epoch` (from 1), `step` (optimizer steps since the start), `train_loss`,
+    `train_accuracy`, `val_loss`, `val_accuracy` (None where the epoch had no validation),
+    `learning_rate` (of the first parameter group, at the start) and `seconds` of wall time.
+
+    Args:
+        path: The CSV file to write after each epoch.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[HistoryRow] = []
+        self._validation: Score | None = None
+        self._started = 0.0
+        self._learning_rate: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the rows and the state of the epoch under way, for a checkpoint."""
+        return {
+            "rows": self.rows,
+            "validation": self._validation,
+            "learning_rate": self._learning_rate,
+            "seconds": perf_counter() - self._started,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state, also inside an epoch, whose start does not come again."""
+        self.rows = state_dict["rows"]
+        self._validation = state_dict["validation"]
+        self._learning_rate = state_dict["learning_rate"]
+        self._started = perf_counter() - state_dict["seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove from the file the rows of epochs that will be trained again."""
+        if self._learning_rate is None:  # no checkpoint had it
+            self.on_train_epoch_start(trainer, pl_module)
+        if self.path.exists() and self.rows and trainer.is_global_zero:
+            write_csv(self.path, self.rows)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start a row."""
+        self._validation = None
+        self._started = perf_counter()
+        # Read now: at the epoch's end a scheduler has set the next epoch's.
+        self._learning_rate = learning_rate(trainer.optimizers[0])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the latest validation of the epoch."""
+        assert isinstance(pl_module, Classifier)
+        self._validation = pl_module.epoch_score("val")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finish the row and write all rows."""
+        assert isinstance(pl_module, Classifier)
+        train = pl_module.epoch_score("train")
+        row: HistoryRow = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "train_loss": train["loss"],
+            "train_accuracy": train["accuracy"],
+            "val_loss": self._validation and self._validation["loss"],
+            "val_accuracy": self._validation and self._validation["accuracy"],
+            "learning_rate": self._learning_rate,
+            "seconds": round(perf_counter() - self._started, 3),
+        }
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            write_csv(self.path, self.rows)
+
+
+class PrintEpoch(Callback):
+    """Prints the layers of the network when a fit starts, and a line after each epoch.
+
+    Args:
+        history: Has the rows; must come before this among the trainer's callbacks.
+    """
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the layers."""
+        if trainer.is_global_zero and isinstance(pl_module, Classifier):
+            print(tabulate_layers(layer_table(pl_module)), flush=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the epoch's line."""
+        if trainer.is_global_zero:
+            print(describe_epoch(self.history.rows[-1]), flush=True)
+
+
+def describe_epoch(row: HistoryRow) -> str:
+    """Give the scores of an epoch in one line."""
+    line = f"epoch {row['epoch']:>3}"
+    for phase in ("train", "val"):
+        loss, accuracy = row[f"{phase}_loss"], row[f"{phase}_accuracy"]
+        if loss is not None:
+            line += f"  {phase} loss {loss:.4f} accuracy {accuracy:.2%}"
+    return f"{line}  {row['seconds']:.1f} s"
+
+
+LayerTable = list[tuple[str, str, dict[str, tuple[int, ...]]]]
+"""The name and class of each layer, and the shapes of its parameter tensors by name."""
+
+
+def layer_table(pl_module: Any) -> LayerTable:
+    """List the layers of a network: by the module's own method `layer_table`, if it has one."""
+    if hasattr(pl_module, "layer_table"):
+        return pl_module.layer_table()  # type: ignore[no-any-return]
+    return [
+        (name, type(layer).__name__, {key: tuple(p.shape) for key, p in layer.named_parameters()})
+        for name, layer in pl_module.network.named_children()
+    ]
+
+
+def named_weights(pl_module: Any) -> Iterable[tuple[str, Tensor]]:
+    """List the trained weights: by the module's own method `named_weights`, if it has one."""
+    return getattr(pl_module, "named_weights", pl_module.named_parameters)()  # type: ignore[no-any-return]
+
+
+def tabulate_layers(layers: LayerTable) -> str:
+    """Make a table of layers.
+
+    >>> print(tabulate_layers([("0", "Linear", {"weight": (2, 3)}), ("1", "ReLU", {})]))
+    layer  type    parameter tensors    count
+    0      Linear  weight (2, 3)            6
+    1      ReLU                             0
+    6 parameters in 1 tensors
+    """
+    rows = [("layer", "type", "parameter tensors", "count")]
+    counts = []
+    for name, kind, tensors in layers:
+        shapes = ", ".join(f"{key} {shape}" for key, shape in tensors.items())
+        counts += [prod(shape) for shape in tensors.values()]
+        rows.append((name, kind, shapes, f"{sum(map(prod, tensors.values())):,}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"{name:{widths[0]}}  {kind:{widths[1]}}  {shapes:{widths[2]}}  {count:>{widths[3] + 2}}"
+        for name, kind, shapes, count in rows
+    ]
+    return "\n".join([*lines, f"{sum(counts):,} parameters in {len(counts)} tensors"])
+
+
+class Throughput(Callback):
+    """Times the phases of a run, and logs images per second and the learning rate.
+
+    The scalars are `train/images_per_second_step`, over the last `log_every_n_steps` optimizer
+    steps, `train/images_per_second`, over an epoch, and `train/learning_rate`, at the start of an
+    epoch. Rates leave validation out and count the images of all processes.
+
+    Attributes:
+        seconds: Wall time by phase: `training`, `validation` and what `time` is used for.
+        images: Images that this process has trained on.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.images = 0
+        self._started: float | None = None  # of the phase under way, during a fit
+        self._learning_rate: float | None = None
+        self._seen_step = 0
+        self._epoch_mark = self._step_mark = (0, 0.0)  # images and seconds
+
+    @contextmanager
+    def time(self, phase: str) -> Iterator[None]:
+        """Add the time of the `with` block to a phase."""
+        started = perf_counter()
+        yield
+        self.seconds[phase] += perf_counter() - started
+
+    def _trained(self) -> tuple[int, float]:
+        """Images trained on and seconds of training so far."""
+        running = 0.0 if self._started is None else perf_counter() - self._started
+        return self.images, self.seconds["training"] + running
+
+    def _rate(self, trainer: Trainer, mark: tuple[int, float]) -> float:
+        """Images per second of all processes since `_trained` gave `mark`."""
+        images, seconds = self._trained()
+        # A resumed epoch may have no batches left, so avoid dividing by zero.
+        return trainer.world_size * (images - mark[0]) / max(seconds - mark[1], 1e-9)
+
+    def _finish(self, phase: str) -> None:
+        if self._started is not None:  # not in a sanity check or a validation on its own
+            now = perf_counter()
+            self.seconds[phase] += now - self._started
+            self._started = now
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what was measured so far, for a checkpoint."""
+        running = {} if self._started is None else {"training": self._trained()[1]}
+        return {
+            "seconds": {**self.seconds, **running},
+            "images": self.images,
+            "learning_rate": self._learning_rate,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Add what was measured before a checkpoint to what this process has measured."""
+        for phase, seconds in state_dict["seconds"].items():
+            self.seconds[phase] += seconds
+        self.images = state_dict["images"]
+        self._learning_rate = state_dict["learning_rate"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start to measure; a run resumed inside an epoch measures the rest of it."""
+        self._started = perf_counter()
+        self._seen_step = trainer.global_step
+        self._epoch_mark = self._step_mark = self._trained()
+        if self._learning_rate is None:  # no checkpoint had it
+            self._learning_rate = learning_rate(trainer.optimizers[0])
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start an epoch."""
+        self._epoch_mark = self._step_mark = self._trained()
+        self._learning_rate = learning_rate(trainer.optimizers[0])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the images, and log the rate if it is time."""
+        self.images += len(batch[1])
+        seen, self._seen_step = self._seen_step, trainer.global_step
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set at run time
+        if every and self._seen_step // every > seen // every:
+            values = {"train/images_per_second_step": self._rate(trainer, self._step_mark)}
+            log_metrics(pl_module, values, self._seen_step - 1)
+            self._step_mark = self._trained()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the rates of the epoch."""
+        values = {"train/images_per_second": self._rate(trainer, self._epoch_mark)}
+        if self._learning_rate is not None:
+            values["train/learning_rate"] = self._learning_rate
+        log_metrics(pl_module, values, epoch_end_step(trainer))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Change from training to validation."""
+        self._finish("training")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Change from validation to training."""
+        self._finish("validation")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._finish("training")
+        self._started = None
+
+
+class ClassProbabilities(Callback):
+    """Logs the probability that the network gives to each class, as a mean over the batch.
+
+    A network that has learned nothing gives each class its share; one that has collapsed gives all
+    to one class. The scalars are `probabilities/<class name>`. They are computed anew in evaluation
+    mode, which leaves the weights and the random numbers of the run as they are.
+
+    Args:
+        every_n_steps: Optimizer steps between two records (at least 1); 50 in document A. With
+            several steps per execution, the record is of the last step of the one that is due.
+
+    Raises:
+        ValueError: `every_n_steps` is below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps is {every_n_steps}: it must be at least 1")
+        self.every_n_steps = every_n_steps
+        self._seen_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start to count at the step that the run starts or is resumed from."""
+        self._seen_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the probabilities if it is time."""
+        # A step may take several batches, and what Lightning calls a batch may be several steps.
+        seen, self._seen_step = self._seen_step, trainer.global_step
+        if self._seen_step // self.every_n_steps == seen // self.every_n_steps:
+            return
+        assert isinstance(pl_module, Classifier)
+        if isinstance(batch, Block):
+            *_, batch = batch.batches()
+        forward_context = trainer.precision_plugin.forward_context()
+        with evaluating(pl_module.network), torch.no_grad(), forward_context:
+            probabilities = pl_module.predict_step(batch, batch_idx)["probabilities"].mean(0)
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
+        names = name_classes(getattr(data, "class_names", ()), len(probabilities))
+        # In TensorBoard, a slash would open a group of its own.
+        tags = [f"probabilities/{name.replace('/', ' or ')}" for name in names]
+        values = dict(zip(tags, probabilities.tolist(), strict=True))
+        log_metrics(pl_module, values, self._seen_step - 1)
+
+
+class GPUMemoryLimit(Callback):
+    """Limits how much of a GPU's memory this process may take, to leave the rest to others.
+
+    Allocations beyond it fail with torch's out-of-memory error. The CUDA context itself, some
+    hundreds of MB, is not counted. On a CPU this does nothing.
+
+    Args:
+        megabytes: Memory for tensors, in MB of 2²⁰ bytes (at least 1); 1024 in document B.
+
+    Raises:
+        ValueError: `megabytes` is below 1, or above what the GPU has.
+    """
+
+    def __init__(self, megabytes: int = 1024) -> None:
+        if megabytes < 1:
+            raise ValueError(f"megabytes is {megabytes}: it must be at least 1")
+        self.megabytes = megabytes
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Set the limit, before the model moves to the GPU."""
+        device = trainer.strategy.root_device
+        if device.type != "cuda":
+            return
+        available = torch.cuda.get_device_properties(device).total_memory / 2**20
+        if self.megabytes > available:
+            raise ValueError(f"megabytes is {self.megabytes}: the GPU has {available:.0f}")
+        torch.cuda.set_per_process_memory_fraction(self.megabytes / available, device)

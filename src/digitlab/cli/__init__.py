@@ -1,0 +1,173 @@
+"""Command table, help and exit codes; heavy imports happen only when a command runs.
+
+Exit codes: 0 done, 1 a failed check or run, 2 bad input (one line on stderr; `--debug` adds the
+traceback), 130 interrupted by Ctrl-C, 143 by SIGTERM.
+"""
+
+import logging
+import os
+import sys
+import traceback
+import types
+import warnings
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+from digitlab import __version__
+
+
+class Command(NamedTuple):
+    """A subcommand.
+
+    Args:
+        module: Its `run(name, help, options)` does the work and returns the exit code.
+        help: One line for `digitlab --help`.
+    """
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "fit": Command(
+        "digitlab.cli.fit", "train a network: digitlab fit --config configs/digits/lenet5.yaml"
+    ),
+    "validate": Command(
+        "digitlab.cli.evaluate", "score a run on its validation images: --run latest"
+    ),
+    "test": Command("digitlab.cli.evaluate", "score a run on the test images: --run latest"),
+    "predict": Command(
+        "digitlab.cli.evaluate", "classify the test images, or files: --run latest [photo.png ...]"
+    ),
+    "convert": Command(
+        "digitlab.cli.convert",
+        "convert a run to Keras, or back: digitlab convert RUN_DIR model.keras",
+    ),
+    "parity": Command(
+        "digitlab.cli.parity",
+        "prove a network and its Keras twin equal: digitlab parity --config CONFIG",
+    ),
+    "reproduce": Command(
+        "digitlab.reproduce.command",
+        "measure the documents' figures over seeds: digitlab reproduce B1 B2 --seeds 3",
+    ),
+    "report": Command(
+        "digitlab.report.command",
+        "write runs as one HTML page: digitlab report RUN_DIR [RUN_DIR ...]",
+    ),
+}
+
+_LINES = "\n".join(f"  {name:10} {command.help}" for name, command in COMMANDS.items())
+HELP = f"""usage: digitlab COMMAND [options]
+
+The classic networks on MNIST and Fashion-MNIST, as a laboratory.
+
+commands:
+{_LINES}
+
+options:
+  -h, --help  show this text; `digitlab COMMAND --help` shows a command's options
+  --version   show the version
+  --debug     with a command: show the traceback of an error
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        args: The command line after the program's name; None takes the process's own.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in arguments
+    name, *options = [word for word in arguments if word != "--debug"] or ["--help"]
+    if name in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if name == "--version":
+        print(f"digitlab {__version__}")
+        return 0
+    if name == "keras":
+        return _error(_renamed(options[0] if options else "fit"))
+    if name not in COMMANDS:
+        nearest = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"
+        return _error(f"there is no command {name!r}: {hint}")
+    try:
+        return _run(name, options, debug)
+    except KeyboardInterrupt:
+        print("digitlab: interrupted by Ctrl-C", file=sys.stderr)
+        return 130
+
+
+def _run(name: str, options: list[str], debug: bool) -> int:
+    _prepare_process()
+    # torch and Lightning take seconds to import: only now, and only for a command.
+    from digitlab.errors import InputError, RunError, reading_input
+    from digitlab.signals import Interrupted
+
+    _silence()
+    module, help = COMMANDS[name]
+    try:
+        with reading_input():  # some commands need an extra
+            run = import_module(module).run
+        exit_code: int = run(name, help, options)
+        return exit_code
+    except Interrupted as interrupt:
+        print(f"digitlab: {interrupt}", file=sys.stderr)
+        return interrupt.exit_code
+    except InputError as error:
+        return _error(str(error), debug)
+    except (RunError, OSError) as error:  # the latter where the disk is full, say
+        return _error(str(error), debug, code=1)
+
+
+def _error(message: str, debug: bool = False, code: int = 2) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"digitlab: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _renamed(name: str) -> str:
+    new = (
+        f"{name} --run RUN_DIR"
+        if name in ("validate", "test", "predict")
+        else "fit --framework keras"
+    )
+    return f"digitlab keras {name} is now: digitlab {new}"
+
+
+def _prepare_process() -> None:
+    """Set what must be set before torch, Lightning and TensorBoard are imported."""
+    has_gpu = any(any(Path("/dev").glob(name)) for name in ("nv*gpu*", "nvidia*", "dxg", "kfd"))
+    if sys.platform == "linux" and not has_gpu:
+        # A CUDA build of torch without a GPU otherwise retries to load NVIDIA's library at each
+        # optimizer step, 0.3 to 1 ms a time.
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    # A user's own classes can be named by class path, from modules in the current folder.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    # TensorBoard's writer imports TensorFlow where it is installed (9.3 s instead of 2.6 s) unless
+    # this module exists, which selects TensorBoard's own stub.
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+
+
+def _silence() -> None:
+    """Hide messages that a user can do nothing about; called once Lightning is imported."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # announcements and advertisements
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # its results
+    for message in (
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
+        r"Checkpoint directory .* exists and is not empty",  # it does in a resumed run
+        r"The number of training batches .* is smaller than the logging interval",  # it still logs
+        r"You requested to overfit but enabled .* dataloader shuffling",  # it is off already
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,139 @@
+"""jsonargparse's errors, which list every type that was tried, condensed into one line."""
+
+import re
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from importlib import import_module
+from inspect import signature
+
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from digitlab.classifier import Classifier
+from digitlab.data import ImageDataModule
+
+BASES: dict[str, type] = {
+    "model": Classifier,
+    "data": ImageDataModule,
+    "model.optimizer": Optimizer,
+    "model.lr_scheduler": LRScheduler,
+    "trainer.callbacks": Callback,
+    "trainer.logger": Logger,
+}
+"""The base class of an option whose value is a class."""
+
+
+def explain(message: str, options: Iterable[str]) -> str:
+    """Condense a message of jsonargparse into a line with value, rule and remedy.
+
+    Args:
+        message: jsonargparse's own, of many lines.
+        options: The names that the parser knows; the nearest one is proposed.
+    """
+    key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    for pattern, describe in PATTERNS:
+        if match := re.search(pattern, message, re.DOTALL):
+            return describe(match, key, options)
+    lines = [line.strip(" -") for line in message.splitlines() if "Parser key" not in line]
+    return f"{key}: {lines[0]}" if key and lines else " ".join(message.split())
+
+
+def _unknown_option(match: re.Match[str], key: str, options: Iterable[str]) -> str:
+    name = ".".join(filter(None, (match.groupdict().get("group"), match["name"].lstrip("-"))))
+    return f"there is no option {name!r}: {_nearest(name, options)}"
+
+
+def _unknown_parameter(match: re.Match[str], key: str, options: Iterable[str]) -> str:
+    module, _, name = match["owner"].rpartition(".")
+    owner = getattr(import_module(module), name)
+    if not isinstance(owner, type):  # but `typing.Union`: the config names no class
+        return f"{key} has {match['name']}, but no class: name it, by {key}.class_path"
+    parameters = {
+        name
+        for ancestor in owner.__mro__
+        for name in signature(ancestor.__init__).parameters  # type: ignore[misc]  # of a class
+    }
+    parameters -= {"self", "args", "kwargs", "network", "params"}
+    name = f"{key}.{match['name']}"
+    return f"there is no option {name!r}: {_nearest(name, parameters)}"
+
+
+def _unknown_class(match: re.Match[str], key: str, options: Iterable[str]) -> str:
+    base, name = BASES.get(key), match["name"].rstrip(".")
+    if base is None:  # a class is one of several types that the value might have had
+        return f"{key} is {name}: it must be {_rules(match.string)}"
+    return f"{key}: {name!r} is no {base.__name__}: {_nearest(name, _subclasses(base))}"
+
+
+def _not_found(match: re.Match[str], key: str, options: Iterable[str]) -> str:
+    return f"{key}: {match['line']}"
+
+
+def _missing(match: re.Match[str], key: str, options: Iterable[str]) -> str:
+    if key:
+        return f"{key} needs {match['name']}: set --{key}.{match['name']}"
+    example = "name a config, such as --config configs/digits/lenet5.yaml"
+    return f"no {match['name']} is given: {example}, or set --model and --data"
+
+
+def _wrong_value(match: re.Match[str], key: str, options: Iterable[str]) -> str:
+    return f"{key} is {match['value']}: it must be {_rules(match.string)}"
+
+
+PATTERNS: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] = [
+    (r"Group '(?P<group>\S+)' does not accept option '(?P<name>\S+)'", _unknown_option),
+    (r"[Uu]nrecognized arguments: (?P<name>\S+)", _unknown_option),
+    # An optimizer's class path stands behind the option, a model's before it; the last one counts.
+    (
+        r"Option '(?P<name>\S+)' is not accepted.*Namespace\(class_path='(?P<owner>[\w.]+)'",
+        _unknown_parameter,
+    ),
+    (
+        r"class_path '(?P<owner>[\w.]+)':\s+Option '(?P<name>\S+)' is not accepted",
+        _unknown_parameter,
+    ),
+    (r"Option '(?P<name>\S+)' is not accepted", _unknown_option),
+    (r"dot import path string: (?P<name>\S+)", _unknown_class),
+    (r"does not correspond to a subclass.*Given value: (?P<name>[^\n]+)", _unknown_class),
+    (r"module '[\w.]+' has no attribute '(?P<name>\w+)'", _unknown_class),
+    (r"(?P<line>Multiple subclasses with[^\n]+|No module named[^\n]+)", _not_found),
+    (r"arguments are required: (?P<name>\w+)", _missing),
+    (r"(?:Given value|Got value): (?P<value>[^\n]+)", _wrong_value),
+]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    # Compared by the last part: the groups before it may be right, or left out.
+    group, _, last = name.rpartition(".")
+    by_last_part = {option.rpartition(".")[2]: option for option in sorted(known)}
+    if nearest := get_close_matches(last, by_last_part, n=1):
+        full = by_last_part[nearest[0]]
+        suggestion = full if "." in full or not group else f"{group}.{full}"
+        return f"did you mean {suggestion!r}?"
+    if len(by_last_part) > 12:
+        return "--help lists them all"
+    return f"choose from {', '.join(by_last_part)}"
+
+
+def _subclasses(base: type) -> set[str]:
+    children: list[type] = base.__subclasses__()
+    names = {child.__name__ for child in children}.union(*map(_subclasses, children))
+    return {name for name in names if not name.startswith("_")}
+
+
+def _rules(message: str) -> str:
+    r"""List the types that a value may have, without null and without types given by a class path.
+
+    >>> _rules("- Expected a <class 'int'>\n- Expected a typing.Literal['torch', 'keras']")
+    "int or one of 'torch', 'keras'"
+    >>> _rules("- Not of type PositiveInt: does not conform to restriction v>0")
+    '>0'
+    """
+    stems = r"Expected an? (?!path|dot)|restriction v|expression |literal for |string to "
+    rules = re.findall(rf"(?:{stems})(.+?)(?:\. Got.*|\(\).*|: .*)?$", message, re.MULTILINE)
+    text = " or ".join(rule for rule in dict.fromkeys(rules) if "NoneType" not in rule)
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"^\^", "of the form ^", text)
+    return re.sub(r"typing\.Literal\[([^\]]*)\]", r"one of \1", text)

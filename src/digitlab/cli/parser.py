@@ -1,0 +1,210 @@
+"""The command line parser: Lightning's, with configs before flags and errors of one line."""
+
+import re
+from argparse import ArgumentError
+from argparse import ArgumentParser as PlainParser
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+# jsonargparse finds a class by its bare name only where its module was imported.
+import digitlab.callbacks
+import digitlab.models  # noqa: F401
+from digitlab.callbacks import ProgressBar
+from digitlab.classifier import Classifier
+from digitlab.cli.messages import explain
+from digitlab.data import ImageDataModule
+from digitlab.execution import NullProfiler
+
+
+class RunCLI(LightningCLI):
+    """A command line, parsed into a model, a data module and the settings of a trainer.
+
+    Flags win over configs wherever they stand, and a later config over an earlier one. The trainer
+    is made by `instantiate_trainer`, once there is a folder to write to.
+
+    Args:
+        command: The subcommand, for the help text.
+        arguments: The command line after the subcommand.
+        base: A config as a string; files and flags win over it.
+        help: One line on the subcommand, for the help text.
+
+    Raises:
+        ValueError: The command line or a config is wrong; the message says in one line how.
+    """
+
+    def __init__(
+        self, command: str, arguments: list[str], base: str = "{}", help: str = ""
+    ) -> None:
+        self.base = base
+        super().__init__(
+            Classifier,
+            ImageDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            run=False,
+            args=arguments,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # hyper-parameters are plain values already
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={
+                "default_root_dir": "runs",
+                "devices": 1,  # these networks are too small to gain from several
+                "enable_model_summary": False,  # `PrintEpoch` also shows the tensors' shapes
+                "num_sanity_val_steps": 0,
+            },
+            parser_kwargs={
+                "prog": f"digitlab {command}",
+                "description": f"{help}. --model.help CLASS shows a class's options.",
+                "exit_on_error": False,
+                "allow_abbrev": False,
+            },
+        )
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed: a number, whereas Lightning's own option takes `true` for 0."""
+        parser.add_argument(
+            "--seed_everything",
+            type=int,
+            default=self.seed_everything_default,
+            help="Seed of initial weights, order of images and dropout.",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the configs, then the flags."""
+        self.config_files, flags = split_off(args, "--config", "-c")
+        for config in self.config_files:
+            _check_config(config)
+        configs = [word for config in (self.base, *self.config_files) for word in ("-c", config)]
+        try:
+            self.config = parser.parse_args(configs + flags)
+        except ArgumentError as error:
+            raise ValueError(explain(str(error), _options(parser))) from error
+
+    def instantiate_classes(self) -> None:
+        """Make the model and the data module."""
+        try:
+            self.config_init = self.parser.instantiate(self.config)
+        except ValueError as error:
+            # jsonargparse wraps a constructor's error in one for every type that it tried.
+            cause: BaseException = error
+            while cause.__cause__:
+                cause = cause.__cause__
+            raise ValueError(str(cause)) from error
+        self.model: Classifier = self.config_init.model
+        self.datamodule: ImageDataModule = self.config_init.data
+
+    def instantiate_trainer(self, *others: Callback, **kwargs: Any) -> Trainer:
+        """Make the trainer, with callbacks added to the config's and settings that win over it."""
+        accelerator = kwargs.get("accelerator", self.config.trainer.accelerator)
+        found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not {"gpu": any(found.values()), **found}.get(accelerator, True):
+            raise ValueError(
+                f"trainer.accelerator is {accelerator}: torch finds no such GPU on this machine; "
+                "leave configs/gpu.yaml out, or set --trainer.accelerator auto"
+            )
+        bar = [] if self.config.trainer.enable_progress_bar is False else [ProgressBar()]
+        self.trainer_defaults["callbacks"] = [*bar, *others]
+        if self.config.trainer.profiler is None:
+            kwargs["profiler"] = NullProfiler()
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (RuntimeError, TypeError, ImportError) as error:  # how it refuses some settings
+            raise ValueError(str(error)) from error
+
+    def dump(self) -> str:
+        """Write all settings as YAML."""
+        text: str = self.parser.dump(self.config, skip_unset=False)
+        # A default that is an instance, such as a device, is dumped as a sentence; left out, the
+        # argument takes that default again.
+        return re.sub(r"^ *\w+: Unable to serialize instance.*\n", "", text, flags=re.MULTILINE)
+
+
+def _check_config(path: str) -> None:
+    """Check a config for errors that jsonargparse reports without the file's name."""
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path}: give the path of a config")
+    try:
+        settings = yaml.safe_load(Path(path).read_text("utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is no valid YAML: it is nested too deeply") from error
+    # PyYAML's own conversions fail in many ways, such as that of `!!int` without a number.
+    except Exception as error:
+        raise ValueError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} has no settings: write them as `name: value`")
+    if not _is_finite(settings):  # jsonargparse would never come to an end
+        raise ValueError(f"{path} has more than 10,000 values: does an alias contain itself?")
+    if "config" in settings:
+        raise ValueError(f"{path} sets config: name further configs by --config")
+    if not isinstance(trainer := settings.get("trainer", {}), dict):
+        raise ValueError(f"{path} sets trainer to {trainer}: leave it out, or give it settings")
+
+
+def _is_finite(settings: Any) -> bool:
+    left = [settings]
+    for _ in range(10_000):
+        if not left:
+            return True
+        value = left.pop()
+        left += value.values() if isinstance(value, dict) else value if type(value) is list else ()
+    return False
+
+
+def split_off(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:
+    """Separate an option's values from the other words of a command line.
+
+    >>> split_off(["--a", "1", "--config", "x.yaml", "--config=y.yaml"], "--config")
+    (['x.yaml', 'y.yaml'], ['--a', '1'])
+    """
+    parser = PlainParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(*names, dest="values", action="append", default=[])
+    try:
+        known, others = parser.parse_known_args(arguments)
+    except ArgumentError as error:
+        raise ValueError(str(error)) from error
+    return known.values, others
+
+
+def _options(parser: LightningArgumentParser) -> list[str]:
+    return [name.lstrip("-") for action in parser._actions for name in action.option_strings]
+
+
+def check_settings(cli: RunCLI) -> None:
+    """Check what the types of options cannot."""
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if cli.config.trainer[name] == 0:
+            raise ValueError(f"trainer.{name} is 0: leave at least one step to train")
+    if cli.config.run:
+        raise ValueError(
+            f"run is {cli.config.run}: name the run to resume on the command line of digitlab fit, "
+            "not in a config"
+        )
+
+
+def check_together(model: Classifier, data: ImageDataModule) -> None:
+    """Check that model, optimizer and data fit together."""
+    try:
+        model.configure_optimizers()  # nothing has checked their settings yet
+    except TypeError as error:
+        raise ValueError(f"optimizer or lr_scheduler cannot be made: {error}") from error
+    classes = len(data.class_names)
+    model.network.eval()  # without dropout, which would draw random numbers
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(1, 1, 28, 28))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot take {data.name}'s images, (N, 1, 28, 28): {error}"
+        ) from error
+    model.network.train()
+    if logits.shape != (1, classes):
+        raise ValueError(
+            f"{type(model).__name__} gives logits {tuple(logits.shape)} for an image: {data.name} "
+            f"has {classes} classes, so give (1, {classes}), by --model.num_classes {classes}"
+        )

@@ -1,0 +1,143 @@
+"""Several processes, called ranks: what they share, how they end together, torchrun and SLURM.
+
+Touches private parts of Lightning, checked against 2.6: the rank before there is a trainer, and the
+launcher's child processes.
+"""
+
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.rank_zero import _get_rank
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from digitlab import files
+from digitlab.errors import RunError
+
+# Seconds that ranks get to end by themselves, once rank 0 is done.
+_GRACE = 10.0
+
+
+def is_rank_zero() -> bool:
+    """Tell whether this process writes a run's files; it needs no trainer."""
+    # Where a node starts its processes by itself, their ranks are those on the node.
+    return not _get_rank() and int(os.environ.get("NODE_RANK", "0")) == 0
+
+
+def print_rank_zero(text: str, file: TextIO | None = None) -> None:
+    """Print in rank 0 alone."""
+    if is_rank_zero():
+        print(text, file=file)
+
+
+def all_reduce_max(trainer: Trainer, number: int) -> int:
+    """Give the largest of all ranks' numbers, at least 0, to each of them.
+
+    To be called by all ranks or none.
+    """
+    if trainer.world_size == 1:
+        return number
+    tensor = torch.tensor(number, device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+    return int(tensor.item())
+
+
+def gather(trainer: Trainer, state: Any) -> list[Any]:
+    """Give each rank the states of all, in the order of ranks; they must pickle.
+
+    To be called by all ranks or none.
+    """
+    if trainer.world_size == 1:
+        return [state]
+    states = [None] * trainer.world_size
+    torch.distributed.all_gather_object(states, state)
+    return states
+
+
+def seed_per_rank(trainer: Trainer) -> None:
+    """Seed the random numbers of each rank but 0 by the seed and the rank.
+
+    Lightning seeds all alike, so that the ranks' images would share dropout's masks.
+    """
+    if trainer.global_rank == 0:
+        return
+    seeds = np.random.SeedSequence([torch.initial_seed(), trainer.global_rank])
+    seed = int(seeds.generate_state(1)[0])
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # a user may draw from it
+    random.seed(seed)
+
+
+@contextmanager
+def watch_ranks(trainer: Trainer) -> Iterator[None]:
+    """Train in the `with` block, and end the processes that Lightning started with this one.
+
+    A lost rank closes its connections. Those that wait for it get an error, and end; if it was
+    started by Lightning or torchrun, these end the others too.
+
+    Raises:
+        RunError: Another rank was lost.
+    """
+    launcher = trainer.strategy.launcher
+    try:
+        yield
+        for child in _children(launcher):
+            child.wait(_GRACE)
+    except RuntimeError as error:
+        # gloo has no error class of its own.
+        if not isinstance(error, torch.distributed.DistError) and "/gloo/" not in str(error):
+            raise
+        raise RunError("the connection to another rank is lost") from error
+    except subprocess.TimeoutExpired:
+        pass  # it has nothing left to save
+    finally:
+        for child in _children(launcher):
+            child.kill()
+
+
+def _children(launcher: Any) -> "list[subprocess.Popen[bytes]]":
+    return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+
+
+_NOTE = ".slurm_job"
+
+
+def requeue() -> str:
+    """Ask SLURM to start this job again, and report in words whether it will."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"SLURM did not requeue job {job} ({error})"
+    return f"SLURM starts job {job} again"
+
+
+def note_job(folder: Path) -> None:
+    """Note in a new run's folder to which SLURM job it belongs, if any."""
+    if job := _job():
+        files.write_text(folder / _NOTE, job)
+
+
+def requeued(parent: Path) -> Path | None:
+    """Find the folder of the run that this SLURM job started before it was requeued."""
+    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) == 0:
+        return None
+    for note in parent.glob(f"version_*/{_NOTE}"):
+        # A job may have been killed before its run had a config.
+        if note.read_text("utf-8") == _job() and (note.parent / "config.yaml").exists():
+            return note.parent
+    return None
+
+
+def _job() -> str:
+    # A job script may train one run after another, each a step of the job.
+    names = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID")
+    return " ".join(os.environ[name] for name in names if name in os.environ)

@@ -1,0 +1,378 @@
+import random
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from digitlab.parity.backend import import_keras, keras_dtype
+from digitlab.parity.checks import Check
+from digitlab.parity.pair import Report, check
+from tests.fitting import assert_bitwise_equal
+from tests.parity.nets import (
+    BATCHES,
+    IMAGES,
+    LABELS,
+    DocumentStyle,
+    Residual,
+    dense,
+    keras_residual,
+    keras_style,
+    layer_of,
+)
+
+ROWS = [
+    "parameters",
+    "round trip of the weights",
+    "logits, float32",
+    "logits, float64",
+    "loss, float64",
+    "gradients, float64",
+]
+
+
+def test_document_bs_style_equals_its_keras_style() -> None:
+    report = check(DocumentStyle(), keras_style(), BATCHES)
+    report.assert_passed()
+    assert report.passed
+    assert report.first_divergence is None
+    assert [row.name for row in report.checks] == ROWS
+    compared = {row.name: row.compared for row in report.checks}
+    assert compared["logits, float64"] == 60
+    assert compared["gradients, float64"] == 2 * compared["round trip of the weights"]
+    assert all(row.difference < 1e-14 for row in report.checks if "float64" in row.name)
+
+
+def test_a_residual_network_with_batch_normalization_passes() -> None:
+    check(Residual(), keras_residual(), BATCHES).assert_passed()
+
+
+def test_coloured_images_pass() -> None:
+    images = torch.rand(4, 3, 12, 12)
+    check(DocumentStyle(3), keras_style(channels=3), [(images, LABELS[:4])]).assert_passed()
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (144,), (12, 12, 1), (1, 12, 12)])
+def test_every_shape_of_input_passes(shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 10))
+    check(model, dense(shape), BATCHES).assert_passed()
+
+
+def test_models_within_models_and_a_permutation_pass() -> None:
+    keras = import_keras()
+    layers = keras.layers
+    stem = keras.Sequential([layers.Conv2D(4, 3, padding="same", activation="relu")])
+    twin = keras_style(conv1=stem, flatten=[layers.Permute((3, 1, 2)), layers.Flatten()])
+    report = check(DocumentStyle(), twin, BATCHES)
+    report.assert_passed()
+    assert [row.name for row in report.checks] == ROWS
+
+
+def test_a_float64_pair_is_compared_as_it_is() -> None:
+    with keras_dtype("float64"):
+        twin = keras_style()
+    twin.layers[-1].trainable = False
+    report = check(DocumentStyle().double(), twin, BATCHES)
+    report.assert_passed()
+    assert [row.name for row in report.checks] == [name for name in ROWS if "float32" not in name]
+    compared = {row.name: row.compared for row in report.checks}
+    assert compared["logits, float64"] == 60
+    assert compared["gradients, float64"] == 2 * compared["round trip of the weights"]
+    assert not any("copy" in row.note for row in report.checks)
+    assert not twin.layers[-1].trainable
+
+
+def test_nothing_of_the_callers_module_changes() -> None:
+    model, twin = Residual(), keras_residual(left_activation="elu")
+    model.train()
+    model.norm.eval()
+    model.head.requires_grad_(False)
+    model.left.weight.grad = torch.ones_like(model.left.weight)
+    before = deepcopy(model.state_dict())
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    numpy_state = np.random.get_state()[1].copy()  # type: ignore[index] # noqa: NPY002
+    assert not check(model, twin, BATCHES).passed
+    assert_bitwise_equal(model.state_dict(), before)
+    assert [part.training for part in model.modules()] == [True, True, True, True, False, True]
+    assert model.left.weight.grad.eq(1).all()
+    assert model.stem.weight.grad is None
+    assert not model.head.weight.requires_grad
+    assert model.stem.weight.requires_grad
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert random.getstate() == python_state
+    assert (np.random.get_state()[1] == numpy_state).all()  # type: ignore[index] # noqa: NPY002
+
+
+def test_the_keras_model_has_the_weights_afterwards() -> None:
+    model, twin = DocumentStyle(), keras_style()
+    check(model, twin, BATCHES)
+    np.testing.assert_array_equal(twin.layers[-1].get_weights()[1], model.f2.bias.detach().numpy())
+
+
+def test_frozen_parameters_are_compared_too() -> None:
+    model, twin = DocumentStyle().requires_grad_(False), keras_style()
+    twin.trainable = False
+    report = check(model, twin, BATCHES)
+    report.assert_passed()
+    assert report.checks[-1].compared > 0
+    assert not twin.trainable
+
+
+def test_one_frozen_keras_layer_is_compared_too() -> None:
+    keras = import_keras()
+    stem = keras.Sequential([keras.layers.Conv2D(4, 3, padding="same", activation="relu")])
+    for frozen, twin in enumerate([keras_style(), keras_style(conv1=stem)]):
+        twin.layers[2 * (1 - frozen)].trainable = False  # conv2, or the model that holds conv1
+        report = check(DocumentStyle(), twin, BATCHES)
+        report.assert_passed()
+        assert report.checks[-1].compared == 2 * report.checks[1].compared
+        assert not all(layer.trainable for layer in twin.layers)
+
+
+def test_arrays_and_lists_are_compared_as_tensors_are() -> None:
+    batches = [[images.numpy(), labels.numpy()] for images, labels in BATCHES]
+    model, twin = DocumentStyle(), keras_style()
+    report = check(model, twin, batches)  # type: ignore[arg-type] # what a user may have
+    report.assert_passed()
+    assert report == check(model, twin, BATCHES)
+
+
+def test_a_report_needs_a_check_that_counts_and_all_of_those_to_pass() -> None:
+    good, bad = Check("good", 1, 0.0, 0.0), Check("bad", 1, 2.0, 1.0)
+    aside = Check("aside", 1, 2.0, 1.0, informational=True)
+    assert Report((good, aside)).passed
+    assert not Report((good, bad)).passed
+    assert not Report((aside,)).passed
+    assert not Report(()).passed
+    Report((good, aside)).assert_passed()
+    with pytest.raises(AssertionError):
+        Report(()).assert_passed()
+
+
+def test_kerass_own_epsilon_of_batch_normalization_is_found() -> None:
+    report = check(Residual(), keras_residual(epsilon=1e-3), BATCHES)
+    assert not report.passed
+    assert report.first_divergence == "norm"
+
+
+def test_a_planted_wrong_layer_is_named() -> None:
+    layers = import_keras().layers
+    planted = layers.AveragePooling2D(2, name="planted")
+    report = check(DocumentStyle(), keras_style(pool2=planted), BATCHES)
+    assert not report.passed
+    assert report.first_divergence == "planted"
+    failed = [row.name for row in report.checks if not row.passed]
+    assert failed == ROWS[2:]
+    with pytest.raises(AssertionError) as error:
+        report.assert_passed()
+    for part in ("do not compute the same", "planted", "logits, float64", "FAILED"):
+        assert part in str(error.value)
+
+
+def test_a_difference_that_only_one_image_shows_is_found() -> None:
+    """One of 60 images is bright, and the planted layer clips what is bright."""
+    layers = import_keras().layers
+    images = torch.rand(60, 1, 12, 12)
+    images[59] *= 40
+    planted = layers.ReLU(max_value=5.0, name="planted")
+    twin = keras_style(pool1=[layers.MaxPooling2D(2), planted])
+    batches = list(zip(images.split([10, 50]), torch.zeros(60).long().split([10, 50]), strict=True))
+    report = check(DocumentStyle(), twin, batches)
+    assert not report.passed
+    assert report.first_divergence == "planted"
+    assert check(DocumentStyle(), twin, batches[:1]).passed
+
+
+def test_the_last_batch_does_not_hide_the_worst() -> None:
+    layers = import_keras().layers
+    bright = (40 * torch.rand(4, 1, 12, 12), LABELS[:4])
+    dark = (torch.rand(4, 1, 12, 12), LABELS[:4])
+    twin = keras_style(pool1=[layers.MaxPooling2D(2), layers.ReLU(max_value=5.0, name="planted")])
+    for batches in ([bright, dark], [dark, bright]):
+        report = check(DocumentStyle(), twin, batches)
+        assert not report.passed
+        assert report.first_divergence == "planted"
+    broken = (torch.full((2, 1, 12, 12), float("nan")), LABELS[:2])
+    for batches in ([broken, dark], [dark, broken], [bright, broken, bright]):
+        assert not check(DocumentStyle(), keras_style(), batches).passed
+
+
+@pytest.mark.parametrize("batches", [[], [(IMAGES[:0], LABELS[:0])]])
+def test_without_images_the_report_fails(batches: list[tuple[Tensor, Tensor]]) -> None:
+    report = check(DocumentStyle(), keras_style(), iter(batches))
+    assert not report.passed
+    assert report.first_divergence is None
+    with pytest.raises(AssertionError, match="there are no images"):
+        report.assert_passed()
+
+
+def test_a_pair_without_weights_compared_nothing() -> None:
+    keras = import_keras()
+    twin = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Flatten()])
+    report = check(nn.Flatten(), twin, [(IMAGES, LABELS)])
+    assert not report.passed
+    assert [row.passed for row in report.checks][:2] == [False, False]
+
+
+def refused() -> dict[str, tuple[nn.Module, Any, str]]:
+    layers = import_keras().layers
+    extra = keras_style(dropout=layers.Dense(16))
+    unknown = keras_style(pool1=[layers.MaxPooling2D(2), layers.DepthwiseConv2D(1, name="odd")])
+    model = DocumentStyle()
+    more = nn.Sequential(model.c1, model.c2, nn.Conv2d(4, 4, 1), model.f1, model.f2)
+    return {
+        "an extra layer": (model, extra, "4 PyTorch layers have weights .* and 5 Keras layers"),
+        "weights of another shape": (
+            model,
+            keras_style(fc2=layers.Dense(11, name="last")),
+            r"f2\.weight is \(10, 16\) and last/kernel is \(16, 11\)",
+        ),
+        "an unknown layer": (more, unknown, "odd is a DepthwiseConv2D, whose layout"),
+        "no bias": (model, keras_style(fc2=layers.Dense(10, use_bias=False)), r"f2\.bias has no"),
+        "other images": (model, keras_style(), r"reads \(12, 12, 1\), and the images are"),
+    }
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    ["an extra layer", "weights of another shape", "an unknown layer", "no bias", "other images"],
+)
+def test_a_users_mistake_is_refused_by_name(mistake: str) -> None:
+    model, twin, message = refused()[mistake]
+    images = torch.rand(2, 1, 14, 14) if mistake == "other images" else IMAGES[:2]
+    with pytest.raises(ValueError, match=message):
+        check(model, twin, [(images, LABELS[:2])])
+
+
+@pytest.mark.parametrize("side", ["torch", "keras"])
+def test_another_precision_is_refused_before_a_weight_changes(side: str) -> None:
+    model = DocumentStyle()
+    if side == "torch":
+        model, twin = model.bfloat16(), keras_style()
+    else:
+        with keras_dtype("mixed_bfloat16"):
+            twin = keras_style()
+    before = twin.get_weights()
+    with pytest.raises(ValueError, match=r"a side computes in bfloat16: .* `module\.float\(\)`"):
+        check(model, twin, BATCHES)
+    for array, kept in zip(twin.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(array, kept)
+
+
+LABELS_MUST = r": they must be int64 \(6,\), from 0 to 9, as `labels\.long\(\)`"
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (IMAGES, "a batch is Tensor: it must be two tensors, images and labels"),
+        ((IMAGES,), "a batch is Tensor: it must be two tensors"),
+        ((IMAGES, None), "a batch is Tensor, NoneType: it must be two tensors"),
+        (
+            (IMAGES.bfloat16(), LABELS),
+            r"bfloat16 \(6, 1, 12, 12\): they must be float32 .*float\(\)",
+        ),
+        ((IMAGES.flatten(1), LABELS), r"float32 \(6, 144\): they must be float32 \(N, C, H, W\)"),
+        ((IMAGES, LABELS + 1), r"int64 \(6,\), from 2 to 10" + LABELS_MUST),
+        ((IMAGES, LABELS - 2), r"int64 \(6,\), from -1 to 7" + LABELS_MUST),
+        ((IMAGES, LABELS.float()), r"float32 \(6,\)" + LABELS_MUST),
+        ((IMAGES, LABELS[:4]), r"int64 \(4,\)" + LABELS_MUST),
+        ((IMAGES, torch.eye(10)[LABELS]), r"float32 \(6, 10\).*`labels\.argmax\(1\)`"),
+    ],
+)
+def test_a_batch_that_is_none_is_refused(batch: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        check(DocumentStyle(), keras_style(), [batch])
+    assert "\n" not in str(error.value)
+
+
+def test_a_keras_model_that_is_none_is_refused() -> None:
+    keras, model = import_keras(), DocumentStyle()
+    unbuilt = keras.Sequential([keras.layers.Dense(10)])
+    planes = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Conv2D(4, 3)])
+    mistakes: list[tuple[Any, Any, str]] = [
+        (model, None, "the pair is a DocumentStyle and a NoneType: give a torch.nn.Module and a k"),
+        (keras_style(), model, "the pair is a Sequential and a DocumentStyle: give a torch"),
+        (model, unbuilt, "has 0 inputs of known shape: give it one keras.Input"),
+        (model, planes, r"gives \(None, 10, 10, 4\): it must give logits, \(N, classes\)"),
+    ]
+    for ours, theirs, message in mistakes:
+        with pytest.raises(ValueError, match=message):
+            check(ours, theirs, BATCHES)
+
+
+def doubled(x: Any) -> Any:
+    return 2 * x
+
+
+class Doubling(DocumentStyle):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x)
+
+
+def test_a_users_own_layer_is_compared_in_float64() -> None:
+    conv = import_keras().layers.Conv2D(4, 3, padding="same", activation="relu")
+    twin = keras_style(conv1=[layer_of(doubled), conv])
+    report = check(Doubling(), twin, BATCHES)
+    report.assert_passed()
+    assert [row.name for row in report.checks] == ROWS
+
+
+def uncopyable(name: str) -> Any:
+    """A layer that doubles what it reads, and of which no copy can be made, or no faithful one."""
+    base = import_keras().layers.Layer
+
+    def refuse(self: Any) -> Any:
+        raise NotImplementedError
+
+    def double(self: Any, x: Any) -> Any:
+        return getattr(self, "factor", 3) * x
+
+    members: dict[str, dict[str, Any]] = {
+        "refuses": {"get_config": refuse, "call": double},
+        "forgets": {"call": double},
+    }
+    layer: Any = type("Doubled", (base,), members[name])()
+    layer.factor = 2  # nothing that a config knows
+    return layer
+
+
+@pytest.mark.parametrize("name", ["refuses", "forgets"])
+def test_a_layer_that_cannot_be_copied_is_compared_as_it_is(name: str) -> None:
+    layers = import_keras().layers
+    conv = layers.Conv2D(4, 3, padding="same", activation="relu")
+    report = check(Doubling(), keras_style(conv1=[uncopyable(name), conv]), BATCHES)
+    report.assert_passed()
+    names = [*ROWS[:3], "loss, float32", "gradients, float32"]
+    assert [row.name for row in report.checks] == names
+    assert all("not in float64" in row.note for row in report.checks[2:])
+    assert {row.tolerance for row in report.checks[2:]} == {1e-5}
+    assert not check(DocumentStyle(), keras_style(conv1=[uncopyable(name), conv]), BATCHES).passed
+
+
+@pytest.mark.parametrize("name", ["refuses", "forgets"])
+def test_a_float64_pair_that_cannot_be_copied_is_compared_as_it_is(name: str) -> None:
+    conv = {"padding": "same", "activation": "relu"}
+    with keras_dtype("float64"):
+        twin = keras_style(conv1=[uncopyable(name), import_keras().layers.Conv2D(4, 3, **conv)])
+    report = check(Doubling().double(), twin, BATCHES)
+    report.assert_passed()
+    assert [row.name for row in report.checks] == [r for r in ROWS if "float32" not in r]
+    assert all("no unfrozen copy" in row.note for row in report.checks[2:])
+
+
+def test_a_layer_that_rounds_to_single_precision_is_found_in_float64() -> None:
+    conv = import_keras().layers.Conv2D(4, 3, padding="same", activation="relu")
+    third = layer_of(lambda x: import_keras().ops.cast(x / 3, "float32"), "rounds")
+
+    class Third(DocumentStyle):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x / 3)
+
+    report = check(Third(), keras_style(conv1=[third, conv]), BATCHES)
+    passed = {row.name: row.passed for row in report.checks}
+    assert passed["logits, float32"]
+    assert not passed["logits, float64"]
+    assert report.first_divergence == "rounds"

@@ -1,0 +1,329 @@
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from digitlab import models
+from digitlab.parity.backend import import_keras, keras_dtype
+from digitlab.parity.checks import Check, logits, parameter_counts
+from digitlab.parity.optimizers import KerasAdam, KerasRMSprop, exact_optimizer, to_keras_optimizer
+from digitlab.parity.trajectory import (
+    DropoutMasks,
+    check_dropouts,
+    keras_with_masks,
+    torch_with_masks,
+    trajectory,
+)
+from digitlab.parity.twins import lenet1, mlp
+from digitlab.parity.weights import copy_weights, match, to_keras
+from tests.parity.nets import digit_batches, digit_images, make, random_batches, sequential
+
+RATE = 0.3
+ONES = np.ones((200, 7, 6, 5), np.float32)  # (N, H, W, C)
+IMAGES = np.random.default_rng(0).normal(size=ONES.shape).astype(np.float32)
+
+
+def test_numbers_are_a_function_of_seed_layer_and_step() -> None:
+    def draw(seed: int = 1, layer: int = 2, step: int = 3) -> list[float]:
+        numbers: list[float] = DropoutMasks(seed, step).uniform(layer, (50,)).tolist()
+        return numbers
+
+    assert draw() == draw()
+    variants = [draw(), draw(seed=2), draw(layer=3), draw(step=4), draw(seed=2, layer=1)]
+    assert len({number for numbers in variants for number in numbers}) == 250
+
+
+def test_numbers_are_uniform() -> None:
+    numbers = DropoutMasks(seed=5).uniform(0, (100_000,))
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    # Four standard errors of each of ten bins.
+    counts = np.histogram(numbers, bins=10, range=(0, 1))[0]
+    np.testing.assert_allclose(counts, 10_000, atol=4 * 95)
+
+
+@pytest.mark.parametrize("of_channels", [False, True])
+def test_both_frameworks_real_dropouts_do_what_the_masks_do(of_channels: bool) -> None:
+    keras = import_keras()
+    keras.utils.set_random_seed(0)
+    layer = (keras.layers.SpatialDropout2D if of_channels else keras.layers.Dropout)(RATE)
+    torch_layer = (nn.Dropout2d if of_channels else nn.Dropout)(RATE)
+    first = torch.from_numpy(ONES).permute(0, 3, 1, 2)
+    masked = torch_with_masks(nn.Sequential(torch_layer), DropoutMasks())
+    masked_keras = keras_with_masks(sequential(ONES.shape[1:], layer), DropoutMasks())
+    trained = {
+        "torch": torch_layer(first).permute(0, 2, 3, 1).numpy(),
+        "keras": layer(ONES, training=True).numpy(),
+        "masked torch": masked(first).permute(0, 2, 3, 1).numpy(),
+        "masked keras": masked_keras(ONES, training=True).numpy(),
+    }
+    for values in trained.values():
+        assert set(np.unique(values)) == {np.float32(0), np.float32(1 / (1 - RATE))}
+        kept = (values > 0)[:, :1, :1] if of_channels else values > 0
+        # Four standard errors of a share.
+        assert abs(kept.mean() - (1 - RATE)) < 4 * (RATE * (1 - RATE) / kept.size) ** 0.5
+        constant = (values == values[:, :1, :1]).all((1, 2))
+        assert constant.all() if of_channels else not constant.all()
+    evaluated = {
+        "torch": torch_layer.eval()(first).permute(0, 2, 3, 1).numpy(),
+        "keras": layer(ONES, training=False).numpy(),
+        "masked torch": masked.eval()(first).permute(0, 2, 3, 1).numpy(),
+        "masked keras": masked_keras(ONES, training=False).numpy(),
+    }
+    for values in evaluated.values():
+        np.testing.assert_array_equal(values, ONES)
+
+
+@pytest.mark.parametrize("step", [0, 9])
+def test_both_sides_drop_the_same_in_either_layout(step: int) -> None:
+    layers = import_keras().layers
+    masks = DropoutMasks(seed=4, step=step)
+    ours = torch_with_masks(
+        nn.Sequential(nn.Dropout(RATE), nn.Dropout2d(0.6), nn.MaxPool2d(2), nn.Dropout(0.1)), masks
+    )
+    theirs = keras_with_masks(
+        sequential(
+            ONES.shape[1:],
+            layers.Dropout(RATE),
+            layers.SpatialDropout2D(0.6),
+            layers.MaxPooling2D(2),
+            layers.Dropout(0.1),
+        ),
+        masks,
+    )
+    left = ours(torch.from_numpy(IMAGES).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
+    right = theirs(IMAGES, training=True).numpy()
+    np.testing.assert_array_equal(left, right)
+    assert 0.1 < (left == 0).mean() < 0.9
+
+
+def test_each_layer_and_each_step_has_a_mask_of_its_own() -> None:
+    masks = DropoutMasks(seed=0)
+    masked = torch_with_masks(nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5)), masks)
+    first, second = masked.children()
+    ones = torch.ones(4, 100)
+    before = first(ones)
+    assert not torch.equal(before, second(ones))
+    masks.step = 1
+    assert not torch.equal(before, first(ones))
+    masks.step = 0
+    assert torch.equal(before, first(ones))
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0.0, 1.0), (1.0, 0.0)])
+def test_all_or_nothing_may_be_dropped(rate: float, expected: float) -> None:
+    theirs = keras_with_masks(sequential((3,), import_keras().layers.Dropout(rate)), DropoutMasks())
+    ours = torch_with_masks(nn.Sequential(nn.Dropout(rate)), DropoutMasks())
+    assert (ours(torch.ones(5, 3)) == expected).all()
+    assert (theirs(np.ones((5, 3)), training=True).numpy() == expected).all()
+
+
+def test_the_originals_keep_their_own_dropout() -> None:
+    layer, module = import_keras().layers.Dropout(RATE), nn.Sequential(nn.Dropout(RATE))
+    model = sequential((3,), layer)
+    torch_with_masks(module, DropoutMasks())
+    keras_with_masks(model, DropoutMasks())
+    assert type(module[0]) is nn.Dropout
+    assert model.layers == [layer]
+
+
+def test_other_kinds_of_dropout_are_refused_by_name() -> None:
+    keras = import_keras()
+    with pytest.raises(ValueError, match=r"^0 is a AlphaDropout, whose random numbers cannot"):
+        torch_with_masks(nn.Sequential(nn.AlphaDropout()), DropoutMasks())
+    alpha = keras.layers.GaussianDropout(0.5, name="noise")
+    with pytest.raises(ValueError, match=r"^noise is a GaussianDropout, whose .*: use Dropout or"):
+        keras_with_masks(sequential((3,), alpha), DropoutMasks())
+    shaped = keras.layers.Dropout(0.5, noise_shape=(None, 1), name="shaped")
+    with pytest.raises(ValueError, match=r"^shaped is a Dropout"):
+        keras_with_masks(sequential((3,), shaped), DropoutMasks())
+
+
+def test_dropout_behind_a_flattening_drops_the_same_features_on_both_sides() -> None:
+    layers, masks = import_keras().layers, DropoutMasks(seed=1)
+    shape = ONES.shape[1:]
+    theirs = keras_with_masks(sequential(shape, layers.Flatten(), layers.Dropout(RATE)), masks)
+    ours = torch_with_masks(nn.Sequential(nn.Flatten(), nn.Dropout(RATE)), masks)
+    left = ours(torch.from_numpy(IMAGES).permute(0, 3, 1, 2)).reshape(-1, 5, 7, 6)
+    right = theirs(IMAGES, training=True).numpy().reshape(IMAGES.shape)
+    np.testing.assert_array_equal(left.permute(0, 2, 3, 1).numpy(), right)
+
+
+def test_another_number_of_dropouts_is_refused() -> None:
+    model = sequential((3,), import_keras().layers.Dropout(0.5))
+    check_dropouts(nn.Sequential(nn.Dropout()), model)
+    with pytest.raises(ValueError, match=r"has 2 dropout layers and the Keras model 1: give both"):
+        check_dropouts(nn.Sequential(nn.Dropout(), nn.Dropout()), model)
+
+
+Make = Callable[..., torch.optim.Optimizer]
+OPTIMIZERS: dict[str, Make] = {
+    "SGD": torch.optim.SGD,
+    "momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    "Adam": torch.optim.Adam,
+    "AMSGrad": partial(torch.optim.Adam, betas=(0.9, 0.5), amsgrad=True),
+    "AdamW": partial(torch.optim.AdamW, weight_decay=0.3),
+    "RMSprop": torch.optim.RMSprop,
+    "KerasRMSprop": partial(KerasRMSprop, weight_decay=0.3, momentum=0.9),
+}
+
+
+def settings_of(make_optimizer: Make) -> torch.optim.Optimizer:
+    return make_optimizer([nn.Parameter(torch.zeros(1))])
+
+
+def walk(
+    module: nn.Module,
+    twin: Any,
+    make_optimizer: Make,
+    steps: int = 5,
+    batches: list | None = None,
+    stock: bool = False,
+) -> Check:
+    optimizer = settings_of(make_optimizer)
+    ours = make_optimizer if stock else partial(exact_optimizer, optimizer)
+    theirs = partial(to_keras_optimizer, optimizer)
+    batches = random_batches(steps) if batches is None else batches
+    return trajectory(module, twin, batches, ours, theirs, steps)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_trajectories_with_the_exact_class_agree(name: str) -> None:
+    module = make("nn128").double()
+    check = walk(module, to_keras(module), OPTIMIZERS[name])
+    assert check.passed, check
+    assert check.compared == 5 * (101_770 + 1)
+
+
+@pytest.mark.parametrize("name", ["Adam", "RMSprop", "AMSGrad", "AdamW", "momentum"])
+def test_pytorchs_own_class_fails_the_trajectory_within_five_steps(name: str) -> None:
+    module = make("nn128").double()
+    check = walk(module, to_keras(module), OPTIMIZERS[name], stock=True)
+    assert not check.passed
+    assert check.note.startswith("exceeded first in fc")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_dropout_rate_replaced_by_its_complement_fails_the_trajectory(dtype: torch.dtype) -> None:
+    module = make("nn128", dropout=0.2).to(dtype)
+    check = walk(module, to_keras(module), torch.optim.Adam)
+    assert check.passed, check
+    with keras_dtype("float32" if dtype == torch.float32 else "float64"):
+        twin = mlp([128], dropout=0.8)
+    copy_weights(module, twin)
+    check = walk(module, twin, torch.optim.Adam)
+    assert not check.passed
+    assert check.note.startswith("exceeded first in the loss at step 1,")
+
+
+def test_lenet1_of_one_padding_fails_at_the_logits_of_the_others_twin() -> None:
+    module, (images, labels) = make("lenet1").double(), digit_images()
+    with keras_dtype("float64"):
+        right, wrong = lenet1(padding=2), lenet1(padding="same")
+    for twin in (right, wrong):
+        copy_weights(module, twin)
+        assert parameter_counts(module, twin).passed  # all shapes are the same
+    assert logits(module, right, images).passed
+    assert not logits(module, wrong, images).passed
+    check = walk(module, wrong, torch.optim.Adam, 1, [(images, labels)])
+    assert check.note.startswith("exceeded first in the loss at step 1,")
+
+
+def test_a_flattening_that_is_not_permuted_fails_at_the_logits() -> None:
+    module, (images, _) = make("lenet5").double(), digit_images()
+    twin = to_keras(module)
+    assert logits(module, twin, images).passed
+    (pair,) = [pair for pair in match(module, twin) if pair.keras_name == "fc1/kernel"]
+    assert pair.flattened == (5, 5, 16)
+    pair.variable.assign(pair.layout.to_keras(pair.tensor.detach().numpy(), flattened=None))
+    assert not logits(module, twin, images).passed
+
+
+def test_a_single_weight_that_misses_a_step_fails_the_trajectory() -> None:
+    class Forgetful(KerasAdam):
+        def step(self, closure: Any = None) -> Any:
+            weight = self.param_groups[0]["params"][0].data.view(-1)
+            kept = weight[406].clone()  # of the image's middle
+            super().step(closure)
+            weight[406] = kept
+
+    for dtype in (torch.float32, torch.float64):
+        module = make("nn128").to(dtype)
+        twin = to_keras(module)
+        theirs = partial(to_keras_optimizer, settings_of(KerasAdam))
+        batches = digit_batches(5)
+        assert trajectory(module, twin, batches, KerasAdam, theirs, 5).passed
+        check = trajectory(module, twin, batches, Forgetful, theirs, 5)
+        assert not check.passed
+        assert check.note.startswith("exceeded first in fc1.weight at step 1,")
+
+
+def test_a_learning_rate_that_differs_fails_the_trajectory_at_its_first_step() -> None:
+    module = make("linear").double()
+    theirs = partial(to_keras_optimizer, settings_of(partial(KerasAdam, lr=0.001 * (1 + 1e-9))))
+    check = trajectory(module, to_keras(module), random_batches(2), KerasAdam, theirs, 2)
+    assert not check.passed
+    assert check.note.startswith("exceeded first in fc1.weight at step 1,")
+
+
+def test_weights_that_are_no_numbers_fail_the_trajectory() -> None:
+    module = make("linear").double()
+    with torch.no_grad():
+        module.network.fc1.bias[3] = math.nan  # type: ignore[union-attr,operator]
+    check = walk(module, to_keras(module), torch.optim.SGD)
+    assert not check.passed
+    assert check.difference == math.inf
+
+
+def test_too_few_batches_and_none_are_refused() -> None:
+    module = make("linear")
+    twin = to_keras(module)
+    with pytest.raises(ValueError, match=r"^steps is 3, but there are only 2 batches: take fewer"):
+        walk(module, twin, torch.optim.SGD, 3, random_batches(2))
+    with pytest.raises(ValueError, match="only 0 batches"):
+        walk(module, twin, torch.optim.SGD, 1, [])
+
+
+def test_batches_of_another_size_may_follow() -> None:
+    module = make("linear").double()
+    batches = random_batches(2, batch_size=8) + random_batches(1, batch_size=3)
+    assert walk(module, to_keras(module), torch.optim.Adam, 3, batches).passed
+
+
+def test_the_trajectory_changes_neither_side() -> None:
+    module = make("nn128").double().eval()
+    twin = to_keras(module)
+    before = [weight.numpy().copy() for weight in twin.weights]
+    assert walk(module, twin, torch.optim.SGD).passed
+    for weight, kept in zip(twin.weights, before, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), kept)
+    assert not module.training
+    assert isinstance(module.network.dropout1, nn.Dropout)
+
+
+def test_a_pair_that_does_not_match_is_refused() -> None:
+    with pytest.raises(ValueError, match="dropout layers"):
+        walk(make("nn128"), to_keras(models.LinearClassifier()), torch.optim.SGD)
+
+
+def test_each_step_has_its_own_dropout_and_the_seed_chooses_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[tuple[int, int, int]] = []
+
+    class SpiedMasks(DropoutMasks):
+        def uniform(self, layer: int, shape: tuple[int, ...]) -> Any:
+            drawn.append((self.seed, layer, self.step))
+            return super().uniform(layer, shape)
+
+    monkeypatch.setattr("digitlab.parity.trajectory.DropoutMasks", SpiedMasks)
+    module = make("mlp512", hidden_features=[8, 8])
+    theirs = partial(to_keras_optimizer, settings_of(torch.optim.SGD))
+    trajectory(module, to_keras(module), random_batches(3), torch.optim.SGD, theirs, 3, seed=7)
+    expected = [(7, layer, step) for step in range(3) for layer in range(2)]
+    assert sorted(drawn) == sorted(2 * expected)

@@ -1,0 +1,209 @@
+import hashlib
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from digitlab.checkpoints import load_weights, sha256
+from digitlab.classifier import Classifier
+from digitlab.models import MLP, LeNet1, LeNet5, LinearClassifier
+from tests.fitting import assert_bitwise_equal, checkpoint_of, small_mlp, weights
+
+
+class DocumentNN(nn.Module):
+    """Reference: the layers of document B's NN, under B's names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(784, 128)
+        self.fc2 = nn.Linear(128, 10)
+
+
+class DocumentLeNet(nn.Module):
+    """Reference: the layers of document B's LeNet, under B's names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 5, padding=2)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.fc1 = nn.Linear(400, 120)
+        self.fc2 = nn.Linear(120, 84)
+        self.fc3 = nn.Linear(84, 10)
+
+
+def refusal(model: Classifier, path: Path) -> str:
+    """The one-line message of a refusal, which leaves the model as it was."""
+    before = weights(model)
+    with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
+        load_weights(model, path)
+    assert_bitwise_equal(weights(model), before)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before torch 1.6"])
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [(DocumentNN(), MLP([128])), (DocumentLeNet(), LeNet5())]
+)
+def test_what_document_b_saves_loads_by_its_own_names(
+    tmp_path: Path, theirs: nn.Module, ours: Classifier, legacy: bool
+) -> None:
+    path = tmp_path / "torch_nn.pth"
+    torch.save(theirs.state_dict(), path, _use_new_zipfile_serialization=not legacy)
+    load_weights(ours, path)
+    assert_bitwise_equal(ours.network.state_dict(), dict(theirs.state_dict()))
+
+
+def test_a_checkpoint_gives_its_weights_and_nothing_else(tmp_path: Path) -> None:
+    saved = MLP([8], dropout=0.5, gradient_clip_norm=1.0, initialization="keras")
+    ours = MLP([8], dropout=0.1)
+    load_weights(ours, checkpoint_of(saved, tmp_path / "saved.ckpt"))
+    assert_bitwise_equal(weights(ours), weights(saved))
+    assert (ours.hparams["dropout"], ours.gradient_clip_norm) == (0.1, None)
+
+
+def test_a_state_dict_of_the_whole_model_loads(tmp_path: Path) -> None:
+    saved, ours = MLP([8]), MLP([8])
+    torch.save(saved.state_dict(), tmp_path / "whole.pt")
+    load_weights(ours, tmp_path / "whole.pt")
+    assert_bitwise_equal(weights(ours), weights(saved))
+
+
+@pytest.mark.parametrize(
+    ("saved", "ours", "difference"),
+    [
+        (LeNet5(), LeNet1(), "its network.conv1.weight is (6, 1, 5, 5), not (32, 1, 3, 3)"),
+        (MLP([8]), MLP([9]), "its hidden_features is [8], not [9]"),
+        (MLP([8]), MLP([8, 8]), "its hidden_features is [8], not [8, 8]"),
+        (LeNet1(padding=2), LeNet1(padding="same"), "its padding is 2, not same"),
+        (LeNet1(padding="same"), LeNet1(padding=2), "its padding is same, not 2"),
+        (MLP([8], num_classes=7), MLP([8]), "its num_classes is 7, not 10"),
+        (LinearClassifier(in_channels=3), LinearClassifier(), "its in_channels is 3, not 1"),
+    ],
+)
+def test_a_checkpoint_of_another_architecture_is_refused(
+    tmp_path: Path, saved: Classifier, ours: Classifier, difference: str
+) -> None:
+    path = checkpoint_of(saved, tmp_path / "other.ckpt")
+    assert refusal(ours, path) == (
+        f"{path} is of another architecture than {type(ours).__name__}: {difference}; "
+        "give a checkpoint of this architecture, or the --model that it was made with"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"fc2.bias": None}, "it has no network.fc2.bias"),
+        ({"fc2.bias": 1.0}, "it has no network.fc2.bias"),
+        ({"fc2.bias": torch.zeros(7)}, "its network.fc2.bias is (7,), not (10,)"),
+        ({"fc9.bias": torch.zeros(7)}, "it has network.fc9.bias, which is unknown"),
+    ],
+)
+def test_a_state_dict_that_does_not_fit_names_the_first_difference(
+    tmp_path: Path, change: dict[str, Any], difference: str
+) -> None:
+    path = tmp_path / "changed.pt"
+    changed = {**small_mlp().network.state_dict(), **change}
+    torch.save({name: value for name, value in changed.items() if value is not None}, path)
+    assert difference in refusal(small_mlp(), path)
+
+
+class Harmful:
+    """Unpickles by calling a function."""
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return Path.touch, (Path("harmed"),)
+
+
+def test_a_file_that_needs_code_is_refused_and_its_code_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for content in ({"fc1.weight": Harmful()}, small_mlp().network):
+        torch.save(content, "harmful.pt")
+        assert "plain tensors" in refusal(small_mlp(), Path("harmful.pt"))
+    assert not Path("harmed").exists()
+
+
+def zipped() -> bytes:
+    return checkpoint_of(small_mlp(), Path("model.ckpt")).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no checkpoint",
+        b"\x80\x02.",  # leads the unpickler to pop from an empty list
+        b"\x80\x02X\x01",  # and to unpack too few bytes
+        struct.pack(">IIII", 0x803, 1, 28, 28),
+        lambda: zipped()[:1000],
+        lambda: zipped()[:-100],
+    ],
+    ids=["empty", "text", "no value", "cut value", "IDX", "cut early", "cut late"],
+)
+def test_a_damaged_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "damaged.ckpt"
+    path.write_bytes(content if isinstance(content, bytes) else content())
+    assert "is damaged or no checkpoint" in refusal(small_mlp(), path)
+
+
+def test_a_file_of_the_format_before_torch_1_6_is_refused_wherever_it_is_cut(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "old.pth"
+    torch.save(small_mlp().state_dict(), path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for end in range(0, len(content), len(content) // 40):
+        path.write_bytes(content[:end])
+        assert "is damaged or no checkpoint" in refusal(small_mlp(), path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, [], torch.zeros(3), {1: torch.zeros(3)}, {"state_dict": [1]}, {"state_dict": {}}],
+    ids=["empty", "list", "tensor", "numbered", "listed", "empty checkpoint"],
+)
+def test_a_file_without_weights_is_refused(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "other.pt"
+    torch.save(content, path)
+    assert refusal(small_mlp(), path).endswith(
+        "holds no state dict: give a checkpoint or a saved state dict"
+    )
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert "there is no" in refusal(small_mlp(), tmp_path / "missing.ckpt")
+    assert "there is no" in refusal(small_mlp(), tmp_path)
+
+
+def test_the_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "some.bytes"
+    path.write_bytes(bytes(range(256)) * 1000)
+    assert sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_weights_of_another_precision_are_rounded_to_the_models(tmp_path: Path) -> None:
+    saved: dict[str, Tensor] = small_mlp().network.double().state_dict()
+    torch.save(saved, tmp_path / "double.pt")
+    ours = MLP([16])
+    load_weights(ours, tmp_path / "double.pt")
+    assert_bitwise_equal(weights(ours), weights(small_mlp()))
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+def test_a_keras_model_is_refused_with_the_command_that_converts_it(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"is a Keras model: make a run of it, digitlab convert"):
+        load_weights(LinearClassifier(), tmp_path / name)
