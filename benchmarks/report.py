@@ -5,6 +5,7 @@ from statistics import mean, median
 from typing import Any
 
 from matplotlib.figure import Figure
+from scipy.stats import quantile_test
 
 from benchmarks.contest import Turn
 from benchmarks.targets import TARGETS, Rounds, Target
@@ -110,6 +111,19 @@ def _target_row(target: Target, model: str, rounds: dict[str, Rounds]) -> str | 
     wanted = f"{'≤' if target.at_most else '≥'} {bound}"
     cells = (f"{ours} / {theirs}", _range(found), wanted, "yes" if met else "**no**")
     return _row(MODELS[model].title, *cells)
+
+
+def ratio_table(result: dict[str, Any], pairs: list[str]) -> str:
+    """Make a table of ratios of CPU time, `A:B`, with the exact 95% interval of each median."""
+    lines = _head("model", "ratio", "median", "95% interval", "rounds")
+    for model, rounds in rounds_of(result, "cpu_rounds").items():
+        for pair in pairs:
+            ours, _, theirs = pair.partition(":")
+            found = ratios(rounds[ours], rounds[theirs])
+            low, high = quantile_test(found, p=0.5).confidence_interval(0.95)
+            cells = (f"{ours} / {theirs}", f"{median(found):.3f}", f"{low:.3f} to {high:.3f}")
+            lines.append(_row(MODELS[model].title, *cells, str(len(found))))
+    return "\n".join(lines)
 
 
 def ratios(times: Rounds, others: Rounds) -> Rounds:

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.contest import Entry, compete
 from benchmarks.machine import describe_machine, environment, versions
-from benchmarks.report import draw, summarize, tables
+from benchmarks.report import draw, ratio_table, summarize, tables
 from benchmarks.variants import DEFAULT, HELP, MODELS, Model, command, exists, is_variant
 
 
@@ -26,6 +26,8 @@ def main() -> None:
     args = _parse()
     result = json.loads(args.table.read_text("utf-8")) if args.table else measure(args)
     print(tables(result))
+    if args.ratios:
+        print(f"\nRatios of CPU time:\n\n{ratio_table(result, args.ratios)}")
     if args.plot:
         draw(result).savefig(args.plot)
 
@@ -45,6 +47,16 @@ def _parse() -> Namespace:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process.")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--out", type=Path, help="JSON file; it grows by the model.")
+    parser.add_argument(
+        "--before", type=Path, help="Another checkout of digitlab: the variants before, before_K."
+    )
+    parser.add_argument(
+        "--ratios",
+        nargs="+",
+        default=[],
+        metavar="A:B",
+        help="Show the CPU time of variant A over that of B, with the median's 95%% interval.",
+    )
     parser.add_argument("--table", type=Path, help="Measure nothing: read this JSON file.")
     parser.add_argument("--plot", type=Path, help="Image to draw: PNG, SVG or PDF.")
     return parser.parse_args()
@@ -76,7 +88,7 @@ def measure(args: Namespace) -> dict[str, Any]:
 def _measure_model(model: Model, variants: list[str], args: Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         entries = [
-            Entry(variant, command(variant, model, Path(folder, variant), args.device))
+            Entry(variant, command(variant, model, Path(folder, variant), args.device, args.before))
             for variant in variants
             if exists(variant, model)
         ]

@@ -41,8 +41,8 @@ METHODS = [("scalars", "log_metrics"), ("HPARAMS", "log_hyperparams")]
 METHODS += [("writer", "save"), ("writer", "finalize")]
 """The logger's methods that are timed, with the part that they belong to."""
 _CALLBACKS = (
-    *("Settings", "Rates", "ConfusionMatrix", "WorstMistakes"),
-    *("Filters", "ModelGraph", "Projector"),
+    *("SaveConfig", "Throughput", "ConfusionMatrix", "WorstMistakes"),
+    *("FirstLayerKernels", "ModelGraph", "Projector"),
 )
 PARTS = {
     "torch": [f"digitlab.callbacks.{name}" for name in _CALLBACKS],
@@ -53,7 +53,7 @@ PARTS = {
 }
 """The classes whose hooks write for TensorBoard and for nothing else."""
 FUNCTIONS = {
-    "torch": ["digitlab.callbacks.pictures.show_picture"],
+    "torch": ["digitlab.callbacks.results.show_picture"],
     "keras": ["digitlab.parity.fit.show_picture", "digitlab.parity.fit.show_text"],
 }
 """What shows the start of a run."""
@@ -100,7 +100,7 @@ def measure_apart(run: str, threads: int) -> dict[str, Any]:
 
 def measure(run: str) -> dict[str, Any]:
     """Train, and give the seconds of the whole fit and of each part."""
-    cli._settle_process()  # as the command does before it imports the rest
+    cli._prepare_process()  # as the command does before it imports the rest
     from lightning.pytorch import Callback
     from lightning.pytorch.loggers import TensorBoardLogger
 

@@ -48,7 +48,7 @@ _LOOPS = {
     "raw_tuned": ["raw", "--fused", "--channels_last", "--flush_denormal"],
     "raw_bf16": ["raw", "--fused", "--channels_last", "--bf16"],
 }
-_DIGITLAB = re.compile(r"digitlab(?:_(\d+))?(_bf16)?")
+_DIGITLAB = re.compile(r"(digitlab|before)(_keras)?(?:_(\d+))?(_bf16)?")
 _KERAS = re.compile(r"keras_(\d+)(_no_xla)?")
 
 DEFAULT = [
@@ -59,7 +59,8 @@ DEFAULT = [
 
 HELP = (
     f"{', '.join(_LOOPS)}; digitlab (the config's steps_per_execution), digitlab_K, digitlab_bf16, "
-    "digitlab_K_bf16; keras_K, keras_K_no_xla, with K steps per execution"
+    "digitlab_K_bf16; digitlab_keras, digitlab_keras_K, its Keras twin; before, before_K, the "
+    "digitlab of --before; keras_K, keras_K_no_xla, Keras's own fit with K steps per execution"
 )
 """The names of all variants."""
 
@@ -74,10 +75,24 @@ def exists(variant: str, model: Model) -> bool:
     return variant != "raw_fused" or read_recipe(model.path).can_fuse
 
 
-def command(variant: str, model: Model, folder: Path, device: str) -> list[str]:
-    """Make the command line of a contestant, which writes its files into `folder`."""
+def command(
+    variant: str, model: Model, folder: Path, device: str, before: Path | None = None
+) -> list[str]:
+    """Make the command line of a contestant, which writes its files into `folder`.
+
+    Args:
+        variant: Its name.
+        model: What it trains.
+        folder: Where it writes.
+        device: `cpu` or `cuda`.
+        before: Another checkout of digitlab, for the variants `before`.
+    """
     if digitlab := _DIGITLAB.fullmatch(variant):
-        return _digitlab(model, folder, device, *digitlab.groups())
+        whose, keras, steps, bf16 = digitlab.groups()
+        options = ["--framework", "keras"] if keras else []
+        words = _digitlab(model, folder, device, steps, bf16)
+        path = ["env", f"PYTHONPATH={before}/src"] if whose == "before" else []
+        return [*path, *words, *options]
     options = ["--config", str(model.path), "--steps", str(model.steps), "--device", device]
     if keras := _KERAS.fullmatch(variant):
         steps, no_xla = keras.groups()

@@ -1,12 +1,13 @@
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from digitlab.data.download import Split
-from tests import tiny
+from tests import commands, tiny
 
 REAL_DATA = os.environ.get("DIGITLAB_DATA")
 
@@ -16,10 +17,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    for item in items:
+        folder = item.path.parent.name
+        if folder == "browser":
+            item.add_marker(pytest.mark.browser)
+        if folder == "parity":  # TensorFlow takes seconds to import: one worker does it
+            item.add_marker(pytest.mark.xdist_group("keras"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +37,38 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny_for_module(tiny_root: Path) -> Iterator[None]:
-    """For a module's own fixtures, which come before the tests'."""
+    """For a module's own fixtures, which are set up before a test's."""
+    with _tiny(tiny_root):
+        yield
+
+
+@contextmanager
+def _tiny(root: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DIGITLAB_DATA", str(tiny_root))
+        patch.setenv("DIGITLAB_DATA", str(root))
         patch.chdir(Path(__file__).parents[1])
         yield
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Path:
+    """A run folder of an MLP after 3 epochs; tests copy it to change it."""
+    return _finish(tmp_path_factory.mktemp("run"), tiny_root)
+
+
+@pytest.fixture(scope="session")
+def finished_blocks_run(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Path:
+    """The same with 8 steps per execution."""
+    place = tmp_path_factory.mktemp("blocks")
+    return _finish(place, tiny_root, "--model.steps_per_execution", "8")
+
+
+def _finish(place: Path, data: Path, *options: str) -> Path:
+    settings = ["--model.hidden_features", "[16]", "--trainer.max_epochs", "3"]
+    with _tiny(data):
+        folder = commands.fit(place, *settings, *options, model="MLP")
+    torch.set_flush_denormal(False)
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +96,7 @@ def read_splits() -> list[Split]:
 
 @pytest.fixture(autouse=True)
 def _denormals() -> Iterator[None]:
-    """`digitlab fit` flushes denormal numbers in its process, which here is every test's."""
+    """Undo what `digitlab fit` sets for its process, which here is every test's."""
     yield
     torch.set_flush_denormal(False)
 

@@ -238,3 +238,24 @@ def test_torch_initialization_is_left_as_torch_makes_it() -> None:
     theirs = nn.Linear(784, 128), nn.Linear(128, 10)
     expected = [parameter for layer in theirs for parameter in layer.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), expected, strict=True))
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("end", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 10}])
+def test_a_callback_sees_the_epochs_training_score_as_it_ends(
+    steps: int, end: dict[str, int]
+) -> None:
+    class Reader(Callback):
+        def __init__(self) -> None:
+            self.seen: list[tuple[float, float]] = []
+
+        def on_train_epoch_end(self, trainer: Trainer, model: LightningModule) -> None:
+            assert isinstance(model, Classifier)
+            logged = trainer.callback_metrics["train/loss"].item()
+            self.seen.append((logged, model.epoch_score("train")["loss"]))
+
+    reader = Reader()
+    fit(small_mlp(steps_per_execution=steps), reader, **end)
+    assert len(reader.seen) == 2
+    for logged, measured in reader.seen:
+        close(logged, measured)

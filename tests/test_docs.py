@@ -1,4 +1,4 @@
-"""The guides' programs run as they are printed."""
+"""The programs of the README and the guides run as they are printed."""
 
 import re
 import shlex
@@ -11,16 +11,53 @@ import pytest
 
 from tests import events
 
-DOCS = Path(__file__).parent.parent / "docs"
+pytestmark = pytest.mark.docs
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+IMPORTS = """\
+from collections import OrderedDict
+from typing import Any
+
+from lightning import Trainer
+from torch import nn
+
+from digitlab.classifier import Classifier
+from digitlab.data import DigitsDataModule
+
+"""
 BLOCK = re.compile(
     r'^```(python|bash|yaml)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL
 )
 needs_keras = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
 
 
+def test_the_readme_s_architecture_trains_in_python_and_from_the_command_line(
+    tmp_path: Path,
+) -> None:
+    text = (ROOT / "README.md").read_text("utf-8").partition("## In Python")[2]
+    network, trainer, fit = program(text, tmp_path).partition("Trainer(")
+    (tmp_path / "my_module.py").write_text(IMPORTS + network.partition("\n")[2], "utf-8")
+    run(f"{IMPORTS}{network}{trainer}{fit}", tmp_path)
+    history = next(tmp_path.glob("runs/digits-*/version_0/history.csv"))
+    assert len(history.read_text("utf-8").splitlines()) == 1 + 5
+
+
+def test_every_link_of_the_readme_leads_to_a_file_of_the_repository() -> None:
+    for page in ("README.md", "CONTRIBUTING.md"):
+        text = " ".join((ROOT / page).read_text("utf-8").split())
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+        assert links
+        assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 def test_the_research_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
     shown = run(program(text_of("research.md"), tmp_path), tmp_path)
     assert re.search(r"^\d+ of 360 right, loss \d", shown, re.M)
+
+
+def test_the_guide_to_resuming_in_one_s_own_code_runs(tmp_path: Path) -> None:
+    run(program(text_of("reliability.md"), tmp_path, languages=("python",)), tmp_path)
 
 
 @needs_keras
@@ -75,7 +112,7 @@ def text_of(page: str) -> str:
 
 
 def run(code: str, folder: Path) -> str:
-    # One process, as imports take most of the time; of its own, as it is the reader's program.
+    # A process of its own, because it is the reader's program.
     (folder / "guide.py").write_text(f"{code}\nprint('to the end')", "utf-8")
     done = subprocess.run(
         [sys.executable, "guide.py"], cwd=folder, capture_output=True, text=True, check=False

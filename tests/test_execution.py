@@ -7,6 +7,15 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, seed_everything
+from lightning.pytorch.callbacks import (
+    DeviceStatsMonitor,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    LambdaCallback,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.cli import ReduceLROnPlateau
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
@@ -144,7 +153,7 @@ def test_overfitting_and_a_fast_run_take_steps_too() -> None:
 
 def test_a_scheduler_that_watches_what_was_not_logged_is_told_so() -> None:
     model = small_mlp(steps_per_execution=4, lr_scheduler=torch_plateau)
-    with pytest.raises(ValueError, match="watches val/loss, which this epoch did not log"):
+    with pytest.raises(ValueError, match="monitors val/loss, which this epoch did not log"):
         fit(model, check_val_every_n_epoch=2)
 
 
@@ -217,3 +226,104 @@ def test_two_processes_train_as_they_do_by_single_steps(tmp_path: Path, precisio
     assert ours["step"] == 2 * 4
     assert_bitwise_equal(ours, others)
     assert_bitwise_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_hooks_that_somebody_listens_to_are_called_at_every_step(steps: int) -> None:
+    called: list[str] = []
+
+    hooks = ["on_before_zero_grad", "on_before_backward", "on_after_backward"]
+    hooks.append("on_before_optimizer_step")
+    listening = LambdaCallback(
+        **{hook: lambda *_, name=hook, **__: called.append(name) for hook in hooks}
+    )
+    model, silent = (small_mlp(steps_per_execution=steps) for _ in range(2))
+    fit(model, listening)
+    assert called == hooks * BATCHES
+    fit(silent)
+    assert_bitwise_equal(weights(model), weights(silent))
+
+
+def test_a_models_own_hooks_are_called_at_every_step() -> None:
+    class Listening(MLP):
+        after = 0
+        zeroed = 0
+
+        def on_after_backward(self) -> None:
+            self.after += 1
+
+        def on_before_zero_grad(self, optimizer: Optimizer) -> None:
+            self.zeroed += 1
+
+    model = Listening([16], steps_per_execution=4)
+    fit(model)
+    assert model.after == model.zeroed == BATCHES
+
+
+@pytest.mark.filterwarnings("ignore:You have overridden `on_after_batch_transfer`")
+def test_a_hook_that_makes_a_batch_of_a_block_is_refused() -> None:
+    class Augmenting(MLP):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch[0].flip(3), batch[1]
+
+    with pytest.raises(TypeError, match=r"a hook returned tuple for a Block .*_replace"):
+        fit(Augmenting([16], steps_per_execution=4), limit_val_batches=0)
+
+
+class OwnCheckpoint(ModelCheckpoint):
+    """Saves when Lightning's own does."""
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "limit": ({"limit_train_batches": 0.5}, "limit_train_batches 0.5 .* number of optimizer steps"),
+    "validation": ({"val_check_interval": 3}, "val_check_interval 3 .* validate after whole"),
+    "fraction": ({"val_check_interval": 0.5}, "val_check_interval 0.5 .* validate after whole"),
+    "averaging": ({"callbacks": [StochasticWeightAveraging(0.1)]}, "StochasticWeightAveraging"),
+    "ema": ({"callbacks": [EMAWeightAveraging()]}, "EMAWeightAveraging .* leave the callback out"),
+    "accumulation": ({"callbacks": [GradientAccumulationScheduler({1: 2})]}, "larger batch_size"),
+    "checkpoint": (
+        {"callbacks": [ModelCheckpoint(every_n_train_steps=3)], "enable_checkpointing": True},
+        "ModelCheckpoint is not .* use digitlab.callbacks.LastCheckpoint",
+    ),
+    "time": ({"val_check_interval": "00:00:01:00"}, "val_check_interval as a time .* validate"),
+    "overfit": ({"overfit_batches": 0.5}, "overfit_batches 0.5 .* a number of optimizer steps"),
+    "rate": (
+        {"callbacks": [LearningRateMonitor()], "logger": True},
+        "LearningRateMonitor .* logging_interval to epoch",
+    ),
+    "device": ({"callbacks": [DeviceStatsMonitor()], "logger": True}, "DeviceStatsMonitor is not"),
+    "own checkpoint": (
+        {"callbacks": [OwnCheckpoint(every_n_train_steps=3)], "enable_checkpointing": True},
+        "OwnCheckpoint is not .* use digitlab.callbacks.LastCheckpoint",
+    ),
+    "clipping": ({"gradient_clip_val": 1.0}, "gradient_clip_val 1.0 .* model's gradient_clip_norm"),
+    "batches": ({"accumulate_grad_batches": 2}, "accumulate_grad_batches 2 .* larger batch_size"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_honoured_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    options, message = REFUSED[case]
+    run = trainer(**{**options, "default_root_dir": tmp_path})
+    with pytest.raises(ValueError, match=message):
+        small_mlp(steps_per_execution=4).check_supported(run)
+    small_mlp(steps_per_execution=1).check_supported(run)
+
+
+def test_a_refusal_comes_from_the_fit_itself() -> None:
+    with pytest.raises(ValueError, match="set steps_per_execution to 1"):
+        trainer(val_check_interval=3).fit(small_mlp(steps_per_execution=4), TinyDataModule())
+
+
+def test_a_models_hook_that_would_not_be_called_is_refused() -> None:
+    class Clipping(MLP):
+        def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"Clipping.configure_gradient_clipping is not supported"):
+        fit(Clipping([16], steps_per_execution=4))
+
+
+def test_an_optimizer_that_needs_several_gradients_a_step_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"LBFGS is not supported .* takes one gradient per step"):
+        fit(small_mlp(steps_per_execution=4, optimizer=torch.optim.LBFGS))

@@ -12,9 +12,9 @@ from benchmarks.contestants.arguments import contestant_parser
 from benchmarks.turns import Turns
 from digitlab.cli.parser import RunCLI
 from digitlab.data import ImageDataModule
-from digitlab.parity.backend import import_keras, import_tensorflow  # noqa: TID251
-from digitlab.parity.optimizers import to_keras_optimizer  # noqa: TID251
-from digitlab.parity.weights import build_twin  # noqa: TID251
+from digitlab.parity.backend import import_keras, import_tensorflow
+from digitlab.parity.optimizers import to_keras_optimizer
+from digitlab.parity.weights import build_twin
 
 _SCALES = {"unit": (0.0, 1.0), "symmetric": (0.5, 0.5)}
 

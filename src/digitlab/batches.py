@@ -1,4 +1,4 @@
-"""What a loader serves and a model takes: a batch, or a block of several."""
+"""A batch, or a block of several: what loaders serve and models are trained on."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,9 +11,9 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Block(NamedTuple):
-    """Several batches that are handed over at once, for several optimizer steps.
+    """Several batches in two tensors, served at once for several optimizer steps.
 
-    Two tensors for all of them, since Lightning looks at each tensor that it is handed.
+    Two tensors, because Lightning inspects each tensor that it receives.
 
     Attributes:
         images: float32 `(N, 1, 28, 28)` of all batches.
@@ -31,6 +31,6 @@ class Block(NamedTuple):
     batch_size: int
 
     def batches(self) -> Iterator[Batch]:
-        """Give the batches, which are views."""
+        """Split the block into its batches, which are views."""
         split = (torch.split(tensor, self.batch_size) for tensor in (self.images, self.labels))
         return zip(*split, strict=True)

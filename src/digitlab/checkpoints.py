@@ -17,7 +17,7 @@ from digitlab.classifier import Classifier
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Read what `torch.save` wrote, tensors on the CPU, running no code that is in it.
+    """Read a file of `torch.save`, tensors on the CPU, without running any code in it.
 
     Raises:
         ValueError: There is no such file, a byte of it was changed, or it holds more than tensors
@@ -28,7 +28,7 @@ def read_checkpoint(path: Path) -> Any:
         raise ValueError(
             f"there is no checkpoint {path}: train the run that it belongs to, or name another"
         )
-    content = io.BytesIO(path.read_bytes())  # so that later errors are not of the disk
+    content = io.BytesIO(path.read_bytes())  # so that later errors are not the disk's
     try:
         _check_sums(content)
         return torch.load(content, map_location="cpu", weights_only=True)
@@ -42,8 +42,8 @@ def read_checkpoint(path: Path) -> Any:
 
 
 def _check_sums(content: io.BytesIO) -> None:
-    """Compare the check sums in an archive, which `torch.load` does not do for all of it."""
-    if is_zipfile(content):  # and not one of torch before 1.6
+    """Verify the check sums of the whole archive, of which `torch.load` verifies a part."""
+    if is_zipfile(content):  # torch before 1.6 wrote another format
         with ZipFile(content) as archive:
             if damaged := archive.testzip():
                 raise BadZipFile(f"{damaged} is damaged")
@@ -51,15 +51,15 @@ def _check_sums(content: io.BytesIO) -> None:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a trainer's checkpoints beside their target, and lets them take its place when whole.
+    """Writes a trainer's checkpoints atomically, and reads them without running code.
 
-    Lightning's own are not written through to the disk, and where the folder for temporary files
-    is on another file system, a crash may leave an empty file.
+    Lightning does not flush its own to the disk, and a crash may leave an empty file if the folder
+    for temporary files is on another file system.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._is_readable = False  # as is known once one was read back
+        self._is_readable = False  # until the first was read back
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
@@ -67,13 +67,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            OSError: The disk is full, say; then the old file is as it was.
-            ValueError: A callback's state, say, is more than tensors and plain values, so that it
+            OSError: The disk is full, say; then the old file stays.
+            ValueError: It holds more than tensors and plain values, in a callback's state, say, and
                 could not be read again.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()  # torch's own writer says of a full disk no more than "error"
+        content = io.BytesIO()  # on a full disk, torch's own writer reports no reason
         torch.save(checkpoint, content)
         if not self._is_readable:
             content.seek(0)
@@ -91,7 +91,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint of tensors and plain values, as `read` does."""
+        """Read a checkpoint of tensors and plain values, as `read_checkpoint` does."""
         checkpoint: dict[str, Any] = read_checkpoint(Path(path))
         return checkpoint
 
@@ -100,7 +100,7 @@ def load_weights(model: Classifier, path: Path) -> None:
     """Copy the weights of a file into a model, all or none of them.
 
     Args:
-        model: A model of the architecture that the weights belong to.
+        model: A model of the weights' architecture.
         path: A Lightning checkpoint, or a state dict as `torch.save(net.state_dict(), path)`
             writes it, whose names may lack the prefix `network.`.
 
@@ -127,7 +127,7 @@ def sha256(path: Path) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a file's weights and, where it has them, the settings of the model that they are of."""
+    """Read a file's weights, and the settings of their model if the file has them."""
     if path.is_file() and path.suffix in (".keras", ".h5"):
         raise ValueError(
             f"{path} is a Keras model: make a run of it, digitlab convert {path} RUN_DIR --config "
@@ -144,7 +144,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _differing_settings(model: Classifier, theirs: dict[str, Any]) -> str | None:
-    """Compare what shapes may not show, such as the padding of a convolution."""
+    """Compare settings that shapes may not show, such as the padding of a convolution."""
     training_only = {*signature(Classifier.__init__).parameters, "dropout"}
     for name, ours in model.hparams.items():
         if name not in training_only and name in theirs and _plain(theirs[name]) != _plain(ours):

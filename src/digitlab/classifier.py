@@ -1,42 +1,31 @@
-"""The training code that every architecture shares: loss, metrics, optimizer and steps."""
+"""What every architecture shares: loss, scores, optimizer."""
 
-import sys
 from collections.abc import Iterable
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import Precision
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim import Optimizer
 
-from digitlab import distributed, execution
-from digitlab.batches import Batch, Block
+from digitlab.batches import Batch
+from digitlab.execution import MultiStepModule, epoch_end_step, log_metrics
 from digitlab.scores import RunningScore, Score, describe_predictions
-
-
-def initialize_as_keras(module: nn.Module) -> None:
-    """Draw a layer's initial values as Keras does: Glorot-uniform weights and zero biases."""
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.xavier_uniform_(module.weight)  # Glorot and Bengio 2010, equation 16
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
 
 Phase = Literal["train", "val", "test"]
 
 
-class Classifier(LightningModule):
-    """An image classifier: a network that gives logits, and all that trains and measures it.
+class Classifier(MultiStepModule):
+    """An image classifier: a network that gives logits, with its loss, scores and optimizer.
 
     An architecture is a subclass whose `__init__` builds the network and passes it on with
     `super().__init__(network=..., **kwargs)`; `digitlab.models` has the documents'.
 
-    The loss is the cross-entropy of the logits, computed in float32 or wider whatever the
-    network's precision. Loss and accuracy of an epoch are sums over images, divided once, so that
-    a last batch of another size weighs what it should.
+    The loss is the cross-entropy of the logits, computed in float32 or wider. Loss and accuracy of
+    an epoch are sums over images, divided once, so that a smaller last batch has its true weight.
 
     Shape:
         - Input: a batch `(images, labels)` from any loader, float32 `(N, in_channels, 28, 28)` and
@@ -45,25 +34,25 @@ class Classifier(LightningModule):
 
     Args:
         network: Maps images to logits.
-        optimizer: Makes the optimizer of the parameters. The default, Adam with a learning rate of
-            0.001, is that of most of the documents' runs. It is fused: one call for all
-            parameters, equal to the other kind but for rounding.
-        lr_scheduler: Makes a learning rate scheduler of the optimizer. The default, none, keeps
-            the learning rate constant as the documents do.
+        optimizer: Makes the optimizer of the parameters. The default is Adam with a learning rate
+            of 0.001, as in most of the documents' runs, in its fused implementation, which equals
+            the other except for rounding.
+        lr_scheduler: Makes the optimizer's learning rate scheduler. By default the learning rate is
+            constant, as in the documents.
         lr_scheduler_interval: Step the scheduler after every epoch or every optimizer step.
         initialization: `torch` keeps PyTorch's initial values, U(±1/√fan_in) for weights and
             biases; `keras` draws Keras's, Glorot-uniform weights and zero biases.
-        dropout_in_evaluation: Leave dropout on while evaluating, to reproduce document B, whose
-            PyTorch program never calls `eval()`. False is what everybody else wants.
-        gradient_clip_norm: Shrink each step's gradients to this L2 norm where theirs is larger
-            (above 0). The default, none, does not clip.
-        label_smoothing: Part of the label that is shared among all classes while training, in
-            [0, 1]. `train/loss` is the loss with it, which is minimized; other losses are without.
+        dropout_in_evaluation: Leave dropout on in evaluation, to reproduce document B, whose
+            PyTorch program never calls `eval()`.
+        gradient_clip_norm: Largest L2 norm of all gradients together (above 0); larger ones are
+            scaled down. By default none are.
+        label_smoothing: Part of the label that is spread over all classes in training, in [0, 1].
+            `train/loss` includes it; validation and test losses do not.
         steps_per_execution: Optimizer steps per `training_step`, at least 1, as in Keras. It
-            changes speed and nothing else. Our data modules hand over so many batches at once;
-            other loaders' single batches are trained on one by one.
-        channels_last: Keep the weights of convolutions with channels last in memory, which on many
-            CPUs and GPUs makes convolutions faster. It changes results by rounding.
+            changes speed and nothing else. Our data modules serve so many batches at once; the
+            batches of other loaders are trained on one by one.
+        channels_last: Store the weights of convolutions with channels last, which is faster on many
+            CPUs and GPUs. It changes results by rounding.
 
     Raises:
         ValueError: A number is out of its range.
@@ -84,17 +73,14 @@ class Classifier(LightningModule):
         steps_per_execution: int = 1,
         channels_last: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(steps_per_execution)
         if gradient_clip_norm is not None and not gradient_clip_norm > 0:
             raise ValueError(
                 f"gradient_clip_norm is {gradient_clip_norm}: give a norm above 0, or null for none"
             )
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing is {label_smoothing}: it must be from 0 to 1")
-        if steps_per_execution < 1:
-            raise ValueError(f"steps_per_execution is {steps_per_execution}: it must be at least 1")
-        # A callable does not pickle and a module is no plain value: without these three, a
-        # checkpoint loads with `weights_only=True`.
+        # These three are not plain values; without them a checkpoint loads with `weights_only`.
         self.save_hyperparameters(ignore=["network", "optimizer", "lr_scheduler"])
         self.network = network.to(
             memory_format=torch.channels_last if channels_last else torch.preserve_format
@@ -105,20 +91,10 @@ class Classifier(LightningModule):
         self.dropout_in_evaluation = dropout_in_evaluation
         self.gradient_clip_norm = gradient_clip_norm
         self.label_smoothing = label_smoothing
-        self.steps_per_execution = steps_per_execution
-        self.automatic_optimization = steps_per_execution == 1
         self.sums: dict[Phase, RunningScore] = {}  # of epochs under way
-        self._scores: dict[Phase, Score] = {}  # of epochs that are over
+        self._scores: dict[Phase, Score] = {}  # of finished epochs
         if initialization == "keras":
             self.apply(initialize_as_keras)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes here which hook it calls, some 40 times a step; a module's own way of
-        # setting an attribute takes 4 µs.
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logits `(N, num_classes)` of normalized images `(N, in_channels, 28, 28)`."""
@@ -126,7 +102,7 @@ class Classifier(LightningModule):
         return logits
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training or evaluation mode; in both, dropout stays on if asked for."""
+        """Switch to training or evaluation mode, but keep dropout on if it is to stay on."""
         super().train(mode)
         if self.dropout_in_evaluation:
             for module in self.modules():
@@ -140,52 +116,79 @@ class Classifier(LightningModule):
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
-        settings: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
-        if isinstance(scheduler, ReduceLROnPlateau) and self.automatic_optimization:
-            # Stepped at the epoch's end, here: Lightning would do it after the checkpoint.
-            settings |= {"monitor": execution.monitored(scheduler), "frequency": sys.maxsize}
-        return {"optimizer": optimizer, "lr_scheduler": settings}
+        config = self.scheduler_config(scheduler, self.lr_scheduler_interval)
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def check_supported(self, trainer: Trainer) -> None:
+        """Refuse what the trainer is asked for and cannot do with this model.
+
+        Raises:
+            ValueError: As for `MultiStepModule`; or a gradient scaler and a fused optimizer, which
+                unscales the gradients inside its own step, leave nothing to clip.
+        """
+        super().check_supported(trainer)
+        if self.gradient_clip_norm is None or trainer.precision != "16-mixed":
+            return
+        if any(getattr(it, "_step_supports_amp_scaling", False) for it in trainer.optimizers):
+            raise ValueError(
+                f"gradient_clip_norm is {self.gradient_clip_norm}: a fused optimizer under "
+                "16-mixed cannot be clipped; use bf16-mixed, or an optimizer with fused: false"
+            )
 
     def on_train_epoch_start(self) -> None:
-        """Start a training score; a run that goes on inside an epoch keeps that of its start."""
+        """Start a training score."""
         self.sums["train"] = RunningScore(self.device)
 
-    def training_step(self, batch: Batch | Block, batch_idx: int) -> Tensor | None:
-        """Compute the mean loss of a batch, to be minimized; or minimize it for each of several."""
-        if "train" not in self.sums:  # Lightning may go on inside an epoch
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """Compute the mean loss of a training batch, and add it to the score."""
+        if "train" not in self.sums:  # Lightning may resume inside an epoch, without its start hook
             self.sums["train"] = RunningScore(self.device)
-        if self.automatic_optimization:
-            return self._measure("train", cast("Batch", batch))[0]
-        execution.train_on(self, batch, lambda one: self._measure("train", one)[0])
-        return None
+        return self._measure("train", batch)[0]
 
-    def on_fit_start(self) -> None:
-        """Refuse what the trainer is asked for and cannot be done; draw other masks than others."""
-        execution.check_supported(self, self.trainer)
-        distributed.seed_per_rank(self.trainer)
+    def step_scores(self) -> dict[str, float]:
+        """Read the training score since the last call."""
+        loss, accuracy = (mean.item() for mean in self.sums["train"].window())
+        return {"train/loss_step": loss, "train/accuracy_step": accuracy}
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients, which a mixed precision has unscaled by now; log, if it is time."""
         if self.gradient_clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip_norm)
-        execution.log_step(self, self.sums["train"], optimizer)
+        super().on_before_optimizer_step(optimizer)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After an epoch's last batch, log its training score.
+
+        Now, so that `on_train_epoch_end` of callbacks finds it in `trainer.callback_metrics`.
+        """
+        if self.trainer.is_last_batch or self.training_ends_inside_epoch():
+            self._log_score("train")
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's training score."""
-        execution.log_score(self, "train")
-        execution.step_plateau_schedulers(self)
+        """Pass the epoch's training score to the loggers, then step plateau schedulers.
+
+        Lightning would do both only after the checkpoint of the epoch's end: a run that is killed
+        and resumed there would never have logged the score.
+        """
+        if "train" in self.sums:  # a callback has stopped training in a validation
+            self._log_score("train")
+        score = self.epoch_score("train")
+        values = {"train/loss": score["loss"], "train/accuracy": score["accuracy"]}
+        step = epoch_end_step(self.trainer)
+        log_metrics(self, {**values, "epoch": self.current_epoch}, step)
+        self.step_plateau_schedulers()
 
     def on_validation_epoch_start(self) -> None:
         """Start a validation score."""
         self.sums["val"] = RunningScore(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Add a batch to the validation score; its logits are for callbacks to look at."""
+        """Add a batch to the validation score, and return its logits for callbacks."""
         return self._measure("val", batch)[1]
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation score."""
-        execution.log_score(self, "val")
+        self._log_score("val")
 
     def on_test_epoch_start(self) -> None:
         """Start a test score."""
@@ -197,10 +200,10 @@ class Classifier(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the test score."""
-        execution.log_score(self, "test")
+        self._log_score("test")
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int = 0) -> dict[str, Any]:
-        """Classify a batch of images, as `describe_predictions`; labels may stand beside them."""
+        """Classify a batch of images, with or without labels, as `describe_predictions`."""
         images, *labels = (batch,) if isinstance(batch, Tensor) else batch
         names = getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
         logits = _at_least_float32(self(images))
@@ -208,9 +211,9 @@ class Classifier(LightningModule):
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Score:
-        """Measure loss and accuracy over `batches` in evaluation mode, logging nothing.
+        """Measure loss and accuracy over `batches` in evaluation mode, without logging.
 
-        Inside a run it computes in the run's precision and adds up the batches of all processes.
+        Inside a run it computes in the run's precision and sums over all processes.
         """
         precision = self._trainer.precision_plugin if self._trainer else Precision()
         was_training = self.training
@@ -225,13 +228,13 @@ class Classifier(LightningModule):
         return self._score(sums)
 
     def running_score(self, phase: Phase) -> Score:
-        """Read this process's score of the epoch under way."""
+        """Read this process's score of the epoch so far."""
         return self.sums[phase].score()
 
     def epoch_score(self, phase: Phase) -> Score:
-        """Give the score of the epoch that has just ended, over all processes.
+        """Return the score of the last finished epoch, over all processes.
 
-        To be called by all processes or none, from a hook at or after the epoch's end.
+        Call it on all ranks or none, at or after the epoch's last batch.
         """
         if phase in self.sums:
             self._scores[phase] = self._score(self.sums.pop(phase))
@@ -241,6 +244,19 @@ class Classifier(LightningModule):
         logits = _at_least_float32(self(images))
         smoothing = self.label_smoothing if self.training else 0.0
         return cross_entropy(logits, labels, label_smoothing=smoothing), logits
+
+    def _log_score(self, phase: Phase) -> None:
+        """Log the score of an epoch whose last batch is done."""
+        score = self.epoch_score(phase)
+        values = {f"{phase}/loss": score["loss"], f"{phase}/accuracy": score["accuracy"]}
+        self.log_dict(
+            values,
+            on_step=False,
+            on_epoch=True,
+            batch_size=1,  # it is the mean already
+            sync_dist=True,  # equal on all ranks; Lightning warns without
+            logger=False if phase == "train" else None,
+        )
 
     def _measure(self, phase: Phase, batch: Batch) -> tuple[Tensor, Tensor]:
         images, labels = batch
@@ -254,3 +270,11 @@ class Classifier(LightningModule):
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def initialize_as_keras(module: nn.Module) -> None:
+    """Draw a layer's initial values as Keras does: Glorot-uniform weights and zero biases."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight)  # Glorot and Bengio 2010, equation 16
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

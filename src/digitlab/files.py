@@ -12,14 +12,14 @@ from typing import Any
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a path, of the same suffix, to write a file at, which takes its place when it is whole.
+    """Yield a path of the same suffix to write to; the file is renamed to `path` at the end.
 
     A crash, of the machine too, or a full disk leaves the old file or the new one, never a part.
     """
     beside = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield beside
-        _fsync(beside)  # or a machine that fails now may rename a file that is empty
+        _fsync(beside)  # or a crash of the machine may leave the new name with an empty file
         os.replace(beside, path)
         _fsync(path.parent)
     finally:
@@ -27,7 +27,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what `atomic_write` was writing below a folder when its process was killed."""
+    """Remove the files below a folder that `atomic_write` left when its process was killed."""
     for path in folder.rglob(".*"):
         if (writer := re.match(r"\.(\d+)\.", path.name)) and not _is_alive(int(writer[1])):
             path.unlink(missing_ok=True)
@@ -35,7 +35,7 @@ def remove_partial_files(folder: Path) -> None:
 
 def _is_alive(process: int) -> bool:
     try:
-        os.kill(process, 0)  # asks, and does nothing
+        os.kill(process, 0)  # sends nothing, but checks that it could
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -44,7 +44,7 @@ def _is_alive(process: int) -> bool:
 
 
 def _fsync(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, are on the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -53,25 +53,25 @@ def _fsync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a text file atomically, as UTF-8."""
     with atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 def write_figure(path: Path, figure: Any) -> None:
-    """Write a matplotlib figure whole or not at all."""
+    """Write a matplotlib figure atomically."""
     with atomic_write(path) as beside:
         figure.savefig(beside)
 
 
 def write_image(path: Path, picture: Any) -> None:
-    """Write a Pillow image whole or not at all."""
+    """Write a Pillow image atomically."""
     with atomic_write(path) as beside:
         picture.save(beside)
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write a file with a line for each row, whose columns are the first row's, whole or not."""
+    """Write a CSV file atomically; the columns are those of the first row."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()

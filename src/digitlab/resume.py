@@ -1,7 +1,9 @@
-"""`digitlab fit --run RUN_DIR`: what a run goes on from, and whether it still is the same run."""
+"""Where a run is resumed, and whether its settings are still the same.
+
+`digitlab fit --run RUN_DIR` resumes a run of either framework from its last whole checkpoint.
+"""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,26 +24,26 @@ FREE = (
     "trainer.max_time",
     "trainer.profiler",
 )
-"""Settings that may differ from the run's: they change how long it is, or nothing that it gives."""
+"""Settings that a resumed run may change: they set its length, or do not change its results."""
 
-# A checkpoint's optimizer and scheduler would win over settings of them.
-_FIXED = ("model.init_args.optimizer", "model.init_args.lr_scheduler")
+# A checkpoint holds the state of these, which would win over other settings.
+_FIXED = ("framework", "model.init_args.optimizer", "model.init_args.lr_scheduler")
 
 
 @dataclass
 class ResumePoint:
-    """Where a run starts, or goes on.
+    """Where a run starts.
 
     Args:
-        again: Whether the run was started before.
-        checkpoint: The file to go on from; none for the beginning, where nothing was saved.
+        resumed: Whether the run was started before.
+        checkpoint: The file to resume from; None for the beginning, if nothing was saved.
         step: Optimizer steps that are done.
-        world_size: Processes that the run had, 0 where nothing was saved.
-        trained: Whether all is trained already, and only the results are to be measured.
-        finished: Whether they are written too, in words; empty if not.
+        world_size: Number of ranks that the run had, 0 if nothing was saved.
+        trained: Whether training is complete, and only the results are to be measured.
+        finished: If they are measured too, a sentence that says so.
     """
 
-    again: bool = False
+    resumed: bool = False
     checkpoint: Path | None = None
     step: int = 0
     world_size: int = 0
@@ -49,7 +51,7 @@ class ResumePoint:
     finished: str = ""
 
     def check_processes(self, world_size: int, allow_changes: bool) -> None:
-        """Compare the number of processes with what the run had.
+        """Compare the number of ranks with the run's.
 
         Raises:
             ValueError: It differs, so that batches and random numbers would.
@@ -61,37 +63,42 @@ class ResumePoint:
             )
 
     def describe(self) -> str:
-        """Say in words where the run goes on."""
+        """Describe in words where the run starts."""
         if self.checkpoint:
-            return f"Going on from {self.checkpoint}, step {self.step}"
+            return f"Resuming from {self.checkpoint}, step {self.step}"
         return "Starting over: nothing was saved"
 
 
 def find_resume_point(folder: Path, settings: str, allow_changes: bool = False) -> ResumePoint:
-    """Choose what a run goes on from: its last checkpoint, the one before, or its beginning.
+    """Choose where to resume a run: its last checkpoint, the one before, or its beginning.
 
     Args:
         folder: The run folder.
-        settings: All settings that it is to go on with, as YAML.
-        allow_changes: Accept any but those of optimizer and scheduler.
+        settings: All settings to resume it with, as YAML.
+        allow_changes: Accept any changed settings but those of optimizer and scheduler.
 
     Raises:
         ValueError: A setting differs from the run's, the run is past a limit already, or there is
-            no checkpoint that it could go on from.
+            no checkpoint to resume from.
         OSError: A checkpoint cannot be read.
     """
     ours = yaml.safe_load(settings)
     if ours["trainer"].get("enable_checkpointing") is False:
-        raise ValueError(f"{folder} keeps no checkpoints to go on from: start a new run")
+        raise ValueError(f"{folder} keeps no checkpoints to resume from: start a new run")
     path, content = _read_last(folder)
     if path is None:
+        if (model := folder / run_folder.CHECKPOINTS["keras"]["last"]).exists():
+            raise ValueError(
+                f"{folder} is a Keras run of an older digitlab, without a checkpoint to resume "
+                f"from: start a new run, --framework keras --weights {model}"
+            )
         theirs = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
         _check_same(ours, theirs, folder, allow_changes)
-        return ResumePoint(again=True)
+        return ResumePoint(resumed=True)
     if "exact_resume" not in content:
         raise ValueError(
-            f"{path} is of an older digitlab or of another program, without what a run goes on "
-            f"from: start a new run, --weights {path}"
+            f"{path} is of an older digitlab or of another program, and lacks what resuming needs: "
+            f"start a new run, --weights {path}"
         )
     state, step = content["exact_resume"], content["global_step"]
     # Not those in config.yaml, which may have been edited since.
@@ -100,17 +107,20 @@ def find_resume_point(folder: Path, settings: str, allow_changes: bool = False) 
     epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     start = ResumePoint(True, path, step, len(state["processes"]))
     start.trained = _is_at_limit(ours["trainer"], epochs, step)
-    if state["stopped"] and _times(ours) == _times(theirs):
-        start.trained = True  # a callback has ended it
+    if state["stopped"] and all(
+        ours["trainer"].get(name) == theirs["trainer"].get(name)
+        for name in ("max_epochs", "max_steps", "max_time")
+    ):
+        start.trained = True  # a callback had stopped it
     if start.trained and run_folder.read_metrics(folder).get("optimizer_steps") == step:
-        longer = "a larger --trainer.max_epochs or max_steps goes on"
-        start.finished = f"{epochs} epochs, {step} steps; {longer}"
+        remedy = "lengthen it by a larger --trainer.max_epochs or max_steps"
+        start.finished = f"{epochs} epochs, {step} steps; {remedy}"
     return start
 
 
 def _read_last(folder: Path) -> tuple[Path | None, dict[str, Any]]:
-    """Read the last checkpoint that is whole; None where none was written."""
-    last = folder / run_folder.CHECKPOINTS["torch"]["last"]
+    """Read the last checkpoint that is whole; None if none was written."""
+    last = folder / run_folder.LAST
     paths = [path for path in (last, last.with_name("previous.ckpt")) if path.exists()]
     for path in paths:
         try:
@@ -118,20 +128,21 @@ def _read_last(folder: Path) -> tuple[Path | None, dict[str, Any]]:
         except ValueError as error:
             if path == paths[-1]:
                 raise
-            sentence = f"{error}; going on from {paths[-1]}"
-            print_rank_zero(f"digitlab: warning: {sentence}", sys.stderr)
+            message = f"digitlab: warning: {error}; resuming from {paths[-1]}"
+            print_rank_zero(message, sys.stderr)
     return None, {}
 
 
 def _check_same(
     ours: dict[str, Any], theirs: dict[str, Any], folder: Path, allow_changes: bool
 ) -> None:
-    ours, theirs = dict(_leaves(ours)), dict(_leaves(theirs))
+    theirs = {"framework": "torch"} | theirs  # runs of older versions do not say so
+    ours, theirs = _leaves(ours), _leaves(theirs)
     for name in [*ours, *theirs]:
         if ours.get(name) == theirs.get(name) or _is_below(name, FREE):
             continue
         if name not in theirs and "." not in name:
-            continue  # an option that an older digitlab did not have
+            continue  # an option that older versions did not have
         option = name.replace(".init_args", "").removesuffix(".class_path")
         differs = (
             f"{option} is {ours.get(name)}, but the run in {folder} was started with "
@@ -143,39 +154,34 @@ def _check_same(
             raise ValueError(f"{differs}, or add --allow_changes true and give up the exact result")
 
 
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings.
+
+    >>> _leaves({"a": {"b": 1, "c": [2]}})
+    {'a.b': 1, 'a.c': [2]}
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        leaves |= _leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return leaves
+
+
 def _is_below(name: str, groups: tuple[str, ...]) -> bool:
     return any(name == group or name.startswith(f"{group}.") for group in groups)
 
 
 def _is_at_limit(trainer: dict[str, Any], epochs: int, steps: int) -> bool:
-    """Say whether all is trained.
+    """Tell whether training is complete.
 
     Raises:
-        ValueError: More than that is.
+        ValueError: There were more epochs or steps than that.
     """
     most_epochs, most_steps = trainer.get("max_epochs"), trainer.get("max_steps", -1)
-    if most_epochs is None:  # as Lightning takes it
+    if most_epochs is None:  # Lightning's default
         most_epochs = 1000 if most_steps == -1 and trainer.get("max_time") is None else -1
     limits = {"max_epochs": (most_epochs, epochs), "max_steps": (most_steps, steps)}
     for name, (limit, count) in limits.items():
         if 0 <= limit < count:
             raise ValueError(f"trainer.{name} is {limit}, but the run has had {count} already")
     return any(limit == count for limit, count in limits.values())
-
-
-def _times(settings: dict[str, Any]) -> list[Any]:
-    names = ("max_epochs", "max_steps", "max_time")
-    return [settings["trainer"].get(name) for name in names]
-
-
-def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Give the values of nested settings by their dotted names.
-
-    >>> dict(_leaves({"a": {"b": 1, "c": [2]}}))
-    {'a.b': 1, 'a.c': [2]}
-    """
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _leaves(value, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, tree

@@ -1,8 +1,8 @@
-"""Run folders: `runs/<name>/version_N` with all that a run was and gave.
+"""Run folders: `runs/<name>/version_N` holds a run's settings and results.
 
 config.yaml, checkpoints (last.ckpt, previous.ckpt, best.ckpt), TensorBoard events, history.csv,
 metrics.json, samples.png, curves.png; each later command adds its own config, such as test.yaml. A
-Keras run has model.keras and checkpoints/best.keras instead of the others.
+Keras run also has its trained models, model.keras and checkpoints/best.keras.
 """
 
 import json
@@ -18,23 +18,18 @@ from filelock import FileLock, Timeout
 from digitlab.files import write_text
 
 Framework = Literal["torch", "keras"]
+LAST = "checkpoints/last.ckpt"
+"""The checkpoint to resume from, in a run folder."""
+
 CHECKPOINTS: dict[Framework, dict[str, str]] = {
-    "torch": {
-        "last": "checkpoints/last.ckpt",
-        "best": "checkpoints/best.ckpt",
-    },
+    "torch": {"last": LAST, "best": "checkpoints/best.ckpt"},
     "keras": {"last": "model.keras", "best": "checkpoints/best.keras"},
 }
 """Where in a run folder each framework's trained models are."""
 
-_COMMANDS: dict[Framework, tuple[str, str]] = {
-    "torch": ("PyTorch", "digitlab"),
-    "keras": ("Keras", "digitlab keras"),
-}
-
 
 def create_run_dir(root: Path, name: str) -> Path:
-    """Make the next free folder `root/name/version_N`, which then is this process's alone."""
+    """Create the next free folder `root/name/version_N`."""
     parent = root / name
     taken = [_version(folder) for folder in parent.iterdir()] if parent.is_dir() else []
     number = 1 + max(taken, default=-1)
@@ -49,13 +44,13 @@ def create_run_dir(root: Path, name: str) -> Path:
 
 
 def lock_run(folder: Path) -> AbstractContextManager[Any]:
-    """Be the only process that trains in a folder, from now to the end of the `with` block.
+    """Lock a run folder at once, until the end of the `with` block.
 
     Raises:
         ValueError: Another process trains there.
     """
     try:
-        # The system releases it when a process ends, in whatever way.
+        # The operating system releases it when the process ends, however it ends.
         return FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise ValueError(
@@ -64,14 +59,14 @@ def lock_run(folder: Path) -> AbstractContextManager[Any]:
 
 
 def remove_run_dir(folder: Path) -> None:
-    """Take back a claim on a folder in which nothing was trained."""
+    """Remove a run folder, and its parent if that is empty then."""
     shutil.rmtree(folder)
     with suppress(OSError):  # there are other runs of that name
         folder.parent.rmdir()
 
 
 def find_run(run: str, root: Path = Path("runs")) -> Path:
-    """Find the folder of a run.
+    """Find a run folder.
 
     Args:
         run: A run folder, or `latest`, the run under `root` that was started last.
@@ -88,7 +83,7 @@ def find_run(run: str, root: Path = Path("runs")) -> Path:
     if not Path(run, "config.yaml").is_file():
         raise ValueError(
             f"{run} is no run folder, as it has no config.yaml: give the folder that "
-            "digitlab fit named at its end, or latest"
+            "digitlab fit printed at its end, or latest"
         )
     return Path(run)
 
@@ -104,25 +99,19 @@ def framework(folder: Path) -> Framework:
     return found
 
 
-def find_checkpoint(folder: Path, checkpoint: str, framework: Framework = "torch") -> Path:
-    """Find a checkpoint of a run.
+def find_checkpoint(folder: Path, checkpoint: str) -> Path:
+    """Find a trained model of a run.
 
     Args:
         folder: The run folder.
-        checkpoint: `last`, `best`, or the path of any checkpoint file.
-        framework: What the run was trained with.
+        checkpoint: `last`, `best`, or the path of any file.
 
     Raises:
-        ValueError: There is no such file, or the run is of the other framework.
+        ValueError: There is no such file.
     """
-    for other, (name, command) in _COMMANDS.items():
-        if other != framework and (folder / CHECKPOINTS[other]["last"]).exists():
-            raise ValueError(
-                f"{folder} was trained in {name}: say {command} test --run {folder}, or validate "
-                "or predict"
-            )
-    if checkpoint in CHECKPOINTS[framework]:
-        path = folder / CHECKPOINTS[framework][checkpoint]
+    paths = CHECKPOINTS[framework(folder)]
+    if checkpoint in paths:
+        path = folder / paths[checkpoint]
         remedy = "train the run first, or give the path of a checkpoint"
     else:
         path = Path(checkpoint)
@@ -140,12 +129,12 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def update_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Set entries of a run's metrics.json and keep the others."""
+    """Set entries of a run's metrics.json, and keep the others."""
     write_metrics(folder, read_metrics(folder) | metrics)
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Write a run's metrics.json anew; what is not finite becomes null."""
+    """Write a run's metrics.json; NaN and infinity become null."""
     text = json.dumps(_finite(metrics), indent=2, allow_nan=False)
     write_text(folder / "metrics.json", text + "\n")
 

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 BATCHES_AT_ONCE = 32
-"""Batches whose predictions are compared with their labels, or losses checked, together."""
+"""Batches whose predictions are compared with the labels at once."""
 
 
 class Score(TypedDict):
@@ -23,10 +23,11 @@ class Score(TypedDict):
 
 
 def describe_score(split: str, score: Score) -> str:
-    """Say a score in words.
+    """Format a score.
 
     Examples:
-        >>> describe("test", {"loss": 0.04124, "accuracy": 0.9871, "correct": 9871, "n": 10000})
+        >>> score = Score(loss=0.04124, accuracy=0.9871, correct=9871, n=10000)
+        >>> describe_score("test", score)
         'test accuracy 98.71% (9871/10000), test loss 0.0412'
     """
     counts = f"{score['correct']}/{score['n']}"
@@ -34,15 +35,15 @@ def describe_score(split: str, score: Score) -> str:
 
 
 class RunningScore:
-    """Sums over the images seen so far, kept on the device that computes them.
+    """Loss and correct predictions summed over the images seen so far, on their device.
 
-    Nothing is read back before the end: reading a value each step would stall a GPU. Predictions
-    are compared with labels for several batches at once, since on small batches the comparison
-    costs what a layer does. The sums are not buffers of the module, since DDP overwrites every
-    rank's buffers with the first rank's.
+    Nothing is read back before the end: reading a value each step would stall a GPU. Predictions of
+    several batches are compared with the labels at once, because on small batches the comparison
+    costs as much as a layer. The sums are not buffers of the module: DDP overwrites every rank's
+    buffers with the first rank's.
 
     Examples:
-        >>> sums = Sums(torch.device("cpu"))
+        >>> sums = RunningScore(torch.device("cpu"))
         >>> sums.add(torch.tensor(0.3), logits=torch.eye(3), labels=torch.tensor([0, 1, 0]))
         >>> sums.add(torch.tensor(0.7), logits=torch.eye(3)[:1], labels=torch.tensor([0]))
         >>> score = sums.score()
@@ -51,7 +52,7 @@ class RunningScore:
     """
 
     def __init__(self, device: torch.device) -> None:
-        # float64 keeps 60,000 summands exact to a float32's rounding; Apple's GPUs have none.
+        # In float64, 60,000 summands stay exact to a float32's rounding; Apple's GPUs have none.
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.loss = torch.zeros((), dtype=dtype, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -76,11 +77,18 @@ class RunningScore:
             self._compare()
         self.n += len(labels)
 
+    def add_counts(self, loss: float, correct: int, n: int) -> None:
+        """Add a batch whose mean loss and number of correct predictions are known."""
+        self.loss += loss * n
+        self._correct += correct
+        self._unchecked.append(torch.tensor(loss))
+        self.n += n
+
     def not_finite(self) -> tuple[int, float] | None:
-        """Find the first loss since the last call of this that is infinite or no number.
+        """Find the first infinite or NaN loss since the last call.
 
         Returns:
-            How many batches ago it was, 0 for the last, and the loss.
+            How many batches ago it was (0 for the last), and the loss.
         """
         losses: list[float] = torch.stack(self._unchecked).tolist() if self._unchecked else []
         self._unchecked.clear()
@@ -90,7 +98,7 @@ class RunningScore:
 
     @property
     def correct(self) -> Tensor:
-        """The number of images classified right so far, int64 scalar."""
+        """Number of images classified correctly so far, int64 scalar."""
         self._compare()
         return self._correct
 
@@ -101,7 +109,7 @@ class RunningScore:
             self._waiting.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the sums so far, on the CPU."""
+        """Return the sums so far, on the CPU."""
         start = self._window_start
         return {
             "loss": self.loss.cpu(),
@@ -111,7 +119,7 @@ class RunningScore:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the sums that `state_dict` gave."""
+        """Restore the sums that `state_dict` returned."""
         device = self.loss.device
         self.loss, self._correct = state["loss"].to(device), state["correct"].to(device)
         self.n = state["n"]
@@ -119,13 +127,13 @@ class RunningScore:
         self._window_start = (loss.to(device), correct.to(device), n)
 
     def window(self) -> tuple[Tensor, Tensor]:
-        """Give mean loss and accuracy, scalars on the device, since the last call of this."""
+        """Compute mean loss and accuracy since the last call, scalars on the device."""
         loss, correct, n = self._window_start
         self._window_start = (self.loss.clone(), self.correct.clone(), self.n)
         return (self.loss - loss) / (self.n - n), (self.correct - correct) / (self.n - n)
 
     def reduce(self, strategy: Strategy) -> Self:
-        """Add up the sums of all processes, in place."""
+        """Add the sums of all processes, in place."""
         sums = torch.stack([self.loss, self.correct, torch.full_like(self.loss, self.n)])
         loss, correct, n = strategy.reduce(sums, reduce_op="sum")
         self.loss, self._correct, self.n = loss, correct.long(), int(n.item())
@@ -140,9 +148,9 @@ class RunningScore:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Have no dropout in the `with` block, also where a `Classifier` leaves it on in evaluation.
+    """Switch dropout off in the `with` block, even for a `Classifier` that evaluates with it.
 
-    So neither the weights nor the random numbers of a run are touched.
+    It leaves the weights and the random numbers of a run alone.
     """
     was_training = network.training
     network.eval()
@@ -153,7 +161,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def name_classes(names: Sequence[str], count: int) -> list[str]:
-    r"""Name so many classes, each in a line; those without a name by their numbers.
+    r"""Name `count` classes, each on one line; a class without a name gets its number.
 
     Examples:
         >>> name_classes(("cat", "big\ndog"), 3)
@@ -170,8 +178,8 @@ def describe_predictions(
 
     Args:
         logits: `(N, num_classes)`, float32 or wider.
-        labels: int64 `(N,)`, if they are known.
-        names: Of all classes; their numbers if not given.
+        labels: int64 `(N,)`, if known.
+        names: Names of all classes; by default their numbers.
 
     Returns:
         `label` int64 `(N,)` where labels were given, `class` int64 `(N,)`, `class_name` (N

@@ -1,4 +1,7 @@
-"""Signals that ask a run to end: obeyed after the step in hand while training, else at once."""
+"""Signals that ask a run to stop: obeyed after the current step in training, else at once.
+
+Replaces a private method of Lightning's, checked against 2.6.
+"""
 
 import os
 import signal
@@ -15,13 +18,13 @@ from digitlab.distributed import all_reduce_max
 
 
 class Interrupted(BaseException):
-    """The run was asked to end, and ends now.
+    """A signal asked the run to stop.
 
     No `Exception`, as it is no error; no `KeyboardInterrupt`, which Lightning turns into exit 1.
 
     Args:
         number: The signal's number.
-        rest: What is left, in words.
+        rest: What was saved, and how to resume, in words.
     """
 
     def __init__(self, number: int, rest: str = "") -> None:
@@ -31,7 +34,7 @@ class Interrupted(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """What a shell shows of a program that the signal ended: 130 for Ctrl-C, 143 for TERM."""
+        """A shell's code for a program that the signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.number
 
     def __str__(self) -> str:
@@ -40,15 +43,14 @@ class Interrupted(BaseException):
 
 
 class StopSignals:
-    """Ctrl-C, SIGTERM and, under SLURM, SIGUSR1, while a trainer runs.
+    """Handles Ctrl-C, SIGTERM and, under SLURM, SIGUSR1 while a trainer runs.
 
     Args:
-        trainer: Its own handlers are left out: they save inside the handler, in mid-step, and end
-            with exit code 0 or 1.
+        trainer: Its own handlers are switched off: they save in mid-step, and exit with 0 or 1.
 
     Attributes:
-        deferring: Whether a signal waits until somebody asks for it with `received`. Otherwise it
-            raises `Interrupted` at once, as a second Ctrl-C always does.
+        deferring: Whether a signal waits until `received` is called. Otherwise it raises
+            `Interrupted` at once, as a second Ctrl-C always does.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -63,7 +65,7 @@ class StopSignals:
         Raises:
             Interrupted: A signal came.
         """
-        if current_thread() is not main_thread():  # Python's rule
+        if current_thread() is not main_thread():  # the only one that may set handlers
             yield
             return
         self.trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -79,17 +81,14 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = bool(self._number)
-        if self._number != signal.SIGUSR1:  # that asks for more: to be started again
+        if self._number != signal.SIGUSR1:  # which asks for more: to be requeued
             self._number = number
         if not self.deferring or (again and number == signal.SIGINT):
             raise Interrupted(number)
         if not again and self.trainer.is_global_zero:
-            # Not `print`, which may be what the signal interrupted.
+            # Not `print`: the signal may have interrupted one.
             os.write(sys.stderr.fileno(), b"\nstopping after this step; Ctrl-C stops at once\n")
 
     def received(self) -> int:
-        """Give the number of a signal that came to any process, 0 for none.
-
-        To be called by all processes or none.
-        """
+        """Give the number of a signal that came to any rank, 0 for none; call it in all ranks."""
         return all_reduce_max(self.trainer, self._number)

@@ -1,34 +1,52 @@
+import importlib.metadata
 import json
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from lightning import seed_everything
+from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import StepLR
 from torchmetrics.classification import MulticlassAccuracy
 
-from digitlab.callbacks import FinalEvaluation, Stopwatch
-from digitlab.callbacks.results import describe_device
+import digitlab
+from digitlab import callbacks
+from digitlab.callbacks import (
+    FinalEvaluation,
+    History,
+    PrintEpoch,
+    SaveConfig,
+    SaveFigures,
+    Throughput,
+    results,
+)
+from digitlab.callbacks.logging import HistoryRow
+from digitlab.callbacks.results import describe_device, draw_curves, versions
+from digitlab.cli import main
 from digitlab.data.download import Split
 from digitlab.models import MLP
-from tests import events
+from tests import commands, events
 from tests.fitting import small_mlp, trainer, whole
 from tests.tiny import SpiedDataModule, TinyDataModule
 
 
 def fit(folder: Path, model: MLP, data: TinyDataModule, **options: Any) -> dict[str, Any]:
-    """Trains with a logger and gives what metrics.json then has."""
-    stopwatch = Stopwatch()
+    """Train with a logger and return what metrics.json then has."""
+    throughput = Throughput()
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     seed_everything(5, verbose=False)
-    callbacks = [stopwatch, FinalEvaluation(folder, stopwatch, **options)]
-    trainer(max_epochs=2, logger=logger, callbacks=callbacks, log_every_n_steps=5).fit(model, data)
+    used = [throughput, FinalEvaluation(folder, throughput, **options)]
+    trainer(max_epochs=2, logger=logger, callbacks=used, log_every_n_steps=5).fit(model, data)
     metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
     return metrics
 
@@ -36,7 +54,7 @@ def fit(folder: Path, model: MLP, data: TinyDataModule, **options: Any) -> dict[
 def check_score(
     entry: dict[str, Any], split: str, model: MLP, images: torch.Tensor, labels: torch.Tensor
 ) -> None:
-    """Compares with the loss in float64 and with torchmetrics, over all images at once."""
+    """Compare with the loss in float64 and with torchmetrics, over all images at once."""
     with torch.no_grad():
         logits = model.eval()(images)
     accuracy = MulticlassAccuracy(num_classes=10, average="micro")(logits, labels).item()
@@ -68,16 +86,19 @@ def test_with_a_hold_out_the_test_split_stays_unread(
     assert "test" not in metrics
     for entry, subset in (("train", "train"), ("val", "validation")):
         images, labels = data.arrays(subset)  # type: ignore[arg-type]
-        scaled = torch.from_numpy(images[:, None]) / 255
+        scaled = torch.from_numpy(images[:, None] / np.float32(255))
         check_score(metrics[entry], subset, model, scaled, torch.from_numpy(labels))
 
 
-def test_metrics_say_what_the_scores_belong_to(tmp_path: Path) -> None:
+def test_the_file_says_what_the_scores_belong_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "predictions.csv").touch()
     (tmp_path / "metrics.json").write_text('{"earlier": 1}')
     weights = {"file": "there.ckpt", "sha256": "0" * 64}
     metrics = fit(tmp_path, small_mlp(), TinyDataModule(), weights=weights)
-    phases = metrics["phases"]
-    assert set(phases) == {"training", "validation", "evaluation"}
+    phases, test = metrics["phases"], metrics["test"]
+    assert [*phases] == ["training", "validation", "evaluation"]
     assert metrics["wall_time"] == pytest.approx(sum(phases.values()), abs=0.01)  # rounded
     assert metrics["images_per_second"] == pytest.approx(400 / phases["training"], rel=0.05)
     expected = {
@@ -94,11 +115,51 @@ def test_metrics_say_what_the_scores_belong_to(tmp_path: Path) -> None:
         "weights": weights,
     }
     assert {key: metrics.get(key) for key in expected} == expected
-    assert metrics["versions"] == {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("digitlab", "torch", "torchvision", "lightning")},
-        **{name: version(name) for name in ("numpy", "scikit-learn", "pillow")},
-    }
+    assert not (tmp_path / "predictions.csv").exists()
+    *_, scores, times = capsys.readouterr().out.splitlines()
+    assert scores == (
+        f"Train accuracy {metrics['train']['accuracy']:.2%}, test accuracy {test['accuracy']:.2%} "
+        f"({test['correct']}/50), test loss {test['loss']:.4f}"
+    )
+    assert [phase.split()[0] for phase in times.split(", ")] == [*phases]
+
+
+class AnotherFramework(MLP):
+    """A network whose layers torch does not know."""
+
+    framework, architecture = "keras", "LeNet5"
+
+    def layer_table(self) -> list[tuple[str, str, dict[str, tuple[int, ...]]]]:
+        return [("first", "Dense", {"kernel": (784, 10), "bias": (10,)}), ("last", "Softmax", {})]
+
+    def named_weights(self) -> list[tuple[str, torch.Tensor]]:
+        return [("first/kernel", torch.zeros(2, 2)), ("first/bias", torch.zeros(1))]
+
+
+def test_a_module_of_another_framework_lists_its_own_layers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = fit(tmp_path, AnotherFramework([16]), TinyDataModule())
+    expected = {"framework": "keras", "model": "LeNet5", "parameters": 5}
+    assert {key: metrics[key] for key in expected} == expected
+    assert {"torch", "keras", "tensorflow"} <= metrics["versions"].keys()
+    history = History(tmp_path / "history.csv")
+    trainer(callbacks=[history, PrintEpoch(history)]).fit(AnotherFramework([16]), TinyDataModule())
+    assert "first  Dense    kernel (784, 10), bias (10,)" in capsys.readouterr().out
+
+
+def test_versions_are_those_of_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("torch", "torchvision", "lightning", "numpy", "scikit-learn", "pillow")
+    common = {"python": platform.python_version(), "digitlab": digitlab.__version__}
+    assert versions("torch") == common | {name: version(name) for name in names}
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    # As in a source tree that is not installed.
+    monkeypatch.setattr(results, "version", missing)
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert versions("keras") == common
 
 
 def test_the_event_file_has_hyperparameters_with_the_final_scores(tmp_path: Path) -> None:
@@ -108,13 +169,12 @@ def test_the_event_file_has_hyperparameters_with_the_final_scores(tmp_path: Path
         lr_scheduler=lambda optimizer: StepLR(optimizer, step_size=1, gamma=0.5),
     )
     metrics = fit(tmp_path, model, TinyDataModule(normalization="symmetric"))
-    scalars = {
-        name: [value for _, value in points] for name, points in events.scalars(tmp_path).items()
-    }
-    assert scalars["hparams/val_accuracy"] == [pytest.approx(metrics["test"]["accuracy"])]
-    assert scalars["hparams/val_loss"] == [pytest.approx(metrics["test"]["loss"])]
+    scalars = events.scalars(tmp_path)
+    for name in ("accuracy", "loss"):
+        [(step, value)] = scalars[f"hparams/val_{name}"]
+        assert (step, value) == (14, pytest.approx(metrics["test"][name]))
     assert not {"hp_metric", "step"} & scalars.keys()
-    assert not any(-1 in values for values in scalars.values())
+    assert not any(value == -1 for points in scalars.values() for _, value in points)
     assert len(scalars["train/loss"]) == len(scalars["val/accuracy"]) == 2
     contents = events.read(tmp_path).PluginTagToContent("hparams")
     start = HParamsPluginData.FromString(contents["_hparams_/session_start_info"])
@@ -140,24 +200,108 @@ def test_the_event_file_has_hyperparameters_with_the_final_scores(tmp_path: Path
     }
 
 
-def test_the_last_lines_name_the_scores_and_phases(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    metrics = fit(tmp_path, small_mlp(), TinyDataModule())
-    *_, scores, phases = capsys.readouterr().out.splitlines()
-    test = metrics["test"]
-    assert scores == (
-        f"Train accuracy {metrics['train']['accuracy']:.2%}, test accuracy {test['accuracy']:.2%} "
-        f"({test['correct']}/50), test loss {test['loss']:.4f}"
-    )
-    assert [phase.split()[0] for phase in phases.split(", ")] == [
-        "training",
-        "validation",
-        "evaluation",
-    ]
-
-
 @pytest.mark.gpu
 def test_a_gpu_is_named() -> None:
     device = torch.device("cuda", 0)
     assert describe_device(device) == torch.cuda.get_device_properties(device).name
+
+
+def test_a_fit_leaves_settings_and_both_pictures_also_in_tensorboard(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.csv")
+
+    def run(settings: str, epochs: int, resume: Path | None) -> Trainer:
+        used = [history, SaveConfig(tmp_path / "config.yaml", settings)]
+        logger = TensorBoardLogger(tmp_path, name="", version="", default_hp_metric=False)
+        every: dict[str, Any] = {"logger": logger, "log_every_n_steps": 5}
+        fitted = trainer(
+            callbacks=[*used, SaveFigures(tmp_path, history)], max_epochs=epochs, **every
+        )
+        fitted.fit(small_mlp(), TinyDataModule(), ckpt_path=resume, weights_only=True)
+        fitted.save_checkpoint(tmp_path / "last.ckpt")
+        return fitted
+
+    run("max_epochs: 1\n", 1, None)
+    for name, size in {"samples.png": (376, 222), "curves.png": (900, 350)}.items():
+        with Image.open(tmp_path / name) as picture:
+            assert (picture.format, picture.size) == ("PNG", size)
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 20  # not blank
+    run("max_epochs: 2\n", 2, tmp_path / "last.ckpt")
+    assert (tmp_path / "config.yaml").read_text("utf-8") == "max_epochs: 2\n"
+    indented = [(0, "    max_epochs: 1\n"), (7, "    max_epochs: 2\n")]
+    assert events.texts(tmp_path, "config") == indented
+    [(step, shown)] = events.pictures(tmp_path)["train/samples"]
+    assert step == 0
+    np.testing.assert_array_equal(shown, np.asarray(Image.open(tmp_path / "samples.png")))
+
+
+ROWS: list[HistoryRow] = [
+    {
+        "epoch": epoch,
+        "train_loss": 2.0 / epoch,
+        "train_accuracy": 0.9 - 0.5 / epoch,
+        "val_loss": None if epoch == 1 else 2.1 / epoch,
+        "val_accuracy": None if epoch == 1 else 0.8 - 0.5 / epoch,
+    }
+    for epoch in (1, 2, 3)
+]
+
+
+def pixels(figure: Figure, path: Path) -> NDArray[np.uint8]:
+    figure.savefig(path)
+    return np.asarray(Image.open(path).convert("L"))
+
+
+def test_the_curves_are_the_rows_without_what_was_not_validated(tmp_path: Path) -> None:
+    figure = draw_curves(ROWS)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy", "loss"]
+    for axes in figure.axes:
+        quantity = axes.get_ylabel()
+        lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+        for phase, rows in (("train", ROWS), ("val", ROWS[1:])):
+            expected = np.array([[row["epoch"], row[f"{phase}_{quantity}"]] for row in rows])
+            np.testing.assert_array_equal(lines[phase], expected)
+        legend = axes.get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()] == ["train", "val"]
+    again = pixels(draw_curves(ROWS), tmp_path / "curves.png")
+    np.testing.assert_array_equal(pixels(figure, tmp_path / "curves.png"), again)
+    assert plt.get_fignums() == []  # none is left open
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_runs_without_validation_or_of_one_epoch_have_curves(tmp_path: Path, count: int) -> None:
+    rows: list[HistoryRow] = [
+        {**row, "val_loss": None, "val_accuracy": None} for row in ROWS[:count]
+    ]
+    figure = draw_curves(rows)
+    assert [len(axes.lines) for axes in figure.axes] == [1, 1]
+    assert len(np.unique(pixels(figure, tmp_path / "curves.png"))) > 20
+
+
+def test_a_full_disk_is_reported_and_the_run_is_finished_when_there_is_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    place = ["--trainer.default_root_dir", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr("digitlab.callbacks.tensorboard.write_projector", full)
+        code = main(["fit", "--model", "LinearClassifier", *commands.SHORT, *place])
+    assert code == 1
+    assert "No space left on device" in capsys.readouterr().err
+    (folder,) = tmp_path.glob("*/version_*")
+    assert not (folder / "metrics.json").exists()
+    assert main(["fit", "--run", str(folder)]) == 0
+    assert (folder / "metrics.json").is_file()
+    assert (folder / "projector_config.pbtxt").is_file()
+
+
+def test_old_names_of_callbacks_lead_to_the_new_ones() -> None:
+    old = {"Console": "PrintEpoch", "Settings": "SaveConfig", "Results": "FinalEvaluation"}
+    old |= {"Figures": "SaveFigures", "Filters": "FirstLayerKernels", "Stopwatch": "Throughput"}
+    for name, new in old.items():
+        with pytest.warns(DeprecationWarning, match=f"{name} is now {new}"):
+            assert getattr(callbacks, name) is getattr(callbacks, new)
+    with pytest.raises(AttributeError, match="has no attribute Rates"):
+        callbacks.Rates  # noqa: B018

@@ -1,100 +1,100 @@
-"""What TensorBoard shows of a finished run, without any setting."""
+"""What TensorBoard shows, and that showing it leaves a run as it is."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from google.protobuf import text_format
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from sklearn.metrics import confusion_matrix
+from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+from torch import Tensor, nn
 
+from digitlab.callbacks import (
+    ConfusionMatrix,
+    FirstLayerKernels,
+    ModelGraph,
+    Projector,
+    Throughput,
+    WorstMistakes,
+    tensorboard,
+)
 from digitlab.callbacks.pictures import draw_confusion_matrix, draw_images, draw_kernels
-from digitlab.models import LeNet5
+from digitlab.callbacks.tensorboard import trace
+from digitlab.classifier import Classifier
+from digitlab.data.download import Split
+from digitlab.models import MLP, LeNet5
 from tests import events, tiny
-from tests.commands import fit
-from tests.fitting import whole
+from tests.fitting import assert_bitwise_equal, small_mlp, trainer, weights, whole
+from tests.tiny import SpiedDataModule, TinyDataModule
+
+pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller")
 
 NAMES = list("0123456789")
-LOGGED = [4, 9, 14, 19]  # every fifth of 21 steps, counted from 0
 EPOCHS = [6, 13, 20]
-PICTURES = ("val/confusion_matrix", "val/mistakes", "weights/conv1")
+DRAWN = ("val/confusion_matrix", "val/mistakes", "weights/conv1")
+
+
+def all_callbacks() -> list[Callback]:
+    while_training = [Throughput(), ConfusionMatrix(), WorstMistakes(), FirstLayerKernels()]
+    return [*while_training, ModelGraph(), Projector()]
+
+
+def fit(
+    folder: Path, model: Classifier, data: TinyDataModule | None = None, **options: Any
+) -> Trainer:
+    """Train with all callbacks, and show it in a folder."""
+    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    every = {"logger": logger, "callbacks": all_callbacks(), "num_sanity_val_steps": 0}
+    fitted = trainer(**{**every, "log_every_n_steps": 5, **options})
+    fitted.fit(model, data or TinyDataModule())
+    logger.finalize("success")
+    return fitted
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_for_module: None) -> Path:
-    """Three epochs that leave mistakes to show."""
-    root = tmp_path_factory.mktemp("runs")
-    slow = ["--model.optimizer", "SGD", "--model.optimizer.lr", "0.05"]
-    step = ["--model.lr_scheduler", "ExponentialLR", "--model.lr_scheduler.gamma", "0.5"]
-    lengths = ["--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "5"]
-    return fit(root, *slow, *step, *lengths, model="LeNet5")
-
-
-@pytest.fixture(scope="module")
-def model(run: Path) -> LeNet5:
-    return LeNet5.load_from_checkpoint(run / "checkpoints" / "last.ckpt").eval()
-
-
-@pytest.fixture(scope="module")
-def probabilities(model: LeNet5) -> np.ndarray:
+def run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_for_module: None
+) -> tuple[Path, LeNet5, np.ndarray]:
+    """Three epochs that leave mistakes to show: folder, model, probabilities of the test images."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(1)
+    model = LeNet5(optimizer=lambda params: torch.optim.SGD(params, lr=0.05))
+    fit(folder, model, max_epochs=3)
     with torch.no_grad():
-        return np.asarray(model(whole("test")[0]).softmax(1))
+        return folder, model.eval(), np.asarray(model(whole("test")[0]).softmax(1))
 
 
-def test_scalars_stand_at_their_steps(run: Path) -> None:
-    curves = events.scalars(run)
-    steps = {tag: [step for step, _ in points] for tag, points in curves.items()}
+Run = tuple[Path, LeNet5, np.ndarray]
+
+
+def test_scalars_and_pictures_stand_at_their_steps(run: Run) -> None:
+    curves, shown = events.scalars(run[0]), events.pictures(run[0])
+    steps = {tag: [step for step, _ in points] for tag, points in (curves | shown).items()}
     quantities = ("loss", "accuracy", "learning_rate", "images_per_second")
-    of_steps = {f"train/{name}_step": LOGGED for name in quantities}
+    # Every fifth of 21 steps, counted from 0.
+    of_steps = {f"train/{name}_step": [4, 9, 14, 19] for name in quantities}
     of_epochs = {f"train/{name}": EPOCHS for name in quantities}
     validated = {f"val/{name}": EPOCHS for name in ("loss", "accuracy")}
-    final = {f"hparams/val_{name}": [21] for name in ("loss", "accuracy")}
     del steps["epoch"]  # Lightning's own
-    assert steps == of_steps | of_epochs | validated | final
+    assert steps == of_steps | of_epochs | validated | dict.fromkeys(DRAWN, EPOCHS)
 
 
-def test_the_learning_rate_is_that_of_the_step_or_of_the_epoch_s_start(run: Path) -> None:
-    curves = events.scalars(run)
-    rates = [0.05, 0.025, 0.0125]
-    assert [rate for _, rate in curves["train/learning_rate"]] == pytest.approx(rates)
-    of_steps = [rates[step // 7] for step in LOGGED]
-    assert [rate for _, rate in curves["train/learning_rate_step"]] == pytest.approx(of_steps)
-
-
-def test_the_config_is_shown_as_it_is(run: Path) -> None:
-    ((step, text),) = events.texts(run, "config")
-    assert step == 0
-    lines = text.splitlines()
-    assert all(line.startswith("    ") for line in lines)
-    shown = "".join(f"{line[4:]}\n" for line in lines)
-    assert shown == (run / "config.yaml").read_text("utf-8")
-
-
-def test_pictures_stand_at_each_validation(run: Path) -> None:
-    shown = events.pictures(run)
-    assert {tag: [step for step, _ in points] for tag, points in shown.items()} == {
-        "train/samples": [0],
-        **dict.fromkeys(PICTURES, EPOCHS),
-    }
-
-
-def test_the_samples_are_those_of_the_file(run: Path) -> None:
-    ((_, shown),) = events.pictures(run)["train/samples"]
-    np.testing.assert_array_equal(shown, np.asarray(Image.open(run / "samples.png")))
-
-
-def test_the_confusion_matrix_counts_the_validation_s_images(
-    run: Path, probabilities: np.ndarray
-) -> None:
+def test_the_confusion_matrix_counts_the_images_validated_on(run: Run) -> None:
+    folder, _, probabilities = run
     counts = confusion_matrix(tiny.TEST[1], probabilities.argmax(1), labels=range(10))
     assert 0 < np.trace(counts) < counts.sum() == 50
-    _, shown = events.pictures(run)["val/confusion_matrix"][-1]
+    _, shown = events.pictures(folder)["val/confusion_matrix"][-1]
     np.testing.assert_array_equal(shown, np.asarray(draw_confusion_matrix(counts, NAMES)))
 
 
-def test_the_mistakes_are_the_most_confident_ones(run: Path, probabilities: np.ndarray) -> None:
+def test_the_mistakes_are_the_most_confident_ones(run: Run) -> None:
+    folder, _, probabilities = run
     images, labels = tiny.TEST
     predicted, certainty = probabilities.argmax(1), probabilities.max(1)
     wrong = [i for i in range(50) if predicted[i] != labels[i]]
@@ -107,23 +107,24 @@ def test_the_mistakes_are_the_most_confident_ones(run: Path, probabilities: np.n
         [str(labels[i]) for i in worst],
         [f"{predicted[i]} ({certainty[i]:.0%})" for i in worst],
     )
-    _, shown = events.pictures(run)["val/mistakes"][-1]
+    _, shown = events.pictures(folder)["val/mistakes"][-1]
     assert shown.shape == np.asarray(expected).shape
     difference = np.abs(shown.astype(int) - np.asarray(expected, int))
     assert difference.max() <= 1  # images were normalized in float32
 
 
-def test_the_filters_are_the_first_layer_s(run: Path, model: LeNet5) -> None:
-    _, shown = events.pictures(run)["weights/conv1"][-1]
+def test_the_kernels_are_the_first_layer_s(run: Run) -> None:
+    folder, model, _ = run
+    _, shown = events.pictures(folder)["weights/conv1"][-1]
     kernels = model.network.get_submodule("conv1").state_dict()["weight"]
     np.testing.assert_array_equal(shown, np.asarray(draw_kernels(kernels[:, 0].numpy())))
 
 
-def test_the_graph_is_the_network_s_layers_in_their_order(run: Path, model: LeNet5) -> None:
-    named = model.network.named_children()
-    layers = [f"{name}/{type(layer).__name__}" for name, layer in named]
+def test_the_graph_is_the_network_s_layers_in_their_order(run: Run) -> None:
+    folder, model, _ = run
+    layers = [f"{name}/{type(layer).__name__}" for name, layer in model.network.named_children()]
     assert len(layers) == 12
-    nodes = {node.name: node for node in events.read(run).Graph().node}
+    nodes = {node.name: node for node in events.read(folder).Graph().node}
     assert [*nodes] == ["input_1", *layers, "output"]
     given = [list(node.input) for node in nodes.values()]
     assert given == [[], ["input_1"], *([name] for name in layers)]
@@ -133,21 +134,20 @@ def test_the_graph_is_the_network_s_layers_in_their_order(run: Path, model: LeNe
     assert [dim.size for dim in sizes] == [1, 16, 5, 5]
 
 
-def test_the_projector_has_the_penultimate_layer_with_images_and_labels(
-    run: Path, model: LeNet5, probabilities: np.ndarray
-) -> None:
-    text = (run / "projector_config.pbtxt").read_text("utf-8")
+def test_the_projector_has_the_penultimate_layer_with_images_and_labels(run: Run) -> None:
+    folder, model, probabilities = run
+    text = (folder / "projector_config.pbtxt").read_text("utf-8")
     (embedding,) = text_format.Parse(text, ProjectorConfig()).embeddings
-    features = np.loadtxt(run / embedding.tensor_path, delimiter="\t", dtype=np.float32)
+    features = np.loadtxt(folder / embedding.tensor_path, delimiter="\t", dtype=np.float32)
     with torch.no_grad():
         expected = model.network[:-1](whole("test")[0]).numpy()  # type: ignore[index]
     assert features.shape == (50, 84)
     np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-6)  # six digits are written
-    header, *rows = (run / embedding.metadata_path).read_text("utf-8").splitlines()
+    header, *rows = (folder / embedding.metadata_path).read_text("utf-8").splitlines()
     assert header == "class\tpredicted"
     predicted = probabilities.argmax(1)
     assert rows == [f"{a}\t{b}" for a, b in zip(tiny.TEST[1], predicted, strict=True)]
-    sprite = np.asarray(Image.open(run / embedding.sprite.image_path))
+    sprite = np.asarray(Image.open(folder / embedding.sprite.image_path))
     assert list(embedding.sprite.single_image_dim) == [28, 28]
     assert sprite.shape == (8 * 28, 8 * 28)  # room for 64
     for number, image in enumerate(tiny.TEST[0]):
@@ -156,7 +156,239 @@ def test_the_projector_has_the_penultimate_layer_with_images_and_labels(
         np.testing.assert_array_equal(tile, image)
 
 
-def test_a_perceptron_has_no_filters_and_a_projector_of_its_own_width(tmp_path: Path) -> None:
-    folder = fit(tmp_path, "--model.hidden_features", "[12]", model="MLP")
-    assert not [tag for tag in events.pictures(folder) if tag.startswith("weights/")]
-    assert np.loadtxt(folder / "projector" / "features.tsv").shape == (50, 12)
+def test_the_projector_shows_the_first_thousand_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tensorboard.IMAGES == 1000
+    fit(tmp_path / "all", small_mlp(), TinyDataModule(eval_batch_size=7))
+    monkeypatch.setattr(tensorboard, "IMAGES", 20)
+    fit(tmp_path / "some", small_mlp())
+    every, some = (tmp_path / name / "projector" for name in ("all", "some"))
+    points = np.loadtxt(some / "features.tsv")
+    assert points.shape == (20, 16)
+    np.testing.assert_allclose(points, np.loadtxt(every / "features.tsv")[:20], rtol=1e-4)
+    labels = [(folder / "labels.tsv").read_text("utf-8").splitlines() for folder in (every, some)]
+    assert [row.split()[0] for row in labels[1]] == [row.split()[0] for row in labels[0][:21]]
+
+
+class AnotherFramework(MLP):
+    """Shows its network by methods of its own."""
+
+    def first_kernels(self) -> tuple[str, Tensor]:
+        return "model.first", torch.eye(3)[None, None]
+
+    def trace_graph(self) -> Any:
+        graph = GraphDef()
+        graph.node.add(name="its own")
+        return graph
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :3]
+
+
+class Nothing(MLP):
+    """Says that it has nothing to show."""
+
+    first_kernels = trace_graph = features = lambda *_: None
+
+
+def test_a_module_may_show_its_network_by_methods_of_its_own(tmp_path: Path) -> None:
+    fit(tmp_path / "own", AnotherFramework([16]))
+    _, shown = events.pictures(tmp_path / "own")["weights/first"][-1]
+    np.testing.assert_array_equal(
+        shown, np.asarray(draw_kernels(np.eye(3, dtype=np.float32)[None]))
+    )
+    assert [node.name for node in events.read(tmp_path / "own").Graph().node] == ["its own"]
+    assert np.loadtxt(tmp_path / "own" / "projector" / "features.tsv").shape == (50, 3)
+    fit(tmp_path / "none", Nothing([16]))
+    assert not [tag for tag in events.pictures(tmp_path / "none") if tag.startswith("weights/")]
+    assert not events.read(tmp_path / "none").Tags()["graph"]
+    assert not (tmp_path / "none" / "projector").exists()
+
+
+class Silent(Classifier):
+    """Its validation step returns nothing, and it has no fully connected layer."""
+
+    def __init__(self) -> None:
+        super().__init__(network=nn.Sequential(nn.Conv2d(1, 10, 28), nn.Flatten()))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        super().validation_step(batch, batch_idx)
+
+
+class ReturnsTheLoss(MLP):
+    """What other people's validation steps return."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(super().validation_step(batch, batch_idx), batch[1])
+
+
+class Perfect(MLP):
+    """Reads the class off the labels."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+        super().validation_step(batch, batch_idx)
+        return nn.functional.one_hot(batch[1], 10).float()
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "shown", "projector"),
+    [
+        (Silent, {}, {"weights/0"}, False),
+        (ReturnsTheLoss, {}, set(), True),
+        (Perfect, {}, {"val/confusion_matrix"}, True),
+        (LeNet5, {"limit_val_batches": 0}, {"weights/conv1"}, True),
+        (LeNet5, {"num_sanity_val_steps": 2}, {*DRAWN}, True),
+    ],
+)
+def test_only_what_there_is_is_shown_and_once_a_validation(
+    tmp_path: Path, model: type, options: dict[str, Any], shown: set[str], projector: bool
+) -> None:
+    fit(tmp_path, model(), **options)
+    pictures = events.pictures(tmp_path)
+    steps = {tag: [step for step, _ in points] for tag, points in pictures.items()}
+    assert steps == {tag: [6] for tag in shown}
+    assert (tmp_path / "projector").exists() == projector
+
+
+class Untraceable(nn.Module):
+    """Looks its width up in a table, but the trace has no number to look up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = {784: 1}
+        self.fc = nn.Linear(784, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        logits: Tensor = self.fc(flat) * self.table[flat.shape[1]]
+        return logits
+
+
+class Spare(nn.Module):
+    """Does not call its last fully connected layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(784, 10)
+        self.auxiliary = nn.Linear(784, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(images.flatten(1))
+        return logits
+
+
+class Rows(nn.Module):
+    """Its last fully connected layer is given a sequence: the 28 rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(28, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(images[:, 0]).mean(1)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Untraceable, "TensorBoard has no graph of this network: KeyError: Proxy("),
+        (Spare, "TensorBoard has no projector of this network: ValueError: its last fully"),
+        (Rows, ""),
+    ],
+)
+def test_what_cannot_be_shown_is_said_and_ends_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], network: type[nn.Module], message: str
+) -> None:
+    fit(tmp_path, Classifier(network()))
+    out = capsys.readouterr().out
+    assert message in out
+    assert out.count("TensorBoard has no") == bool(message)
+    assert events.read(tmp_path).Tags()["graph"] == (network is not Untraceable)
+    assert (tmp_path / "projector_config.pbtxt").exists() == (network is not Spare)
+    if network is Rows:  # a point for each image, not for each row
+        assert np.loadtxt(tmp_path / "projector" / "features.tsv").shape == (50, 28 * 28)
+
+
+class OddlyNamed(TinyDataModule):
+    class_names = ("c\t1\nx", *"123456789")
+
+
+def test_a_name_of_several_lines_is_one_label(tmp_path: Path) -> None:
+    fit(tmp_path, small_mlp(), OddlyNamed())
+    _, *rows = (tmp_path / "projector" / "labels.tsv").read_text("utf-8").splitlines()
+    assert len(rows) == 50
+    assert all(len(row.split("\t")) == 2 for row in rows)
+    assert any("c 1 x" in row for row in rows)
+
+
+class Branching(nn.Module):
+    """Calls a layer twice, a function, and layers inside of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+        self.again = nn.Linear(10, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.block(images)
+        logits: Tensor = hidden + self.again(self.again(hidden))
+        return logits
+
+
+def test_a_graph_joins_what_is_added_and_tells_calls_of_one_layer_apart() -> None:
+    graph = trace(Branching(), torch.zeros(1, 1, 28, 28))
+    assert {node.name: list(node.input) for node in graph.node} == {
+        "images": [],
+        "block/0/Flatten": ["images"],
+        "block/1/Linear": ["block/0/Flatten"],
+        "again/Linear": ["block/1/Linear"],
+        "again_1/Linear": ["again/Linear"],
+        "add": ["block/1/Linear", "again_1/Linear"],
+        "output": ["add"],
+    }
+
+
+@pytest.mark.parametrize("logs", [False, True])
+def test_without_tensorboard_nothing_is_drawn_and_scalars_go_where_they_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: bool
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("nothing shows this")
+
+    monkeypatch.setattr(Image, "new", refuse)
+    for name in ("features", "trace", "first_kernels"):
+        monkeypatch.setattr(tensorboard, name, refuse)
+    other = CSVLogger(tmp_path)
+    fit(tmp_path, LeNet5(), logger=other if logs else False, log_every_n_steps=2)
+    assert not list(tmp_path.rglob("projector*"))
+    if logs:
+        other.save()
+        columns = Path(other.log_dir, "metrics.csv").read_text("utf-8").splitlines()[0].split(",")
+        expected = {"train/images_per_second", "train/learning_rate", "train/learning_rate_step"}
+        assert expected | {"train/images_per_second_step", "val/loss"} <= {*columns}
+
+
+@pytest.mark.parametrize("options", [{}, {"steps_per_execution": 3, "dropout_in_evaluation": True}])
+def test_weights_and_random_numbers_are_those_of_a_run_without(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    def train(callbacks: list[Callback]) -> tuple[dict[str, Tensor], Tensor]:
+        model = small_mlp(dropout=0.5, **options)
+        fit(tmp_path, model, callbacks=callbacks, max_epochs=2, log_every_n_steps=2)
+        assert model.training
+        return weights(model), torch.get_rng_state()
+
+    (plain, numbers), (shown, same_numbers) = train([]), train(all_callbacks())
+    assert_bitwise_equal(shown, plain)
+    assert torch.equal(numbers, same_numbers)
+
+
+def test_with_a_hold_out_its_images_are_shown_and_the_test_split_stays_unread(
+    tmp_path: Path, read_splits: list[Split]
+) -> None:
+    fit(tmp_path, LeNet5(), SpiedDataModule(validation_size=40))
+    assert set(read_splits) == {"train"}
+    assert len((tmp_path / "projector" / "labels.tsv").read_text().splitlines()) == 41
+    assert {*DRAWN} == events.pictures(tmp_path).keys()

@@ -1,6 +1,6 @@
 import math
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision import transforms
 
+import digitlab.data
 from digitlab.data import (
     DigitsDataModule,
     EpochSampler,
@@ -22,10 +23,14 @@ from tests.tiny import TinyDataModule
 NORMALIZATIONS = ["unit", "symmetric", "standard"]
 
 
-def numbered(order: EpochSampler, batch_size: int = 4) -> ImageLoader:
-    """A loader whose labels are the images' numbers, so that a batch tells what it holds."""
-    images = np.random.default_rng(3).integers(0, 256, (order.images, 28, 28), np.uint8)
-    return ImageLoader(images, np.arange(order.images), order, batch_size)
+def numbered(sampler: EpochSampler, batch_size: int = 4, **options: Any) -> ImageLoader:
+    """A loader whose labels are the images' positions in the data set."""
+    images = np.random.default_rng(3).integers(0, 256, (sampler.images, 28, 28), np.uint8)
+    return ImageLoader(images, np.arange(sampler.images), sampler, batch_size, **options)
+
+
+def shuffled(images: int = 23, **options: Any) -> ImageLoader:
+    return numbered(EpochSampler(images, shuffle=True), **options)
 
 
 def served(loader: ImageLoader) -> list[list[int]]:
@@ -36,8 +41,86 @@ def flat(batches: list[list[Any]]) -> list[Any]:
     return list(chain.from_iterable(batches))
 
 
+# The order of images.
+
+
+def test_the_order_is_numpy_s_permutation_seeded_with_seed_and_epoch() -> None:
+    # Literals: a run of an older release is resumed in the same order.
+    literals = {
+        (3, 1): [2, 1, 4, 0, 5, 7, 6, 3],
+        (3, 2): [1, 7, 4, 0, 2, 6, 3, 5],
+        (4, 1): [4, 5, 6, 1, 2, 7, 3, 0],
+    }
+    for (seed, epoch), order in literals.items():
+        torch.manual_seed(99)
+        assert EpochSampler(8, seed, shuffle=True, epoch=epoch).indices().tolist() == order
+        loader = numbered(EpochSampler(8, seed, shuffle=True), batch_size=3)
+        loader.sampler.set_epoch(epoch)
+        assert served(loader) == [order[:3], order[3:6], order[6:]]
+
+
+def test_orders_of_different_seeds_and_epochs_differ() -> None:
+    orders = {
+        tuple(EpochSampler(50, seed, shuffle=True, epoch=epoch).indices().tolist())
+        for seed in range(4)
+        for epoch in range(4)
+    }
+    assert len(orders) == 16
+
+
+def test_an_unshuffled_order_is_that_of_the_data_set() -> None:
+    assert flat(served(numbered(EpochSampler(23)))) == list(range(23))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_ranks_batches_are_together_the_batch_of_one_process(
+    world_size: int, shuffle: bool
+) -> None:
+    images = 4 * world_size * 3  # so that nothing is padded
+    whole = served(numbered(EpochSampler(images, 5, shuffle), batch_size=4 * world_size))
+    ranks = [
+        served(numbered(EpochSampler(images, 5, shuffle, True, rank, world_size)))
+        for rank in range(world_size)
+    ]
+    for step, batch in enumerate(whole):
+        assert sorted(flat([rank[step] for rank in ranks])) == sorted(batch)
+
+
+@pytest.mark.parametrize(("images", "world_size"), [(10, 3), (11, 4), (12, 4), (2, 5)])
+def test_training_pads_and_evaluation_counts_every_image_once(images: int, world_size: int) -> None:
+    for pad in (True, False):
+        samplers = [
+            EpochSampler(images, pad=pad, rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+        shares = [sampler.indices().tolist() for sampler in samplers]
+        assert [len(sampler) for sampler in samplers] == [len(share) for share in shares]
+        assert [len(numbered(s)) for s in samplers] == [math.ceil(len(s) / 4) for s in shares]
+        assert set(flat(shares)) == set(range(images))
+        if pad:
+            assert {len(share) for share in shares} == {math.ceil(images / world_size)}
+        else:
+            assert len(flat(shares)) == images
+
+
+def test_without_set_epoch_every_iteration_has_the_same_order() -> None:
+    loader = shuffled()
+    assert all(first == second for first, second in pairwise([served(loader) for _ in range(3)]))
+
+
+def test_the_old_name_of_the_sampler_works_for_one_more_release() -> None:
+    with pytest.warns(DeprecationWarning, match="ImageOrder is named EpochSampler now"):
+        assert digitlab.data.ImageOrder is EpochSampler
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        digitlab.data.Nothing  # noqa: B018
+
+
+# Pixels.
+
+
 def reference_images(data: ImageDataModule, split: Any) -> Tensor:
-    """What torchvision's per-image transforms make of a split."""
+    """A split as prepared by torchvision's per-image transforms."""
     scales: Any = {"unit": (0.0, 1.0), "symmetric": (0.5, 0.5), "standard": data.mean_std}
     mean, std = scales[data.normalization]
     steps: list[Any] = [transforms.ToTensor()]
@@ -70,6 +153,7 @@ def test_every_pixel_value_is_normalized_as_torchvision_does() -> None:
         assert_bit_identical(loader, transform(pixels[0])[None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize(
     "module", [MNISTDataModule, FashionMNISTDataModule, DigitsDataModule], ids=lambda m: m.name
@@ -90,11 +174,10 @@ def test_images_made_on_a_gpu_are_bit_identical_to_torchvisions_transforms(
     data = TinyDataModule(normalization=normalization)
     scale = {"unit": None, "symmetric": (0.5, 0.5), "standard": data.mean_std}[normalization]
     loader = ImageLoader(*data.arrays("train"), EpochSampler(200), 32, scale, "cuda")
-    assert all(images.is_cuda and labels.is_cuda for images, labels in loader)
     assert_bit_identical(loader, reference_images(data, "train"))
 
 
-def test_labels_are_int64_and_stay_with_their_images() -> None:
+def test_images_keep_their_labels() -> None:
     data = TinyDataModule()
     images, labels = data.arrays("train")
     label_of = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
@@ -104,34 +187,32 @@ def test_labels_are_int64_and_stay_with_their_images() -> None:
         assert [label_of[image.tobytes()] for image in pixels] == batch_labels.tolist()
 
 
-def test_no_partial_batch_is_dropped() -> None:
-    loader = TinyDataModule(batch_size=32).train_dataloader()
-    assert [len(labels) for _, labels in loader] == [32] * 6 + [8]
-    assert len(loader) == 7
-
-
-@pytest.mark.parametrize(("images", "batch_size", "steps"), [(60_000, 128, 469), (60_000, 64, 938)])
+@pytest.mark.parametrize(
+    ("images", "batch_size", "steps"), [(60_000, 128, 469), (60_000, 64, 938), (200, 32, 7)]
+)
 def test_an_epoch_has_as_many_steps_as_in_the_documents(
     images: int, batch_size: int, steps: int
 ) -> None:
-    loader = ImageLoader(
-        np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.int64), EpochSampler(images), batch_size
-    )
-    assert len(loader) == steps
+    one = np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.int64)
+    assert len(ImageLoader(*one, EpochSampler(images), batch_size)) == steps
 
 
-def test_a_loader_resumed_at_any_batch_goes_on_as_if_it_had_not_stopped() -> None:
+# The position.
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_loader_resumed_after_any_batch_serves_the_rest(steps: int) -> None:
     def batches(loader: ImageLoader, first: int, epochs: int = 3) -> Iterator[Tensor]:
         for epoch in range(first, epochs):
             loader.sampler.set_epoch(epoch)
-            for images, labels in loader:
+            for images, labels, *_ in loader:
                 yield torch.cat([images.flatten(), labels])
 
-    uninterrupted = list(batches(numbered(EpochSampler(23, shuffle=True)), 0))
-    stopped = numbered(EpochSampler(23, shuffle=True))
+    uninterrupted = list(batches(shuffled(steps_per_execution=steps), 0))
+    stopped = shuffled(steps_per_execution=steps)
     for position, _ in enumerate(batches(stopped, 0), start=1):
         state = stopped.state_dict()
-        resumed = numbered(EpochSampler(23, shuffle=True))
+        resumed = shuffled(steps_per_execution=steps)
         resumed.load_state_dict(state)
         assert resumed.state_dict() == state
         rest = list(batches(resumed, state["epoch"]))
@@ -146,19 +227,13 @@ def test_a_batch_counts_as_served_while_it_is_being_used() -> None:
 
 
 def test_a_new_epoch_starts_at_its_first_batch() -> None:
-    loader = numbered(EpochSampler(23, shuffle=True))
-    next(iter(loader))
-    loader.sampler.set_epoch(1)
-    assert loader.state_dict()["batches"] == 0
-    assert sorted(flat(served(loader))) == list(range(23))
-
-
-def test_a_position_in_another_epoch_than_the_one_that_starts_is_forgotten() -> None:
-    loader, resumed = (numbered(EpochSampler(23, shuffle=True)) for _ in range(2))
+    loader, resumed = shuffled(), shuffled()
     next(iter(loader))
     resumed.load_state_dict(loader.state_dict())
-    resumed.sampler.set_epoch(1)
-    assert sorted(flat(served(resumed))) == list(range(23))
+    for one in (loader, resumed):
+        one.sampler.set_epoch(1)
+        assert one.state_dict()["batches"] == 0
+        assert sorted(flat(served(one))) == list(range(23))
 
 
 def test_only_the_first_iteration_after_loading_a_position_is_cut() -> None:
@@ -174,8 +249,8 @@ def test_an_evaluation_that_was_cut_short_starts_anew() -> None:
     assert flat(served(loader)) == list(range(23))
 
 
-def test_asking_for_iterators_without_using_them_changes_nothing() -> None:
-    loader = numbered(EpochSampler(23, shuffle=True))
+def test_iterators_that_are_made_but_not_used_change_nothing() -> None:
+    loader = shuffled()
     iterators = [iter(loader) for _ in range(3)]
     loader.load_state_dict({**loader.state_dict(), "epoch": 2, "batches": 4})
     reference = flat(served(numbered(EpochSampler(23, shuffle=True, epoch=2))))
@@ -188,45 +263,36 @@ def test_asking_for_iterators_without_using_them_changes_nothing() -> None:
 def test_a_position_in_another_order_is_refused_by_name(name: str) -> None:
     loader = numbered(EpochSampler(23))
     state = loader.state_dict()
+    assert {type(value) for value in state.values()} == {int}
     with pytest.raises(ValueError, match=f"{name} is {state[name]}.* {name} 77: resume"):
         loader.load_state_dict({**state, name: 77})
 
 
-def test_the_position_is_made_of_plain_numbers() -> None:
-    assert {type(value) for value in numbered(EpochSampler(23)).state_dict().values()} == {int}
+# Blocks of several batches.
 
 
-def in_blocks(steps: int, left: float = math.inf) -> ImageLoader:
-    images = np.zeros((23, 28, 28), np.uint8)
-    order = EpochSampler(23, shuffle=True)
-    return ImageLoader(
-        images, np.arange(23), order, 4, steps_per_execution=steps, steps_left=lambda: left
-    )
+def in_blocks(steps: int, left: float = math.inf, limit: int | None = None) -> ImageLoader:
+    return shuffled(steps_per_execution=steps, limit=limit, steps_left=lambda: left)
 
 
+@pytest.mark.parametrize("limit", [None, 5])
 @pytest.mark.parametrize("steps", [2, 4, 6, 10])
-def test_blocks_have_the_batches_in_their_order(steps: int) -> None:
-    blocks = list(in_blocks(steps))
-    assert len(blocks) == len(in_blocks(steps)) == -(-6 // steps)
-    batches = [labels.tolist() for block in blocks for _, labels in block.batches()]
-    assert batches == served(numbered(EpochSampler(23, shuffle=True)))
-
-
-def test_a_loader_resumed_at_a_block_goes_on_with_the_next() -> None:
-    stopped, resumed = in_blocks(4), in_blocks(4)
-    next(iter(stopped))
-    assert stopped.state_dict()["batches"] == 4
-    resumed.load_state_dict(stopped.state_dict())
-    ((_, rest, _),) = list(resumed)
-    assert rest.tolist() == stopped.sampler.indices()[16:].tolist()
+def test_blocks_have_the_batches_in_their_order(steps: int, limit: int | None) -> None:
+    count = limit or 6
+    blocks = list(in_blocks(steps, limit=limit))
+    assert len(blocks) == len(in_blocks(steps, limit=limit)) == math.ceil(count / steps)
+    batches = [[labels.tolist() for _, labels in block.batches()] for block in blocks]
+    assert [len(block) for block in batches[:-1]] == [steps] * (len(blocks) - 1)
+    assert flat(batches) == served(shuffled())[:count]
 
 
 def test_a_block_that_was_cut_short_is_followed_by_its_rest() -> None:
-    stopped, again = in_blocks(4, left=3), in_blocks(4)
-    (first,) = (next(iter(stopped)),)
-    again.load_state_dict(stopped.state_dict())
+    stopped, resumed = in_blocks(4, left=3), in_blocks(4)
+    first = next(iter(stopped))
+    assert stopped.state_dict()["batches"] == 3
+    resumed.load_state_dict(stopped.state_dict())
     whole = list(in_blocks(4))
-    rest, *others = again
+    rest, *others = resumed
     assert torch.equal(torch.cat([first.labels, rest.labels]), whole[0].labels)
     assert [block.labels.tolist() for block in others] == [b.labels.tolist() for b in whole[1:]]
 

@@ -51,7 +51,7 @@ def note_images(path: Path) -> None:
                 file.write(f"{json.dumps(indices.tolist())}\n")
         return indices
 
-    EpochSampler.indices = noted  # type: ignore[method-assign]
+    EpochSampler.indices = noted  # type: ignore[assignment]
 
 
 def lose_the_loss(step: int) -> None:
@@ -66,7 +66,7 @@ def lose_the_loss(step: int) -> None:
             self.sums["train"]._unchecked[-1] = torch.tensor(torch.inf)
         return loss
 
-    Classifier.training_step = spoilt  # type: ignore[method-assign]
+    Classifier.training_step = spoilt  # type: ignore[assignment]
 
 
 def test_two_processes_serve_every_image_once_an_epoch_in_one_run_folder(tmp_path: Path) -> None:

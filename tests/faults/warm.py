@@ -12,7 +12,7 @@ from digitlab.callbacks.pictures import draw_images
 from digitlab.callbacks.results import draw_curves
 from digitlab.cli.fit import read_fit
 
-cli._settle_process()
+cli._prepare_process()
 
 
 draw_images(np.zeros((2, 28, 28), np.uint8), ["0", "1"])

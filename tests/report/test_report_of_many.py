@@ -132,7 +132,7 @@ def test_a_report_of_pytorch_s_runs_leaves_tensorflow_and_keras_out(run: Path) -
 def test_a_keras_run_stands_beside_one_of_pytorch(run: Path, tmp_path: Path) -> None:
     place = ["--trainer.default_root_dir", str(tmp_path / "keras")]
     words = ["--model", "MLP", *SLOW, "--data", "tests.tiny.TinyDataModule", *place]
-    assert main(["keras", "fit", *words]) == 0
+    assert main(["fit", "--framework", "keras", *words]) == 0
     (keras,) = (tmp_path / "keras").glob("*/version_*")
     page = page_of(run, keras, out=tmp_path / "page.html")
     both = [metrics_of(folder) for folder in (run, keras)]

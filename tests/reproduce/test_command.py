@@ -11,14 +11,15 @@ import pytest
 from digitlab.cli import main
 from digitlab.reproduce import results
 from tests.commands import refusal
-from tests.reproduce.test_results import RESULT
+from tests.reproduce.samples import RESULT
 
 ROOT = Path(__file__).parents[2]
+REPRODUCE = [sys.executable, "-m", "digitlab", "reproduce", "--framework", "torch", "--out", "out"]
 
 
 @pytest.fixture
 def laboratory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with configs of two rows that train in no time, where the commands are called."""
+    """The current folder, with configs of two rows that train in no time."""
     configs = tmp_path / "configs" / "tiny"
     configs.mkdir(parents=True)
     short = "data: tests.tiny.TinyDataModule\ntrainer:\n  max_epochs: 2\n  accelerator: cpu\n"
@@ -28,7 +29,7 @@ def laboratory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f"  init_args:\n    hidden_features: [16]\n{short}"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for tests.tiny
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'src'}")  # for tests.tiny
     return tmp_path
 
 
@@ -37,30 +38,28 @@ def done(laboratory: Path) -> list[tuple[str, str, int]]:
     return [result.key for result in results.read(laboratory / "out" / "results.csv")]
 
 
-def test_rows_are_trained_over_seeds_and_summed_up(
+def test_rows_are_trained_over_seeds_and_summarized(
     laboratory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["reproduce", "B1", "tiny/linear", "--framework", "torch", "--out", "out"]
-    assert main([*command, "--seeds", "2"]) == 0
+    command += ["--seeds", "1", "--first_seed", "3"]
+    assert main(command) == 0
     shown = capsys.readouterr().out
-    assert sorted(done(laboratory)) == [
-        *(("B1", "torch", seed) for seed in (0, 1)),
-        *(("tiny/linear", "torch", seed) for seed in (0, 1)),
-    ]
-    assert "[4/4]" in shown
+    assert sorted(done(laboratory)) == [("B1", "torch", 3), ("tiny/linear", "torch", 3)]
+    assert "[2/2]" in shown
     assert "12.5%" in shown
     first, *_ = results.read(laboratory / "out" / "results.csv")
     assert first.optimizer_steps == 14
     assert len(first.val_curve) == 2
 
-    assert main([*command, "--seeds", "1", "--first_seed", "1"]) == 0
+    assert main(command) == 0
     assert "[1/1]" not in capsys.readouterr().out  # nothing was left to do
 
 
-def test_a_killed_queue_is_gone_on_with_by_the_same_command(laboratory: Path) -> None:
-    command = [sys.executable, "-m", "digitlab", "reproduce", "B1", "--framework", "torch"]
-    command += ["--seeds", "2", "--out", "out", "--workers", "1"]
-    # A group of its own, so that its runs die with it, as on a machine that is switched off.
+@pytest.mark.slow  # trains three runs as processes
+def test_a_killed_queue_is_resumed_by_the_same_command(laboratory: Path) -> None:
+    command = [*REPRODUCE[:4], "B1", *REPRODUCE[4:], "--seeds", "2", "--workers", "1"]
+    # A process group, so that its runs die with it, as on a machine that is switched off.
     with subprocess.Popen(command, start_new_session=True) as process:
         deadline = time.monotonic() + 100
         while len(done(laboratory)) < 1 and time.monotonic() < deadline:
@@ -74,9 +73,10 @@ def test_a_killed_queue_is_gone_on_with_by_the_same_command(laboratory: Path) ->
     assert done(laboratory) == [("B1", "torch", 0), ("B1", "torch", 1)]
 
 
+@pytest.mark.slow  # trains as processes; test_queue.py has the same promise
 def test_two_queues_at_once_train_every_run_once(laboratory: Path) -> None:
-    command = [sys.executable, "-m", "digitlab", "reproduce", "B1", "tiny/linear"]
-    command += ["--framework", "torch", "--seeds", "1", "--out", "out", "--workers", "2"]
+    command = [*REPRODUCE[:4], "B1", "tiny/linear", *REPRODUCE[4:], "--seeds", "1"]
+    command += ["--workers", "2"]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     shown = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
@@ -132,19 +132,28 @@ def test_bad_input_is_answered_in_one_line(
     assert said in refusal(capsys, "reproduce", *options)
 
 
-def test_without_keras_its_runs_are_refused_before_any_is_tried(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("is_installed", "options", "said"),
+    [
+        (
+            False,
+            [],
+            "framework is both, and Keras is not installed: give --framework torch, or pip install "
+            '"digitlab[parity]"',
+        ),
+        (
+            True,
+            ["--validate_every", "9"],
+            "validate_every is 9, and Keras validates once an epoch: give --framework torch",
+        ),
+    ],
+)
+def test_what_keras_cannot_do_is_refused_before_any_run(
+    is_installed: bool,
+    options: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("digitlab.reproduce.command.find_spec", lambda name: None)
-    said = refusal(capsys, "reproduce", "B1")
-    assert said == (
-        "framework is both, and Keras is not installed: give --framework torch, or pip install "
-        '"digitlab[parity]"'
-    )
-
-
-def test_finer_curves_are_pytorch_s_alone(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("digitlab.reproduce.command.find_spec", lambda name: object())
-    assert "give --framework torch" in refusal(capsys, "reproduce", "B1", "--validate_every", "9")
+    monkeypatch.setattr("digitlab.reproduce.command.find_spec", lambda name: is_installed or None)
+    assert refusal(capsys, "reproduce", "B1", *options) == said

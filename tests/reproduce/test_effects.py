@@ -2,6 +2,7 @@ import math
 from itertools import product
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from digitlab.reproduce.effects import (
@@ -19,11 +20,18 @@ SEEDS = np.array([0.0, 5.0, -3.0])
 
 
 def made_up(dropout: float, scaling: float, epsilon: float, both: float) -> Measured:
-    """Accuracies with these effects, of which dropout and scaling together add `both` more."""
+    """Accuracies with these effects, where dropout and scaling together add `both` more."""
     accuracies = np.zeros((3, 2, 2, 2))
     for i, j, k in product((0, 1), repeat=3):
         accuracies[:, i, j, k] = 90 + SEEDS + i * dropout + j * scaling + k * epsilon + i * j * both
     return Measured("B1", "B2", FACTORS, accuracies)
+
+
+def cells(table: str, start: str) -> list[str]:
+    """The cells of the one line that starts so."""
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    (found,) = [line for line in lines if line and line[0].startswith(start)]
+    return found
 
 
 def test_effects_that_add_up_are_recovered_whatever_the_seeds() -> None:
@@ -46,10 +54,10 @@ def test_an_interaction_belongs_to_its_pair_alone() -> None:
     assert measured.average(0) == pytest.approx([0.6] * 3)  # it is in half of the cells
     assert measured.alone(0, 1) == pytest.approx([2.2] * 3)
     assert measured.last(0, 1) == pytest.approx([2.2] * 3)
-    (line,) = (it for it in effects_table(measured).splitlines() if it.startswith("| dropout  "))
-    assert [cell.strip() for cell in line.split("|")[4:7]] == ["+1.00", "+0.20", "+0.60"]
-    (together,) = (it for it in effects_table(measured).splitlines() if "everything" in it)
-    assert "| +2.70 " in together
+    table = effects_table(measured)
+    assert cells(table, "dropout and")[3:5] == ["+2.20", "+2.20"]
+    assert cells(table.replace("dropout and", ""), "dropout")[3:6] == ["+1.00", "+0.20", "+0.60"]
+    assert cells(table, "everything")[3] == "+2.70"
 
 
 def test_an_interval_is_of_the_differences_within_seeds() -> None:
@@ -57,8 +65,7 @@ def test_an_interval_is_of_the_differences_within_seeds() -> None:
     measured.accuracies[:, 1] += np.array([-0.1, 0.0, 0.1])[:, None, None]  # of dropout's effect
     half = 4.303 * 0.1 / math.sqrt(3)  # t of 2 degrees of freedom; seeds differ 50 times as much
     table = effects_table(measured)
-    (line,) = (line for line in table.splitlines() if line.startswith("| dropout  "))
-    assert f"+1.00 ± {half:.2f}" in line
+    assert cells(table.replace("dropout and", ""), "dropout")[3] == f"+1.00 ± {half:.2f}"
     assert "Means of 3 seeds ± their 95% t intervals" in table
 
 
@@ -73,15 +80,18 @@ def test_the_first_two_factors_interaction_comes_first_and_then_the_largest() ->
     assert "+0.70" in lines[1]
 
 
-def test_a_seed_that_lacks_a_cell_is_left_out() -> None:
+def test_a_grid_is_arranged_by_its_factors_and_a_seed_that_lacks_a_cell_is_left_out() -> None:
     lines = [
-        {"f": str(level), "seed": str(seed), "accuracy": str(0.9 + 0.01 * level)}
-        for seed, level in ((0, 0), (0, 1), (1, 0))
+        {"g": g, "f": f, "seed": seed, "accuracy": (50 + 10 * f + g + seed) / 100}
+        for seed in (7, 3)
+        for g, f in ((1, 0), (0, 0), (0, 1), (1, 1))
     ]
-    assert arrange(lines, ["f"]) == pytest.approx(np.array([[90.0, 91.0]]))
+    half = [{"g": 0, "f": 0, "seed": 1, "accuracy": 0.5}]
+    arranged = arrange(pd.DataFrame(lines + half), ["f", "g"])
+    assert arranged == pytest.approx(np.array([[[53, 54], [63, 64]], [[57, 58], [67, 68]]]))
 
 
-def test_the_figure_has_the_effects_and_how_the_first_two_interact() -> None:
+def test_the_figure_shows_the_effects_and_how_the_first_two_interact() -> None:
     bars, interaction = draw_effects(made_up(1.0, 2.0, 0.5, both=-0.8)).axes
     names = [label.get_text().splitlines()[0] for label in bars.get_yticklabels()]
     assert names == ["dropout", "scaling", "epsilon", "all together"]

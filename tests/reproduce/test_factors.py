@@ -2,14 +2,15 @@ from pathlib import Path
 
 import pytest
 
+from digitlab.cli.fit import FitCLI
 from digitlab.reproduce.explain import make_grid
 from digitlab.reproduce.factors import (
     batches_evaluated,
+    config_of,
     find_factors,
     images_evaluated,
-    parse,
-    resolve,
-    settings_of,
+    parse_config,
+    read_config,
     switch,
 )
 from digitlab.reproduce.rows import Row, read_rows
@@ -23,18 +24,14 @@ FIVE = {
 }
 
 
-def write(folder: Path, name: str, text: str) -> str:
-    path = folder / f"{name}.yaml"
-    path.write_text(f"data: tests.tiny.TinyDataModule\n{text}")
-    return str(path)
-
-
-def between(folder: Path, first: str, second: str) -> dict[str, tuple[str, str]]:
-    """The factors between two configs on the tiny data."""
-    clis = [resolve(write(folder, name, text)) for name, text in (("a", first), ("b", second))]
-    for cli in clis:
-        cli.datamodule.setup()
-    return {factor.name: (factor.first, factor.second) for factor in find_factors(*clis)}
+def read_configs(folder: Path, *texts: str) -> list[FitCLI]:
+    """Configs on the tiny data."""
+    clis = []
+    for i, text in enumerate(texts):
+        (folder / f"{i}.yaml").write_text(f"data: tests.tiny.TinyDataModule\n{text}")
+        clis.append(read_config(str(folder / f"{i}.yaml")))
+        clis[-1].datamodule.setup()
+    return clis
 
 
 @pytest.mark.parametrize(("first", "second"), [("B1", "B2"), ("B5", "B8")])
@@ -58,73 +55,79 @@ def test_a_convolution_s_padding_is_a_factor(real_data: Path, tmp_path: Path) ->
     assert found.keys() == {"padding", "normalization", "initialization", "optimizer.eps"}
 
 
-def test_another_optimizer_is_one_factor_with_all_its_arguments(tmp_path: Path) -> None:
-    adam = "model:\n  class_path: MLP\n"
-    sgd = (
-        f"{adam}  init_args:\n    optimizer:\n      class_path: SGD\n"
-        "      init_args:\n        lr: 0.001\n        momentum: 0.9\n"
-    )
-    ((name, (first, second)),) = between(tmp_path, adam, sgd).items()
-    assert name == "optimizer"
-    assert first.startswith("Adam")
-    assert second == "SGD(momentum=0.9)"
+MLP = "model:\n  class_path: MLP\n"
+SGD = (
+    f"{MLP}  init_args:\n    optimizer:\n      class_path: SGD\n"
+    "      init_args:\n        lr: 0.001\n        momentum: 0.9\n"
+)
+LINEAR = "model: LinearClassifier\n"
+OTHER_PLACE = f"{LINEAR}seed_everything: 4\nname: other\ntrainer:\n  log_every_n_steps: 7\n"
 
 
-def test_another_model_is_one_factor_beside_what_all_models_have(tmp_path: Path) -> None:
-    keras = "model:\n  class_path: LeNet5\n  init_args:\n    initialization: keras\n"
-    found = between(tmp_path, "model: LinearClassifier\n", keras)
-    assert found == {
-        "model": ("LinearClassifier", "LeNet5"),
-        "initialization": ("torch", "keras"),
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [
+        # Another optimizer is one factor with all its arguments.
+        (MLP, SGD, {"optimizer": ("Adam", "SGD(momentum=0.9)")}),
+        # Another model is one factor beside the arguments of all models.
+        (
+            LINEAR,
+            "model:\n  class_path: LeNet5\n  init_args:\n    initialization: keras\n",
+            {"model": ("LinearClassifier", "LeNet5"), "initialization": ("torch", "keras")},
+        ),
+        # Names, places and seeds are no difference.
+        (LINEAR, OTHER_PLACE, {}),
+    ],
+    ids=["optimizer", "model", "names"],
+)
+def test_differences_of_classes_are_one_factor_each(
+    first: str, second: str, found: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    factors = find_factors(*read_configs(tmp_path, first, second))
+    shown = {
+        factor.name: (factor.first.partition("(fused")[0], factor.second) for factor in factors
     }
-
-
-def test_names_places_and_seeds_are_no_difference(tmp_path: Path) -> None:
-    model = "model: LinearClassifier\n"
-    other = f"{model}seed_everything: 4\nname: other\ntrainer:\n  log_every_n_steps: 7\n"
-    assert between(tmp_path, model, other) == {}
+    assert shown == found
 
 
 def test_the_number_of_images_evaluated_is_one_factor_of_two_settings(tmp_path: Path) -> None:
-    model = "model: LinearClassifier\n"
-    few = f"{model}trainer:\n  limit_val_batches: 2\n"
-    clis = [resolve(write(tmp_path, *pair)) for pair in (("all", model), ("few", few))]
+    clis = read_configs(tmp_path, LINEAR, f"{LINEAR}trainer:\n  limit_val_batches: 2\n")
     for cli in clis:
-        cli.datamodule.setup()
         cli.datamodule.eval_batch_size = 16
     assert [images_evaluated(cli) for cli in clis] == [50, 32]
     assert [batches_evaluated(cli) for cli in clis] == [4, 2]
+    (factor,) = find_factors(*clis)
+    assert (factor.name, factor.first, factor.second) == ("images evaluated", "50", "32")
 
 
 def test_switched_settings_are_read_by_the_parser_as_they_were_written(
     tmp_path: Path, real_data: Path
 ) -> None:
     rows = read_rows()
-    configs = [resolve(str(rows[name].config)) for name in ("B1_as_published", "B2")]
+    configs = [read_config(str(rows[name].config)) for name in ("B1_as_published", "B2")]
     for cli in configs:
         cli.datamodule.setup()
-    ours, theirs = map(settings_of, configs)
+    ours, theirs = map(config_of, configs)
     factors = find_factors(*configs)
-    assert settings_of(parse(switch(ours, factors[:2], theirs))) == switch(
-        ours, factors[:2], theirs
-    )
+    some = switch(ours, factors[:2], theirs)
+    assert config_of(parse_config(some)) == some
     everything = switch(ours, factors, theirs)
-    second = settings_of(parse(theirs))
+    second = config_of(parse_config(theirs))
     assert everything["model"] == second["model"]
     assert everything["data"] == second["data"]
     assert everything["trainer"]["limit_val_batches"] == second["trainer"]["limit_val_batches"]
-    assert ours == settings_of(configs[0])  # nothing was switched in place
+    assert ours == config_of(configs[0])  # nothing was switched in place
 
 
 @pytest.mark.parametrize(
     ("second", "said"),
     [
         ("B8", "name configs of one data set"),
-        ("B11", "which is no setting that can be switched"),
+        ("B11", "a setting that cannot be switched"),
     ],
 )
-def test_what_no_setting_explains_is_refused(
-    second: str, said: str, tmp_path: Path, real_data: Path
+def test_differences_that_no_setting_explains_are_refused(
+    second: str, said: str, tmp_path: Path
 ) -> None:
     rows = read_rows()
     with pytest.raises(ValueError, match=said):
@@ -132,6 +135,7 @@ def test_what_no_setting_explains_is_refused(
 
 
 def test_configs_that_differ_in_nothing_are_refused(tmp_path: Path) -> None:
-    first, second = (write(tmp_path, name, "model: LinearClassifier\n") for name in "ab")
+    read_configs(tmp_path, LINEAR, LINEAR)
+    first, second = (Row(name, tmp_path / f"{name}.yaml") for name in "01")
     with pytest.raises(ValueError, match="differ in nothing that accuracy depends on"):
-        make_grid(Row("a", Path(first)), Row("b", Path(second)), tmp_path / "out")
+        make_grid(first, second, tmp_path / "out")

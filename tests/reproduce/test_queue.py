@@ -1,205 +1,214 @@
 import json
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from digitlab.reproduce.queue import Item, Queue
 from digitlab.reproduce.rows import Row
 
 FIRST, SECOND = (Row(name, Path("configs", "tiny", f"{name}.yaml")) for name in ("one", "two"))
 CONTINUED = Row("more", Path("configs", "tiny", "one_continued.yaml"))
+ITEM, OTHER = Item(FIRST, "torch", 0), Item(FIRST, "torch", 1)
 
 
-class Trainings:
-    """Stands in for the processes that train: keeps the commands, and leaves run folders."""
+class FakeQueue(Queue):
+    """A queue whose runs are no processes: it keeps their commands, and makes their folders."""
 
-    def __init__(self, fails: Callable[[list[str]], bool] = lambda command: False) -> None:
+    def __init__(self, out: Path) -> None:
+        super().__init__(out, lambda item: item in self.recorded, self.keep)
+        self.recorded: dict[Item, Path] = {}
         self.commands: list[list[str]] = []
-        self.fails = fails
+        self.before: Callable[[list[str]], bool] = lambda command: True
 
-    def __call__(self, command: list[str], log: Path, held: FileLock) -> bool:
+    def keep(self, item: Item, folder: Path) -> str:
+        self.recorded[item] = folder
+        return "recorded"
+
+    def _call(self, command: list[str], log: Path, held: FileLock) -> bool:
         self.commands.append(command)
-        log.write_text("said by the run")
+        log.write_text("output of the run")
         root = Path(command[command.index("--trainer.default_root_dir") + 1], "run")
         folder = root / f"version_{len(list(root.glob('version_*')))}"
         folder.mkdir(parents=True)
-        if self.fails(command):
+        if not self.before(command):
             return False
-        (folder / "metrics.json").write_text(json.dumps({"seed": self.option(-1, "--seed")}))
+        (folder / "metrics.json").write_text(json.dumps({}))
         return True
 
-    def option(self, index: int, name: str) -> str:
-        """The value of an option of a command."""
-        command = self.commands[index]
-        return command[next(i for i, word in enumerate(command) if word.startswith(name)) + 1]
+    def values(self, name: str) -> list[str]:
+        """An option's value in each command."""
+        return [command[command.index(name) + 1] for command in self.commands]
 
 
-def make_queue(
-    out: Path, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Queue, dict[Item, Path]]:
-    recorded: dict[Item, Path] = {}
-
-    def record(item: Item, folder: Path) -> str:
-        recorded[item] = folder
-        return "recorded"
-
-    queue = Queue(out, lambda item: item in recorded, record)
-    monkeypatch.setattr(queue, "_call", trainings)
-    return queue, recorded
+@pytest.fixture
+def queue(tmp_path: Path) -> FakeQueue:
+    return FakeQueue(tmp_path)
 
 
-def test_each_item_is_trained_by_its_framework_with_its_config_and_seed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainings = Trainings()
-    queue, recorded = make_queue(tmp_path, trainings, monkeypatch)
+def test_each_item_is_trained_by_its_framework_with_its_config_and_seed(queue: FakeQueue) -> None:
     items = [Item(FIRST, "torch", 4), Item(SECOND, "keras", 5)]
     assert queue.work(items) == []
-    assert [command[3:-6] for command in trainings.commands] == [["fit"], ["keras", "fit"]]
-    assert [trainings.option(i, "--config") for i in range(2)] == [
-        str(item.row.config) for item in items
-    ]
-    assert [trainings.option(i, "--seed_everything") for i in range(2)] == ["4", "5"]
-    assert list(recorded) == items
+    starts = [command[3 : command.index("--config")] for command in queue.commands]
+    assert starts == [["fit"], ["fit", "--framework", "keras"]]
+    assert queue.values("--config") == [str(item.row.config) for item in items]
+    assert queue.values("--seed_everything") == ["4", "5"]
+    assert list(queue.recorded) == items
 
 
-def test_what_is_done_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainings = Trainings()
-    queue, _ = make_queue(tmp_path, trainings, monkeypatch)
-    queue.work([Item(FIRST, "torch", 0)])
-    queue.work([Item(FIRST, "torch", 0), Item(FIRST, "torch", 1)])
-    assert [trainings.option(i, "--seed_everything") for i in range(2)] == ["0", "1"]
-    assert len(trainings.commands) == 2
+def test_finished_items_are_not_trained_again(queue: FakeQueue) -> None:
+    queue.work([ITEM])
+    queue.work([ITEM, OTHER])
+    assert queue.values("--seed_everything") == ["0", "1"]
 
 
 def test_a_finished_run_that_was_not_recorded_is_recorded_without_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    queue: FakeQueue,
 ) -> None:
-    trainings = Trainings()
-    queue, recorded = make_queue(tmp_path, trainings, monkeypatch)
-    item = Item(FIRST, "torch", 0)
-    queue.work([item])
-    folder = recorded.pop(item)
-    queue.work([item])
-    assert recorded == {item: folder}
-    assert len(trainings.commands) == 1
+    queue.work([ITEM])
+    folder = queue.recorded.pop(ITEM)
+    queue.work([ITEM])
+    assert queue.recorded == {ITEM: folder}
+    assert len(queue.commands) == 1
 
 
-def test_half_a_run_starts_over_and_is_removed_once_it_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    item = Item(FIRST, "torch", 0)
-    half = tmp_path / "runs" / item.name / "run" / "version_0"
+def test_half_a_run_starts_over_and_is_removed_once_it_is_whole(queue: FakeQueue) -> None:
+    half = queue.out / "runs" / ITEM.name / "run" / "version_0"
     (half / "checkpoints").mkdir(parents=True)
-    trainings = Trainings()
-    queue, recorded = make_queue(tmp_path, trainings, monkeypatch)
-    queue.work([item])
-    assert recorded[item] == half.with_name("version_1")
+    queue.work([ITEM])
+    assert queue.recorded[ITEM] == half.with_name("version_1")
     assert not half.exists()
 
 
 def test_an_item_that_another_process_trains_is_left_to_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    queue: FakeQueue, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainings = Trainings()
-    queue, recorded = make_queue(tmp_path, trainings, monkeypatch)
-    taken, free = Item(FIRST, "torch", 0), Item(FIRST, "torch", 1)
-    locks = tmp_path / "runs" / "locks"
+    locks = queue.out / "runs" / "locks"
     locks.mkdir(parents=True)
-    with FileLock(locks / f"{taken.name}.lock"):
-        assert queue.work([taken, free]) == []
-    assert list(recorded) == [free]
-    assert f"{taken}: left to another process" in capsys.readouterr().out
+    with FileLock(locks / f"{ITEM.name}.lock"):
+        assert queue.work([ITEM, OTHER]) == []
+    assert list(queue.recorded) == [OTHER]
+    assert f"{ITEM}: left to another process" in capsys.readouterr().out
 
 
-def test_a_failed_run_is_named_and_the_others_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_failed_run_is_named_and_the_others_are_trained(queue: FakeQueue) -> None:
+    queue.before = lambda command: "0" not in command
+    assert queue.work([ITEM, OTHER]) == [ITEM]
+    assert list(queue.recorded) == [OTHER]
+    assert queue.log(ITEM).read_text() == "output of the run"
+
+
+@pytest.mark.parametrize(
+    ("framework", "weights"), [("keras", "model.keras"), ("torch", "checkpoints/last.ckpt")]
+)
+def test_a_row_that_continues_another_starts_with_its_weights(
+    framework: str, weights: str, queue: FakeQueue
 ) -> None:
-    trainings = Trainings(fails=lambda command: "0" in command)
-    queue, recorded = make_queue(tmp_path, trainings, monkeypatch)
-    bad, good = Item(FIRST, "torch", 0), Item(FIRST, "torch", 1)
-    assert queue.work([bad, good]) == [bad]
-    assert list(recorded) == [good]
-    assert queue.log(bad).read_text() == "said by the run"
+    first, second = (
+        Item(row, "keras" if framework == "keras" else "torch", 3) for row in (FIRST, CONTINUED)
+    )
+    queue.work([second, first])  # in any order
+    assert queue.values("--config") == [str(FIRST.config), str(CONTINUED.config)]
+    *_, name, value = queue.commands[1]
+    assert (name, value) == ("--weights", str(queue.recorded[first] / weights))
 
 
-def test_a_row_that_goes_on_from_another_starts_with_its_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_row_that_another_continues_is_trained_for_it_if_it_was_not_asked_for(
+    queue: FakeQueue,
 ) -> None:
-    trainings = Trainings()
-    queue, recorded = make_queue(tmp_path, trainings, monkeypatch)
-    first, second = Item(FIRST, "keras", 0), Item(CONTINUED, "keras", 0)
-    queue.work([second, first])  # in whichever order they are asked for
-    assert len(trainings.commands) == 2
-    assert trainings.option(1, "--weights") == str(recorded[first] / "model.keras")
-
-
-def test_the_row_that_another_goes_on_from_is_trained_for_it_where_it_was_not_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainings = Trainings()
-    queue, recorded = make_queue(tmp_path, trainings, monkeypatch)
     assert queue.work([Item(CONTINUED, "torch", 3)]) == []
-    assert [trainings.option(i, "--config") for i in range(2)] == [
-        str(FIRST.config),
-        str(CONTINUED.config),
-    ]
-    assert list(recorded) == [Item(CONTINUED, "torch", 3)]
-    assert trainings.option(1, "--weights").endswith("checkpoints/last.ckpt")
+    assert queue.values("--config") == [str(FIRST.config), str(CONTINUED.config)]
+    assert list(queue.recorded) == [Item(CONTINUED, "torch", 3)]
 
 
-def test_as_many_runs_as_workers_go_on_beside_each_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainings = Trainings()
-    queue, recorded = make_queue(tmp_path, trainings, monkeypatch)
+def test_as_many_runs_as_workers_are_trained_at_a_time(queue: FakeQueue) -> None:
     queue.workers = 3
     all_there = threading.Barrier(3, timeout=20)  # breaks unless three wait at once
-
-    def train(command: list[str], log: Path, held: FileLock) -> bool:
-        all_there.wait()
-        return trainings(command, log, held)
-
-    monkeypatch.setattr(queue, "_call", train)
+    queue.before = lambda command: all_there.wait() >= 0
     assert queue.work([Item(FIRST, "torch", seed) for seed in range(6)]) == []
-    assert len(recorded) == 6
+    assert len(queue.recorded) == 6
 
 
-def test_ctrl_c_ends_the_runs_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainings = Trainings()
-    queue, recorded = make_queue(tmp_path, trainings, monkeypatch)
-    monkeypatch.undo()
-    lasting = ["sleep", "600"]
-    log = tmp_path / "log"
+def test_a_run_without_a_result_fails_alone_and_each_time(queue: FakeQueue) -> None:
+    def record(item: Item, folder: Path) -> str:
+        if item == ITEM:
+            raise ValueError("it diverged")
+        return queue.keep(item, folder)
+
+    queue.record = record
+    for _ in range(2):
+        assert queue.work([ITEM, OTHER]) == [ITEM]
+    assert list(queue.recorded) == [OTHER]
+    assert "it diverged" in queue.log(ITEM).read_text()
+
+
+@pytest.mark.parametrize(
+    ("last_words", "error", "code"),
+    [("", KeyboardInterrupt, None), (f"kill -TERM {os.getpid()};", SystemExit, 143)],
+    ids=["ctrl-c", "sigterm"],
+)
+def test_an_interrupt_ends_the_runs(
+    last_words: str,
+    error: type[BaseException],
+    code: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorded: list[Item] = []
+    queue = Queue(tmp_path, lambda item: False, lambda item, folder: str(recorded.append(item)))
+    lasting, log = ["sh", "-c", f"{last_words} exec sleep 600"], tmp_path / "log"
     monkeypatch.setattr(Queue, "_train", lambda self, item, held: self._call(lasting, log, held))
 
     def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("digitlab.reproduce.queue.wait", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        queue.work([Item(FIRST, "torch", seed) for seed in range(3)])
+    if error is KeyboardInterrupt:
+        monkeypatch.setattr("digitlab.reproduce.queue.wait", interrupt)
+    with pytest.raises(error) as left:
+        queue.work([ITEM])
+    assert getattr(left.value, "code", None) == code
     assert not recorded
 
 
-def test_a_run_that_gives_no_result_fails_alone_and_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("command", "succeeds"), [("exit 0", True), ("exit 1", False)])
+def test_a_process_s_exit_code_tells_whether_it_succeeded(
+    command: str, succeeds: bool, tmp_path: Path
 ) -> None:
-    trainings = Trainings()
-    queue, recorded = make_queue(tmp_path, trainings, monkeypatch)
-    keep = queue.record
+    queue = Queue(tmp_path, lambda item: False, lambda item, folder: "", threads=3)
+    shown = f"echo $OMP_NUM_THREADS $TF_NUM_INTRAOP_THREADS; {command}"
+    with FileLock(tmp_path / "lock") as held:
+        assert queue._call(["sh", "-c", shown], tmp_path / "log", held) is succeeds
+    assert (tmp_path / "log").read_text() == "3 3\n"
 
-    def record(item: Item, folder: Path) -> str:
-        if item.seed == 0:
-            raise ValueError("it diverged")
-        return keep(item, folder)
 
-    queue.record = record
-    bad, good = Item(FIRST, "torch", 0), Item(FIRST, "torch", 1)
-    assert queue.work([bad, good]) == [bad]
-    assert queue.work([bad, good]) == [bad]
-    assert list(recorded) == [good]
-    assert "it diverged" in queue.log(bad).read_text()
+def test_a_run_whose_queue_was_killed_keeps_its_item(tmp_path: Path) -> None:
+    program = """
+from pathlib import Path
+from digitlab.reproduce.queue import Item, Queue
+from digitlab.reproduce.rows import Row
+lasting = ["sh", "-c", "echo $$; exec sleep 30"]
+Queue._train = lambda self, item, held: self._call(lasting, Path("log"), held)
+Queue(Path("."), lambda item: False, lambda item, folder: "").work(
+    [Item(Row("one", Path("configs", "tiny", "one.yaml")), "torch", 0)]
+)
+"""
+    log = tmp_path / "log"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path) as process:
+        deadline = time.monotonic() + 60
+        while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+    lock = FileLock(tmp_path / "runs" / "locks" / f"{ITEM.name}.lock", blocking=False)
+    try:
+        with pytest.raises(Timeout), lock:
+            pass
+    finally:
+        os.kill(int(log.read_text()), 15)
+    with FileLock(lock.lock_file, timeout=5):
+        pass  # it is free once the run has ended

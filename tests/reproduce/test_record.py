@@ -1,6 +1,10 @@
 """What the repository says was measured: `docs/results`, and the pages that show it."""
 
+import shutil
 import statistics
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,11 +14,18 @@ from digitlab.reproduce import results
 from digitlab.reproduce.command import PAGE_TABLE, read_tables
 from digitlab.reproduce.rows import read_rows
 
+pytestmark = pytest.mark.docs
+
 RECORD = Path("docs", "results")
+CONCLUSIONS = Path("docs", "conclusions.md")
+"""Filled by a script of its own, docs/conclusions.py."""
 # Other pages have the benchmarks' tables.
 PAGES = [Path("README.md"), *sorted({*Path("docs").rglob("*.md")} - pages.PAGES.keys())]
 SHOWN = [
-    (page, name) for page in PAGES for name in PAGE_TABLE.findall(page.read_text(encoding="utf-8"))
+    (page, name)
+    for page in PAGES
+    for name in PAGE_TABLE.findall(page.read_text(encoding="utf-8"))
+    if page != CONCLUSIONS
 ]
 
 # Mean test accuracy in per cent, from the documents and independent runs. Too good is wrong too: it
@@ -69,4 +80,22 @@ def test_no_run_was_counted_twice() -> None:
 def test_a_table_of_a_page_is_the_generated_one(page: Path, name: str) -> None:
     text = page.read_text("utf-8")
     shown = text.partition(f"<!-- table {name} -->\n")[2].partition("\n<!-- /table -->")[0]
-    assert shown == read_tables(RECORD, read_rows())[name]
+    assert shown == tables()[name]
+
+
+def test_the_judged_claims_are_those_that_the_script_beside_the_page_writes(tmp_path: Path) -> None:
+    copy = tmp_path / CONCLUSIONS
+    shutil.copytree(RECORD, tmp_path / RECORD)
+    shutil.copytree("configs", tmp_path / "configs")
+    shutil.copy(CONCLUSIONS.with_suffix(".py"), copy.with_suffix(".py"))
+    text = CONCLUSIONS.read_text("utf-8")
+    head, mark, _ = text.partition("<!-- table claims -->\n")
+    copy.write_text(f"{head}{mark}<!-- /table -->{text.partition('<!-- /table -->')[2]}", "utf-8")
+    command = [sys.executable, str(CONCLUSIONS.with_suffix(".py"))]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert copy.read_text("utf-8") == text
+
+
+@cache
+def tables() -> dict[str, str]:
+    return read_tables(RECORD, read_rows())

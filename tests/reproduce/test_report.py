@@ -7,26 +7,16 @@ from PIL import Image
 
 from digitlab.reproduce import figures, results
 from digitlab.reproduce.command import fill, read_tables, write_report
-from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import read_rows
-from digitlab.run_folder import Framework
-from tests.reproduce.test_claims import runs
+from tests.reproduce.samples import runs, runs_with_curves
 
 ROWS = read_rows()
-CURVE = ((1875, 0.95), (3750, 0.97))
-
-
-def with_curves(row: str, *accuracies: float, framework: Framework = "torch") -> list[Result]:
-    return [
-        replace(run, val_curve=CURVE, train_curve=CURVE, train_accuracy=run.test_accuracy + 0.005)
-        for run in runs(row, *accuracies, framework=framework)
-    ]
 
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     """A folder with the results of two rows, and of one with other seeds."""
-    measured = with_curves("B3", 98.7, 98.8, 98.9) + with_curves("B7", 90.9, 91.2)
+    measured = runs_with_curves("B3", 98.7, 98.8, 98.9) + runs_with_curves("B7", 90.9, 91.2)
     results.add(tmp_path / "results.csv", measured)
     rerun = [replace(run, seed=100) for run in runs("B3", 98.8)]
     results.add(tmp_path / "rerun" / "results.csv", rerun)
@@ -78,13 +68,6 @@ def test_nothing_is_written_where_one_of_the_pages_is_wrong(out: Path) -> None:
     assert not (out / "tables.md").exists()
 
 
-def test_finer_curves_are_read_from_their_own_folder(out: Path) -> None:
-    for row in ("B3", "B1"):
-        fine = [replace(run, val_curve=CURVE) for run in runs(row, 97.0, 97.1)]
-        results.add(out / "convergence" / "results.csv", fine)
-    assert "steps to 95%: LeNet-5 1,875" in read_tables(out, ROWS)["claims"]
-
-
 def test_an_explanation_under_way_leaves_the_rest_of_the_report(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,8 +87,8 @@ def test_runs_can_be_judged_by_anybody_s_results(
 
 
 def test_each_data_set_has_axes_with_its_rows_from_the_top() -> None:
-    linear = with_curves("linear", 92.4, 92.5, 92.6)
-    measured = [*with_curves("B7", 91.0, 91.2), *linear, *with_curves("B1", 96, 96.2)]
+    linear = runs_with_curves("linear", 92.4, 92.5, 92.6)
+    measured = [*runs_with_curves("B7", 91.0, 91.2), *linear, *runs_with_curves("B1", 96, 96.2)]
     axes = figures.draw_published(ROWS, measured).axes
     assert [it.get_title(loc="left") for it in axes] == ["MNIST, linear", "MNIST", "Fashion-MNIST"]
     assert [label.get_text() for label in axes[1].get_yticklabels()] == ["B1 nn128"]
@@ -113,15 +96,19 @@ def test_each_data_set_has_axes_with_its_rows_from_the_top() -> None:
 
 
 def test_the_point_of_a_row_is_its_mean_and_the_hollow_one_what_was_published() -> None:
-    (axes,) = figures.draw_published(ROWS, with_curves("B6", 88.9, 89.2, 89.5)).axes
+    (axes,) = figures.draw_published(ROWS, runs_with_curves("B6", 88.9, 89.2, 89.5)).axes
     places = [np.asarray(line.get_xdata(), float) for line in axes.lines]
     assert sorted(x[0] for x in places if len(x) == 1) == pytest.approx([89.0, 89.2])
 
 
 def test_curves_are_means_by_epoch_of_the_runs_that_have_one() -> None:
-    other = [replace(run, val_curve=((1875, 0.93), (3750, 0.98))) for run in with_curves("B3", 99)]
+    other = [
+        replace(run, val_curve=((1875, 0.93), (3750, 0.98))) for run in runs_with_curves("B3", 99)
+    ]
     without = runs("B3", 98.8)
-    (axes,) = figures.draw_curves(ROWS, [*with_curves("B3", 98), *other, *without]).axes
+    (axes,) = figures.draw_validation_curves(
+        ROWS, [*runs_with_curves("B3", 98), *other, *without]
+    ).axes
     (line,) = axes.lines
     assert list(line.get_xdata()) == [1, 2]  # type: ignore[arg-type]
     assert list(line.get_ydata()) == pytest.approx([94.0, 97.5])  # type: ignore[arg-type]
@@ -129,15 +116,19 @@ def test_curves_are_means_by_epoch_of_the_runs_that_have_one() -> None:
 
 
 def test_the_gap_is_of_the_training_split_over_the_test_split() -> None:
-    (axes,) = figures.draw_gap(ROWS, with_curves("B3", 98.0, 98.0)).axes
+    (axes,) = figures.draw_gap(ROWS, runs_with_curves("B3", 98.0, 98.0)).axes
     dots = next(line for line in axes.lines if line.get_marker() == ".")
     assert list(dots.get_xdata()) == pytest.approx([0.5, 0.5])  # type: ignore[arg-type]
 
 
 def test_the_curves_of_an_experiment_reach_from_its_lowest_to_its_highest_run() -> None:
-    other = [replace(run, val_curve=((1875, 0.93), (3750, 0.98))) for run in with_curves("B3", 99)]
-    keras = with_curves("B3", 98, framework="keras")
-    figure = figures.draw_experiment({"B3": ROWS["B3"]}, [*with_curves("B3", 98), *other, *keras])
+    other = [
+        replace(run, val_curve=((1875, 0.93), (3750, 0.98))) for run in runs_with_curves("B3", 99)
+    ]
+    keras = runs_with_curves("B3", 98, framework="keras")
+    figure = figures.draw_experiment(
+        {"B3": ROWS["B3"]}, [*runs_with_curves("B3", 98), *other, *keras]
+    )
     assert figure
     torch, theirs = figure.axes
     assert torch.get_title() == "B3\nPyTorch, n = 2"
@@ -154,5 +145,5 @@ def test_an_experiment_without_a_curve_has_no_figure() -> None:
 
 
 def test_rows_that_no_document_has_draw_an_empty_figure() -> None:
-    for draw in (figures.draw_published, figures.draw_curves, figures.draw_gap):
-        assert not draw(ROWS, with_curves("digits/lenet5", 97.0)).axes
+    for draw in (figures.draw_published, figures.draw_validation_curves, figures.draw_gap):
+        assert not draw(ROWS, runs_with_curves("digits/lenet5", 97.0)).axes

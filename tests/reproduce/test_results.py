@@ -10,31 +10,22 @@ from digitlab.reproduce import results
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row
 from tests.commands import fit
-
-RESULT = Result(
-    row="B3",
-    config="mnist/lenet5",
-    recipe="0123456789ab",
-    framework="torch",
-    seed=4,
-    test_accuracy=0.9877,
-    test_loss=0.0391,
-    train_accuracy=0.9931,
-    optimizer_steps=9375,
-    train_seconds=61.2,
-    train_curve=((1875, 0.943967), (3750, 0.981783)),
-    val_curve=((1875, 0.9817), (3750, 0.986)),
-    device="cpu (1 thread)",
-    versions="torch 2.15.0, lightning 2.6.6",
-)
+from tests.reproduce.samples import RESULT
 
 ROW = Row("B3", Path("configs", "mnist", "lenet5.yaml"))
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
     without = replace(RESULT, seed=5, framework="keras", train_seconds=None, val_curve=())
-    results.add(tmp_path / "results.csv", [RESULT, without])
-    assert results.read(tmp_path / "results.csv") == [RESULT, without]
+    long = replace(RESULT, seed=6, val_curve=tuple((step, 0.9) for step in range(20_000)))
+    results.add(tmp_path / "results.csv", [RESULT, without, long])
+    assert results.read(tmp_path / "results.csv") == [RESULT, without, long]
+
+
+@pytest.mark.parametrize("path", sorted(Path("docs", "results").glob("**/results.csv")), ids=str)
+def test_the_recorded_results_are_rewritten_byte_for_byte(path: Path, tmp_path: Path) -> None:
+    results.add(tmp_path / "results.csv", results.read(path))
+    assert (tmp_path / "results.csv").read_bytes() == path.read_bytes()
 
 
 def test_the_same_run_is_kept_once_and_the_first_one_stays(tmp_path: Path) -> None:
@@ -44,7 +35,7 @@ def test_the_same_run_is_kept_once_and_the_first_one_stays(tmp_path: Path) -> No
     assert [(r.seed, r.test_accuracy) for r in results.read(path)] == [(4, 0.9877), (6, 0.9877)]
 
 
-def test_no_line_is_lost_where_many_are_added_at_once(tmp_path: Path) -> None:
+def test_no_line_is_lost_when_many_are_added_at_once(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda seed: results.add(path, [replace(RESULT, seed=seed)]), range(40)))
@@ -70,33 +61,22 @@ def test_a_finished_run_is_read_from_its_folder(tmp_path: Path) -> None:
         )
 
 
-def test_validations_inside_an_epoch_are_points_of_the_curve(tmp_path: Path) -> None:
+def test_validations_within_an_epoch_are_points_of_the_curve(tmp_path: Path) -> None:
     folder = fit(tmp_path, "--trainer.val_check_interval", "2")
-    curve = Result.of_run(ROW, folder).val_curve
-    assert [step for step, _ in curve] == [2, 4, 6]
+    assert [step for step, _ in Result.of_run(ROW, folder).val_curve] == [2, 4, 6]
 
 
-def test_a_run_that_diverged_or_held_out_is_no_result(tmp_path: Path) -> None:
-    for name, metrics in {
-        "diverged": {"framework": "torch", "test": {"loss": None, "accuracy": 0.1}},
-        "held-out": {"framework": "torch", "val": {"loss": 0.1, "accuracy": 0.9}},
-    }.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "metrics.json").write_text(json.dumps(metrics))
-        with pytest.raises(ValueError, match="has no loss on the test split"):
-            Result.of_run(ROW, tmp_path / name)
+@pytest.mark.parametrize("split", [{"test": {"loss": None}}, {"val": {"loss": 0.1}}])
+def test_a_run_that_diverged_or_held_out_has_no_result(split: dict, tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(json.dumps({"framework": "torch", **split}))
+    with pytest.raises(ValueError, match="has no loss on the test split"):
+        Result.of_run(ROW, tmp_path)
 
 
-def test_a_curve_with_a_point_for_each_step_is_read_again(tmp_path: Path) -> None:
-    long = replace(RESULT, val_curve=tuple((step, 0.9) for step in range(20_000)))
-    results.add(tmp_path / "results.csv", [long])
-    assert results.read(tmp_path / "results.csv") == [long]
-
-
-@pytest.mark.parametrize("text", ["epoch,loss\n1,0.5\n", "a half line"])
-def test_a_file_of_something_else_is_refused(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["epoch,loss\n1,0.5\n", "", "half a line"])
+def test_a_file_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     results.add(path, [RESULT])
-    path.write_text(path.read_text().rpartition("1875:")[0] if text == "a half line" else text)
+    path.write_text(path.read_text().rpartition("1875:")[0] if "half" in text else text)
     with pytest.raises(ValueError, match=r"results\.csv is no file of results"):
         results.read(path)

@@ -3,7 +3,7 @@ import pytest
 from digitlab.reproduce import tables
 from digitlab.reproduce.rows import by_experiment, read_rows
 from digitlab.run_folder import Framework
-from tests.reproduce.test_claims import runs
+from tests.reproduce.samples import runs
 
 ROWS = read_rows()
 

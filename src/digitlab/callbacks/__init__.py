@@ -1,20 +1,22 @@
-"""What a run does beside training; for a `Classifier`.
+"""What a run does beside training: logging, TensorBoard, pictures, checkpoints and results.
 
-`FinalEvaluation`, `ModelGraph` and `Projector` are for our data modules too.
+The callbacks are for a `Classifier`; `FinalEvaluation`, `ModelGraph` and `Projector` also need one
+of our data modules.
 """
 
-from digitlab.callbacks.checkpointing import ExactResume, FiniteLoss, LastCheckpoint, StepCheckpoint
+import warnings
+from typing import Any
+
+from digitlab.callbacks.checkpointing import BestCheckpoint, ExactResume, FiniteLoss, LastCheckpoint
 from digitlab.callbacks.logging import (
     ClassProbabilities,
     GPUMemoryLimit,
     History,
     PrintEpoch,
     ProgressBar,
-    Rates,
-    SaveConfig,
-    Stopwatch,
+    Throughput,
 )
-from digitlab.callbacks.results import FinalEvaluation, SaveFigures
+from digitlab.callbacks.results import FinalEvaluation, SaveConfig, SaveFigures
 from digitlab.callbacks.tensorboard import (
     ConfusionMatrix,
     FirstLayerKernels,
@@ -25,6 +27,7 @@ from digitlab.callbacks.tensorboard import (
 )
 
 __all__ = [
+    "BestCheckpoint",
     "ClassProbabilities",
     "ConfusionMatrix",
     "ExactResume",
@@ -38,11 +41,22 @@ __all__ = [
     "PrintEpoch",
     "ProgressBar",
     "Projector",
-    "Rates",
     "SaveConfig",
     "SaveFigures",
-    "StepCheckpoint",
-    "Stopwatch",
+    "Throughput",
     "ValidationPicture",
     "WorstMistakes",
 ]
+
+_OLD_NAMES: dict[str, type] = {
+    **{"Console": PrintEpoch, "Settings": SaveConfig, "Results": FinalEvaluation},
+    **{"Figures": SaveFigures, "Filters": FirstLayerKernels, "Stopwatch": Throughput},
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OLD_NAMES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    new = _OLD_NAMES[name]
+    warnings.warn(f"{name} is now {new.__name__}", DeprecationWarning, stacklevel=2)
+    return new

@@ -1,12 +1,15 @@
-"""Checkpoints to resume from exactly, and the check that stops a run whose loss is not finite."""
+"""Checkpoints to resume from exactly, and the check that stops a run whose loss is not finite.
+
+`ExactResume` and `LastCheckpoint` use private names of Lightning's loops: checked against
+Lightning 2.6.
+"""
 
 import os
 import random
 import shutil
-from datetime import timedelta
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -14,8 +17,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from digitlab import files
+from digitlab.callbacks.logging import named_weights
 from digitlab.classifier import Classifier
 from digitlab.distributed import all_reduce_max, gather
+from digitlab.execution import learning_rate
 from digitlab.scores import BATCHES_AT_ONCE, RunningScore
 from digitlab.signals import Interrupted, StopSignals
 
@@ -23,141 +28,73 @@ from digitlab.signals import Interrupted, StopSignals
 class FiniteLoss(Callback):
     """Stops a run whose loss or weights are not finite.
 
-    Losses are looked at 32 steps, or an execution of several steps, at once, for reading back a
-    value stalls a GPU; weights before each validation, and whoever saves them asks for them too.
+    Losses are read back from the device together, every 32 optimizer steps, since each reading
+    stalls a GPU. Weights are checked before each validation and before they are saved.
 
     Raises:
-        FloatingPointError: A loss or weight is infinite or no number; it names the step, from 1,
+        FloatingPointError: A loss or weight is infinite or NaN; the message names the step, from 1,
             and the learning rate.
     """
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the losses, if it is time."""
+        """Check the losses if it is time."""
         assert isinstance(pl_module, Classifier)
-        if (
-            pl_module.steps_per_execution > 1
-            or batch_idx % BATCHES_AT_ONCE == 0
-            or trainer.is_last_batch
-        ):
+        every = max(1, BATCHES_AT_ONCE // pl_module.steps_per_execution)
+        if batch_idx % every == 0 or trainer.is_last_batch:
             self.check_losses(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at losses and weights: what is validated may be saved as the best."""
+        """Check losses and weights: what is validated may be saved as the best."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.check(trainer, pl_module)
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the losses up to now, and at the weights."""
+        """Check the losses so far, and the weights."""
         assert isinstance(pl_module, Classifier)
         self.check_losses(trainer, pl_module)
-        for name, parameter in pl_module.named_parameters():
-            if not parameter.isfinite().all():
-                step = trainer.global_step
-                raise FloatingPointError(
-                    f"{name} is not finite after step {step}, learning rate {_rate(trainer)}"
-                )
+        named = dict(named_weights(pl_module))
+        finite = torch.stack([weight.isfinite().all() for weight in named.values()])
+        for name, is_finite in zip(named, finite.tolist(), strict=True):  # one reading for all
+            if not is_finite:
+                _fail(f"{name} is not finite after step {trainer.global_step}", trainer)
 
     def check_losses(self, trainer: Trainer, pl_module: Classifier) -> None:
-        """Look at the losses since the last time."""
+        """Check the losses since the last time."""
         found = pl_module.sums["train"].not_finite() if "train" in pl_module.sums else None
-        # The sum of processes' losses is what is trained on: all stop with the one that saw it.
-        if not all_reduce_max(trainer, found is not None):
-            return
-        ago, loss = max(filter(None, gather(trainer, found)))
-        batches: int = trainer.accumulate_grad_batches
-        step = trainer.global_step - ago // batches
-        raise FloatingPointError(
-            f"the loss is {loss} at step {step}, learning rate {_rate(trainer)}"
-        )
+        # All ranks train on the sum of their losses: they stop together.
+        if all_reduce_max(trainer, found is not None):
+            ago, loss = max(filter(None, gather(trainer, found)))
+            batches: int = trainer.accumulate_grad_batches
+            _fail(f"the loss is {loss} at step {trainer.global_step - ago // batches}", trainer)
 
 
-def _rate(trainer: Trainer) -> float:
-    return float(trainer.optimizers[0].param_groups[0].get("lr", float("nan")))
+def _fail(fault: str, trainer: Trainer) -> NoReturn:
+    rate = learning_rate(trainer.optimizers[0])
+    raise FloatingPointError(f"{fault}, learning rate {rate}")
 
 
-class StepCheckpoint(ModelCheckpoint):
-    """Lightning's `ModelCheckpoint` that also saves inside an epoch of several steps at once.
-
-    Lightning's own looks whether the number of optimizer steps is a multiple of
-    `every_n_train_steps`, which with `steps_per_execution` above 1 it may jump over. This one saves
-    at the end of the first `training_step` that reaches or passes a multiple. Where no interval is
-    given it saves after epochs, as Lightning's own does.
-
-    Args:
-        every_n_train_steps: Optimizer steps from one checkpoint to the next, at least 1.
-        train_time_interval: Time from one checkpoint to the next, instead.
-        **kwargs: Other arguments of `ModelCheckpoint`.
-
-    Raises:
-        ValueError: `monitor` is given beside an interval, although inside an epoch the metric is
-            that of the weights at its start.
-    """
-
-    def __init__(
-        self,
-        every_n_train_steps: int | None = None,
-        train_time_interval: timedelta | None = None,
-        **kwargs: Any,
-    ) -> None:
-        inside = every_n_train_steps or train_time_interval is not None
-        if inside and kwargs.get("monitor"):
-            raise ValueError(
-                f"monitor is {kwargs['monitor']}: a checkpoint inside an epoch knows no metric of "
-                "its weights; leave monitor out, or the interval"
-            )
-        super().__init__(
-            every_n_train_steps=every_n_train_steps,
-            train_time_interval=train_time_interval,
-            **kwargs,
-        )
-        self._seen_step = 0
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's `ModelCheckpoint` for a run folder that may be moved before it is resumed."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint, also in a folder that has moved since."""
-        # Of another folder Lightning would forget which metric was the best so far.
+        """Restore the best score; of another folder, Lightning would forget it."""
         super().load_state_dict(state_dict | {"dirpath": self.dirpath})
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to count, from the step that a run goes on from."""
-        super().on_train_start(trainer, pl_module)
-        self._seen_step = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save, if it is time."""
-        seen, self._seen_step = self._seen_step, trainer.global_step
-        if not self._is_time(seen, trainer) or self._should_skip_saving_checkpoint(trainer):
-            return
-        candidates = self._monitor_candidates(trainer)
-        self._save_topk_checkpoint(trainer, candidates)
-        self._save_last_checkpoint(trainer, candidates)
-        self._last_time_checked = monotonic()
-
-    def _is_time(self, seen: int, trainer: Trainer) -> bool:
-        interval = self._train_time_interval
-        if interval is not None:
-            since = self._last_time_checked
-            late = since is None or monotonic() - since >= interval.total_seconds()
-            # Processes save together, when the first one's clock says so.
-            return bool(trainer.strategy.broadcast(late))
-        every = self._every_n_train_steps
-        return every > 0 and trainer.global_step // every > seen // every
 
 
 class ExactResume(Callback):
-    """Makes a fit that goes on from a checkpoint give, bit for bit, what it would have given.
+    """Makes a resumed fit give, bit for bit, what it would have given without the interruption.
 
-    It must be in the run that writes the checkpoint and in the one that goes on from it, on the
-    same machine. With digitlab's data modules a checkpoint may be written after any batch but one
-    that a validation follows; with other loaders, which do not keep their position, after epochs.
+    It must be among the callbacks both of the run that writes the checkpoint and of the one that
+    resumes from it, on the same machine. With digitlab's data modules a checkpoint may be written
+    after any batch, unless a validation follows it; with other loaders, which do not save their
+    position, only after epochs.
 
     Args:
-        settings: What the run is made with, as YAML, to be compared with what it goes on with.
-        repeat_epoch: Serve the images of an unfinished epoch again from the first one, where the
-            position means nothing: batches have another size now, say.
+        settings: The run's settings as YAML, to be compared with those it is resumed with.
+        repeat_epoch: Serve the images of an unfinished epoch from the first again, where the
+            position has no meaning any more: the batch size has changed, for example.
     """
 
     def __init__(self, settings: str = "{}", repeat_epoch: bool = False) -> None:
@@ -168,14 +105,13 @@ class ExactResume(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add each process's random numbers and sums, and whether the run is asked to stop."""
+        """Add the random state and running scores of each process, and whether to stop."""
         state = {"random": _random_state(trainer.strategy.root_device)}
         if isinstance(pl_module, Classifier) and not trainer.is_last_batch:
             state["sums"] = {phase: it.state_dict() for phase, it in pl_module.sums.items()}
-        states = gather(trainer, state)
         asked = trainer.should_stop
         checkpoint["exact_resume"] = {
-            "processes": states,
+            "processes": gather(trainer, state),
             "settings": self.settings,
             "should_stop": asked,
             "stopped": asked and trainer.fit_loop._can_stop_early,  # not before `min_epochs`
@@ -184,13 +120,12 @@ class ExactResume(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the random numbers until training starts, set sums and counters."""
-        kept = checkpoint["exact_resume"]
-        # A run that was stopped and goes on is one that is longer now.
-        trainer.should_stop = kept["should_stop"] and not kept["stopped"]
-        states = kept["processes"]
-        if trainer.global_rank < len(states):
-            state = states[trainer.global_rank]
+        """Restore running scores and counters; keep the random state until training starts."""
+        saved = checkpoint["exact_resume"]
+        # A run that had stopped is resumed to make it longer.
+        trainer.should_stop = saved["should_stop"] and not saved["stopped"]
+        if trainer.global_rank < len(saved["processes"]):
+            state = saved["processes"][trainer.global_rank]
             self._random = state["random"]
             for phase, sums in state.get("sums", {}).items():
                 assert isinstance(pl_module, Classifier)
@@ -199,11 +134,10 @@ class ExactResume(Callback):
         _set_counters(trainer, checkpoint, self.repeat_epoch)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the random numbers: until now, all that was drawn was for the start."""
-        if self._random is None:
-            return
-        _restore_random_state(self._random, trainer.strategy.root_device)
-        self._random = None
+        """Restore the random state; numbers drawn before this belong to the start of a process."""
+        if self._random is not None:
+            _restore_random_state(self._random, trainer.strategy.root_device)
+            self._random = None
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:
@@ -229,43 +163,41 @@ def _restore_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def _set_counters(trainer: Trainer, checkpoint: dict[str, Any], repeat_epoch: bool) -> None:
-    """Load the loops' counters here, since Lightning's own way loses steps or epochs.
+    """Restore the loops' counters, since Lightning's own way loses steps or epochs.
 
-    From a checkpoint of an epoch's end it would, with `max_steps`, end that epoch once more; of
-    steps made at once of which `max_steps` cut some off, it would drop the others.
+    With `max_steps`, Lightning would end an epoch a second time when resumed at its end; and of a
+    block of steps that `max_steps` cut short, it would drop the rest.
     """
-    state = checkpoint.pop("loops")["fit_loop"]  # what Lightning finds no more, it leaves alone
+    # Remove the loop state, or Lightning restores it a second time.
+    state = checkpoint.pop("loops")["fit_loop"]
     epochs, batches = state["epoch_progress"], state["epoch_loop.batch_progress"]
     steps = checkpoint["global_step"]
+    loop = trainer.fit_loop.epoch_loop
     if epochs["current"]["processed"] < epochs["current"]["started"] and not repeat_epoch:
         put_back = _put_back_the_rest(state)
         trainer.fit_loop.load_state_dict(state)
         if put_back and batches["current"]["ready"] == 0:
-            # Lightning takes an epoch of which nothing was served for one to be validated.
-            trainer.fit_loop.epoch_loop._restarting = False
-            trainer.fit_loop.epoch_loop._batches_that_stepped = steps
+            # With zero batches done, Lightning would go straight to validation.
+            loop._restarting = False
+            loop._batches_that_stepped = steps
         return
     for counter in (epochs["total"], epochs["current"]):
         done = counter["processed"]
         counter.update(ready=done, started=done, completed=done)
-    # A number of steps at once counts elsewhere than single steps; one of the two has it.
+    # Manual and automatic optimization keep separate step counters; set both.
     automatic = state["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
     manual = state["epoch_loop.manual_optimization.optim_step_progress"]
     for counter in (automatic["total"], manual["total"]):
         counter.update(ready=steps, completed=steps)
     trainer.fit_loop.load_state_dict(state)
     trainer.fit_loop._combined_loader_states_to_load = []
-    trainer.fit_loop.epoch_loop._batches_that_stepped = steps
-    for loop in (
-        trainer.fit_loop,
-        trainer.fit_loop.epoch_loop,
-        trainer.fit_loop.epoch_loop.val_loop,
-    ):
-        loop.on_iteration_done()  # nothing is restarted: the next epoch starts
+    loop._batches_that_stepped = steps
+    for restarted in (trainer.fit_loop, loop, loop.val_loop):
+        restarted.on_iteration_done()  # nothing is restarted: the next epoch starts
 
 
 def _put_back_the_rest(state: dict[str, Any]) -> bool:
-    """Count a block of batches that was cut short, if any, as not served: its rest is to come."""
+    """Count a block that `max_steps` cut short, if any, as not served, to serve its rest."""
     for loader in state["state_dict"].get("combined_loader", []):
         if loader.get("batches", 0) % loader.get("steps_per_execution", 1):
             progress = state["epoch_loop.batch_progress"]
@@ -277,22 +209,22 @@ def _put_back_the_rest(state: dict[str, Any]) -> bool:
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt` of a run and, should that be damaged, the one before, `previous.ckpt`.
+    """Keeps the last checkpoint of a run, `last.ckpt`, and the one before, `previous.ckpt`.
 
-    They are written after each epoch, inside epochs at intervals, when the run is asked to stop,
-    and where `max_steps` or another callback ends it inside an epoch. Lightning calls checkpoint
-    callbacks after all others, so that what those keep is of the same step.
+    They are written after each epoch, inside epochs at intervals, when a signal asks the run to
+    stop, and where `max_steps` or another callback ends it inside an epoch. Lightning calls
+    checkpoint callbacks after all others, so the saved state of those is of the same step.
 
     Args:
         folder: Where to write the two.
-        finite: Looks at the weights before they are saved.
+        finite: Checks losses and weights before they are saved.
         every_n_steps: Optimizer steps between two checkpoints inside an epoch (at least 1); none
-            if unset. With several steps per execution, it is written after the last of those.
+            if unset. With several steps per execution, saved after the last step of one.
         every_n_minutes: Minutes between two checkpoints inside an epoch (at least 0); none if
             unset.
 
     Attributes:
-        signals: Tell whether the run is asked to stop; they are the whole fit's, which sets them.
+        signals: The signal handlers of the fit, which sets them here.
 
     Raises:
         ValueError: A number is out of its range.
@@ -315,12 +247,12 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.saved_step = 0
-        self._is_whole = False  # the file, which this process has written or gone on from
+        self._is_whole = False  # this process has written the file, or was resumed from it
         self._seen_step = 0
         self._saved_at = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to count, and let signals wait for the end of a step from here on."""
+        """Start to count; from here on, signals wait for the end of a step."""
         self.saved_step = self._seen_step = trainer.global_step
         self._is_whole = str(trainer.ckpt_path) == str(self.path)
         self._saved_at = monotonic()
@@ -330,38 +262,38 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save inside an epoch, if it is time; stop, if the run is asked to."""
-        # Lightning tells only its own code what follows a batch, and until 2.7 it stays as it is.
+        """Save inside an epoch if it is time; stop if a signal has come."""
         seen, self._seen_step = self._seen_step, trainer.global_step
-        ends = _ends_now(trainer)
+        assert isinstance(pl_module, Classifier)
+        ends = pl_module.training_ends_inside_epoch()
         if trainer.fit_loop._should_accumulate() or (_validates_now(trainer) and not ends):
-            return  # a run goes on exactly from what follows, and only from there
+            return  # a checkpoint here could not be resumed exactly; wait for what follows
         number = self.signals.received() if self.signals else 0
         if number or ends or self._is_time(trainer, seen):
             self.save(trainer, pl_module)
         if number:
-            self._stop(number)
+            raise Interrupted(number, self._saved())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end of an epoch; stop, if the run is asked to."""
-        if trainer.is_last_batch:  # or else it was ended inside, and saved there to go on from
+        """Save at the end of an epoch; stop if a signal has come."""
+        if trainer.is_last_batch:  # otherwise the epoch was ended inside, and saved there
             self.save(trainer, pl_module)
         if self.signals:
             self.signals.deferring = not trainer.fit_loop.done  # nothing is left to be saved
             if number := self.signals.received():
-                self._stop(number)
+                raise Interrupted(number, self._saved())
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the checkpoint, and keep the one before.
+        """Write the checkpoint, and keep the previous one.
 
         Raises:
-            FloatingPointError: A loss or weight is not finite; then both files are as they were.
+            FloatingPointError: A loss or weight is not finite; both files stay as they were.
         """
         if self.finite:
             self.finite.check(trainer, pl_module)
         if trainer.is_global_zero:
             for logger in trainer.loggers:
-                logger.save()  # a run that is killed after this has logged all until now
+                logger.save()  # a run killed after this has logged everything up to here
             if self._is_whole:
                 _keep(self.path, self.path.with_name("previous.ckpt"))
         trainer.save_checkpoint(self.path)
@@ -369,39 +301,32 @@ class LastCheckpoint(Checkpoint):
         self.saved_step = trainer.global_step
         self._saved_at = monotonic()
 
+    def _saved(self) -> str:
+        return f"saved {self.path} at step {self.saved_step}"
+
     def _is_time(self, trainer: Trainer, seen: int) -> bool:
         every = self.every_n_steps
         if every and trainer.global_step // every > seen // every:
             return True
-        minutes = self.every_n_minutes
-        late = minutes is not None and monotonic() - self._saved_at >= 60 * minutes
-        return bool(
-            minutes is not None and all_reduce_max(trainer, late)
-        )  # the processes' clocks differ
-
-    def _stop(self, number: int) -> None:
-        raise Interrupted(number, f"saved {self.path} at step {self.saved_step}")
+        if self.every_n_minutes is None:
+            return False
+        late = monotonic() - self._saved_at >= 60 * self.every_n_minutes
+        return bool(all_reduce_max(trainer, late))  # the clocks of the processes differ
 
 
 def _validates_now(trainer: Trainer) -> bool:
-    """Say whether a validation or the epoch's end follows the batch that has just ended."""
+    """Whether a validation or the epoch's end follows this batch; no public API says so."""
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
     return trainer.is_last_batch or trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
-def _ends_now(trainer: Trainer) -> bool:
-    """Say whether training is ended inside an epoch, by `max_steps` or by a callback."""
-    asked = trainer.should_stop and trainer.fit_loop._can_stop_early
-    return not trainer.is_last_batch and (asked or trainer.global_step == trainer.max_steps)
-
-
 def _keep(path: Path, previous: Path) -> None:
-    """Give a file a second name, which the next to take its place leaves alone."""
+    """Give a file a second name, which stays when another file takes its first."""
     if not path.exists():
         return
     with files.atomic_write(previous) as beside:
         try:
             os.link(path, beside)
-        except OSError:  # not every file system has two names for a file
+        except OSError:  # not every file system has hard links
             shutil.copyfile(path, beside)

@@ -1,9 +1,13 @@
-"""What a run prints and logs: progress bar, epoch lines, history, throughput, settings."""
+"""What a run prints and logs: progress bar, history, epoch lines, throughput, probabilities.
 
+`ProgressBar` overrides `_should_update` of Lightning's bar, a private name: checked against
+Lightning 2.6.
+"""
+
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from math import prod
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -11,175 +15,130 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
-from torch import Tensor, nn
-from tqdm import tqdm
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, convert_inf
+from torch import Tensor
 
 from digitlab.batches import Block
-from digitlab.callbacks.tensorboard import show_text
 from digitlab.classifier import Classifier
 from digitlab.data import ImageLoader
 from digitlab.execution import epoch_end_step, learning_rate, log_metrics
-from digitlab.files import write_csv, write_text
+from digitlab.files import write_csv
 from digitlab.scores import Score, evaluating, name_classes
 
 REFRESH_SECONDS = 0.25
 
 
-class Bar:
-    """A bar that is drawn at most four times a second, and on a terminal only.
+class ProgressBar(TQDMProgressBar):
+    """Shows the progress of an epoch, with its loss and accuracy so far, four times a second.
 
-    Args:
-        description: What is under way.
-        total: Number of batches to come.
-        enabled: Whether to draw at all.
+    Lightning's own bar is redrawn after every batch, which costs up to half a step of a small
+    network. Nothing is drawn if standard error is closed or not a terminal.
     """
 
-    def __init__(self, description: str, total: int | float, enabled: bool = True) -> None:
-        self._drawn_at = 0.0
-        self._tqdm: tqdm[Any] = tqdm(
-            desc=description,
-            total=total,
-            unit="batch",
-            leave=False,
-            dynamic_ncols=True,
-            disable=None if enabled else True,  # None: where there is no terminal
-        )
-
-    def show(self, done: int, score: Callable[[], Score] | None = None) -> None:
-        """Show how many batches are done, and the score so far, if it is time to."""
-        now = monotonic()
-        if self._tqdm.disable or now - self._drawn_at < REFRESH_SECONDS:
-            return
-        self._drawn_at = now
-        self._tqdm.n = done
-        if score:
-            so_far = score()
-            text = f"loss {so_far['loss']:.4f}, accuracy {so_far['accuracy']:.2%}"
-            self._tqdm.set_postfix_str(text, refresh=False)
-        self._tqdm.refresh()
-
-    def say(self, text: str) -> None:
-        """Show at once why the bar stands still."""
-        self._tqdm.set_postfix_str(text)
-
-    def close(self) -> None:
-        """Clear the bar, which makes room for a line."""
-        self._tqdm.close()
-
-
-class ProgressBar(LightningProgressBar):
-    """Shows how far an epoch is, with its loss and accuracy so far, at most four times a second.
-
-    Lightning's own bars are refreshed by the batch and cost up to half a step of a small network.
-    Where standard error is no terminal, nothing is drawn.
-    """
+    BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} {remaining}{postfix}"  # short: fits 80 columns
 
     def __init__(self) -> None:
         super().__init__()
-        self._enabled = True
-        self._bar = Bar("", 0, enabled=False)
+        self._refreshed_at = 0.0
 
-    def disable(self) -> None:
-        """Draw nothing; Lightning calls this in all processes but the first."""
-        self._enabled = False
+    @property
+    def is_enabled(self) -> bool:
+        """Whether to draw at all."""
+        return super().is_enabled and sys.stderr is not None and sys.stderr.isatty()
 
-    def enable(self) -> None:
-        """Draw again."""
-        self._enabled = True
+    def _should_update(self, current: int, total: float) -> bool:
+        now = monotonic()
+        if now - self._refreshed_at < REFRESH_SECONDS:
+            return False
+        self._refreshed_at = now
+        return self.is_enabled
 
-    def _open(self, description: str, batches: int | float) -> None:
-        self._bar = Bar(description, batches, self._enabled)
+    def _tqdm(self, description: str = "", total: float | None = None, on: bool = True) -> Tqdm:
+        return Tqdm(
+            desc=description,
+            total=total,
+            disable=self.is_disabled or not on,
+            leave=False,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            bar_format=self.BAR_FORMAT,
+        )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open a bar for the rest of an epoch, whose start does not come again."""
-        if trainer.fit_loop.restarted_mid_epoch:
-            self.on_train_epoch_start(trainer, pl_module)
+    # Lightning describes these at their first batch.
+    init_sanity_tqdm = init_test_tqdm = init_predict_tqdm = _tqdm
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the epoch's bar."""
-        total = self.total_train_batches
-        if blocks := self._blocks():
-            total = blocks.batches
-        self._open(f"Epoch {trainer.current_epoch + 1}", total)
+    def init_train_tqdm(self) -> Tqdm:
+        """Make the bar of all epochs; a run resumed inside an epoch shows that epoch at once."""
+        return self._tqdm(self.train_description, convert_inf(self.total_train_batches))
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """Make the bar of a validation on its own; inside a fit, the epoch's bar is shown."""
+        return self._tqdm(on=self.trainer.state.fn != "fit")
+
+    @property
+    def train_description(self) -> str:
+        """The epoch, from 1, and the number of epochs if it is limited."""
+        epoch, last = self.trainer.current_epoch + 1, self.trainer.max_epochs
+        return f"Epoch {epoch}/{last}" if last and last > 0 else f"Epoch {epoch}"
+
+    @property
+    def total_train_batches(self) -> float:
+        """The batches of an epoch, where Lightning counts blocks of several batches."""
+        loader = self.trainer.train_dataloader
+        if isinstance(loader, ImageLoader) and loader.steps_per_execution > 1:
+            return loader.batches
+        return super().total_train_batches
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Read loss and accuracy so far, and what a module logs with `prog_bar=True`."""
+        if self.is_disabled:
+            return {}
+        shown: dict[str, Any] = {}
+        if isinstance(pl_module, Classifier) and "train" in pl_module.sums:
+            score = pl_module.running_score("train")
+            shown = {"loss": f"{score['loss']:.3f}", "acc": f"{score['accuracy']:.1%}"}
+        return shown | trainer.progress_bar_metrics
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Start the bar over."""
+        bar = self.train_progress_bar
+        bar.set_description(self.train_description, refresh=False)
+        bar.set_postfix_str("", refresh=False)
+        bar.reset(convert_inf(self.total_train_batches))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show how far the epoch is."""
-        assert isinstance(pl_module, Classifier)
-        blocks = self._blocks()
-        done = blocks.state_dict()["batches"] if blocks else batch_idx + 1
-        self._bar.show(done, partial(pl_module.running_score, "train"))
-
-    def _blocks(self) -> ImageLoader | None:
-        """Give the training loader if Lightning's own numbers count blocks of several batches."""
-        loader = self.trainer.train_dataloader
-        return (
-            loader if isinstance(loader, ImageLoader) and loader.steps_per_execution > 1 else None
-        )
+        """Show how many batches are done; of blocks, the loader counts them."""
+        if isinstance(batch, Block) and isinstance(loader := trainer.train_dataloader, ImageLoader):
+            batch_idx = loader.state_dict()["batches"] - 1
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear the epoch's bar, which makes room for a line about it."""
-        self._bar.close()
+        """Clear the bar, which makes room for the epoch's line."""
+        self.train_progress_bar.clear()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say on the epoch's bar why it stands still."""
+        super().on_validation_start(trainer, pl_module)
+        if trainer.state.fn == "fit":
+            self.train_progress_bar.set_postfix_str("validating")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Clear the bar, or what is said of the end would stand behind it."""
-        self._bar.close()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say why the epoch's bar stands still, or open a bar for a validation on its own."""
-        if trainer.state.fn == "fit":
-            self._bar.say("validating")
-        else:
-            self._open("Validation", sum(trainer.num_val_batches))
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Show how far a validation on its own is."""
-        if trainer.state.fn != "fit":
-            self._bar.show(batch_idx + 1)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear the bar of a validation on its own."""
-        if trainer.state.fn != "fit":
-            self._bar.close()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open a bar."""
-        self._open("Test", sum(trainer.num_test_batches))
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Show how far the test is."""
-        self._bar.show(batch_idx + 1)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear the bar."""
-        self._bar.close()
+        """Clear the bar, so that the error message starts on an empty line."""
+        for bar in vars(self).values():
+            if isinstance(bar, Tqdm):
+                bar.close()
 
 
 HistoryRow = dict[str, int | float | None]
 
 
 class History(Callback):
-    """Keeps an epoch's scores as a row, and all rows in `history.csv`.
+    """Keeps the scores of each epoch as a row, and all rows in `history.csv`.
 
     `rows` has, per epoch: `epoch` (from 1), `step` (optimizer steps since the start), `train_loss`,
     `train_accuracy`, `val_loss`, `val_accuracy` (None where the epoch had no validation),
@@ -197,7 +156,7 @@ class History(Callback):
         self._learning_rate: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the rows, and what is known of the one under way, for a checkpoint."""
+        """Give the rows and the state of the epoch under way, for a checkpoint."""
         return {
             "rows": self.rows,
             "validation": self._validation,
@@ -206,24 +165,24 @@ class History(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint: after an epoch, or inside one, whose start was before."""
+        """Restore the state, also inside an epoch, whose start does not come again."""
         self.rows = state_dict["rows"]
         self._validation = state_dict["validation"]
         self._learning_rate = state_dict["learning_rate"]
         self._started = perf_counter() - state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take back the rows of what is trained again."""
-        if self._learning_rate is None:  # no checkpoint has told of the epoch's start
+        """Remove from the file the rows of epochs that will be trained again."""
+        if self._learning_rate is None:  # no checkpoint had it
             self.on_train_epoch_start(trainer, pl_module)
         if self.path.exists() and self.rows and trainer.is_global_zero:
             write_csv(self.path, self.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start an epoch's row."""
+        """Start a row."""
         self._validation = None
         self._started = perf_counter()
-        # A scheduler has set the next epoch's by this one's end.
+        # Read now: at the epoch's end a scheduler has set the next epoch's.
         self._learning_rate = learning_rate(trainer.optimizers[0])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -232,7 +191,7 @@ class History(Callback):
         self._validation = pl_module.epoch_score("val")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finish the epoch's row and write all rows."""
+        """Finish the row and write all rows."""
         assert isinstance(pl_module, Classifier)
         train = pl_module.epoch_score("train")
         row: HistoryRow = {
@@ -251,10 +210,10 @@ class History(Callback):
 
 
 class PrintEpoch(Callback):
-    """Prints the network's layers when a fit starts, and a line after each epoch.
+    """Prints the layers of the network when a fit starts, and a line after each epoch.
 
     Args:
-        history: Has the epochs' rows; must come before this among the trainer's callbacks.
+        history: Has the rows; must come before this among the trainer's callbacks.
     """
 
     def __init__(self, history: History) -> None:
@@ -263,7 +222,7 @@ class PrintEpoch(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the layers."""
         if trainer.is_global_zero and isinstance(pl_module, Classifier):
-            print(describe_layers(pl_module.network), flush=True)
+            print(tabulate_layers(layer_table(pl_module)), flush=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the epoch's line."""
@@ -272,31 +231,43 @@ class PrintEpoch(Callback):
 
 
 def describe_epoch(row: HistoryRow) -> str:
-    """Say an epoch's scores in a line."""
-    line = f"epoch {row['epoch']:>3}  train {_score(row, 'train')}"
-    if row["val_loss"] is not None:
-        line += f"  val {_score(row, 'val')}"
+    """Give the scores of an epoch in one line."""
+    line = f"epoch {row['epoch']:>3}"
+    for phase in ("train", "val"):
+        loss, accuracy = row[f"{phase}_loss"], row[f"{phase}_accuracy"]
+        if loss is not None:
+            line += f"  {phase} loss {loss:.4f} accuracy {accuracy:.2%}"
     return f"{line}  {row['seconds']:.1f} s"
 
 
-def describe_layers(network: nn.Module) -> str:
-    """Make a table of a network's layers with the shapes of their parameter tensors.
+LayerTable = list[tuple[str, str, dict[str, tuple[int, ...]]]]
+"""The name and class of each layer, and the shapes of its parameter tensors by name."""
 
-    >>> print(describe_layers(nn.Sequential(nn.Linear(3, 2), nn.ReLU())))
-    layer  type    parameter tensors           count
-    0      Linear  weight (2, 3), bias (2,)        8
-    1      ReLU                                    0
-    8 parameters in 2 tensors
-    """
-    layers = [
+
+def layer_table(pl_module: Any) -> LayerTable:
+    """List the layers of a network: by the module's own method `layer_table`, if it has one."""
+    if hasattr(pl_module, "layer_table"):
+        return pl_module.layer_table()  # type: ignore[no-any-return]
+    return [
         (name, type(layer).__name__, {key: tuple(p.shape) for key, p in layer.named_parameters()})
-        for name, layer in network.named_children()
+        for name, layer in pl_module.network.named_children()
     ]
-    return tabulate_layers(layers)
 
 
-def tabulate_layers(layers: list[tuple[str, str, dict[str, tuple[int, ...]]]]) -> str:
-    """Make a table of layers: name, type, and the shapes of parameter tensors by name."""
+def named_weights(pl_module: Any) -> Iterable[tuple[str, Tensor]]:
+    """List the trained weights: by the module's own method `named_weights`, if it has one."""
+    return getattr(pl_module, "named_weights", pl_module.named_parameters)()  # type: ignore[no-any-return]
+
+
+def tabulate_layers(layers: LayerTable) -> str:
+    """Make a table of layers.
+
+    >>> print(tabulate_layers([("0", "Linear", {"weight": (2, 3)}), ("1", "ReLU", {})]))
+    layer  type    parameter tensors    count
+    0      Linear  weight (2, 3)            6
+    1      ReLU                             0
+    6 parameters in 1 tensors
+    """
     rows = [("layer", "type", "parameter tensors", "count")]
     counts = []
     for name, kind, tensors in layers:
@@ -311,165 +282,110 @@ def tabulate_layers(layers: list[tuple[str, str, dict[str, tuple[int, ...]]]]) -
     return "\n".join([*lines, f"{sum(counts):,} parameters in {len(counts)} tensors"])
 
 
-def _score(row: HistoryRow, phase: str) -> str:
-    return f"loss {row[f'{phase}_loss']:.4f} accuracy {row[f'{phase}_accuracy']:.2%}"
+class Throughput(Callback):
+    """Times the phases of a run, and logs images per second and the learning rate.
 
+    The scalars are `train/images_per_second_step`, over the last `log_every_n_steps` optimizer
+    steps, `train/images_per_second`, over an epoch, and `train/learning_rate`, at the start of an
+    epoch. Rates leave validation out and count the images of all processes.
 
-class Stopwatch(Callback):
-    """Measures how long training and validation take; other phases are timed with `time`.
-
-    `seconds` maps a phase to its wall time so far, in seconds; `images` counts the images that this
-    process has trained on.
+    Attributes:
+        seconds: Wall time by phase: `training`, `validation` and what `time` is used for.
+        images: Images that this process has trained on.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.images = 0
-        self._started: float | None = None  # while no training is timed
+        self._started: float | None = None  # of the phase under way, during a fit
+        self._learning_rate: float | None = None
+        self._seen_step = 0
+        self._epoch_mark = self._step_mark = (0, 0.0)  # images and seconds
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
-        """Add what happens in the `with` block to a phase."""
+        """Add the time of the `with` block to a phase."""
         started = perf_counter()
         yield
         self.seconds[phase] += perf_counter() - started
 
-    def trained(self) -> tuple[int, float]:
-        """Give the images, and the seconds of training without validation, while it goes on."""
+    def _trained(self) -> tuple[int, float]:
+        """Images trained on and seconds of training so far."""
         running = 0.0 if self._started is None else perf_counter() - self._started
         return self.images, self.seconds["training"] + running
 
-    def rate_since(self, mark: tuple[int, float]) -> float:
-        """Give this process's images per second since `trained` gave a mark."""
-        images, seconds = self.trained()
-        # An epoch that goes on may have nothing left but its end.
-        return (images - mark[0]) / max(seconds - mark[1], 1e-9)
+    def _rate(self, trainer: Trainer, mark: tuple[int, float]) -> float:
+        """Images per second of all processes since `_trained` gave `mark`."""
+        images, seconds = self._trained()
+        # A resumed epoch may have no batches left, so avoid dividing by zero.
+        return trainer.world_size * (images - mark[0]) / max(seconds - mark[1], 1e-9)
+
+    def _finish(self, phase: str) -> None:
+        if self._started is not None:  # not in a sanity check or a validation on its own
+            now = perf_counter()
+            self.seconds[phase] += now - self._started
+            self._started = now
 
     def state_dict(self) -> dict[str, Any]:
         """Give what was measured so far, for a checkpoint."""
-        running = {} if self._started is None else {"training": perf_counter() - self._started}
-        seconds = {
-            phase: self.seconds.get(phase, 0.0) + running.get(phase, 0.0)
-            for phase in (*self.seconds, *running)
+        running = {} if self._started is None else {"training": self._trained()[1]}
+        return {
+            "seconds": {**self.seconds, **running},
+            "images": self.images,
+            "learning_rate": self._learning_rate,
         }
-        return {"seconds": seconds, "images": self.images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint; what this process has measured is added."""
+        """Add what was measured before a checkpoint to what this process has measured."""
         for phase, seconds in state_dict["seconds"].items():
             self.seconds[phase] += seconds
         self.images = state_dict["images"]
+        self._learning_rate = state_dict["learning_rate"]
 
-    def start(self) -> None:
-        """Start the clock of the phases that follow each other."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start to measure; a run resumed inside an epoch measures the rest of it."""
         self._started = perf_counter()
-
-    def finish(self, phase: str) -> None:
-        """Add the time since the clock was started, or a phase finished, to this phase."""
-        if self._started is None:  # a sanity check, or a validation on its own
-            return
-        now = perf_counter()
-        self.seconds[phase] += now - self._started
-        self._started = now
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self.start()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count the images."""
-        self.images += len(batch[1])
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Change from training to validation."""
-        self.finish("training")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Change from validation to training."""
-        self.finish("validation")
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
-        self.finish("training")
-        self._started = None
-
-
-class Rates(Callback):
-    """Logs images per second, and the learning rate of each epoch.
-
-    The scalars are `train/images_per_second_step`, every `log_every_n_steps` optimizer steps and
-    over these, `train/images_per_second` over an epoch, and `train/learning_rate`, that of the
-    epoch's start. Validations do not count, and all processes' images do. A step's learning rate is
-    logged with its loss.
-
-    Args:
-        history: Knows the learning rate.
-        stopwatch: Measures; both must come before this among the trainer's callbacks.
-    """
-
-    def __init__(self, history: History, stopwatch: Stopwatch) -> None:
-        self.history = history
-        self.stopwatch = stopwatch
-        self._seen_step = 0
-        self._epoch_mark = self._step_mark = (0, 0.0)  # images and seconds
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to measure; of an epoch that goes on, it is the rest."""
         self._seen_step = trainer.global_step
-        self._epoch_mark = self._step_mark = self.stopwatch.trained()
+        self._epoch_mark = self._step_mark = self._trained()
+        if self._learning_rate is None:  # no checkpoint had it
+            self._learning_rate = learning_rate(trainer.optimizers[0])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start an epoch."""
-        self._epoch_mark = self._step_mark = self.stopwatch.trained()
+        self._epoch_mark = self._step_mark = self._trained()
+        self._learning_rate = learning_rate(trainer.optimizers[0])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the steps' rate, if it is time."""
-        seen, step = self._seen_step, trainer.global_step
-        self._seen_step = step
+        """Count the images, and log the rate if it is time."""
+        self.images += len(batch[1])
+        seen, self._seen_step = self._seen_step, trainer.global_step
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set at run time
-        if every and step // every > seen // every:
-            rate = trainer.world_size * self.stopwatch.rate_since(self._step_mark)
-            log_metrics(pl_module, {"train/images_per_second_step": rate}, step - 1)
-            self._step_mark = self.stopwatch.trained()
+        if every and self._seen_step // every > seen // every:
+            values = {"train/images_per_second_step": self._rate(trainer, self._step_mark)}
+            log_metrics(pl_module, values, self._seen_step - 1)
+            self._step_mark = self._trained()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the epoch's rates."""
-        rate = trainer.world_size * self.stopwatch.rate_since(self._epoch_mark)
-        values = {"train/images_per_second": rate}
-        learning_rate = self.history.rows[-1]["learning_rate"]
-        if learning_rate is not None:
-            values["train/learning_rate"] = learning_rate
+        """Log the rates of the epoch."""
+        values = {"train/images_per_second": self._rate(trainer, self._epoch_mark)}
+        if self._learning_rate is not None:
+            values["train/learning_rate"] = self._learning_rate
         log_metrics(pl_module, values, epoch_end_step(trainer))
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Change from training to validation."""
+        self._finish("training")
 
-class SaveConfig(Callback):
-    """Writes the settings that a run is trained with, and shows them in TensorBoard under Text.
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Change from validation to training."""
+        self._finish("validation")
 
-    A run that goes on may have others than at its start. They take the old ones' place once they
-    have proved to fit the checkpoint, and TensorBoard shows both, each at its first step.
-
-    Args:
-        path: The run's `config.yaml`.
-        settings: What it is trained with, as YAML.
-    """
-
-    def __init__(self, path: Path, settings: str) -> None:
-        self.path = path
-        self.settings = settings
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write and show them, if they are new."""
-        if not trainer.is_global_zero:
-            return
-        is_known = self.path.is_file() and self.path.read_text("utf-8") == self.settings
-        if not is_known:
-            write_text(self.path, self.settings)
-        if trainer.global_step == 0 or not is_known:
-            show_text(trainer.loggers, "config", self.settings, trainer.global_step)
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._finish("training")
+        self._started = None
 
 
 class ClassProbabilities(Callback):
@@ -477,11 +393,11 @@ class ClassProbabilities(Callback):
 
     A network that has learned nothing gives each class its share; one that has collapsed gives all
     to one class. The scalars are `probabilities/<class name>`. They are computed anew in evaluation
-    mode, so that neither the weights nor the random numbers of the run are touched.
+    mode, which leaves the weights and the random numbers of the run as they are.
 
     Args:
         every_n_steps: Optimizer steps between two records (at least 1); 50 in document A. With
-            several steps per execution, the record is of the last that is made with the one due.
+            several steps per execution, the record is of the last step of the one that is due.
 
     Raises:
         ValueError: `every_n_steps` is below 1.
@@ -494,17 +410,16 @@ class ClassProbabilities(Callback):
         self._seen_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to count, from the step that a run goes on from."""
+        """Start to count at the step that the run starts or is resumed from."""
         self._seen_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the probabilities, if it is time."""
-        # Several batches may belong to a step, or several steps to what is called a batch here.
-        seen, step = self._seen_step, trainer.global_step
-        self._seen_step = step
-        if step // self.every_n_steps == seen // self.every_n_steps:
+        """Log the probabilities if it is time."""
+        # A step may take several batches, and what Lightning calls a batch may be several steps.
+        seen, self._seen_step = self._seen_step, trainer.global_step
+        if self._seen_step // self.every_n_steps == seen // self.every_n_steps:
             return
         assert isinstance(pl_module, Classifier)
         if isinstance(batch, Block):
@@ -514,29 +429,20 @@ class ClassProbabilities(Callback):
             probabilities = pl_module.predict_step(batch, batch_idx)["probabilities"].mean(0)
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         names = name_classes(getattr(data, "class_names", ()), len(probabilities))
-        for logger in trainer.loggers:
-            # A step's number on this axis is from 0, as Lightning's are.
-            logger.log_metrics(probability_scalars(names, probabilities), step=step - 1)
-
-
-def probability_scalars(names: Iterable[str], probabilities: Tensor) -> dict[str, float]:
-    """Name the probabilities `(num_classes,)` as they are logged."""
-    return {
-        # A slash would open a group of its own in TensorBoard.
-        f"probabilities/{name.replace('/', ' or ')}": probability
-        for name, probability in zip(names, probabilities.tolist(), strict=True)
-    }
+        # In TensorBoard, a slash would open a group of its own.
+        tags = [f"probabilities/{name.replace('/', ' or ')}" for name in names]
+        values = dict(zip(tags, probabilities.tolist(), strict=True))
+        log_metrics(pl_module, values, self._seen_step - 1)
 
 
 class GPUMemoryLimit(Callback):
-    """Lets this process take only so much of a GPU's memory, to leave the rest to others.
+    """Limits how much of a GPU's memory this process may take, to leave the rest to others.
 
-    What exceeds it fails with torch's out-of-memory error. The CUDA context itself, some hundreds
-    of MB, is not counted. On a CPU there is nothing to limit.
+    Allocations beyond it fail with torch's out-of-memory error. The CUDA context itself, some
+    hundreds of MB, is not counted. On a CPU this does nothing.
 
     Args:
-        megabytes: Memory for tensors, in MB of 2²⁰ bytes (at least 1); document B's program has
-            1024.
+        megabytes: Memory for tensors, in MB of 2²⁰ bytes (at least 1); 1024 in document B.
 
     Raises:
         ValueError: `megabytes` is below 1, or above what the GPU has.

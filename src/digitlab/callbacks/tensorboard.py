@@ -1,4 +1,18 @@
-"""What TensorBoard shows beside scalars: pictures of validations, kernels, graph and projector."""
+"""What TensorBoard shows beside scalars: pictures of validations, kernels, graph and projector.
+
+`FirstLayerKernels`, `ModelGraph` and `Projector` read a PyTorch network. A module that trains
+another framework's network shows it by methods of its own, which are used instead:
+
+- `first_kernels() -> tuple[str, Tensor] | None`: name and weights `(out, in, height, width)` of
+  the first convolution.
+- `trace_graph() -> GraphDef | None`: the graph, TensorBoard's or TensorFlow's message: only its
+  `SerializeToString()` is called.
+- `features(images) -> Tensor | None`: what the last fully connected layer is given for
+  `(N, C, 28, 28)` images, float `(N, D)`.
+
+None stands for a network that has no such thing. `show_graph` uses a private name of torch's
+`SummaryWriter`: checked against torch 2.15.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,6 +29,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from digitlab import files
@@ -30,46 +45,31 @@ if TYPE_CHECKING:
 
 
 def of_tensorboard(loggers: Iterable[Logger]) -> list[TensorBoardLogger]:
-    """Give those of the loggers that are TensorBoard's; equally many in all processes."""
+    """Give the TensorBoard loggers among `loggers`; equally many in all processes."""
     return [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def writers(loggers: Iterable[Logger]) -> list["SummaryWriter"]:
-    """Give their writers, of which only the first process's write."""
+    """Give the writers of the TensorBoard loggers; only those of the first process write."""
     return [logger.experiment for logger in of_tensorboard(loggers)]
 
 
 @contextmanager
 def unless_it_fails(what: str) -> Iterator[None]:
-    """Say why something cannot be shown, where a run that has trained would end without figures."""
+    """Print why something cannot be shown, instead of ending a trained run without its scores."""
     try:
         yield
-    except OSError:  # a full disk, say, is nothing to be silent about
+    except OSError:  # such as a full disk
         raise
-    except Exception as error:  # a network of one's own may do whatever it likes
+    except Exception as error:  # a user's network may do anything
         reason = str(error).partition("\n")[0]
         print(f"TensorBoard has no {what} of this network: {type(error).__name__}: {reason}")
-
-
-def latest_step(trainer: Trainer) -> int:
-    """Give the last optimizer step made, as it is counted on the axis; 0 before the first."""
-    return max(trainer.global_step - 1, 0)
 
 
 def show_picture(loggers: Iterable[Logger], tag: str, picture: Image.Image, step: int) -> None:
     """Show an RGB picture under Images."""
     for writer in writers(loggers):
         writer.add_image(tag, np.asarray(picture), step, dataformats="HWC")
-
-
-def show_graph(loggers: Iterable[Logger], graph: Any) -> None:
-    """Show a `GraphDef` under Graphs."""
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    for writer in writers(loggers):
-        # Its public functions take a PyTorch network, or an ONNX file.
-        file_writer = writer._get_file_writer()  # type: ignore[no-untyped-call]  # torch's
-        file_writer.add_event(Event(graph_def=graph.SerializeToString()))
 
 
 def show_text(loggers: Iterable[Logger], tag: str, text: str, step: int) -> None:
@@ -80,21 +80,21 @@ def show_text(loggers: Iterable[Logger], tag: str, text: str, step: int) -> None
 
 
 class ValidationPicture(Callback, ABC):
-    """Looks at each batch of a validation, and at its end shows a picture in TensorBoard.
+    """Keeps something of each validation batch, and shows one picture of it all in TensorBoard.
 
-    A subclass says what it keeps of a batch and what it draws of all that was kept, by all
-    processes. Nothing is read back from a GPU before the end.
+    A subclass says what to keep of a batch and how to draw what all processes kept. Nothing is read
+    back from a GPU before the end of the validation.
     """
 
     tag: ClassVar[str]
-    """Under which the picture is shown."""
+    """Name of the picture."""
 
     def __init__(self) -> None:
         self._kept: list[tuple[Tensor, ...]] = []
 
     @abstractmethod
-    def look_at(self, images: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
-        """Give what is worth keeping of a batch of N images in K classes.
+    def update(self, images: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+        """Give what to keep of a batch of N images in K classes.
 
         Args:
             images: float `(N, C, 28, 28)`, normalized in whatever way.
@@ -103,16 +103,17 @@ class ValidationPicture(Callback, ABC):
         """
 
     @abstractmethod
-    def draw(self, kept: Sequence[tuple[Tensor, ...]], names: Sequence[str]) -> Image.Image | None:
-        """Draw what was kept of at least one batch, on the CPU; None where there is nothing.
+    def draw(self, kept: Sequence[Tensor], names: Sequence[str]) -> Image.Image | None:
+        """Draw what was kept of at least one batch; None if there is nothing to draw.
 
         Args:
-            kept: What `look_at` gave of each batch.
-            names: Of the classes; others are named by their numbers.
+            kept: The tensors that `update` gave, on the CPU; those of all batches and processes
+                are joined along the first dimension.
+            names: Of the classes; classes without a name are named by their numbers.
         """
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what was validated before."""
+        """Forget the previous validation."""
         self._kept.clear()
 
     def on_validation_batch_end(
@@ -124,28 +125,30 @@ class ValidationPicture(Callback, ABC):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Look at a batch and its logits, which a `Classifier`'s validation step gives."""
-        # Others' validation steps give nothing, or the loss.
-        if isinstance(outputs, Tensor) and outputs.ndim == 2 and _looks(trainer):
+        """Look at a batch and its logits, which a `Classifier`'s validation step returns."""
+        # Other modules' validation steps return nothing, or the loss.
+        if isinstance(outputs, Tensor) and outputs.ndim == 2 and _is_shown(trainer):
             images, labels = batch
-            self._kept.append(self.look_at(images, labels, outputs))
+            self._kept.append(self.update(images, labels, outputs))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw what was kept, in the first process."""
-        if not _looks(trainer):
+        """Draw the picture, in the first process."""
+        if not _is_shown(trainer):
             return
-        here = [tuple(tensor.cpu() for tensor in kept) for kept in self._kept]
-        kept = [of_batch for process in gather(trainer, here) for of_batch in process]
+        # Joined before they are copied from the device: one copy each, not one for each batch.
+        here = [torch.cat(tensors).cpu() for tensors in zip(*self._kept, strict=True)]
         self._kept.clear()
-        if not kept or not trainer.is_global_zero:
+        given = [process for process in gather(trainer, here) if process]
+        if not given or not trainer.is_global_zero:
             return
+        kept = [torch.cat(tensors) for tensors in zip(*given, strict=True)]
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         if picture := self.draw(kept, getattr(data, "class_names", ())):
-            step = latest_step(trainer)
-            show_picture(trainer.loggers, self.tag, picture, step)
+            # A validation before the first step stands at 0.
+            show_picture(trainer.loggers, self.tag, picture, max(trainer.global_step - 1, 0))
 
 
-def _looks(trainer: Trainer) -> bool:
+def _is_shown(trainer: Trainer) -> bool:
     return bool(of_tensorboard(trainer.loggers)) and not trainer.sanity_checking
 
 
@@ -154,13 +157,13 @@ class ConfusionMatrix(ValidationPicture):
 
     tag = "val/confusion_matrix"
 
-    def look_at(self, images: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+    def update(self, images: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
         """Keep the labels and the predicted classes, both int64 `(N,)`."""
         return labels, logits.argmax(1)
 
-    def draw(self, kept: Sequence[tuple[Tensor, ...]], names: Sequence[str]) -> Image.Image:
-        """Count the images of each class by what they are taken for, and draw the counts."""
-        labels, predicted = (torch.cat(part) for part in zip(*kept, strict=True))
+    def draw(self, kept: Sequence[Tensor], names: Sequence[str]) -> Image.Image:
+        """Count the images of each class by the class predicted, and draw the counts."""
+        labels, predicted = kept
         classes = max(len(names), int(max(labels.max(), predicted.max())) + 1)
         counts = multiclass_confusion_matrix(predicted, labels, classes)
         return draw_confusion_matrix(counts.numpy(), name_classes(names, classes))
@@ -171,42 +174,41 @@ MISTAKES_SHOWN = 16
 
 
 class WorstMistakes(ValidationPicture):
-    """Shows in TensorBoard the images that are most confidently taken for another class.
+    """Shows in TensorBoard the wrong predictions that the network is most confident of.
 
-    The picture `val/mistakes` has up to 16 of them, the most confident first, each with the name of
-    its class, what it was taken for, and how probable that is to the network.
+    The picture `val/mistakes` has up to 16 images, the most confident mistake first, each with its
+    class, the predicted class, and the probability of the latter.
     """
 
     tag = "val/mistakes"
 
-    def look_at(self, images: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+    def update(self, images: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
         """Keep the worst: probability, true and predicted class `(n,)`, and image `(n, 28, 28)`."""
         probability, predicted = logits.softmax(1).max(1)
-        # Of those that are right -1, and not left out: their number is known to a GPU alone.
+        # Give correct images -1 instead of filtering them: filtering would synchronize the GPU.
         wrong = probability.where(predicted != labels, -1.0)
         worst = wrong.topk(min(MISTAKES_SHOWN, len(wrong)))
         chosen = worst.indices
         return worst.values, labels[chosen], predicted[chosen], images[chosen, 0]
 
-    def draw(self, kept: Sequence[tuple[Tensor, ...]], names: Sequence[str]) -> Image.Image | None:
-        """Draw the worst of all that was kept; nothing if no image is wrong."""
-        parts = (torch.cat(part) for part in zip(*kept, strict=True))
-        probability, labels, predicted, images = parts
+    def draw(self, kept: Sequence[Tensor], names: Sequence[str]) -> Image.Image | None:
+        """Draw the worst mistakes of all batches; nothing if no prediction is wrong."""
+        probability, labels, predicted, images = kept
         order = probability.argsort(descending=True, stable=True)[:MISTAKES_SHOWN]
         order = order[probability[order] >= 0]
         if not len(order):
             return None
         named = name_classes(names, int(max(labels.max(), predicted.max())) + 1)
-        said = zip(predicted[order].tolist(), probability[order].tolist(), strict=True)
+        pairs = zip(predicted[order].tolist(), probability[order].tolist(), strict=True)
         return draw_images(
             np.stack([_pixels(image) for image in images[order]]),
             [named[label] for label in labels[order].tolist()],
-            [f"{named[number]} ({certainty:.0%})" for number, certainty in said],
+            [f"{named[number]} ({certainty:.0%})" for number, certainty in pairs],
         )
 
 
 def _pixels(image: Tensor) -> NDArray[np.uint8]:
-    """Make of a normalized image one from black to white, of the same shape."""
+    """Stretch a normalized image to the range from black to white."""
     image = image.float() - image.min()
     shades: NDArray[np.float32] = (255 * image / image.max().clamp(min=1e-12)).numpy()
     return shades.round().astype(np.uint8)
@@ -219,62 +221,71 @@ KERNELS_SHOWN = 64
 class FirstLayerKernels(Callback):
     """Shows in TensorBoard the first convolution's kernels after each epoch, `weights/<layer>`.
 
-    Of several input channels the first is shown. A network without convolutions shows nothing.
+    Only the first input channel is shown. A network without convolutions shows nothing.
     """
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the kernels."""
         if not trainer.is_global_zero or not of_tensorboard(trainer.loggers):
             return
-        for name, layer in pl_module.named_modules():
-            if isinstance(layer, nn.Conv2d):
-                tag = kernels_tag(name)
-                picture = draw_first_kernels(layer.weight)
-                show_picture(trainer.loggers, tag, picture, epoch_end_step(trainer))
-                return
+        if found := first_kernels(pl_module):
+            path, weight = found
+            tag = f"weights/{path.rpartition('.')[2]}"  # a layer may be inside another
+            kernels = weight.detach()[:KERNELS_SHOWN, 0].to("cpu", torch.float32)
+            picture = draw_kernels(kernels.numpy())
+            show_picture(trainer.loggers, tag, picture, epoch_end_step(trainer))
 
 
-def kernels_tag(layer: str) -> str:
-    """Name the picture of a layer, which may be inside of others."""
-    return f"weights/{layer.rpartition('.')[2]}"
-
-
-def draw_first_kernels(weight: Tensor) -> Image.Image:
-    """Draw a convolution's kernels, `(out_channels, in_channels, height, width)`."""
-    return draw_kernels(weight.detach()[:KERNELS_SHOWN, 0].to("cpu", torch.float32).numpy())
+def first_kernels(pl_module: Any) -> tuple[str, Tensor] | None:
+    """Give name and weights `(out, in, height, width)` of a network's first convolution."""
+    if hasattr(pl_module, "first_kernels"):
+        return pl_module.first_kernels()  # type: ignore[no-any-return]
+    layers = pl_module.named_modules()
+    return next(((n, layer.weight) for n, layer in layers if isinstance(layer, nn.Conv2d)), None)
 
 
 class ModelGraph(Callback):
-    """Shows the network in TensorBoard, under Graphs, once training has ended."""
+    """Shows the network in TensorBoard, under Graphs, after training."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Follow an image of the validation's through the network."""
+        """Trace the network with one validation image."""
+        from tensorboard.compat.proto.event_pb2 import Event
+
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
-        if not trainer.is_global_zero or not isinstance(data, ImageDataModule):
+        found = of_tensorboard(trainer.loggers) if trainer.is_global_zero else []
+        if not found or not isinstance(data, ImageDataModule):
             return
-        assert isinstance(pl_module, Classifier)
-        loggers, network = of_tensorboard(trainer.loggers), pl_module.network
-        if loggers:
-            (image, _), *_ = data.image_loader(data.arrays("validation")[0][:1])
-            with unless_it_fails("graph"), evaluating(network), torch.no_grad():
-                graph = trace(network, image.to(next(network.parameters())))
-                show_graph(loggers, graph)
+        with unless_it_fails("graph"):
+            if graph := trace_graph(pl_module, data):
+                for writer in writers(found):
+                    # Its public functions take a PyTorch network, or an ONNX file.
+                    file_writer = writer._get_file_writer()  # type: ignore[no-untyped-call]
+                    file_writer.add_event(Event(graph_def=graph.SerializeToString()))
+
+
+def trace_graph(pl_module: Any, data: ImageDataModule) -> Any:
+    """Give a network's graph as a `GraphDef`."""
+    if hasattr(pl_module, "trace_graph"):
+        return pl_module.trace_graph()
+    (image, _), *_ = data.image_loader(data.arrays("validation")[0][:1])
+    with evaluating(pl_module.network), torch.no_grad():
+        return trace(pl_module.network, image.to(next(pl_module.network.parameters())))
 
 
 def trace(network: nn.Module, images: Tensor) -> Any:
-    """Give the calls of layers and functions that a network makes, as a `GraphDef`.
+    """Give the calls of layers and functions that a PyTorch network makes, as a `GraphDef`.
 
-    TensorBoard's writer would do it by `torch.jit.trace`, which is deprecated, keeps 0.2 MB in
-    memory for each network, and shows the operations inside of layers instead of the layers.
+    TensorBoard's writer would use `torch.jit.trace`, which is deprecated, keeps 0.2 MB in memory
+    for each network, and shows the operations inside layers instead of the layers.
 
     Args:
-        network: Without control flow that depends on the images.
-        images: `(N, C, 28, 28)`; the sizes of what layers give are shown for these.
+        network: Its control flow must not depend on the images.
+        images: `(N, C, 28, 28)`; the output sizes shown are for these.
     """
     from tensorboard.compat.proto.graph_pb2 import GraphDef
 
     traced = fx.Tracer().trace(network)
-    _Sizes(network, graph=traced).run(images)
+    ShapeProp(fx.GraphModule(network, traced)).propagate(images)
     graph = GraphDef()
     names: dict[fx.Node, str] = {}
     calls: Counter[str] = Counter()
@@ -283,7 +294,7 @@ def trace(network: nn.Module, images: Tensor) -> Any:
             layer = network.get_submodule(path := str(node.target))
             again = f"_{calls[path]}" if calls[path] else ""
             calls[path] += 1
-            # TensorBoard draws a box for what is before the last slash.
+            # TensorBoard draws a box for the part before the last slash.
             names[node] = f"{path.replace('.', '/')}{again}/{type(layer).__name__}"
             shown = graph.node.add(name=names[node], op=type(layer).__name__)
             for name, parameter in layer.named_parameters():
@@ -292,79 +303,82 @@ def trace(network: nn.Module, images: Tensor) -> Any:
             names[node] = node.name
             shown = graph.node.add(name=node.name, op=node.op)
         shown.input.extend(names[given] for given in node.all_input_nodes)
-        if "size" in node.meta:
+        if hasattr(output := node.meta.get("tensor_meta"), "shape"):
             sizes = shown.attr["_output_shapes"].list.shape.add()
-            for size in node.meta["size"]:
+            for size in output.shape:
                 sizes.dim.add(size=size)
     return graph
 
 
-class _Sizes(fx.Interpreter):
-    """Runs a traced network and notes the size of each tensor at its node."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            n.meta["size"] = tuple(result.shape)
-        return result
-
-
 IMAGES = 1000
-"""So many are shown; with more, TensorBoard's projections get slow in a browser."""
+"""Images in the projector; with more, TensorBoard's projections get slow in a browser."""
 FOLDER = "projector"
-_CONFIG = "projector_config.pbtxt"  # the name that TensorBoard looks for
 
 
 class Projector(Callback):
-    """Shows the penultimate layer in TensorBoard's projector, once training has ended.
+    """Shows the penultimate layer in TensorBoard's projector, after training.
 
-    The points are what the last fully connected layer, of those that the network lists, is given
-    for the first 1,000 images validated on, those of the test split unless there is a hold-out,
-    with their pictures, the names of their classes, and those of the classes that they are taken
-    for. A network without such a layer shows nothing.
+    The points are the inputs of the network's last fully connected layer for the first 1,000
+    validation images (of the test split unless there is a hold-out), with their pictures, classes
+    and predicted classes. A network without such a layer shows nothing.
     """
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Classify the images once more, and write what the last layer was given."""
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
-        if not trainer.is_global_zero or not isinstance(data, ImageDataModule):
+        found = of_tensorboard(trainer.loggers) if trainer.is_global_zero else []
+        if not found or not isinstance(data, ImageDataModule):
             return
         assert isinstance(pl_module, Classifier)
-        found = writers(trainer.loggers)
-        linear = [it for it in pl_module.network.modules() if isinstance(it, nn.Linear)]
-        if not found or not linear:
-            return
+        precision = trainer.precision_plugin
+        points: list[Tensor] = []
+        predicted: list[int] = []
         with unless_it_fails("projector"):
-            with trainer.precision_plugin.forward_context():
-                features, logits = _features(pl_module.network, linear[-1], projected(data))
-            for writer in found:
-                write_projector(Path(writer.log_dir), data, features, logits)
+            with evaluating(pl_module.network), torch.no_grad(), precision.forward_context():
+                for batch, _ in data.image_loader(data.arrays("validation")[0][:IMAGES]):
+                    images = precision.convert_input(batch.to(pl_module.device))
+                    if (given := features(pl_module, images)) is None:
+                        return
+                    points.append(given.to("cpu", torch.float32))
+                    predicted += pl_module(images).argmax(1).tolist()
+            for writer in writers(found):
+                write_projector(Path(writer.log_dir), data, torch.cat(points), predicted)
 
 
-def projected(data: ImageDataModule) -> Iterator[Tensor]:
-    """Yield the images that are shown, normalized, in batches `(n, C, 28, 28)`."""
-    images, _ = data.arrays("validation")
-    return (batch for batch, _ in data.image_loader(images[:IMAGES]))
+def features(pl_module: Any, images: Tensor) -> Tensor | None:
+    """Give what a network's last fully connected layer is given, float `(N, D)`."""
+    if hasattr(pl_module, "features"):
+        return pl_module.features(images)  # type: ignore[no-any-return]
+    linear = [layer for layer in pl_module.network.modules() if isinstance(layer, nn.Linear)]
+    if not linear:
+        return None
+    seen: list[Tensor] = []
+    with linear[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1))):
+        pl_module(images)
+    if len(seen) != 1:
+        raise ValueError("its last fully connected layer is not called once for a batch")
+    return seen[0]
 
 
-def write_projector(folder: Path, data: ImageDataModule, features: Tensor, logits: Tensor) -> None:
+def write_projector(
+    folder: Path, data: ImageDataModule, points: Tensor, predicted: Sequence[int]
+) -> None:
     """Write what the projector shows into a folder of events.
 
     torch's own `add_embedding` takes 0.6 s for 1,000 points in 84 dimensions, this 0.06.
 
     Args:
         folder: Where the events are.
-        data: Has the images, their classes and these classes' names.
-        features: Of the images that `projected` yields, on the CPU, `(N, D)`.
-        logits: Of the same images, `(N, K)`.
+        data: Has the images validated on, whose first N are shown.
+        points: Of these images, on the CPU, `(N, D)`.
+        predicted: Their predicted classes, N.
     """
     from google.protobuf import text_format
     from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
     images, labels = data.arrays("validation")
-    images, labels = images[: len(features)], labels[: len(features)]
-    names = name_classes(data.class_names, logits.shape[1])
-    predicted = logits.argmax(1).tolist()
+    images, labels = images[: len(points)], labels[: len(points)]
+    names = name_classes(data.class_names, 1 + max(*predicted, *labels.tolist()))
 
     config = ProjectorConfig()
     embedding = config.embeddings.add(tensor_name="penultimate layer")
@@ -375,28 +389,13 @@ def write_projector(folder: Path, data: ImageDataModule, features: Tensor, logit
 
     (folder / FOLDER).mkdir(exist_ok=True)
     with files.atomic_write(folder / embedding.tensor_path) as path:
-        np.savetxt(path, features.numpy(), fmt="%.6g", delimiter="\t")
+        np.savetxt(path, points.numpy(), fmt="%.6g", delimiter="\t")
     rows = [f"{names[i]}\t{names[j]}" for i, j in zip(labels, predicted, strict=True)]
     files.write_text(folder / embedding.metadata_path, "\n".join(["class\tpredicted", *rows, ""]))
     with files.atomic_write(folder / embedding.sprite.image_path) as path:
         _sprite(images).save(path)
-    files.write_text(folder / _CONFIG, text_format.MessageToString(config))  # last: it names them
-
-
-def _features(
-    network: nn.Module, last: nn.Linear, images: Iterable[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Give what a layer is given for images, float32 `(N, D)`, and the network's logits."""
-    seen: list[Tensor] = []
-    said: list[Tensor] = []
-    hook = last.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
-    with hook, evaluating(network), torch.no_grad():
-        for batch in images:
-            said.append(network(batch.to(last.weight)))
-    if len(seen) != len(said):
-        raise ValueError("its last fully connected layer is not called once for a batch")
-    features, logits = (torch.cat(tensors).to("cpu", torch.float32) for tensors in (seen, said))
-    return features, logits
+    # Last, for it names the others. TensorBoard looks for a file of this name.
+    files.write_text(folder / "projector_config.pbtxt", text_format.MessageToString(config))
 
 
 def _sprite(images: NDArray[np.uint8]) -> Image.Image:

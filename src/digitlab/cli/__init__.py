@@ -1,4 +1,4 @@
-"""The command table, help and exit codes; heavy imports happen only when a command runs.
+"""Command table, help and exit codes; heavy imports happen only when a command runs.
 
 Exit codes: 0 done, 1 a failed check or run, 2 bad input (one line on stderr; `--debug` adds the
 traceback), 130 interrupted by Ctrl-C, 143 by SIGTERM.
@@ -14,48 +14,59 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 from digitlab import __version__
 
+
+class Command(NamedTuple):
+    """A subcommand.
+
+    Args:
+        module: Its `run(name, help, options)` does the work and returns the exit code.
+        help: One line for `digitlab --help`.
+    """
+
+    module: str
+    help: str
+
+
 COMMANDS = {
-    "fit": "train a network: digitlab fit --config configs/digits/lenet5.yaml",
-    "validate": "measure a run on its validation images: digitlab validate --run latest",
-    "test": "measure a run on the test images: digitlab test --run latest",
-    "predict": "classify the test images, or files: digitlab predict --run latest [photo.png ...]",
-    "keras fit": "train the Keras twin: digitlab keras fit --config configs/digits/lenet5.yaml",
-    "keras validate": "measure a Keras run on its validation images",
-    "keras test": "measure a Keras run on the test images",
-    "keras predict": "classify the test images, or files, with a Keras run",
-    "convert": "convert a run to Keras, or back: digitlab convert RUN_DIR model.keras",
-    "parity": "prove a network and its Keras twin equal: digitlab parity --config CONFIG",
-    "reproduce": "measure the documents' figures over seeds: digitlab reproduce B1 B2 --seeds 3",
-    "report": "write runs as one HTML page: digitlab report RUN_DIR [RUN_DIR ...]",
+    "fit": Command(
+        "digitlab.cli.fit", "train a network: digitlab fit --config configs/digits/lenet5.yaml"
+    ),
+    "validate": Command(
+        "digitlab.cli.evaluate", "score a run on its validation images: --run latest"
+    ),
+    "test": Command("digitlab.cli.evaluate", "score a run on the test images: --run latest"),
+    "predict": Command(
+        "digitlab.cli.evaluate", "classify the test images, or files: --run latest [photo.png ...]"
+    ),
+    "convert": Command(
+        "digitlab.parity.convert",
+        "convert a run to Keras, or back: digitlab convert RUN_DIR model.keras",
+    ),
+    "parity": Command(
+        "digitlab.parity.command",
+        "prove a network and its Keras twin equal: digitlab parity --config CONFIG",
+    ),
+    "reproduce": Command(
+        "digitlab.reproduce.command",
+        "measure the documents' figures over seeds: digitlab reproduce B1 B2 --seeds 3",
+    ),
+    "report": Command(
+        "digitlab.report.command",
+        "write runs as one HTML page: digitlab report RUN_DIR [RUN_DIR ...]",
+    ),
 }
-"""What each command does."""
 
-MODULES = {
-    "fit": "digitlab.cli.fit",
-    "validate": "digitlab.cli.evaluate",
-    "test": "digitlab.cli.evaluate",
-    "predict": "digitlab.cli.evaluate",
-    "keras fit": "digitlab.parity.fit",
-    "keras validate": "digitlab.parity.evaluate",
-    "keras test": "digitlab.parity.evaluate",
-    "keras predict": "digitlab.parity.evaluate",
-    "convert": "digitlab.parity.convert",
-    "parity": "digitlab.parity.command",
-    "reproduce": "digitlab.reproduce.command",
-    "report": "digitlab.report.command",
-}
-"""The module of each command; its `prepare` checks the input and returns what is left to do."""
-
-_COMMAND_LINES = "\n".join(f"  {name:15} {text}" for name, text in COMMANDS.items())
+_LINES = "\n".join(f"  {name:10} {command.help}" for name, command in COMMANDS.items())
 HELP = f"""usage: digitlab COMMAND [options]
 
 The classic networks on MNIST and Fashion-MNIST, as a laboratory.
 
 commands:
-{_COMMAND_LINES}
+{_LINES}
 
 options:
   -h, --help  show this text; `digitlab COMMAND --help` shows a command's options
@@ -75,64 +86,65 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments
-    command, *options = [word for word in arguments if word != "--debug"] or ["--help"]
-    if command == "keras" and options:
-        command, *options = (f"keras {options[0]}".replace("keras -", "-"), *options[1:])
-    if command in ("-h", "--help", "keras"):
+    name, *options = [word for word in arguments if word != "--debug"] or ["--help"]
+    if name in ("-h", "--help"):
         print(HELP, end="")
         return 0
-    if command == "--version":
+    if name == "--version":
         print(f"digitlab {__version__}")
         return 0
-    if command not in COMMANDS:
-        nearest = get_close_matches(command, COMMANDS, n=1)
+    if name == "keras":
+        return _error(_renamed(options[0] if options else "fit"))
+    if name not in COMMANDS:
+        nearest = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"
-        return _refuse(f"there is no command {command!r}: {hint}")
+        return _error(f"there is no command {name!r}: {hint}")
     try:
-        return _run(command, options, debug)
-    except KeyboardInterrupt as interrupt:
-        print(f"digitlab: interrupted: {interrupt}".rstrip(": "), file=sys.stderr)
+        return _run(name, options, debug)
+    except KeyboardInterrupt:
+        print("digitlab: interrupted by Ctrl-C", file=sys.stderr)
         return 130
 
 
-def _run(command: str, options: list[str], debug: bool) -> int:
-    _settle_process()
+def _run(name: str, options: list[str], debug: bool) -> int:
+    _prepare_process()
     # torch and Lightning take seconds to import: only now, and only for a command.
-    from digitlab.cli.parser import BAD_INPUT
-    from digitlab.errors import InputError, RunError
+    from digitlab.errors import InputError, RunError, reading_input
     from digitlab.signals import Interrupted
 
     _silence()
-    run = None
+    module, help = COMMANDS[name]
     try:
-        if command in ("convert", "parity"):
-            return int(import_module(MODULES[command]).run(command, COMMANDS[command], options))
-        run = import_module(MODULES[command]).prepare(command, options)
-        return run() or 0  # a check that failed gives 1
+        with reading_input():  # some commands need an extra
+            run = import_module(module).run
+        exit_code: int = run(name, help, options)
+        return exit_code
     except Interrupted as interrupt:
         print(f"digitlab: {interrupt}", file=sys.stderr)
         return interrupt.exit_code
-    except RunError as error:
-        return _refuse(str(error), debug, code=1)
     except InputError as error:
-        return _refuse(str(error), debug)
-    except OSError as error:
-        return _refuse(str(error), debug, code=1)
-    except (*BAD_INPUT, ImportError) as error:  # the last where an extra is not installed
-        if run and isinstance(error, ImportError):
-            raise
-        # While it runs, a full disk, say: no fault of the input.
-        return _refuse(str(error), debug, code=1 if run and isinstance(error, OSError) else 2)
+        return _error(str(error), debug)
+    except (RunError, OSError) as error:  # the latter where the disk is full, say
+        return _error(str(error), debug, code=1)
 
 
-def _refuse(message: str, debug: bool = False, code: int = 2) -> int:
+def _error(message: str, debug: bool = False, code: int = 2) -> int:
     if debug:
         traceback.print_exc()
     print(f"digitlab: error: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 
-def _settle_process() -> None:
+def _renamed(name: str) -> str:
+    new = (
+        f"{name} --run RUN_DIR"
+        if name in ("validate", "test", "predict")
+        else "fit --framework keras"
+    )
+    return f"digitlab keras {name} is now: digitlab {new}"
+
+
+def _prepare_process() -> None:
     """Set what must be set before torch, Lightning and TensorBoard are imported."""
     has_gpu = any(any(Path("/dev").glob(name)) for name in ("nv*gpu*", "nvidia*", "dxg", "kfd"))
     if sys.platform == "linux" and not has_gpu:
@@ -148,14 +160,14 @@ def _settle_process() -> None:
 
 
 def _silence() -> None:
-    """Keep back what a user can do nothing about; to be called once Lightning is imported."""
+    """Hide messages that a user can do nothing about; called once Lightning is imported."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # announcements and advertisements
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what was asked for
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # its results
     for message in (
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
-        r"Checkpoint directory .* exists and is not empty",  # where a run goes on
-        r"The number of training batches .* is smaller than the logging interval",  # it logs still
+        r"Checkpoint directory .* exists and is not empty",  # it does in a resumed run
+        r"The number of training batches .* is smaller than the logging interval",  # it still logs
         r"You requested to overfit but enabled .* dataloader shuffling",  # it is off already
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -1,12 +1,11 @@
-"""`digitlab validate`, `test` and `predict`: measure a trained network."""
+"""`digitlab validate`, `test` and `predict`: score a trained network, or classify images."""
 
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain, count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,193 +21,20 @@ from digitlab.checkpoints import load_weights
 from digitlab.classifier import Classifier
 from digitlab.cli.parser import RunCLI, split_off
 from digitlab.data import ImageDataModule
-from digitlab.data.photographs import Prepared, open_image
+from digitlab.data.photographs import PreparedImage, open_image
+from digitlab.errors import reading_input
 from digitlab.scores import describe_score
 from digitlab.signals import StopSignals
 
 COLUMNS = ("file", "class", "class_name", "probability", "probabilities", "error")
-IMAGE_TRAINER: dict[str, Any] = {"limit_predict_batches": 1.0, "fast_dev_run": False}
-"""Settings of the trainer with which no image is left out."""
-
-
-def add_image_options(parser: LightningArgumentParser) -> None:
-    """Add the options that go with image files."""
-    group = parser.add_argument_group(
-        "Image files",
-        "Words behind no option are image files, as in digitlab predict --run latest photo.png "
-        "more/*.jpg. They are classified instead of the test split, each prepared as the images "
-        "that the run was trained on were. Behind -- all words are files.",
-    )
-    group.add_argument("--json", type=str, help="JSON file to write a row for each image to.")
-    group.add_argument("--csv", type=str, help="CSV file to write a row for each image to.")
-    group.add_argument(
-        *("--save_prepared", "--save-prepared"),
-        type=str,
-        help="Folder to write the prepared images to, as PNG files of 28x28 pixels to look at.",
-    )
-
-
-def split_files(words: list[str]) -> tuple[list[str], list[str]]:
-    """Separate image files from options, each of which has its value behind it or behind a `=`.
-
-    >>> split_files(["a.png", "--run", "latest", "b.png", "--csv=x.csv", "--", "-c.png"])
-    (['a.png', 'b.png', '-c.png'], ['--run', 'latest', '--csv=x.csv'])
-    """
-    files: list[str] = []
-    options: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word == "--":
-            files += rest
-        elif not word.startswith("-"):
-            files.append(word)
-        else:
-            options.append(word)
-            if "=" not in word and word != "--print_config":
-                options += [value for value in [next(rest, None)] if value is not None]
-    return files, options
-
-
-@dataclass
-class OwnImages:
-    """Image files to be classified, and where to write what comes out.
-
-    Args:
-        files: Their paths, at least one.
-        json: A file for the rows, if wanted, as is `csv`.
-        csv: Another.
-        save_prepared: A folder for the prepared images, if wanted; made if it is missing.
-    """
-
-    files: Sequence[str]
-    json: str | None = None
-    csv: str | None = None
-    save_prepared: str | None = None
-
-    def classify(self, trainer: Trainer, model: Classifier, data: ImageDataModule) -> int:
-        """Prepare and classify the images, print a line for each, and write what is wanted.
-
-        Returns:
-            The exit code: 1 if there is an image that was not classified, else 0.
-        """
-        prepared = [_prepare(Path(file), data) for file in self.files]
-        images = [image for image in prepared if isinstance(image, Prepared)]
-        predictions = iter(_predict(trainer, model, data, images))
-        rows: list[dict[str, Any]] = []
-        for file, image in zip(self.files, prepared, strict=True):
-            said = next(predictions) if isinstance(image, Prepared) else {"error": image}
-            rows.append({"file": _printable(file), **said})
-            _say(rows[-1], image)
-        failures = sum("error" in row for row in rows)
-        if len(rows) > 1:
-            print(f"{len(rows) - failures} of {len(rows)} images are classified")
-        self._write(rows, prepared)
-        return 1 if failures else 0
-
-    def _write(self, rows: list[dict[str, Any]], prepared: list[Prepared | str]) -> None:
-        if self.save_prepared is not None:
-            _save(self.files, prepared, Path(self.save_prepared))
-            print(f"Written to {self.save_prepared}")
-        if self.json is not None:
-            lines = ",\n".join(json.dumps(row) for row in rows)
-            files.write_text(Path(self.json), f"[\n{lines}\n]\n")
-            print(f"Written to {self.json}")
-        if self.csv is not None:
-            files.write_csv(Path(self.csv), [dict.fromkeys(COLUMNS) | row for row in rows])
-            print(f"Written to {self.csv}")
-
-
-def read_images(files: Sequence[str], options: Any) -> OwnImages | None:
-    """Check what is wanted of image files, and where to write it.
-
-    Returns:
-        None if there are no files, and so the test split is meant.
-
-    Raises:
-        ValueError, OSError: There is nowhere to write to, or nothing to write.
-    """
-    given = {name: options[name] for name in ("json", "csv", "save_prepared")}
-    for name, path in given.items():
-        if path is not None and not files:
-            raise ValueError(
-                f"{name} is {path}, but there are no images: name their files, as in "
-                "digitlab predict --run latest photo.png"
-            )
-        if path is not None and name != "save_prepared":
-            if Path(path).is_dir():
-                raise ValueError(f"{name} is {path}, a folder: give a file's name")
-            if not Path(path).parent.is_dir():
-                raise ValueError(f"{name} is {path}: there is no folder {Path(path).parent}")
-    if given["save_prepared"] is not None:
-        Path(given["save_prepared"]).mkdir(parents=True, exist_ok=True)
-    return OwnImages(files, **given) if files else None
-
-
-def _prepare(path: Path, data: ImageDataModule) -> Prepared | str:
-    """Open and prepare an image, or say what is wrong with it."""
-    try:
-        image, steps = open_image(path)
-        prepared = data.prepare_image(image)
-    except (ValueError, OSError, MemoryError) as error:
-        return getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return Prepared(prepared.pixels, (*steps, *prepared.steps))
-
-
-def _predict(
-    trainer: Trainer, model: Classifier, data: ImageDataModule, images: list[Prepared]
-) -> Iterator[dict[str, Any]]:
-    if not images:
-        return
-    loader = data.image_loader(np.stack([image.pixels for image in images]))
-    for batch in cast("list[dict[str, Any]]", trainer.predict(model, loader)):
-        columns = (batch[name].tolist() for name in ("class", "probability", "probabilities"))
-        for number, probability, probabilities in zip(*columns, strict=True):
-            if not math.isfinite(probability):
-                yield {"error": "the network gives a value that is not finite: train it anew"}
-                continue
-            yield {
-                "class": number,
-                "class_name": data.class_names[number],
-                "probability": probability,
-                "probabilities": probabilities,
-            }
-
-
-def _say(row: dict[str, Any], image: Prepared | str) -> None:
-    if isinstance(image, str) or "error" in row:
-        print(f"digitlab: error: {row['file']}: {row['error']}", file=sys.stderr)
-    else:
-        steps = ", ".join(image.steps)
-        # Flushed, so that lines and errors keep their order where both go to one file.
-        print(f"{row['file']}: {row['class_name']} ({row['probability']:.2%}); {steps}", flush=True)
-
-
-def _save(files: Sequence[str], prepared: Sequence[Prepared | str], folder: Path) -> None:
-    taken: set[str] = set()
-    for file, image in zip(files, prepared, strict=True):
-        if isinstance(image, str):
-            continue
-        # Another name than the photograph's own, which may lie in that folder.
-        ends = chain([""], map("-{}".format, count(2)))
-        names = (f"{Path(file).stem}-prepared{end}.png" for end in ends)
-        name = next(name for name in names if name not in taken)
-        taken.add(name)
-        Image.fromarray(image.pixels).save(folder / name)
-
-
-def _printable(file: str) -> str:
-    """Name a file, also if its name is not in the system's encoding."""
-    return file.encode("utf-8", "backslashreplace").decode()
-
-
-# What of a fit's trainer an evaluation takes over; one process is enough for it.
+# An evaluation takes these settings of the run's trainer over; one process is enough for it.
 TRAINER = ("accelerator", "precision")
-# What may differ from the fit's data; anything else would measure another thing than the run.
+# Settings of the data that may differ from the run's; others would score other images.
 DATA = {"root", "batch_size", "eval_batch_size"}
 
 
 class EvaluationCLI(RunCLI):
-    """The options of `digitlab validate`, `test` and `predict`."""
+    """The options of `digitlab validate` and `test`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that name trained weights."""
@@ -222,122 +48,145 @@ class PredictionCLI(EvaluationCLI):
     """The options of `digitlab predict`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options of image files too."""
+        """Add the options for image files."""
         super().add_arguments_to_parser(parser)
-        add_image_options(parser)
+        group = parser.add_argument_group(
+            "Image files",
+            "Words that are neither options nor their values are image files, as in digitlab "
+            "predict --run latest photo.png more/*.jpg. They are classified instead of the test "
+            "split, each prepared as the run's training images were. All words after -- are files.",
+        )
+        group.add_argument("--json", type=str, help="JSON file to write a row for each image to.")
+        group.add_argument("--csv", type=str, help="CSV file to write a row for each image to.")
+        group.add_argument(
+            *("--save_prepared", "--save-prepared"),
+            type=str,
+            help="Folder to write the prepared images to, as PNG files of 28x28 pixels.",
+        )
 
 
 @dataclass
 class Evaluation:
-    """The checked input of an evaluation.
+    """The command line of an evaluation, read and checked.
 
     Args:
-        command: `validate`, `test` or `predict`.
         cli: The run's settings, and the flags' over them.
         folder: The run folder.
         flags: The flags besides `--run`.
         checkpoint: The file of the weights.
-        own: Image files to predict instead of the test split, if there are any.
+        images: Image files to classify instead of the test split, if any.
     """
 
-    command: str
     cli: EvaluationCLI
     folder: Path
     flags: list[str]
     checkpoint: Path
-    own: OwnImages | None = None
+    images: list[str]
 
-    def make_trainer(self, **settings: Any) -> Trainer:
-        """Read the data, and make the trainer.
+    def load(self) -> None:
+        """Load the weights; a Keras run's model takes the place of the network.
 
         Raises:
-            ValueError, OSError, MisconfigurationException: The input is bad.
+            ValueError: They belong to another architecture, or the file is damaged.
+            ImportError: The run is a Keras run, and the extra `parity` is not installed.
         """
-        if self.own:
-            settings |= IMAGE_TRAINER
+        if run_folder.framework(self.folder) == "torch":
+            load_weights(self.cli.model, self.checkpoint)
         else:
-            self.cli.datamodule.setup(self.command)
-        return self.cli.instantiate_trainer(logger=False, enable_checkpointing=False, **settings)
+            from digitlab.parity.keras_files import load_classifier
 
-    def run(self, trainer: Trainer) -> int:
-        """Measure the model and write what came out into the run folder; give the exit code."""
-        cli = self.cli
-        with StopSignals(trainer).handled():
-            if self.own:
-                return self.own.classify(trainer, cli.model, cli.datamodule)
-            if self.command == "predict":
-                _write_predictions(trainer.predict(cli.model, cli.datamodule) or [], self.folder)
-            elif self.command == "validate":
-                trainer.validate(cli.model, cli.datamodule, verbose=False)
-                self._keep("val", cli.datamodule.validation_split)
-            else:
-                trainer.test(cli.model, cli.datamodule, verbose=False)
-                self._keep("test", "test")
-        files.write_text(self.folder / f"{self.command}.yaml", cli.dump())
-        return 0
+            self.cli.model = load_classifier(self.cli.model, self.checkpoint)
 
-    def _keep(self, phase: Literal["val", "test"], split: str) -> None:
-        """Print a score, and put it into metrics.json with what is needed to judge it."""
-        score, checkpoint = self.cli.model.epoch_score(phase), self.cli.config.checkpoint
-        entry: dict[str, Any] = {**score, "checkpoint": checkpoint, "split": split}
-        if others := split_off(self.flags, "--checkpoint")[1]:
-            entry["flags"] = others
-        sentence = f"{describe_score(split, score)}, checkpoint {checkpoint}"
-        if self.checkpoint.stem == "best":
-            own = self.checkpoint.resolve().parents[1] == self.folder.resolve()
-            entry["chosen_on"] = self.cli.datamodule.validation_split if own else "unknown"
-            sentence += f", which was chosen on the {entry['chosen_on']} images"
-        run_folder.update_metrics(self.folder, {phase: entry})
-        print(f"{sentence[0].upper()}{sentence[1:]}\nWritten to {self.folder / 'metrics.json'}")
+    def make_trainer(self) -> Trainer:
+        """Make the trainer."""
+        settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
+        if self.images:  # all of them
+            settings |= {"limit_predict_batches": 1.0, "fast_dev_run": False}
+        if run_folder.framework(self.folder) == "keras":
+            # TensorFlow chooses its own device, and the saved model knows its precision.
+            settings |= {"accelerator": "cpu", "precision": "32-true"}
+        return self.cli.instantiate_trainer(**settings)
 
 
-def prepare(command: str, options: list[str]) -> Callable[[], int]:
-    """Check all input of an evaluation, and return the evaluation that is then left to do.
+def load_trained(
+    folder: Path, checkpoint: str = "last", flags: Sequence[str] = ()
+) -> tuple[Classifier, ImageDataModule]:
+    """Load the trained network of a run of either framework, and its data module.
+
+    Args:
+        folder: The run folder.
+        checkpoint: `last`, `best`, or the path of a checkpoint.
+        flags: Options of `digitlab test` that win over the run's settings.
 
     Raises:
-        ValueError, OSError, MisconfigurationException: The input is bad.
+        ValueError, OSError: The run cannot be read, or the weights do not fit.
+        ImportError: The run is a Keras run, and the extra `parity` is not installed.
     """
-    evaluation = read_evaluation(command, options)
-    load_weights(evaluation.cli.model, evaluation.checkpoint)
-    trainer = evaluation.make_trainer()
-    if trainer.world_size > 1:
-        raise ValueError(
-            f"there are {trainer.world_size} processes, of which each would see a part: {command} "
-            "needs one, so leave out torchrun, trainer.devices and trainer.num_nodes"
-        )
-    return partial(evaluation.run, trainer)
+    options = ["--run", str(folder), "--checkpoint", checkpoint, *flags]
+    evaluation = read_evaluation("test", options)
+    evaluation.load()
+    return evaluation.cli.model, evaluation.cli.datamodule
 
 
-def read_evaluation(
-    command: str, options: list[str], framework: run_folder.Framework = "torch"
-) -> Evaluation:
+def run(name: str, help: str, options: list[str]) -> int:
+    """Score a run, or classify images with it; return 1 if an image could not be classified.
+
+    Raises:
+        InputError: The input is bad.
+    """
+    with reading_input():
+        evaluation = read_evaluation(name, options, help)
+        cli, images = evaluation.cli, evaluation.images
+        if name == "predict":
+            _check_outputs(images, cli.config)
+        evaluation.load()
+        if not images:
+            cli.datamodule.setup(name)
+        trainer = evaluation.make_trainer()
+        if trainer.world_size > 1:
+            raise ValueError(
+                f"there are {trainer.world_size} processes, and each would see a part: {name} "
+                "needs one, so leave out torchrun, trainer.devices and trainer.num_nodes"
+            )
+    with StopSignals(trainer).handled():
+        if images:
+            return _classify(images, cli, trainer)
+        if name == "predict":
+            _write_predictions(trainer.predict(cli.model, cli.datamodule) or [], evaluation.folder)
+        elif name == "validate":
+            trainer.validate(cli.model, cli.datamodule, verbose=False)
+            _save_score(evaluation, "val", cli.datamodule.validation_split)
+        else:
+            trainer.test(cli.model, cli.datamodule, verbose=False)
+            _save_score(evaluation, "test", "test")
+    files.write_text(evaluation.folder / f"{name}.yaml", cli.dump())
+    return 0
+
+
+def read_evaluation(name: str, options: list[str], help: str = "") -> Evaluation:
     """Read a command line and the settings of the run that it names.
 
     Raises:
-        ValueError, OSError, MisconfigurationException: The input is bad.
+        ValueError, OSError: The input is bad.
     """
-    name = command.rpartition(" ")[2]
     make_cli = PredictionCLI if name == "predict" else EvaluationCLI
     if {"-h", "--help"} & set(options):
-        make_cli(command, ["--help"])  # prints and exits
-    files: list[str] = []
-    if name == "predict":
-        files, options = split_files(options)
+        make_cli(name, ["--help"], help=help)  # prints and exits
+    images, options = split_files(options) if name == "predict" else ([], options)
     given, flags = split_off(options, "--run")
     if not given:
-        raise ValueError(f"{command} needs trained weights: name a run, --run RUN_DIR or latest")
+        raise ValueError(f"{name} needs trained weights: name a run, --run RUN_DIR or latest")
     folder = run_folder.find_run(given[-1])
     trained = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
     trained = {key: trained[key] for key in ("model", "data", "trainer", "seed_everything")}
     trained["trainer"] = {key: trained["trainer"][key] for key in TRAINER}
-    cli = make_cli(command, ["--run", str(folder), *flags], base=yaml.safe_dump(trained))
+    cli = make_cli(name, ["--run", str(folder), *flags], yaml.safe_dump(trained), help)
     _check_data(cli, trained["data"])
     limit = f"limit_{'val' if name == 'validate' else name}_batches"
     if cli.config.trainer.get(limit) == 0:
-        raise ValueError(f"trainer.{limit} is 0: leave at least one batch to measure")
-    checkpoint = run_folder.find_checkpoint(folder, cli.config.checkpoint, framework)
-    own = read_images(files, cli.config) if name == "predict" else None
-    return Evaluation(name, cli, folder, flags, checkpoint, own)
+        raise ValueError(f"trainer.{limit} is 0: leave at least one batch to score")
+    checkpoint = run_folder.find_checkpoint(folder, cli.config.checkpoint)
+    return Evaluation(cli, folder, flags, checkpoint, images)
 
 
 def _check_data(cli: EvaluationCLI, trained: dict[str, Any]) -> None:
@@ -345,7 +194,7 @@ def _check_data(cli: EvaluationCLI, trained: dict[str, Any]) -> None:
     if ours["class_path"] != trained["class_path"]:
         raise ValueError(
             f"data is {ours['class_path']}, but the run was trained on {trained['class_path']}: "
-            "leave it out; other data can be measured in Python, by model.evaluate"
+            "leave it out; other data can be scored in Python, by model.evaluate"
         )
     for name, value in ours["init_args"].items():
         theirs = trained["init_args"].get(name)
@@ -356,22 +205,149 @@ def _check_data(cli: EvaluationCLI, trained: dict[str, Any]) -> None:
             )
 
 
+def _save_score(evaluation: Evaluation, phase: Literal["val", "test"], split: str) -> None:
+    """Print a score, and add it to metrics.json with the checkpoint, the split and the flags."""
+    cli, folder = evaluation.cli, evaluation.folder
+    score, checkpoint = cli.model.epoch_score(phase), cli.config.checkpoint
+    entry: dict[str, Any] = {**score, "checkpoint": checkpoint, "split": split}
+    if others := split_off(evaluation.flags, "--checkpoint")[1]:
+        entry["flags"] = others
+    sentence = f"{describe_score(split, score)}, checkpoint {checkpoint}"
+    if evaluation.checkpoint.stem == "best":
+        own = evaluation.checkpoint.resolve().parents[1] == folder.resolve()
+        entry["chosen_on"] = cli.datamodule.validation_split if own else "unknown"
+        sentence += f", which was chosen on the {entry['chosen_on']} images"
+    run_folder.update_metrics(folder, {phase: entry})
+    print(f"{sentence[0].upper()}{sentence[1:]}\nWritten to {folder / 'metrics.json'}")
+
+
 def _write_predictions(batches: Sequence[Any], folder: Path) -> None:
-    rows = list(_rows(batches))
+    """Write a row for each test image: `index` in the split, and the values of `predict_step`."""
+    rows: list[dict[str, Any]] = []
+    for batch in batches:
+        columns = [it.tolist() if isinstance(it, torch.Tensor) else it for it in batch.values()]
+        for values in zip(*columns, strict=True):
+            rows.append({"index": len(rows), **dict(zip(batch, values, strict=True))})
     files.write_csv(folder / "predictions.csv", rows)
     right = sum(row["class"] == row["label"] for row in rows)
     print(f"{right} of {len(rows)} test images are classified right")
     print(f"Written to {folder / 'predictions.csv'}")
 
 
-def _rows(batches: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """Give a row for each image: `index` in the test split, and the columns of `predict_step`."""
-    index = 0
-    for batch in batches:
-        columns = {
-            name: values.tolist() if isinstance(values, torch.Tensor) else values
-            for name, values in batch.items()
-        }
-        for values in zip(*columns.values(), strict=True):
-            yield {"index": index, **dict(zip(columns, values, strict=True))}
-            index += 1
+def split_files(words: list[str]) -> tuple[list[str], list[str]]:
+    """Separate image files from options; an option's value follows it, or a `=` in it.
+
+    >>> split_files(["a.png", "--run", "latest", "b.png", "--csv=x.csv", "--", "-c.png"])
+    (['a.png', 'b.png', '-c.png'], ['--run', 'latest', '--csv=x.csv'])
+    """
+    images: list[str] = []
+    options: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            images += rest
+        elif not word.startswith("-"):
+            images.append(word)
+        else:
+            has_value_behind = "=" not in word and word != "--print_config"
+            options += [word, *islice(rest, has_value_behind)]
+    return images, options
+
+
+def _check_outputs(images: list[str], config: Any) -> None:
+    """Check that there are images for the output files, and folders to write these to."""
+    for option in ("json", "csv", "save_prepared"):
+        path = config[option]
+        if path is None:
+            continue
+        if not images:
+            raise ValueError(
+                f"{option} is {path}, but there are no images: name their files, as in "
+                "digitlab predict --run latest photo.png"
+            )
+        if option == "save_prepared":
+            Path(path).mkdir(parents=True, exist_ok=True)
+        elif Path(path).is_dir():
+            raise ValueError(f"{option} is {path}, a folder: give a file's name")
+        elif not Path(path).parent.is_dir():
+            raise ValueError(f"{option} is {path}: there is no folder {Path(path).parent}")
+
+
+def _classify(images: list[str], cli: EvaluationCLI, trainer: Trainer) -> int:
+    """Prepare and classify image files, print a line for each, and write the outputs.
+
+    Returns:
+        The exit code: 1 if an image could not be classified, else 0.
+    """
+    prepared = [_prepare(Path(image), cli.datamodule) for image in images]
+    predictions = _predict(trainer, cli, [it for it in prepared if isinstance(it, PreparedImage)])
+    rows: list[dict[str, Any]] = []
+    for image, result in zip(images, prepared, strict=True):
+        found = next(predictions) if isinstance(result, PreparedImage) else {"error": result}
+        # Escaped, as a file's name need not be in the system's encoding.
+        name = image.encode("utf-8", "backslashreplace").decode()
+        rows.append({"file": name, **found})
+        if isinstance(result, str) or "error" in found:
+            print(f"digitlab: error: {name}: {found['error']}", file=sys.stderr)
+        else:
+            text = f"{found['class_name']} ({found['probability']:.2%}); {', '.join(result.steps)}"
+            # Flushed, so that lines and errors keep their order where both go to one file.
+            print(f"{name}: {text}", flush=True)
+    failures = sum("error" in row for row in rows)
+    if len(rows) > 1:
+        print(f"{len(rows) - failures} of {len(rows)} images are classified")
+    _write_outputs(cli.config, images, prepared, rows)
+    return 1 if failures else 0
+
+
+def _prepare(path: Path, data: ImageDataModule) -> PreparedImage | str:
+    """Open and prepare an image, or say why it cannot be."""
+    try:
+        image, steps = open_image(path)
+        prepared = data.prepare_image(image)
+    except (ValueError, OSError, MemoryError) as error:
+        return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return PreparedImage(prepared.pixels, (*steps, *prepared.steps))
+
+
+def _predict(
+    trainer: Trainer, cli: EvaluationCLI, images: list[PreparedImage]
+) -> Iterator[dict[str, Any]]:
+    if not images:
+        return
+    loader = cli.datamodule.image_loader(np.stack([image.pixels for image in images]))
+    for batch in cast("list[dict[str, Any]]", trainer.predict(cli.model, loader)):
+        columns = (batch[name].tolist() for name in ("class", "probability", "probabilities"))
+        for number, probability, probabilities in zip(*columns, strict=True):
+            if not math.isfinite(probability):
+                yield {"error": "the network gives a value that is not finite: train it anew"}
+                continue
+            yield {
+                "class": number,
+                "class_name": cli.datamodule.class_names[number],
+                "probability": probability,
+                "probabilities": probabilities,
+            }
+
+
+def _write_outputs(
+    config: Any, images: list[str], prepared: list[PreparedImage | str], rows: list[dict[str, Any]]
+) -> None:
+    if config.save_prepared is not None:
+        taken: set[str] = set()
+        for image, result in zip(images, prepared, strict=True):
+            if isinstance(result, PreparedImage):
+                # Not the photograph's own name: it may lie in that folder.
+                stem = f"{Path(image).stem}-prepared"
+                names = (f"{stem}{f'-{n}' if n > 1 else ''}.png" for n in count(1))
+                name = next(name for name in names if name not in taken)
+                taken.add(name)
+                Image.fromarray(result.pixels).save(Path(config.save_prepared, name))
+    if config.json is not None:
+        lines = ",\n".join(json.dumps(row) for row in rows)
+        files.write_text(Path(config.json), f"[\n{lines}\n]\n")
+    if config.csv is not None:
+        files.write_csv(Path(config.csv), [dict.fromkeys(COLUMNS) | row for row in rows])
+    for path in (config.save_prepared, config.json, config.csv):
+        if path is not None:
+            print(f"Written to {path}")

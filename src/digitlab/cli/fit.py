@@ -1,20 +1,23 @@
-"""`digitlab fit`: train a network in a run folder of its own."""
+"""`digitlab fit`: train a network in a run folder of its own, or resume a run."""
 
+import re
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from jsonargparse.typing import NonNegativeFloat, PositiveInt, restricted_string_type
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from digitlab import execution, files, run_folder
+from digitlab import files, run_folder
 from digitlab.callbacks import (
+    BestCheckpoint,
     ConfusionMatrix,
     ExactResume,
     FinalEvaluation,
@@ -25,18 +28,16 @@ from digitlab.callbacks import (
     ModelGraph,
     PrintEpoch,
     Projector,
-    Rates,
     SaveConfig,
     SaveFigures,
-    StepCheckpoint,
-    Stopwatch,
+    Throughput,
     WorstMistakes,
 )
 from digitlab.callbacks.results import describe_device
 from digitlab.checkpoints import AtomicCheckpointIO, load_weights, sha256
-from digitlab.cli.parser import BAD_INPUT, RunCLI, check_settings, check_together, split_off
+from digitlab.classifier import Classifier
+from digitlab.cli.parser import RunCLI, check_settings, check_together, split_off
 from digitlab.distributed import (
-    is_child,
     is_rank_zero,
     note_job,
     print_rank_zero,
@@ -44,150 +45,44 @@ from digitlab.distributed import (
     requeued,
     watch_ranks,
 )
-from digitlab.errors import RunError
+from digitlab.errors import InputError, RunError, reading_input
 from digitlab.resume import ResumePoint, find_resume_point
 from digitlab.signals import Interrupted, StopSignals
 
-
-def new_run_dir(cli: RunCLI, suffix: str = "") -> Path:
-    """Claim a run folder in the first process; no other writes, so that a name does for it."""
-    root, name = Path(cli.config.trainer.default_root_dir), run_name(cli) + suffix
-    if not is_rank_zero():
-        return root / name / "version_of_the_first_process"
-    folder = run_folder.create_run_dir(root, name)
-    note_job(folder)
-    return folder
-
-
-def remove(folder: Path) -> None:
-    """Take back a claim, in the process that made it."""
-    if is_rank_zero():
-        run_folder.remove_run_dir(folder)
-
-
-def run_name(cli: RunCLI) -> str:
-    """Give the name of the folder that holds the versions of a run."""
-    return f"{cli.datamodule.name}-{cli.config.name}"
-
-
-@contextmanager
-def removed_on_error(folder: Path, new: bool = True) -> Iterator[None]:
-    """Leave no folder where the input of a new run is refused in the `with` block."""
-    try:
-        yield
-    except BAD_INPUT:
-        if new:
-            remove(folder)
-        raise
-
-
-def make_trainer(
-    cli: RunCLI,
-    folder: Path,
-    stopwatch: Stopwatch,
-    weights: dict[str, str] | None,
-    start: ResumePoint,
-    allow_changes: bool = False,
-) -> Trainer:
-    """Make the trainer of a run.
-
-    Args:
-        cli: The run's settings.
-        folder: The run folder; only the first process writes there.
-        stopwatch: Has timed what came before.
-        weights: What the initial weights were read from, if anything: `file` and `sha256`.
-        start: What the run goes on from.
-        allow_changes: Whether it goes on with other settings than it had.
-    """
-    settings = cli.config.trainer
-    history = History(folder / "history.csv")
-    finite = FiniteLoss()
-    callbacks = [
-        stopwatch,
-        history,
-        PrintEpoch(history),
-        SaveConfig(folder / "config.yaml", cli.dump()),
-        SaveFigures(folder, history),
-        *_for_tensorboard(history, stopwatch),
-        FinalEvaluation(
-            folder, stopwatch, weights
-        ),  # the last to act at the end: then a run is finished
-        finite,
-    ]
-    if settings.enable_checkpointing is not False:
-        callbacks += _checkpoints(cli, folder / "checkpoints", finite, allow_changes)
-    plugins = [*_plugins(settings.plugins), AtomicCheckpointIO()]
-    if settings.logger not in (None, True):
-        # With the user's own logger, or none.
-        return cli.instantiate_trainer(*callbacks, plugins=plugins)
-    # Of a run that was killed, steps after its checkpoint were logged, and will be again.
-    logger = make_logger(folder, purge_step=start.step if start.again else None)
-    return cli.instantiate_trainer(*callbacks, logger=logger, plugins=plugins)
-
-
-def make_logger(folder: Path, purge_step: int | None = None) -> TensorBoardLogger:
-    """Make the logger that writes a run's events into its folder.
-
-    Args:
-        folder: The run folder.
-        purge_step: Step, from 0, from which on earlier events do not count; none by default.
-    """
-    # `FinalEvaluation` logs the hyper-parameters with the final metrics; Lightning's default is a
-    # placeholder of -1.
-    logger = TensorBoardLogger(
-        folder, name="", version="", default_hp_metric=False, purge_step=purge_step
-    )
-    # Lightning writes hyper-parameters to this file unless it exists, as this one does by then.
-    logger.NAME_HPARAMS_FILE = "config.yaml"
-    return logger
-
-
-def _for_tensorboard(history: History, stopwatch: Stopwatch) -> list[Callback]:
-    while_training = [
-        Rates(history, stopwatch),
-        ConfusionMatrix(),
-        WorstMistakes(),
-        FirstLayerKernels(),
-    ]
-    return [*while_training, ModelGraph(), Projector()]
-
-
-def _checkpoints(
-    cli: RunCLI, folder: Path, finite: FiniteLoss, allow_changes: bool
-) -> list[Callback]:
-    config = cli.config
-    last = LastCheckpoint(
-        folder, finite, config.checkpoint_every_n_steps, config.checkpoint_every_n_minutes
-    )
-    resume = ExactResume(cli.dump(), repeat_epoch=allow_changes)
-    if config.trainer.limit_val_batches == 0:
-        return [resume, last]
-    best = StepCheckpoint(
-        dirpath=folder,
-        filename="best",
-        monitor="val/accuracy",
-        mode="max",
-        save_on_train_epoch_end=False,  # but after each validation
-        enable_version_counter=False,  # a checkpoint takes its predecessor's name and place
-    )
-    return [resume, best, last]
-
-
-def _plugins(given: Any) -> list[Any]:
-    return [] if given is None else list(given) if isinstance(given, list) else [given]
+RunName = restricted_string_type(
+    "RunName", r"^[\w.+-]*\w[\w.+-]*$", docstring="Part of a folder's name."
+)
 
 
 class FitCLI(RunCLI):
-    """The options of `digitlab fit`."""
+    """The options of `digitlab fit`.
+
+    Attributes:
+        device: TensorFlow's device in words, and
+        precision: Keras's precision, if the run is a Keras run.
+    """
+
+    device = ""
+    precision = ""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that only training has."""
-        if type(self).__name__ in ("FitCLI", "ParityCLI"):
-            parser.add_argument("--framework", type=str, default="torch")
-            parser.add_argument("--output", type=str, default="logits")
+        parser.add_argument(
+            "--framework",
+            type=Literal["torch", "keras"],
+            default="torch",
+            help="Train the network in PyTorch, or its Keras twin in Keras.",
+        )
+        parser.add_argument(
+            "--output",
+            type=Literal["logits", "softmax"],
+            default="logits",
+            help="With --framework keras: end in logits, or as document A writes its Keras "
+            "network: in a softmax, with the cross-entropy of clipped probabilities.",
+        )
         parser.add_argument(
             "--name",
-            type=str | None,
+            type=RunName | None,
             default=None,
             help="Name of the run: its folder is <data set>-<name> under trainer.default_root_dir. "
             "Default: the first config's.",
@@ -202,8 +97,8 @@ class FitCLI(RunCLI):
             "--run",
             type=str | None,
             default=None,
-            help="Go on with this run, a folder or latest, where it was stopped or killed, with "
-            "its settings. A larger trainer.max_epochs lengthens it.",
+            help="Resume this run, a folder or latest, with its settings. A larger "
+            "trainer.max_epochs lengthens it.",
         )
         parser.add_argument(
             "--allow_changes",
@@ -214,119 +109,286 @@ class FitCLI(RunCLI):
         )
         parser.add_argument(
             "--checkpoint_every_n_steps",
-            type=int | None,
+            type=PositiveInt | None,
             default=None,
             help="Optimizer steps between two checkpoints inside an epoch. Default: none.",
         )
         parser.add_argument(
             "--checkpoint_every_n_minutes",
-            type=float | None,
+            type=NonNegativeFloat | None,
             default=1.0,
             help="Minutes between two checkpoints inside an epoch; null for none.",
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and name a run that has no name after its config or its network."""
+        super().parse_arguments(parser, args)
+        configs, model = self.config_files, self.config.model
+        default = Path(configs[0]).stem if configs else model.class_path.rpartition(".")[2]
+        self.config.name = self.config.name or re.sub(r"[^\w.+-]", "_", default.lower())
 
-def prepare(command: str, options: list[str]) -> Callable[[], None]:
-    """Check all input of a fit, and return the training that is then left to do.
+    def instantiate_trainer(self, *others: Callback, **kwargs: Any) -> Trainer:
+        """Make the trainer; that of a Keras run leaves device and precision to TensorFlow."""
+        if self.config.framework == "keras":
+            kwargs |= {"accelerator": "cpu", "precision": "32-true"}
+        return super().instantiate_trainer(*others, **kwargs)
+
+
+def run(name: str, help: str, options: list[str]) -> int:
+    """Train a network, or resume its training.
 
     Raises:
-        ValueError, OSError, MisconfigurationException: The input is bad.
+        InputError: The input is bad.
+        RunError: Training failed.
+        Interrupted: A signal asked the run to stop.
     """
     # Adam's moments of silent units become denormal after some hundred steps, and a CPU computes
     # with such numbers so slowly that a small network's step takes half as long again. As zeros
     # they give the same weights. Now, because the threads of later operations inherit it.
     torch.set_flush_denormal(True)
-    cli, again = read_fit(command, options)
-    allow_changes, cli.config.allow_changes = cli.config.allow_changes, False  # for this time
-    alone = run_folder.lock_run(again) if again and is_rank_zero() else nullcontext()
-    start = find_resume_point(again, cli.dump(), allow_changes) if again else ResumePoint()
-    if start.finished:
-        return partial(_say_finished, alone, f"{again} is finished: {start.finished}")
-    stopwatch = Stopwatch()
-    with stopwatch.time("data"):
-        cli.datamodule.setup("fit")
-    check_together(cli.model, cli.datamodule)
-    weights = None
-    if start.checkpoint:
-        load_weights(cli.model, start.checkpoint)  # says better than Lightning what does not fit
-    elif cli.config.weights:
-        load_weights(cli.model, Path(cli.config.weights))
-        weights = {"file": cli.config.weights, "sha256": sha256(Path(cli.config.weights))}
-    if cli.config.trainer.fast_dev_run:
-        trainer = cli.instantiate_trainer()
-        execution.check_supported(cli.model, trainer)
-        return partial(_fit, cli, trainer, start)
+    with ExitStack() as on_exit:
+        with reading_input():
+            cli, folder = read_fit(name, options, help)
+            allow_changes, cli.config.allow_changes = cli.config.allow_changes, False  # just once
+            start = ResumePoint()
+            if folder:
+                if is_rank_zero():
+                    on_exit.enter_context(run_folder.lock_run(folder))
+                start = find_resume_point(folder, cli.dump(), allow_changes)
+            if start.finished:
+                print_rank_zero(f"{folder} is finished: {start.finished}")
+                return 0
+            throughput = Throughput()
+            with throughput.time("data"):
+                cli.datamodule.setup("fit")
+            check_together(cli.model, cli.datamodule)
+            weights = _load_weights(cli, start)
+            if cli.config.trainer.fast_dev_run:
+                trainer = cli.instantiate_trainer()
+            else:
+                if not folder:
+                    folder = new_run_dir(cli)
+                    on_exit.enter_context(removed_on_error(folder))
+                    if is_rank_zero():
+                        on_exit.enter_context(run_folder.lock_run(folder))
+                trainer = make_trainer(cli, folder, throughput, weights, start, allow_changes)
+            cli.model.check_supported(trainer)
+            start.check_processes(trainer.world_size, allow_changes)
+        if folder and trainer.is_global_zero and not cli.config.trainer.fast_dev_run:
+            _fit_in(folder, cli, trainer, start)
+        else:
+            _fit(cli, trainer, start)
+    return 0
 
-    folder = again or new_run_dir(cli)
-    with removed_on_error(folder, new=not again):
-        trainer = make_trainer(cli, folder, stopwatch, weights, start, allow_changes)
-        execution.check_supported(cli.model, trainer)
-        start.check_processes(trainer.world_size, allow_changes)
-        if not again and is_rank_zero():
-            alone = run_folder.lock_run(folder)
-    return partial(_fit_in, folder, cli, trainer, start, alone)
 
-
-def _say_finished(alone: AbstractContextManager[Any], sentence: str) -> None:
-    with alone:
-        print_rank_zero(sentence)
-
-
-def read_fit(command: str, options: list[str]) -> tuple[FitCLI, Path | None]:
-    """Read a command line, and the folder of the run that is to go on, if one is.
+def read_fit(name: str, options: list[str], help: str = "") -> tuple[FitCLI, Path | None]:
+    """Read a command line, and the folder of the run to resume, if any.
 
     Raises:
-        ValueError, OSError, MisconfigurationException: The input is bad.
+        ValueError, OSError: The input is bad.
     """
     given, others = split_off(options, "--run")
     if not given or {"-h", "--help"} & set(options):
-        cli = FitCLI(command, options)
+        cli = FitCLI(name, options, help=help)
         check_settings(cli)
+        if cli.config.output != "logits" and cli.config.framework != "keras":
+            raise ValueError(
+                f"output is {cli.config.output}: add --framework keras, or leave it out"
+            )
         folder = requeued(Path(cli.config.trainer.default_root_dir) / run_name(cli))
         if not folder:
             return cli, None
         given = [str(folder)]
     folder = run_folder.find_run(given[-1])
-    if (folder / run_folder.CHECKPOINTS["keras"]["last"]).exists():
-        raise ValueError(f"{folder} was trained in Keras: only PyTorch's runs go on")
-    cli = FitCLI(command, others, base=(folder / "config.yaml").read_text("utf-8"))
+    cli = FitCLI(name, others, (folder / "config.yaml").read_text("utf-8"), help)
     check_settings(cli)
     return cli, folder
 
 
-def _fit_in(
+def run_name(cli: RunCLI) -> str:
+    """Name the folder that holds the versions of a run."""
+    suffix = "-keras" if cli.config.framework == "keras" else ""
+    return f"{cli.datamodule.name}-{cli.config.name}{suffix}"
+
+
+def new_run_dir(cli: RunCLI, suffix: str = "") -> Path:
+    """Create a run folder in rank 0; the other ranks write nothing, and get a placeholder."""
+    root, name = Path(cli.config.trainer.default_root_dir), run_name(cli) + suffix
+    if not is_rank_zero():
+        return root / name / "version_of_rank_0"
+    folder = run_folder.create_run_dir(root, name)
+    note_job(folder)
+    return folder
+
+
+def remove(folder: Path) -> None:
+    """Remove a run folder in which nothing was trained, in the rank that created it."""
+    if is_rank_zero():
+        run_folder.remove_run_dir(folder)
+
+
+@contextmanager
+def removed_on_error(folder: Path) -> Iterator[None]:
+    """Remove a new run's folder if its input is refused in the `with` block."""
+    try:
+        yield
+    except InputError:
+        remove(folder)
+        raise
+
+
+def _load_weights(cli: FitCLI, start: ResumePoint) -> dict[str, str] | None:
+    """Load initial weights, and give their `file` and `sha256`; put a Keras twin in its place."""
+    given = None if start.resumed else cli.config.weights
+    if cli.config.framework == "keras":
+        cli.model = _as_keras(cli, given)
+    elif start.checkpoint:
+        load_weights(cli.model, start.checkpoint)  # reports a misfit better than Lightning
+    elif given:
+        load_weights(cli.model, Path(given))
+    return {"file": given, "sha256": sha256(Path(given))} if given else None
+
+
+def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
+    """Make the Keras twin that is trained in place of the network.
+
+    Args:
+        cli: The run's settings.
+        weights: A file of either framework with the initial weights, if any.
+
+    Raises:
+        ValueError: Keras cannot do what the settings ask for, or the weights do not fit.
+        ImportError: The extra `parity` is not installed.
+    """
+    from digitlab.parity.keras_files import load_initial_weights
+    from digitlab.parity.keras_module import POLICIES, KerasClassifier, choose_device
+
+    config = cli.config
+    precision = str(config.trainer.precision or "32-true")
+    precision = {"32": "32-true", "64": "64-true"}.get(precision, precision)
+    if precision not in POLICIES:
+        raise ValueError(
+            f"trainer.precision is {precision}: Keras has no dtype policy for it; use one of "
+            f"{', '.join(POLICIES)}"
+        )
+    cli.device, cli.precision = choose_device(config.trainer.accelerator), precision
+    if weights:
+        load_initial_weights(cli.model, Path(weights))
+    copy_weights = True if weights else None  # else as the model's initialization asks for
+    return KerasClassifier(cli.model, POLICIES[precision], config.output, copy_weights)
+
+
+def make_trainer(
+    cli: RunCLI,
     folder: Path,
-    cli: FitCLI,
-    trainer: Trainer,
+    throughput: Throughput,
+    weights: dict[str, str] | None,
     start: ResumePoint,
-    alone: AbstractContextManager[Any],
-) -> None:
-    if not trainer.is_global_zero:
+    allow_changes: bool = False,
+) -> Trainer:
+    """Make the trainer of a run.
+
+    Args:
+        cli: The run's settings.
+        folder: The run folder; only the first process writes there.
+        throughput: It has timed the reading of the data.
+        weights: `file` and `sha256` of the initial weights, if they were read from a file.
+        start: Where the run starts.
+        allow_changes: Whether a resumed run may have other settings than it had.
+    """
+    settings = cli.config.trainer
+    history = History(folder / "history.csv")
+    finite = FiniteLoss()
+    callbacks = [
+        throughput,
+        history,
+        PrintEpoch(history),
+        SaveConfig(folder / "config.yaml", cli.dump()),
+        SaveFigures(folder, history),
+        *(ConfusionMatrix(), WorstMistakes(), FirstLayerKernels(), ModelGraph(), Projector()),
+        FinalEvaluation(folder, throughput, weights),  # the last to act: then a run is finished
+        finite,
+    ]
+    if settings.enable_checkpointing is not False:
+        callbacks += _checkpoints(cli, folder, finite, allow_changes)
+    plugins = [*_plugins(settings.plugins), AtomicCheckpointIO()]
+    if settings.logger not in (None, True):
+        # With the user's own logger, or none.
+        return cli.instantiate_trainer(*callbacks, plugins=plugins)
+    # A run that was killed had logged steps after its checkpoint, and logs them again.
+    logger = make_logger(folder, purge_step=start.step if start.resumed else None)
+    return cli.instantiate_trainer(*callbacks, logger=logger, plugins=plugins)
+
+
+def make_logger(folder: Path, purge_step: int | None = None) -> TensorBoardLogger:
+    """Make the logger that writes a run's events into its folder.
+
+    Args:
+        folder: The run folder.
+        purge_step: TensorBoard drops earlier events from this step (from 0) on; none by default.
+    """
+    # `FinalEvaluation` logs the hyper-parameters with the final metrics; Lightning's default logs a
+    # metric of -1.
+    logger = TensorBoardLogger(
+        folder, name="", version="", default_hp_metric=False, purge_step=purge_step
+    )
+    # Lightning writes hyper-parameters to this file unless it exists; by then this one does.
+    logger.NAME_HPARAMS_FILE = "config.yaml"
+    return logger
+
+
+def _checkpoints(
+    cli: RunCLI, folder: Path, finite: FiniteLoss, allow_changes: bool
+) -> list[Callback]:
+    config = cli.config
+    checkpoints = folder / "checkpoints"
+    last = LastCheckpoint(
+        checkpoints, finite, config.checkpoint_every_n_steps, config.checkpoint_every_n_minutes
+    )
+    resume: list[Callback] = [ExactResume(cli.dump(), repeat_epoch=allow_changes)]
+    if config.framework == "keras":
+        from digitlab.parity.keras_module import KerasFiles
+
+        resume.append(KerasFiles(folder))
+    if config.trainer.limit_val_batches == 0:
+        return [*resume, last]
+    best = BestCheckpoint(
+        dirpath=checkpoints,
+        filename="best",
+        monitor="val/accuracy",
+        mode="max",
+        save_on_train_epoch_end=False,  # but after each validation
+        enable_version_counter=False,  # a checkpoint takes its predecessor's name and place
+    )
+    return [*resume, best, last]
+
+
+def _plugins(given: Any) -> list[Any]:
+    return [] if given is None else list(given) if isinstance(given, list) else [given]
+
+
+def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
+    """Train in a run folder, in rank 0, and tell the user about it."""
+    if start.resumed:
+        files.remove_partial_files(folder)
+        print(start.describe())
+    else:
+        files.write_text(folder / "config.yaml", cli.dump())
+    print(describe_run(cli, trainer))
+    with report_interruption(folder, trainer, start):
         _fit(cli, trainer, start)
-        return
-    with alone:
-        if start.again:
-            files.remove_partial_files(folder)
-            print(start.describe())
-        else:
-            files.write_text(folder / "config.yaml", cli.dump())
-        device = describe_device(trainer.strategy.root_device)
-        print(describe_run(cli, device, str(trainer.precision)))
-        left = report_interruption(folder, trainer, start)
-        with removed_on_error(folder, new=not start.again), left:
-            _fit(cli, trainer, start)
-        logger = trainer.logger  # and not `trainer.log_dir`, which waits for all processes
-        events = Path(logger.log_dir) if isinstance(logger, TensorBoardLogger) else None
-        print_next_steps(folder, "digitlab", events)
+    logger = trainer.logger  # and not `trainer.log_dir`, which waits for all ranks
+    events = Path(logger.log_dir) if isinstance(logger, TensorBoardLogger) else None
+    print_next_steps(folder, events)
 
 
 @contextmanager
 def report_interruption(folder: Path, trainer: Trainer, start: ResumePoint) -> Iterator[None]:
-    """Train in the `with` block; where it ends early, say what the run can go on from.
+    """Train in the `with` block; if it ends early, add to the error how to resume.
 
     Raises:
-        Interrupted: It was asked to end.
-        RunError: It cannot go on.
+        Interrupted: A signal asked the run to stop.
+        RunError: Training failed.
     """
     try:
         yield
@@ -335,23 +397,23 @@ def report_interruption(folder: Path, trainer: Trainer, start: ResumePoint) -> I
             it.saved_step for it in trainer.checkpoint_callbacks if isinstance(it, LastCheckpoint)
         )
         saved = max([start.step, *steps])
-        last = folder / run_folder.CHECKPOINTS["torch"]["last"]
+        last = folder / run_folder.LAST
         rest = f"{last} is of step {saved}" if saved else "nothing was saved"
         if isinstance(error, FloatingPointError):
             raise RunError(f"{error}; {rest}") from error
-        go_on = f"digitlab fit --run {folder} goes on"
+        remedy = f"resume with: digitlab fit --run {folder}"
         if isinstance(error, RunError):
-            raise RunError(f"{error}; {rest}, {go_on}") from error
+            raise RunError(f"{error}; {rest}; {remedy}") from error
         if error.number == signal.SIGUSR1:
-            go_on = requeue()
-        raise Interrupted(error.number, f"{error.rest or rest}; {go_on}") from None
+            remedy = requeue()
+        raise Interrupted(error.number, f"{error.rest or rest}; {remedy}") from None
 
 
-def print_next_steps(folder: Path, program: str, events: Path | None) -> None:
-    """Print where the results are, and the commands that go on from there."""
+def print_next_steps(folder: Path, events: Path | None) -> None:
+    """Print where the results are, and the commands for what to do with them."""
     print(f"\nResults are in {folder}. What to do next:")
-    if any((folder / names["last"]).exists() for names in run_folder.CHECKPOINTS.values()):
-        print(f"  {program} test --run {folder}\n  {program} predict --run {folder}")
+    if (folder / "checkpoints").is_dir():
+        print(f"  digitlab test --run {folder}\n  digitlab predict --run {folder}")
         print(f"  digitlab report {folder}")
     if events:
         print(f"  tensorboard --logdir {events}")
@@ -369,34 +431,34 @@ def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
             trainer.fit(cli.model, cli.datamodule, ckpt_path=start.checkpoint)
     except OSError as error:  # a full disk, say
         raise RunError(f"training failed after {trainer.global_step} steps: {error}") from error
-    except BAD_INPUT as error:
-        if trainer.global_step in (0, start.step):
-            raise  # a setting that Lightning or a callback checks only now
+    except (ValueError, MisconfigurationException) as error:
+        if trainer.global_step in (0, start.step):  # Lightning and callbacks check some things late
+            raise InputError(str(error)) from error
         raise RuntimeError(f"training failed after {trainer.global_step} steps") from error
-    except (Interrupted, FloatingPointError) as end:
+    except (Interrupted, FloatingPointError):
         if trainer.is_global_zero:
             raise
-        # The first process says it. SLURM may take another code of a process for a failure, and
-        # end the first before it has asked for a new start.
-        told = is_child() or SLURMEnvironment.detect()
-        raise SystemExit(0 if told else getattr(end, "exit_code", 1)) from None
+        # Rank 0 reports it. Launchers take another exit code for a failure, and would end rank 0.
+        raise SystemExit(0) from None
 
 
 def _end_only(trainer: Trainer, signals: StopSignals) -> None:
-    """Do in place of the training loop what follows it, where its results were not written yet."""
+    """Replace the training loop of a run that is trained, but whose results are not written yet."""
     trainer.fit_loop.setup_data()
     trainer.fit_loop.on_run_start()
-    signals.deferring = False  # nothing is left to be saved
+    signals.deferring = False  # there is no step to wait for
     trainer.fit_loop.on_run_end()
 
 
-def describe_run(cli: RunCLI, device: str, precision: str, kind: str = "") -> str:
-    """Say in words what is trained on what; `kind` stands behind the network's name."""
-    data = cli.datamodule
+def describe_run(cli: FitCLI, trainer: Trainer) -> str:
+    """Describe in words the data, the network, the device and the seed."""
+    data, network = cli.datamodule, cli.config.model.class_path.rpartition(".")[2]
+    twin = "'s Keras twin" if cli.config.framework == "keras" else ""
+    device = cli.device or describe_device(trainer.strategy.root_device)
     return (
         f"{data.name}: {data.size('train')} training images, "
         f"{data.size('validation')} {data.validation_split} images, "
         f"normalization {data.normalization}\n"
-        f"{type(cli.model).__name__}{kind} on {device}, "
-        f"precision {precision}, seed {cli.config.seed_everything}\n"
+        f"{network}{twin} on {device}, precision {cli.precision or trainer.precision}, "
+        f"seed {cli.config.seed_everything}\n"
     )

@@ -1,4 +1,4 @@
-"""jsonargparse's messages, which tell of every type that was tried, as lines for a person."""
+"""jsonargparse's errors, which list every type that was tried, condensed into one line."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from digitlab.classifier import Classifier
 from digitlab.data import ImageDataModule
 
-KINDS: dict[str, type] = {
+BASES: dict[str, type] = {
     "model": Classifier,
     "data": ImageDataModule,
     "model.optimizer": Optimizer,
@@ -22,60 +22,53 @@ KINDS: dict[str, type] = {
     "trainer.callbacks": Callback,
     "trainer.logger": Logger,
 }
-"""What the class that is an option's value must be."""
+"""The base class of an option whose value is a class."""
 
 
 def explain(message: str, options: Iterable[str]) -> str:
     """Condense a message of jsonargparse into a line with value, rule and remedy.
 
     Args:
-        message: What jsonargparse says, over many lines.
-        options: The names that the parser knows, for the nearest one.
+        message: jsonargparse's own, of many lines.
+        options: The names that the parser knows; the nearest one is proposed.
     """
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-    for pattern, say in RULES:
+    for pattern, describe in PATTERNS:
         if match := re.search(pattern, message, re.DOTALL):
-            return say(match, key, options)
-    return " ".join(message.split())
+            return describe(match, key, options)
+    lines = [line.strip(" -") for line in message.splitlines() if "Parser key" not in line]
+    return f"{key}: {lines[0]}" if key and lines else " ".join(message.split())
 
 
 def _unknown_option(match: re.Match[str], key: str, options: Iterable[str]) -> str:
-    parts = match.groupdict()
-    name = ".".join(filter(None, (parts.get("group"), parts["name"].lstrip("-"))))
+    name = ".".join(filter(None, (match.groupdict().get("group"), match["name"].lstrip("-"))))
     return f"there is no option {name!r}: {_nearest(name, options)}"
 
 
 def _unknown_parameter(match: re.Match[str], key: str, options: Iterable[str]) -> str:
     module, _, name = match["owner"].rpartition(".")
     owner = getattr(import_module(module), name)
-    if not isinstance(owner, type):  # but `typing.Union`: no class is named yet
+    if not isinstance(owner, type):  # but `typing.Union`: the config names no class
         return f"{key} has {match['name']}, but no class: name it, by {key}.class_path"
-    ancestors = owner.__mro__
-    known = {
+    parameters = {
         name
-        for ancestor in ancestors
+        for ancestor in owner.__mro__
         for name in signature(ancestor.__init__).parameters  # type: ignore[misc]  # of a class
     }
-    known -= {"self", "args", "kwargs", "network", "params"}
+    parameters -= {"self", "args", "kwargs", "network", "params"}
     name = f"{key}.{match['name']}"
-    return f"there is no option {name!r}: {_nearest(name, known)}"
+    return f"there is no option {name!r}: {_nearest(name, parameters)}"
 
 
 def _unknown_class(match: re.Match[str], key: str, options: Iterable[str]) -> str:
-    base, name = KINDS.get(key), match["name"].rstrip(".")
-    if base is None:  # a class was one of the types that were tried, but is not what is meant
+    base, name = BASES.get(key), match["name"].rstrip(".")
+    if base is None:  # a class is one of several types that the value might have had
         return f"{key} is {name}: it must be {_rules(match.string)}"
     return f"{key}: {name!r} is no {base.__name__}: {_nearest(name, _subclasses(base))}"
 
 
-def _unknown_attribute(match: re.Match[str], key: str, options: Iterable[str]) -> str:
-    module, name = match["module"], match["name"]
-    known = [name for name in dir(import_module(module)) if name[0].isupper()]
-    return f"{key}: there is no class {name!r} in {module}: {_nearest(name, known)}"
-
-
-def _not_importable(match: re.Match[str], key: str, options: Iterable[str]) -> str:
-    return f"{key}: {match['name']} cannot be imported ({match['why']}): name a class that can be"
+def _not_found(match: re.Match[str], key: str, options: Iterable[str]) -> str:
+    return f"{key}: {match['line']}"
 
 
 def _missing(match: re.Match[str], key: str, options: Iterable[str]) -> str:
@@ -89,11 +82,7 @@ def _wrong_value(match: re.Match[str], key: str, options: Iterable[str]) -> str:
     return f"{key} is {match['value']}: it must be {_rules(match.string)}"
 
 
-def _ambiguous_class(match: re.Match[str], key: str, options: Iterable[str]) -> str:
-    return f"{key}: there are several classes {match['name']}: give the path, {match['paths']}"
-
-
-RULES: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] = [
+PATTERNS: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] = [
     (r"Group '(?P<group>\S+)' does not accept option '(?P<name>\S+)'", _unknown_option),
     (r"[Uu]nrecognized arguments: (?P<name>\S+)", _unknown_option),
     # An optimizer's class path stands behind the option, a model's before it; the last one counts.
@@ -106,18 +95,17 @@ RULES: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] = [
         _unknown_parameter,
     ),
     (r"Option '(?P<name>\S+)' is not accepted", _unknown_option),
-    (r"Multiple subclasses with name (?P<name>\w+)\..*?: (?P<paths>[^\n]+)", _ambiguous_class),
     (r"dot import path string: (?P<name>\S+)", _unknown_class),
     (r"does not correspond to a subclass.*Given value: (?P<name>[^\n]+)", _unknown_class),
-    (r"module '(?P<module>[\w.]+)' has no attribute '(?P<name>\w+)'", _unknown_attribute),
-    (r"class_path '(?P<name>[\w.]+)':\s+(?P<why>No module [^\n]+)", _not_importable),
+    (r"module '[\w.]+' has no attribute '(?P<name>\w+)'", _unknown_class),
+    (r"(?P<line>Multiple subclasses with[^\n]+|No module named[^\n]+)", _not_found),
     (r"arguments are required: (?P<name>\w+)", _missing),
     (r"(?:Given value|Got value): (?P<value>[^\n]+)", _wrong_value),
 ]
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    # Compared by the last part, since what stands before it may be right or left out.
+    # Compared by the last part: the groups before it may be right, or left out.
     group, _, last = name.rpartition(".")
     by_last_part = {option.rpartition(".")[2]: option for option in sorted(known)}
     if nearest := get_close_matches(last, by_last_part, n=1):
@@ -125,7 +113,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
         suggestion = full if "." in full or not group else f"{group}.{full}"
         return f"did you mean {suggestion!r}?"
     if len(by_last_part) > 12:
-        return "--help lists what there is"
+        return "--help lists them all"
     return f"choose from {', '.join(by_last_part)}"
 
 
@@ -136,16 +124,16 @@ def _subclasses(base: type) -> set[str]:
 
 
 def _rules(message: str) -> str:
-    # Not those of types that are given by a path, which no plain value is meant to be.
-    return _readable(re.findall(r"Expected an? (?!path|dot)(.+?)(?:\. Got.*)?$", message, re.M))
+    r"""List the types that a value may have, without null and without types given by a class path.
 
-
-def _readable(rules: list[str]) -> str:
-    """Say types as a person would; null is left out, as mostly it is not the value's own.
-
-    >>> _readable(["<class 'int'>", "typing.Literal['torch', 'keras']", "<class 'NoneType'>"])
+    >>> _rules("- Expected a <class 'int'>\n- Expected a typing.Literal['torch', 'keras']")
     "int or one of 'torch', 'keras'"
+    >>> _rules("- Not of type PositiveInt: does not conform to restriction v>0")
+    '>0'
     """
+    stems = r"Expected an? (?!path|dot)|restriction v|expression |literal for |string to "
+    rules = re.findall(rf"(?:{stems})(.+?)(?:\. Got.*|\(\).*|: .*)?$", message, re.MULTILINE)
     text = " or ".join(rule for rule in dict.fromkeys(rules) if "NoneType" not in rule)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"^\^", "of the form ^", text)
     return re.sub(r"typing\.Literal\[([^\]]*)\]", r"one of \1", text)

@@ -1,4 +1,4 @@
-"""The command line parser: Lightning's, with configs before flags and one-line errors."""
+"""The command line parser: Lightning's, with configs before flags and errors of one line."""
 
 import re
 from argparse import ArgumentError
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -17,25 +16,22 @@ import digitlab.callbacks
 import digitlab.models  # noqa: F401
 from digitlab.callbacks import ProgressBar
 from digitlab.classifier import Classifier
-from digitlab.cli import COMMANDS
 from digitlab.cli.messages import explain
 from digitlab.data import ImageDataModule
-from digitlab.execution import Unprofiled
-
-BAD_INPUT = (ValueError, OSError, MisconfigurationException)
-"""What reading and checking the input of a command may raise; later it is a failed run."""
+from digitlab.execution import NullProfiler
 
 
 class RunCLI(LightningCLI):
     """A command line, parsed into a model, a data module and the settings of a trainer.
 
     Flags win over configs wherever they stand, and a later config over an earlier one. The trainer
-    is made by `instantiate_trainer`, once there is a folder for what it writes.
+    is made by `instantiate_trainer`, once there is a folder to write to.
 
     Args:
         command: The subcommand, for the help text.
         arguments: The command line after the subcommand.
-        base: A config as a string, which all others win over.
+        base: A config as a string; files and flags win over it.
+        help: One line on the subcommand, for the help text.
 
     Raises:
         ValueError: The command line or a config is wrong; the message says in one line how.
@@ -58,13 +54,13 @@ class RunCLI(LightningCLI):
             seed_everything_default=0,
             trainer_defaults={
                 "default_root_dir": "runs",
-                "devices": 1,  # these networks are too small to share, and a recipe has one batch
-                "enable_model_summary": False,  # `PrintEpoch` shows the parameter tensors too
+                "devices": 1,  # these networks are too small to gain from several
+                "enable_model_summary": False,  # `PrintEpoch` also shows the tensors' shapes
                 "num_sanity_val_steps": 0,
             },
             parser_kwargs={
                 "prog": f"digitlab {command}",
-                "description": f"{COMMANDS[command]}. --model.help CLASS shows a class's options.",
+                "description": f"{help}. --model.help CLASS shows a class's options.",
                 "exit_on_error": False,
                 "allow_abbrev": False,
             },
@@ -95,17 +91,17 @@ class RunCLI(LightningCLI):
         try:
             self.config_init = self.parser.instantiate(self.config)
         except ValueError as error:
-            # jsonargparse wraps a constructor's own words in those of every type that it tried.
-            words: BaseException = error
-            while words.__cause__:
-                words = words.__cause__
-            raise ValueError(str(words)) from error
+            # jsonargparse wraps a constructor's error in one for every type that it tried.
+            cause: BaseException = error
+            while cause.__cause__:
+                cause = cause.__cause__
+            raise ValueError(str(cause)) from error
         self.model: Classifier = self.config_init.model
         self.datamodule: ImageDataModule = self.config_init.data
 
     def instantiate_trainer(self, *others: Callback, **kwargs: Any) -> Trainer:
-        """Make the trainer, with callbacks beside the config's and settings that win over it."""
-        accelerator = self.config.trainer.accelerator
+        """Make the trainer, with callbacks added to the config's and settings that win over it."""
+        accelerator = kwargs.get("accelerator", self.config.trainer.accelerator)
         found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not {"gpu": any(found.values()), **found}.get(accelerator, True):
             raise ValueError(
@@ -115,10 +111,10 @@ class RunCLI(LightningCLI):
         bar = [] if self.config.trainer.enable_progress_bar is False else [ProgressBar()]
         self.trainer_defaults["callbacks"] = [*bar, *others]
         if self.config.trainer.profiler is None:
-            kwargs["profiler"] = Unprofiled()
+            kwargs["profiler"] = NullProfiler()
         try:
             return super().instantiate_trainer(**kwargs)
-        except (RuntimeError, TypeError, ImportError) as error:  # so it refuses some settings
+        except (RuntimeError, TypeError, ImportError) as error:  # how it refuses some settings
             raise ValueError(str(error)) from error
 
     def dump(self) -> str:
@@ -130,7 +126,7 @@ class RunCLI(LightningCLI):
 
 
 def _check_config(path: str) -> None:
-    """Check what jsonargparse would complain about without naming the file."""
+    """Check a config for errors that jsonargparse reports without the file's name."""
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path}: give the path of a config")
     try:
@@ -142,7 +138,7 @@ def _check_config(path: str) -> None:
         raise ValueError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} has no settings: write them as `name: value`")
-    if _is_endless(settings):
+    if not _is_finite(settings):  # jsonargparse would never come to an end
         raise ValueError(f"{path} has more than 10,000 values: does an alias contain itself?")
     if "config" in settings:
         raise ValueError(f"{path} sets config: name further configs by --config")
@@ -150,18 +146,14 @@ def _check_config(path: str) -> None:
         raise ValueError(f"{path} sets trainer to {trainer}: leave it out, or give it settings")
 
 
-def _is_endless(settings: Any) -> bool:
-    """Say whether there are too many values, as where an alias contains itself."""
+def _is_finite(settings: Any) -> bool:
     left = [settings]
     for _ in range(10_000):
         if not left:
-            return False
+            return True
         value = left.pop()
-        if isinstance(value, dict):
-            left += value.values()
-        elif isinstance(value, list):
-            left += value
-    return True
+        left += value.values() if isinstance(value, dict) else value if type(value) is list else ()
+    return False
 
 
 def split_off(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:
@@ -184,35 +176,25 @@ def _options(parser: LightningArgumentParser) -> list[str]:
 
 
 def check_settings(cli: RunCLI) -> None:
-    """Check what the parser cannot, and give the run a name."""
+    """Check what the types of options cannot."""
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if cli.config.trainer[name] == 0:
             raise ValueError(f"trainer.{name} is 0: leave at least one step to train")
-    default = Path(cli.config_files[0]).stem if cli.config_files else type(cli.model).__name__
-    cli.config.name = cli.config.name or default.lower()
     if cli.config.run:
         raise ValueError(
-            f"run is {cli.config.run}: a run goes on by --run on the command line of digitlab fit, "
-            "and by nothing else"
-        )
-    if (steps := cli.config.checkpoint_every_n_steps) is not None and steps < 1:
-        raise ValueError(f"checkpoint_every_n_steps is {steps}: it must be at least 1, or null")
-    if (minutes := cli.config.checkpoint_every_n_minutes) is not None and not minutes >= 0:
-        raise ValueError(f"checkpoint_every_n_minutes is {minutes}: it must be at least 0, or null")
-    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", cli.config.name):
-        raise ValueError(
-            f"name is {cli.config.name}: give a part of a folder's name, without a slash or a space"
+            f"run is {cli.config.run}: name the run to resume on the command line of digitlab fit, "
+            "not in a config"
         )
 
 
 def check_together(model: Classifier, data: ImageDataModule) -> None:
-    """Check what neither the model nor the data module can check alone, before anything is made."""
+    """Check that model, optimizer and data fit together."""
     try:
-        model.configure_optimizers()  # whose settings nothing has checked yet
+        model.configure_optimizers()  # nothing has checked their settings yet
     except TypeError as error:
         raise ValueError(f"optimizer or lr_scheduler cannot be made: {error}") from error
     classes = len(data.class_names)
-    model.network.eval()  # no dropout: the run's random numbers stay as they are
+    model.network.eval()  # without dropout, which would draw random numbers
     try:
         with torch.no_grad():
             logits = model(torch.zeros(1, 1, 28, 28))

@@ -1,4 +1,4 @@
-"""The data sets: what is trained on, validated on and tested on."""
+"""The data sets: MNIST, Fashion-MNIST and scikit-learn's digits."""
 
 import os
 from pathlib import Path
@@ -9,23 +9,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import datasets
 
-from digitlab.data.datamodule import ImageDataModule, stratify
+from digitlab.data.datamodule import ImageDataModule, stratified_split
 from digitlab.data.download import Arrays, Split, read_split, sha256
-from digitlab.data.photographs import Prepared
+from digitlab.data.photographs import PreparedImage, prepare_digit, prepare_garment
 
 
 class MNISTDataModule(ImageDataModule):
     """MNIST: 60,000 training and 10,000 test images of handwritten digits.
 
-    torchvision downloads the four archives where they are missing. The arrays must have the known
-    SHA-256 digests, so that no run uses damaged files or those of another data set.
+    Missing archives are downloaded from torchvision's mirrors. Images and labels must have the
+    known SHA-256 digests, so that no run uses damaged files or those of another data set.
 
     Reference: LeCun, Bottou, Bengio and Haffner, Gradient-based learning applied to document
     recognition, 1998.
 
     Args:
-        root: Folder that holds `MNIST/raw`, or is to hold it. Unset: the environment variable
-            `DIGITLAB_DATA`, else `data`; so a saved configuration names no folder of one machine.
+        root: The folder for `MNIST/raw`. Unset: the environment variable `DIGITLAB_DATA`, else
+            `data`; so a saved configuration does not depend on one machine's folders.
         **kwargs: See `ImageDataModule`.
     """
 
@@ -48,11 +48,11 @@ class MNISTDataModule(ImageDataModule):
         self.root = root
 
     def read(self, split: Split) -> Arrays:
-        """Read a whole split and check its digests.
+        """Read a whole split and verify its digests.
 
         Raises:
-            OSError: Files are missing and cannot be downloaded.
-            ValueError: A file is damaged, or of another data set.
+            OSError: A file is missing or damaged and cannot be downloaded.
+            ValueError: A file is of another data set.
         """
         root = Path(self.root or os.environ.get("DIGITLAB_DATA") or "data").expanduser()
         return read_split(self.dataset, root, split, self.digests[split])
@@ -65,8 +65,8 @@ class FashionMNISTDataModule(MNISTDataModule):
     machine learning algorithms, arXiv 1708.07747, 2017.
 
     Args:
-        root: Folder that holds `FashionMNIST/raw`, or is to hold it. Unset: the environment
-            variable `DIGITLAB_DATA`, else `data`.
+        root: The folder for `FashionMNIST/raw`. Unset: the environment variable `DIGITLAB_DATA`,
+            else `data`.
         **kwargs: See `ImageDataModule`.
     """
 
@@ -85,10 +85,8 @@ class FashionMNISTDataModule(MNISTDataModule):
     }
     mean_std = (0.2860, 0.3530)
 
-    def prepare_image(self, image: Image.Image) -> Prepared:
+    def prepare_image(self, image: Image.Image) -> PreparedImage:
         """Prepare a product picture as the data set's authors did theirs."""
-        from digitlab.data.photographs import prepare_garment
-
         return prepare_garment(image)
 
 
@@ -96,8 +94,8 @@ class DigitsDataModule(ImageDataModule):
     """Digits: scikit-learn's 1,797 scans, 1,437 to train on and 360 to test on, with no download.
 
     The scans have 8x8 pixels from 0 to 16. They are scaled to 0..255 and enlarged to 28x28 by
-    Pillow's bilinear filter, whose 8-bit arithmetic is in integers: the same on every machine.
-    The test split is a fixed, stratified fifth, for the data set comes without one.
+    Pillow's bilinear filter, whose integer arithmetic gives the same result on every machine. The
+    data set comes without a test split, so a fixed, stratified fifth is used.
 
     Reference: Alpaydin and Kaynak, Optical recognition of handwritten digits, UCI Machine Learning
     Repository, 1998 (its test set).
@@ -110,28 +108,26 @@ class DigitsDataModule(ImageDataModule):
     )
     mean_std = (0.3047, 0.3245)
 
-    def prepare_image(self, image: Image.Image) -> Prepared:
-        """Prepare an image of a digit as MNIST's, but to fill the height as these scans do."""
-        from digitlab.data.photographs import prepare_digit
-
+    def prepare_image(self, image: Image.Image) -> PreparedImage:
+        """Prepare an image of a digit as MNIST's, but let it fill the height, as these scans do."""
         return prepare_digit(image, box=28)
 
     def read(self, split: Split) -> Arrays:
-        """Read a split of the scans that come with scikit-learn, enlarged.
+        """Read a split of scikit-learn's scans, enlarged.
 
         Raises:
-            ValueError: The installed scans are not those that the digests tell of.
+            ValueError: The installed scans do not have the known digests.
         """
-        from sklearn.datasets import load_digits  # costs a second that other data sets save
+        from sklearn.datasets import load_digits  # takes a second to import
 
         scans, labels = load_digits(return_X_y=True)
         if (sha256(scans), sha256(labels)) != self.digests:
             raise ValueError("scikit-learn's digits are not the known ones: reinstall scikit-learn")
-        chosen = stratify(labels, 360)[split == "test"]
+        chosen = stratified_split(labels, 360)[split == "test"]
         return np.stack([enlarge(scans[i]) for i in chosen]), labels[chosen].astype(np.int64)
 
 
 def enlarge(scan: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """An image, uint8 `(28, 28)`, of a scan with 64 values from 0 to 16."""
+    """Enlarge a scan, `(64,)` or `(8, 8)`, values 0..16, to an image, uint8 `(28, 28)`."""
     grey = (scan.reshape(8, 8) * 255 // 16).astype(np.uint8)
     return np.asarray(Image.fromarray(grey).resize((28, 28), Image.Resampling.BILINEAR))

@@ -1,4 +1,4 @@
-"""The in-memory loader: a split lives on the device as uint8, and is normalized by the batch."""
+"""The in-memory loader: images stay on the device as uint8 and are normalized batch by batch."""
 
 import math
 import os
@@ -15,32 +15,32 @@ from digitlab.batches import Batch, Block
 
 
 def run_seed() -> int:
-    """The run's seed: `seed_everything`'s, or torch's own where that was not called."""
-    # Lightning keeps the seed there, and the processes of DDP inherit it.
+    """The run's seed: `seed_everything`'s, or torch's own if that was not called."""
+    # Lightning keeps the seed there, and the ranks of DDP inherit it.
     return int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
 
 
 @dataclass
 class EpochSampler:
-    """Which images a process serves in an epoch, and in which order: a function of these fields.
+    """The images that a rank serves in an epoch, in order: a function of these fields alone.
 
-    Rank r of W takes every W-th image of the epoch's order, from the r-th on. So the batches that
-    all ranks serve at a step are, together, the batch of one process with W times the batch size.
+    Rank r of W takes every W-th image of the epoch's order, starting at the r-th. The batches of
+    all ranks at one step are therefore the batch of a single process with W times the batch size.
 
     Args:
-        images: Number of images in the split, on all ranks together.
+        images: Number of images in the split, over all ranks.
         seed: Seed of the shuffled orders, at least 0.
-        shuffle: Whether each epoch has a random order; otherwise it is the data set's.
-        pad: Whether ranks get equally many images, by starting the order over at its end. Training
-            needs it, for ranks step together. Evaluation must not, or images would count twice.
+        shuffle: Whether each epoch has its own random order, instead of the data set's.
+        pad: Whether to repeat images from the start of the order until all ranks have equally many.
+            Training needs it, because ranks step together. Evaluation must not count images twice.
         rank: This process, from 0 to `world_size` - 1.
         world_size: Number of processes that share the images.
         epoch: The epoch, from 0.
 
     Examples:
-        >>> ImageOrder(5, pad=True, rank=1, world_size=2).indices().tolist()
+        >>> EpochSampler(5, pad=True, rank=1, world_size=2).indices().tolist()
         [1, 3, 0]
-        >>> ImageOrder(5, rank=1, world_size=2).indices().tolist()
+        >>> EpochSampler(5, rank=1, world_size=2).indices().tolist()
         [1, 3]
     """
 
@@ -57,53 +57,54 @@ class EpochSampler:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        total = self._padded() if self.pad else self.images
-        return len(range(self.rank, total, self.world_size))  # a slice's length
+        return len(range(self.rank, self._total(), self.world_size))  # the length of a slice
 
     def indices(self) -> NDArray[np.int64]:
-        """The images of this rank in this epoch, int64 `(len(self),)`, values below `images`."""
+        """The images of this rank in this epoch, int64 `(len(self),)`, each below `images`."""
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)
         else:
             order = np.arange(self.images)
-        if self.pad:
-            order = np.resize(order, self._padded())  # repeats the order from its start
-        return order[self.rank :: self.world_size]
+        # `np.resize` repeats the order from its start.
+        return np.resize(order, self._total())[self.rank :: self.world_size]
 
-    def _padded(self) -> int:
-        return -(-self.images // self.world_size) * self.world_size
+    def _total(self) -> int:
+        """Number of images that all ranks serve, with the repeated ones."""
+        if not self.pad:
+            return self.images
+        return math.ceil(self.images / self.world_size) * self.world_size
 
 
 class ImageLoader:
-    """Serves a split in normalized batches, and knows where it is.
+    """Serves a split in normalized batches and knows its position.
 
-    The images stay on `device` as uint8; a batch is gathered and normalized there. The arithmetic
-    is that of torchvision's `ToTensor` and `Normalize`, bit for bit. No partial batch is dropped.
+    The images stay on `device` as uint8; a batch is gathered and normalized there. The result is
+    that of torchvision's `ToTensor` and `Normalize`, bit for bit. No partial batch is dropped.
 
-    Each iteration serves the whole epoch that `sampler` is set to. Lightning sets it; in a loop of
-    your own call `loader.sampler.set_epoch(epoch)` before each epoch, as with torch's
+    Each iteration serves the epoch that `sampler` is set to. Lightning sets it; in a loop of your
+    own call `loader.sampler.set_epoch(epoch)` before each epoch, as with torch's
     `DistributedSampler`, or all epochs have the same order. The first iteration after
-    `load_state_dict` goes on with the batch after the last one that was served.
+    `load_state_dict` resumes with the batch after the last one that was served.
 
     Args:
         images: uint8 `(N, 28, 28)`.
-        labels: int64 `(N,)`, from 0 to 9.
-        sampler: Chooses the images of this process; the name is the one that Lightning looks for.
-        batch_size: Images in a batch of this process, at least 1.
-        mean_std: Mean and standard deviation to normalize with, of pixels from 0 to 1.
-            `None` leaves them from 0 to 1.
-        device: Where the images live and the batches are made.
-        steps_per_execution: Batches to hand over at once, at least 1. Above 1, a `Block` of them
-            is served, gathered and normalized together.
-        limit: Batches to serve in an epoch at most; `None` for all.
-        steps_left: Tells how many batches are still wanted, whenever some are handed over.
+        labels: int64 `(N,)`.
+        sampler: Chooses the images of this rank. Lightning expects this name.
+        batch_size: Images per batch and rank, at least 1.
+        mean_std: Mean and standard deviation for normalization, of pixels from 0 to 1.
+            `None` leaves pixels from 0 to 1.
+        device: Where the images are kept and the batches are made.
+        steps_per_execution: Batches to serve together, at least 1. If more than 1, they come as a
+            `Block`, gathered and normalized together.
+        limit: Most batches to serve in an epoch; `None` for all.
+        steps_left: Returns how many more batches are wanted; called before each one is served.
 
     Examples:
         >>> images, labels = np.zeros((5, 28, 28), np.uint8), np.arange(5)
-        >>> loader = ImageLoader(images, labels, ImageOrder(5), batch_size=2)
+        >>> loader = ImageLoader(images, labels, EpochSampler(5), batch_size=2)
         >>> [labels.tolist() for _, labels in loader]
         [[0, 1], [2, 3], [4]]
-        >>> blocks = ImageLoader(images, labels, ImageOrder(5), 2, steps_per_execution=2)
+        >>> blocks = ImageLoader(images, labels, EpochSampler(5), 2, steps_per_execution=2)
         >>> [[labels.tolist() for _, labels in block.batches()] for block in blocks]
         [[[0, 1], [2, 3]], [[4]]]
     """
@@ -129,47 +130,43 @@ class ImageLoader:
         self._steps_left = steps_left
         self._images = torch.as_tensor(images, device=device).unsqueeze(1)
         self._labels = torch.as_tensor(labels, device=device)
-        # Tensors on the device, for CUDA multiplies by the reciprocal of a Python number, which
-        # rounds differently from the division on the CPU.
+        # Divide by tensors on the device: CUDA multiplies by the reciprocal of a Python number,
+        # which rounds differently from the division on the CPU.
         self._white = torch.tensor([255.0], device=device)
-        self._mean_std = mean_std and tuple(
-            torch.tensor(value, device=device) for value in mean_std
-        )
-        self._served = (0, 0)  # the epoch and its number of batches handed out so far
+        self._mean_std = mean_std and [torch.tensor(value, device=device) for value in mean_std]
+        self._served = (0, 0)  # an epoch and the number of its batches served so far
         self._resuming = False
 
     @property
     def batches(self) -> int:
-        """Number of batches that this process serves in an epoch."""
-        whole = -(-len(self.sampler) // self.batch_size)
+        """Number of batches that this rank serves in an epoch."""
+        whole = math.ceil(len(self.sampler) / self.batch_size)
         return whole if self._limit is None else min(whole, self._limit)
 
     def __len__(self) -> int:
-        """Number of times that this process serves something in an epoch."""
-        return -(-self.batches // self.steps_per_execution)
+        """Number of batches, or of blocks, that an iteration over a whole epoch yields."""
+        return math.ceil(self.batches / self.steps_per_execution)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield batches, or blocks of several: an `Iterator[Batch]` or `Iterator[Block]`."""
-        # Being a generator, this starts at the first `next`: Lightning calls `iter` several times
-        # before it restores the position and sets the epoch.
+        """Yield each `Batch`, or each `Block` if `steps_per_execution` is more than 1."""
+        # A generator, so this runs at the first `next`: Lightning calls `iter` several times before
+        # it restores the position and sets the epoch.
         first = self.state_dict()["batches"] if self._resuming else 0
         self._resuming = False
         epoch = self.sampler.epoch
         indices = torch.from_numpy(self.sampler.indices()).to(self._labels.device)
-        batches = self.batches
-        steps_left = self._steps_left
-        size = self.steps_per_execution
-        # A block that `max_steps` cut short is followed by its rest.
-        while (count := int(min(size - first % size, batches - first, steps_left()))) > 0:
+        batches, size = self.batches, self.steps_per_execution
+        # After a block that `max_steps` cut short, the next one is the rest of it.
+        while (count := int(min(size - first % size, batches - first, self._steps_left()))) > 0:
             end = first + count
-            # Counted before `yield`, so that a checkpoint written in this step includes its batch.
+            # Set before `yield`, so that a checkpoint written in this step includes its batch.
             self._served = (epoch, end)
             images, labels = self._gather(indices[first * self.batch_size : end * self.batch_size])
-            block = self.steps_per_execution > 1
-            yield Block(images, labels, self.batch_size) if block else (images, labels)
+            yield (images, labels) if size == 1 else Block(images, labels, self.batch_size)
             first = end
 
     def _gather(self, indices: Tensor) -> Batch:
+        """Make float32 `(n, 1, 28, 28)` and int64 `(n,)` from int64 indices `(n,)`."""
         images = self._images.index_select(0, indices).to(torch.float32).div_(self._white)
         if self._mean_std:
             mean, std = self._mean_std
@@ -177,37 +174,35 @@ class ImageLoader:
         return images, self._labels.index_select(0, indices)
 
     def state_dict(self) -> dict[str, int]:
-        """The position, `epoch` and `batches` handed out in it, and what gives it its meaning."""
+        """The position, `epoch` and its `batches` served so far, and the settings it depends on."""
         epoch, batches = self._served
         return {
             "epoch": self.sampler.epoch,
             "batches": batches if epoch == self.sampler.epoch else 0,
-            **self._meaning(),
+            **self._settings(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the position that `state_dict` returned; the next iteration starts there.
+        """Restore a position returned by `state_dict`; the next iteration starts there.
 
         Raises:
-            ValueError: The position is that of another order: other images, seed, batch size or
-                number of processes.
+            ValueError: A setting differs, such as the batch size, so the order would be another.
         """
-        for name, ours in self._meaning().items():
-            if state[name] != ours:
+        for name, value in self._settings().items():
+            if state[name] != value:
                 raise ValueError(
-                    f"{name} is {ours}, but the checkpoint was written with {name} {state[name]}: "
+                    f"{name} is {value}, but the checkpoint was written with {name} {state[name]}: "
                     "resume with that value, or start a new run from its weights"
                 )
         self.sampler.set_epoch(state["epoch"])
         self._served = (state["epoch"], state["batches"])
         self._resuming = True
 
-    def _meaning(self) -> dict[str, int]:
-        order = self.sampler
+    def _settings(self) -> dict[str, int]:
         return {
-            "images": order.images,
-            "seed": order.seed,
-            "world_size": order.world_size,
+            "images": self.sampler.images,
+            "seed": self.sampler.seed,
+            "world_size": self.sampler.world_size,
             "batch_size": self.batch_size,
             "steps_per_execution": self.steps_per_execution,
         }

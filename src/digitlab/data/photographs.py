@@ -12,16 +12,21 @@ from PIL.ExifTags import Base
 from scipy import ndimage
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
-"""What is opened; Pillow's reader of another format, EPS, starts a program."""
+"""The formats that are opened. Pillow's reader of another one, EPS, starts a program."""
+SIDE = 28
+WORKING_PIXELS = 2**20  # in a larger photograph, the digit still has pixels enough for its 20
+BLANK = "it is blank: nothing stands out from the ground"
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """An image as a data module holds it, and how it became so.
+class PreparedImage:
+    """An image as a data module holds it, and how it was made.
 
     Args:
-        pixels: uint8 `(28, 28)`, light on a black ground.
-        steps: What was done, in words, such as `inverted` and `cropped to 143x98`.
+        pixels: uint8 `(28, 28)`, light on a black background.
+        steps: The steps taken, such as `inverted` and `cropped to 143x98`.
     """
 
     pixels: NDArray[np.uint8]
@@ -29,25 +34,27 @@ class Prepared:
 
 
 def open_image(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
-    """Open a file as a grey image, upright as its EXIF data say, on paper where it is transparent.
+    """Open a file as a grey image, turned upright by its EXIF data, white where transparent.
+
+    Values of more than 8 bits are stretched to 0..255, because not all of them may be in use.
 
     Returns:
-        An image of mode `L`, and what was done, in words.
+        An image of mode `L`, and the steps taken.
 
     Raises:
         OSError: There is no such file, or it cannot be read.
-        ValueError: The file is no image, is damaged, or has more pixels than Pillow's limit.
+        ValueError: The file is not an image, is damaged, or has more pixels than Pillow's limit.
     """
     if not path.exists():
         raise FileNotFoundError("there is no such file")
     if path.is_dir():
         raise ValueError("it is a folder: name the files in it")
-    if not path.is_file():  # such as a pipe, which may never begin or end
-        raise ValueError("it is no plain file: give an image file")
+    if not path.is_file():  # a pipe, for example, may never end
+        raise ValueError("it is not a regular file: give an image file")
     if not path.stat().st_size:
         raise ValueError("the file is empty")
     with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is odd in a file, but does no harm
+        warnings.simplefilter("ignore")  # about harmless oddities in the file
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(file, formats=FORMATS) as image:
@@ -58,42 +65,29 @@ def open_image(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
         except UnidentifiedImageError as error:
             kinds = "PNG, JPEG, TIFF, BMP, GIF, WebP or PGM"
             raise ValueError(f"it is no image that can be read: give a {kinds}") from error
-        except Exception as error:  # a damaged byte can lead the readers anywhere
-            raise ValueError(
-                f"the image cannot be read: {error or type(error).__name__}"
-            ) from error
+        except Exception as error:  # a damaged byte can raise any exception in the readers
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"the image cannot be read: {reason}") from error
 
 
 def _read(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    frames, orientation = getattr(image, "n_frames", 1), _orientation(image)
+    frames = getattr(image, "n_frames", 1)
     steps = (f"first of {frames} frames",) if frames > 1 else ()
+    try:
+        orientation = image.getexif().get(Base.Orientation, 1)
+    except Exception:  # the EXIF data are damaged, but the image may be intact
+        orientation = 1
     image.load()
-    grey = to_grey(image)
-    if orientation == 1:
+    grey = _to_grey(image)
+    if orientation not in range(2, 9):
         return grey, steps
-    bare = Image.fromarray(np.asarray(grey))  # whose other EXIF data need not be written anew
+    bare = Image.fromarray(np.asarray(grey))  # without the other EXIF data, which may be damaged
     bare.getexif()[Base.Orientation] = orientation
     ImageOps.exif_transpose(bare, in_place=True)
     return bare, (*steps, "turned upright")
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        orientation = image.getexif().get(Base.Orientation, 1)
-    except Exception:  # the EXIF data are damaged, which need not be true of the image
-        return 1
-    return orientation if orientation in range(2, 9) else 1
-
-
-def to_grey(image: Image.Image) -> Image.Image:
-    """Turn an image of any mode into one of mode `L`.
-
-    Values of more than 8 bits are stretched to 0..255, as not all of them may be in use. What is
-    transparent becomes paper.
-
-    Raises:
-        ValueError: Values are not finite, or all of it is transparent.
-    """
+def _to_grey(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, np.float64)
         if not np.isfinite(values).all():
@@ -101,161 +95,139 @@ def to_grey(image: Image.Image) -> Image.Image:
         scaled = (values - values.min()) * (255 / (np.ptp(values) or 1))
         return Image.fromarray(np.rint(scaled).astype(np.uint8))
     if image.has_transparency_data:
-        return _on_paper(image.convert("RGBA"))
-    # By way of RGB, as neither CMYK nor a palette of grey tones has one of its own to `L`.
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("L")
+    # Through RGB, because Pillow converts neither CMYK nor every palette directly.
     return image if image.mode == "L" else image.convert("RGB").convert("L")
 
 
-def _on_paper(image: Image.Image) -> Image.Image:
-    """Put an image onto paper that what is visible of it stands out from."""
-    grey, alpha = image.convert("L"), image.getchannel("A")
-    visible = np.asarray(grey)[np.asarray(alpha) > 127]
-    if not visible.size:
-        raise ValueError("all of it is transparent")
-    low, median, high = np.percentile(visible, (5, 50, 95))
-    # In one tone it is ink alone; in several it is mostly paper, as of a photograph cut out.
-    paper = median if high - low > 64 else 255 if median < 128 else 0
-    return Image.composite(grey, Image.new("L", image.size, round(paper)), alpha)
-
-
-Floats = NDArray[np.float64]
-SIDE = 28
-WORKING_PIXELS = 2**20  # of a larger photograph, the digit still has pixels enough for its 20
-
-
-def prepare_digit(image: Image.Image, box: int = 20) -> Prepared:
+def prepare_digit(image: Image.Image, box: int = 20) -> PreparedImage:
     """Prepare an image of a digit as MNIST's were.
 
-    The ground is removed, the digit scaled into a box of 20x20 pixels with its aspect ratio kept,
-    and moved until its centre of mass is that of the 28x28 pixels, but not over the edge. Of 100
-    images of MNIST, 98 are left as they are; others lose a speck or get a clearer stroke.
+    The background is removed; the digit is scaled to fit a box of 20x20 pixels and moved, within
+    the 28x28 pixels, until its centre of mass is in the middle. Of 100 images of MNIST, 98 are left
+    as they are; others lose a speck or get a clearer stroke.
 
     Args:
-        image: Of mode `L`, with one digit, darker or lighter than the ground, which most of the
-            image's frame shows. Light may fall unevenly.
+        image: Mode `L`, with one digit, darker or lighter than the background, which covers most of
+            the image's border. Light may fall unevenly.
         box: Pixels of the digit's longer side, at most 28.
 
     Raises:
-        ValueError: Nothing stands out from the ground.
+        ValueError: Nothing stands out from the background.
     """
     factor = ceil(sqrt(image.width * image.height / WORKING_PIXELS))
     ink, inverted = _ink(np.asarray(image.reduce(factor), np.float64))
     ink = _trim(ink, ink > 0)
-    height, width = ink.shape
     steps = ["inverted"] if inverted else []
-    if (cropped := (width * factor, height * factor)) != image.size:
+    if (cropped := (ink.shape[1] * factor, ink.shape[0] * factor)) != image.size:
         steps.append("cropped to {}x{}".format(*cropped))
     digit = Image.fromarray(np.rint(255 * ink).astype(np.uint8))
-    size = _fitted(digit, box)
-    if size != digit.size:
+    if (size := _fitted(digit, box)) != digit.size:
         digit = digit.resize(size, Image.Resampling.LANCZOS)
         steps.append("scaled to {}x{}".format(*size))
-    # Strokes thinner than a pixel have paled.
     values = np.asarray(digit, np.float64)
-    values = np.rint(values * (255 / values.max()))
+    values = np.rint(values * (255 / values.max()))  # strokes thinner than a pixel have paled
     top, left = (round(SIDE / 2 - centre) for centre in ndimage.center_of_mass(values))
     pixels = _paste(values, top, left)
     if image.size == (SIDE, SIDE) and np.abs(pixels - np.asarray(image, np.float64)).max() <= 3:
-        return Prepared(np.array(image), ("left as it is",))
-    return Prepared(pixels, (*steps, "centred by mass"))
+        return PreparedImage(np.array(image), ("left as it is",))
+    return PreparedImage(pixels, (*steps, "centred by mass"))
 
 
-def prepare_garment(image: Image.Image) -> Prepared:
+def prepare_garment(image: Image.Image) -> PreparedImage:
     """Prepare a product picture of a garment as Fashion-MNIST's were.
 
-    Edges like the corners are trimmed, the longer edge is scaled to 28 pixels of which no other is
-    a mean, the image is sharpened, and the shorter edge extended. Dark on light is negated. The
-    authors' pictures have 51x73 pixels, and larger ones are made as small first. Theirs are on
-    white; here the ground, if it is light, is made so. An image of Fashion-MNIST is left as it is.
+    Borders in the corners' tone are trimmed, the longer side is scaled to 28 pixels by the nearest
+    neighbour, the image is sharpened, and the shorter side extended. Dark on light is negated. The
+    authors' pictures have 51x73 pixels, and larger ones are reduced to that first. Theirs are on
+    white; here a light background is made white. An image of Fashion-MNIST is left as it is.
 
     Args:
-        image: Of mode `L`, with one garment on an even ground, which the corners show.
+        image: Mode `L`, with one garment on an even background, which the corners show.
 
     Raises:
-        ValueError: Nothing stands out from the ground.
+        ValueError: Nothing stands out from the background.
     """
     grey = np.asarray(image, np.float64)
-    ground = float(np.median(grey[[0, 0, -1, -1], [0, -1, 0, -1]]))
-    light = ground > 127
+    background = float(np.median(grey[[0, 0, -1, -1], [0, -1, 0, -1]]))
+    light = background > 127
     if image.size == (SIDE, SIDE) and not light:
-        return Prepared(np.array(image), ("left as it is",))
-    steps = ["negated"] if light else []
+        return PreparedImage(np.array(image), ("left as it is",))
     smaller = image.copy()
-    smaller.thumbnail((4 * 73, 4 * 73))  # without the noise that is no edge
+    smaller.thumbnail((4 * 73, 4 * 73))  # averages noise, which would count as an edge
     grey = np.asarray(smaller, np.float64)
-    grey, ground = (255 - grey, 255 - ground) if light else (grey, ground)
-    grey = _trim(grey, np.abs(grey - ground) > 0.05 * 255)
-    steps.append("trimmed")
-    grey = np.clip((grey - ground) * (255 / (255 - ground)), 0, 255)
+    grey, background = (255 - grey, 255 - background) if light else (grey, background)
+    grey = _trim(grey, np.abs(grey - background) > 0.05 * 255)
+    steps = ["negated", "trimmed"] if light else ["trimmed"]
+    grey = np.clip((grey - background) * (255 / (255 - background)), 0, 255)
     garment = Image.fromarray(np.rint(grey).astype(np.uint8))
     garment.thumbnail((73, 73))
-    size = _fitted(garment, SIDE)
-    if size != garment.size:
+    if (size := _fitted(garment, SIDE)) != garment.size:
         garment = garment.resize(size, Image.Resampling.NEAREST)
         garment = garment.filter(ImageFilter.UnsharpMask(radius=1, percent=100, threshold=0))
         steps.append("scaled to {}x{} and sharpened".format(*size))
     left, top = ((SIDE - side) // 2 for side in size)
-    return Prepared(_paste(np.asarray(garment), top, left), (*steps, "extended to 28x28"))
+    return PreparedImage(_paste(np.asarray(garment), top, left), (*steps, "extended to 28x28"))
 
 
 def _ink(grey: Floats) -> tuple[Floats, bool]:
-    """Separate ink from ground.
-
-    Args:
-        grey: `(H, W)`, from 0 to 255.
+    """Separate ink from background in `(H, W)`, values 0..255.
 
     Returns:
-        Ink, `(H, W)`, from 0 for the ground to 1, and whether it is darker than the ground.
+        Ink, `(H, W)`, from 0 for the background to 1, and whether it is the darker of the two.
     """
-    ground, noise = _ground(grey)
-    darker, lighter = (np.clip(sign * (grey - ground) - 3 * noise, 0, None) for sign in (-1, 1))
+    background, noise = _background(grey)
+    darker, lighter = (np.clip(sign * (grey - background) - 3 * noise, 0, None) for sign in (-1, 1))
     inverted = bool(darker.sum() > lighter.sum())
-    # What the ground reflects, ink takes away: as a share of it, ink is as dark in the shade.
-    ink = darker / np.maximum(ground, 1) if inverted else lighter / np.maximum(255 - ground, 1)
-    threshold = _otsu_threshold(ink)
-    surely = ink > threshold
-    contrast = np.median((darker if inverted else lighter)[surely]) if surely.any() else 0
+    # Divide by the background's brightness, so that a stroke in shadow counts as one in light does.
+    ink = (
+        darker / np.maximum(background, 1)
+        if inverted
+        else lighter / np.maximum(255 - background, 1)
+    )
+    sure = ink > _otsu_threshold(ink)
+    contrast = np.median((darker if inverted else lighter)[sure]) if sure.any() else 0
     if contrast < max(8, 3 * noise):
-        raise ValueError("it is blank: nothing stands out from the ground")
-    full = np.percentile(ink[surely], 90)
-    ink = np.minimum(ink / full, 1)
-    # Edges of strokes are fainter than the threshold; what is faint alone, or a speck, is no ink.
-    # In few pixels the faintest count too, while in many they are traces of JPEG's compression.
+        raise ValueError(BLANK)
+    ink = np.minimum(ink / np.percentile(ink[sure], 90), 1)
+    # The edges of a stroke are below the threshold: keep what is connected to sure ink, without
+    # specks. In a large image the faintest values are artefacts of JPEG and connect nothing.
     parts, count = ndimage.label(ink > (0.1 if max(ink.shape) > SIDE else 0), np.ones((3, 3)))
     numbers = np.arange(1, count + 1)
     mass = ndimage.sum(ink, parts, numbers)
-    kept = ndimage.maximum(surely, parts, numbers) & (mass > 0.03 * mass.max())
+    kept = ndimage.maximum(sure, parts, numbers) & (mass > 0.03 * mass.max())
     return ink * np.concatenate([[False], kept])[parts], inverted
 
 
-def _ground(grey: Floats) -> tuple[Floats, float]:
-    """Estimate ground `(H, W)` and its noise, a standard deviation, from the image's frame.
+def _background(grey: Floats) -> tuple[Floats, float]:
+    """Estimate the background `(H, W)` and its noise, a standard deviation, from the border.
 
-    Light falls unevenly, so the ground is a quadratic function of the place: the one with the least
-    absolute differences, which ink that reaches the frame does not pull.
+    Light falls unevenly, so the background is a quadratic function of the position, fitted by the
+    least absolute differences, on which ink at the border has little influence.
     """
-    height, width = grey.shape
-    margin = max(1, round(0.02 * min(height, width)))
-    frame = np.ones(grey.shape, bool)
-    frame[margin:-margin, margin:-margin] = False
-    values = grey[frame]
+    margin = max(1, round(0.02 * min(grey.shape)))
+    border = np.ones(grey.shape, bool)
+    border[margin:-margin, margin:-margin] = False
+    values = grey[border]
     level = np.median(values)
     differences = np.abs(values - level)
-    if np.median(differences) <= 1:  # a drawing's, where a curve would follow nothing but ink
+    if np.median(differences) <= 1:  # a drawing, where a curve would follow nothing but ink
         return np.full(grey.shape, level), 0.0
-    y, x = (np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None])
+    y, x = (np.linspace(-1, 1, side) for side in grey.shape)
+    y = y[:, None]
     terms = np.stack(np.broadcast_arrays(1.0, x, y, x * x, x * y, y * y), -1)
-    for _ in range(15):  # least squares, reweighted: they settle in about ten
+    for _ in range(15):  # reweighted least squares, which converge in about ten
         weights = 1 / np.sqrt(np.maximum(differences, 1))
-        weighted = terms[frame] * weights[:, None]
+        weighted = terms[border] * weights[:, None]
         coefficients = np.linalg.lstsq(weighted, values * weights, rcond=None)[0]
-        differences = np.abs(values - terms[frame] @ coefficients)
-    # Of normal deviates, the median is 1 / 1.4826 of the standard deviation.
+        differences = np.abs(values - terms[border] @ coefficients)
+    # The median of normal deviates is the standard deviation divided by 1.4826.
     return np.clip(terms @ coefficients, 0, 255), 1.4826 * float(np.median(differences))
 
 
 def _otsu_threshold(values: Floats) -> float:
-    """Find what divides values into two classes with the most variance between them.
+    """Find the threshold between two classes of values with the most variance between them.
 
     Reference: Otsu, A threshold selection method from gray-level histograms, 1979.
     """
@@ -268,22 +240,22 @@ def _otsu_threshold(values: Floats) -> float:
 
 
 def _trim(grey: Floats, wanted: NDArray[np.bool_]) -> Floats:
-    """Cut away rows and columns at the edges without a wanted pixel."""
+    """Cut off rows and columns at the borders without a wanted pixel."""
     if not wanted.any():
-        raise ValueError("it is blank: nothing stands out from the ground")
+        raise ValueError(BLANK)
     rows, columns = (np.flatnonzero(wanted.any(axis)) for axis in (1, 0))
     return grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _fitted(image: Image.Image, side: int) -> tuple[int, int]:
-    """Give width and height with the longer one changed to `side`."""
+    """Compute width and height after scaling the longer one to `side`."""
     factor = side / max(image.size)
     width, height = (max(1, round(factor * length)) for length in image.size)
     return width, height
 
 
 def _paste(values: NDArray[np.number], top: int, left: int) -> NDArray[np.uint8]:
-    """Put an image into 28x28 black pixels, at a place or as near to it as it fits."""
+    """Put an image onto 28x28 black pixels, as near to the position as it fits."""
     height, width = values.shape
     top, left = min(max(top, 0), SIDE - height), min(max(left, 0), SIDE - width)
     pixels = np.zeros((SIDE, SIDE), np.uint8)

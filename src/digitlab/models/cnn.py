@@ -1,4 +1,4 @@
-"""The network of the speed record `configs/mnist/fast99.yaml`."""
+"""Convolutional networks: document A's two, and that of the record `configs/mnist/fast99.yaml`."""
 
 from collections import OrderedDict
 from typing import Any
@@ -11,7 +11,7 @@ from digitlab.classifier import Classifier
 class PyTorchExampleNet(Classifier):
     """The network of PyTorch's MNIST example as of 2017, 21,840 parameters (document A).
 
-    It pools before it rectifies, which gives the same numbers as the usual order, and drops whole
+    It pools before the rectifier, which gives the same numbers as the usual order, and drops whole
     channels between the second convolution and its pooling.
 
     Shape:
@@ -92,11 +92,11 @@ class TensorFlowTutorialCNN(Classifier):
 class FastCNN(Classifier):
     """A small network that one pass over MNIST's training images takes past 99%.
 
-    It has 212,682 parameters and is the only architecture here that is of neither document. It
-    goes back to the reference's network, which has 24 filters of 5x5, stride 1 and max pooling in
-    its first convolution. Here are 16 with stride 2 and no pooling: half the time of a step on a
-    CPU, and as many errors on held-out images. The second pooling stands before its rectifier,
-    which gives the same numbers as the usual order for a quarter of the rectifier's work.
+    It has 212,682 parameters and is the only architecture here from neither document. The
+    reference's network begins with 24 filters of 5×5, stride 1 and max pooling; this one has 16
+    with stride 2 and no pooling, which halves the time of a step on a CPU and makes as many errors
+    on held-out images. The second pooling comes before its rectifier, which gives the same numbers
+    as the usual order for a quarter of the rectifier's work.
 
     Shape:
         - Input: float32 `(N, in_channels, 28, 28)`, normalized images.

@@ -1,44 +1,36 @@
 """What a run folder holds, and what of it is missing."""
 
-import csv
 import json
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import yaml
 
 from digitlab import run_folder
-from digitlab.callbacks.logging import HistoryRow
+from digitlab.errors import InputError
 
 CURVES = ("train_accuracy", "val_accuracy", "train_loss", "val_loss")
+"""The columns of history.csv that are drawn."""
 
 NEEDED = (
     *("model.class_path", "data.class_path", "data.init_args"),
     *("trainer.accelerator", "trainer.precision", "seed_everything"),
 )
+"""The settings without which a run's network and data cannot be made."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run as its folder tells of it.
-
-    Args:
-        folder: The run folder.
-        config: All settings.
-        settings: The text of config.yaml.
-        metrics: Of metrics.json; empty before there is one.
-        history: Of history.csv, a row an epoch; empty before there is one.
-        missing: Sentences on what is not there, and why.
-    """
+class Run(NamedTuple):
+    """The settings and results of a run, read from its folder."""
 
     folder: Path
     config: dict[str, Any]
-    settings: str
-    metrics: dict[str, Any]
-    history: list[HistoryRow]
-    missing: tuple[str, ...]
+    settings: str  # the text of config.yaml
+    metrics: dict[str, Any]  # empty before there is a metrics.json
+    history: pd.DataFrame  # a line for each epoch; empty before there is a history.csv
+    missing: tuple[str, ...]  # a sentence for each missing or damaged file
 
     @property
     def name(self) -> str:
@@ -47,53 +39,48 @@ class Run:
 
     @property
     def framework(self) -> run_folder.Framework:
-        """What the run was trained with, also where it has not ended yet."""
-        # Only the options of `keras fit` have an output.
+        """The framework of the training, also before the run has ended."""
+        # Only the options of Keras runs have an output.
         guess = "keras" if "output" in self.config else "torch"
         return "keras" if self.metrics.get("framework", guess) == "keras" else "torch"
 
 
 def read_run(folder: Path) -> Run:
-    """Read what is in a run folder; of a run that has not ended, or was damaged, what there is.
+    """Read a run folder, even if the run has not ended or files are damaged.
 
     Raises:
         ValueError, OSError: config.yaml cannot be read, or lacks what every run has.
     """
-    settings = _text(folder / "config.yaml")
+    path = folder / "config.yaml"
+    settings = _text(path)
     try:
         config = yaml.safe_load(settings)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{folder / 'config.yaml'} is damaged: it is no valid YAML") from error
+        raise InputError(f"{path} is damaged: it is no valid YAML") from error
     for name in NEEDED:
-        if not _has(config, *name.split(".")):
-            raise ValueError(
-                f"{folder / 'config.yaml'} is of no run, as it lacks {name}: give the folder that "
-                "digitlab fit named at its end"
-            )
-    missing = []
-    metrics: dict[str, Any] = {}
-    history: list[HistoryRow] = []
-    try:
-        metrics = _read_metrics(folder)
-    except ValueError as error:
-        missing.append(str(error))
-    try:
-        history = _read_history(folder / "history.csv")
-    except ValueError as error:
-        missing.append(str(error))
+        value = config
+        for key in name.split("."):
+            if not isinstance(value, dict) or key not in value:
+                raise InputError(
+                    f"{path} is of no run, as it lacks {name}: give the folder that digitlab fit "
+                    "named at its end"
+                )
+            value = value[key]
+    missing: list[str] = []
+    metrics = _read(_read_metrics, folder / "metrics.json", {}, missing)
+    history = _read(_read_history, folder / "history.csv", pd.DataFrame(), missing)
     return Run(folder, config, settings, metrics, history, tuple(missing))
 
 
-def _has(settings: Any, *names: str) -> bool:
-    for name in names:
-        if not isinstance(settings, dict) or name not in settings:
-            return False
-        settings = settings[name]
-    return True
+def _read(read: Callable[[Path], Any], path: Path, otherwise: Any, missing: list[str]) -> Any:
+    try:
+        return read(path)
+    except ValueError as error:
+        missing.append(str(error))
+        return otherwise
 
 
-def _read_metrics(folder: Path) -> dict[str, Any]:
-    path = folder / "metrics.json"
+def _read_metrics(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError("There is no metrics.json: the run has not ended, so no figures are final")
     try:
@@ -105,27 +92,18 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
     return metrics
 
 
-def _read_history(path: Path) -> list[HistoryRow]:
+def _read_history(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise ValueError("There is no history.csv: no epoch was finished in this folder")
     try:
-        lines = [*csv.DictReader(_text(path).splitlines())]
-        rows = [{name: _number(line[name]) for name in ("epoch", *CURVES)} for line in lines]
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(
-            "history.csv is damaged: its columns or numbers are not a run's"
-        ) from error
-    return [row for row in rows if row["epoch"] is not None]
-
-
-def _number(text: str) -> float | None:
-    """Read a number; None where there is none, or none that could be drawn."""
-    number = float(text) if text else math.nan
-    return number if math.isfinite(number) else None
+        history = pd.read_csv(path, usecols=["epoch", *CURVES]).astype(float)
+    except ValueError as error:
+        raise ValueError("history.csv is damaged: its columns or numbers are wrong") from error
+    return history.replace([np.inf, -np.inf], np.nan)  # which cannot be drawn
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged: it is no UTF-8 text") from error
+        raise InputError(f"{path} is damaged: it is no UTF-8 text") from error

@@ -1,129 +1,80 @@
-"""What a run's network says of the images that it was not trained on."""
+"""A network's layers, its predictions of images that it was not trained on, and its mistakes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, precision_score, recall_score
+from sklearn.metrics import confusion_matrix
 
-from digitlab.checkpoints import load_weights
 from digitlab.classifier import Classifier
 from digitlab.cli.evaluate import Evaluation, read_evaluation
-from digitlab.cli.parser import BAD_INPUT
 from digitlab.data.datamodule import Subset
+from digitlab.errors import InputError, reading_input
 from digitlab.report.content import Run
-from digitlab.run_folder import Framework
 from digitlab.scores import name_classes
 
 SHOWN_MISTAKES = 24
 """Four rows of the page."""
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A layer of the network, and the shapes of its parameter tensors by their names."""
+class Layer(NamedTuple):
+    """A layer of the network."""
 
     name: str
     kind: str
-    tensors: dict[str, tuple[int, ...]]
-    count: int
+    tensors: dict[str, tuple[int, ...]]  # the shapes of its parameters by their names
+    count: int  # of its parameters
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """An image that was classified wrong.
+class Mistake(NamedTuple):
+    """A misclassified image."""
 
-    Args:
-        index: Its place in the split.
-        image: uint8 `(28, 28)`.
-        label: The name of its class.
-        predicted: The name of the class that it was taken for.
-        probability: Of that class, from 0 to 1.
-    """
-
-    index: int
-    image: NDArray[np.uint8]
-    label: str
-    predicted: str
-    probability: float
+    index: int  # its position in the split
+    image: NDArray[np.uint8]  # (28, 28)
+    label: str  # the name of its class
+    predicted: str  # the name of the predicted class
+    probability: float  # of the predicted class, in [0, 1]
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What the network says of a split of N images in K classes.
+class Predictions(NamedTuple):
+    """Predictions of a split of N images in K classes."""
 
-    Args:
-        split: `validation` or `test`.
-        checkpoint: Which weights: `last`, `best` or a path.
-        names: Of the classes, K.
-        labels: int64 `(N,)`.
-        classes: What they are taken for, int64 `(N,)`.
-        mistakes: The worst: those with the most probable of the wrong classes, at most 24.
-    """
-
-    split: str
-    checkpoint: str
-    names: tuple[str, ...]
-    labels: NDArray[np.int64]
-    classes: NDArray[np.int64]
-    mistakes: tuple[Mistake, ...]
+    split: str  # `validation` or `test`
+    checkpoint: str  # `last`, `best` or a path
+    names: tuple[str, ...]  # of the classes
+    labels: NDArray[np.int64]  # (N,)
+    classes: NDArray[np.int64]  # the predicted ones, (N,)
+    mistakes: tuple[Mistake, ...]  # with the most probable wrong classes, at most 24
 
     @property
     def correct(self) -> int:
-        """The number of images that are classified right."""
+        """The number of correctly classified images."""
         return int((self.labels == self.classes).sum())
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """Counts `(K, K)`: images of the row's class that were taken for the column's."""
-        classes = range(len(self.names))
-        counts = confusion_matrix(self.labels, self.classes, labels=classes)
-        return cast("NDArray[np.int64]", counts)
-
-    @property
-    def precision(self) -> list[float]:
-        """Of the images taken for a class, the part that is of it; NaN where there is none."""
-        return self._by_class(precision_score)
-
-    @property
-    def recall(self) -> list[float]:
-        """Of the images of a class, the part that is taken for it; NaN where there is none."""
-        return self._by_class(recall_score)
-
-    def _by_class(self, score: Callable[..., NDArray[np.float64]]) -> list[float]:
-        classes = range(len(self.names))
-        values = score(
-            self.labels, self.classes, labels=classes, average=None, zero_division=np.nan
+        """Counts `(K, K)` of images: a row for each true class, a column for each predicted one."""
+        counts: NDArray[np.int64] = confusion_matrix(
+            self.labels, self.classes, labels=range(len(self.names))
         )
-        return [float(value) for value in values]
+        return counts
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What could be learned from a run's network.
-
-    Args:
-        layers: Of the network; empty where it cannot be built.
-        predictions: None where they cannot be made.
-        why: Then the reason.
-    """
+class Outcome(NamedTuple):
+    """A network's layers and predictions, as far as they can be made."""
 
     layers: tuple[Layer, ...] = ()
     predictions: Predictions | None = None
-    why: str = ""
+    why: str = ""  # the reason if there are no predictions
 
 
 def predict(command: str, run: Run) -> Outcome:
     """Classify images with a run's weights, on the CPU in float32, so that any machine can.
 
-    The images and weights are those of the test score in metrics.json; where there is none, the
-    last weights and the images that the run was validated on, so that a report is never the first
-    to look at the test split.
+    The images and weights are those of the test score in metrics.json; without one, the last
+    weights and the images of the run's validation, so that a report is never the first to use the
+    test split.
 
     Args:
         command: The subcommand, for messages.
@@ -131,22 +82,24 @@ def predict(command: str, run: Run) -> Outcome:
     """
     tested = run.metrics.get("test")
     entry = tested if isinstance(tested, dict) else {}
-    # Not `auto`: a run of a GPU machine is to be read elsewhere too.
+    # Not `auto`: a run of a GPU machine can be read elsewhere, too.
     device = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
     quiet = ["--trainer.enable_progress_bar", "false"]
     weights = ["--checkpoint", str(entry.get("checkpoint") or "last")]
     layers: tuple[Layer, ...] = ()
     try:
-        options = ["--run", str(run.folder), *weights, *device, *quiet]
-        evaluation = read_evaluation(command, options, run.framework)
-        layers = describe(evaluation.cli.model)
-        split: Subset = "test" if entry else evaluation.cli.datamodule.validation_split
-        return Outcome(layers, _predict(evaluation, run.framework, split))
-    except (*BAD_INPUT, ImportError) as error:  # the last where an extra is not installed
+        with reading_input():
+            options = ["--run", str(run.folder), *weights, *device, *quiet]
+            evaluation = read_evaluation(command, options)
+            layers = list_layers(evaluation.cli.model)
+            split: Subset = "test" if entry else evaluation.cli.datamodule.validation_split
+            evaluation.load()
+            return Outcome(layers, _predict(evaluation, split))
+    except InputError as error:
         return Outcome(layers, why=" ".join(str(error).split()))
 
 
-def describe(model: Classifier) -> tuple[Layer, ...]:
+def list_layers(model: Classifier) -> tuple[Layer, ...]:
     """List a network's layers."""
     return tuple(
         Layer(
@@ -159,16 +112,16 @@ def describe(model: Classifier) -> tuple[Layer, ...]:
     )
 
 
-def _predict(evaluation: Evaluation, framework: Framework, split: Subset) -> Predictions:
+def _predict(evaluation: Evaluation, split: Subset) -> Predictions:
     cli = evaluation.cli
-    model, data = _load(cli.model, evaluation.checkpoint, framework), cli.datamodule
+    model, data = cli.model, cli.datamodule
     images, labels = data.arrays(split)
     loader = data.test_dataloader() if split == "test" else data.val_dataloader()
     trainer = cli.instantiate_trainer(logger=False, enable_checkpointing=False)
     batches: list[Any] = trainer.predict(model, loader) or []
     probabilities = torch.cat([batch["probabilities"] for batch in batches])
     names = tuple(name_classes(data.class_names, probabilities.shape[1]))
-    highest, classes = (found.numpy() for found in probabilities.max(1))
+    highest, classes = (values.numpy() for values in probabilities.max(1))
     wrong = np.flatnonzero(classes != labels)
     worst = wrong[np.argsort(-highest[wrong], kind="stable")][:SHOWN_MISTAKES]
     mistakes = tuple(
@@ -176,13 +129,3 @@ def _predict(evaluation: Evaluation, framework: Framework, split: Subset) -> Pre
         for i in worst
     )
     return Predictions(split, cli.config.checkpoint, names, labels, classes, mistakes)
-
-
-def _load(model: Classifier, path: Path, framework: Framework) -> Classifier:
-    """Give a run's trained network, as its framework computes it."""
-    if framework == "torch":
-        load_weights(model, path)
-        return model
-    # By name, as the command line enters it: TensorFlow is loaded for a Keras run alone.
-    loaded: Classifier = import_module("digitlab.parity.keras_files").load_classifier(model, path)
-    return loaded

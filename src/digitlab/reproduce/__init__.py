@@ -2,14 +2,13 @@
 
 | module | what |
 |---|---|
-| `options`, `command` | the command line |
-| `rows` | the rows: a config each, and what was published of it |
-| `queue` | trains rows, several runs beside each other, and survives interruption |
-| `results` | the CSV of what the runs gave |
+| `command` | the command line, and `--report` |
+| `rows` | the rows: a config each, with its published figure |
+| `queue` | trains rows, several runs at a time, and survives interruption |
+| `results` | the CSV file of the runs' results |
 | `statistics` | intervals, and two one-sided tests |
-| `tables`, `plots`, `report` | what `--report` writes |
-| `evidence`, `claims` | what the documents conclude, judged |
-| `explain` | `--explain`: which setting makes how much of a difference |
-| `settings`, `factors`, `grid` | what differs between two configs, and its combinations, trained |
-| `effects`, `effects_report` | what the combinations say, as numbers, tables and a figure |
+| `tables`, `figures` | what `--report` writes |
+| `explain` | `--explain`: how much each setting adds to the difference of two configs |
+| `factors` | the settings in which two configs differ |
+| `effects` | effects and interactions of those settings, as tables and a figure |
 """

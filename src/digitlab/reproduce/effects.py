@@ -1,20 +1,24 @@
-"""What `--explain` writes: Markdown tables of the effects and interactions, and a figure."""
+"""Effects and interactions of a grid's factors, as numbers, Markdown tables and a figure."""
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from digitlab.errors import InputError
 from digitlab.reproduce.factors import IMAGES, Factor
-from digitlab.reproduce.results import read_lines
+from digitlab.reproduce.figures import BLUE, DPI, ORANGE
+from digitlab.reproduce.results import read_table
 from digitlab.reproduce.statistics import summarize
+from digitlab.reproduce.tables import markdown_table, signed
 
 Values = NDArray[np.float64]
 """One value for each seed."""
@@ -27,9 +31,9 @@ class Measured:
     Args:
         first: The first config's name.
         second: The second's.
-        factors: What differs between them.
-        accuracies: In per cent, `(seeds, 2, ..., 2)`: a dimension for each factor, where 0 is the
-            first config's value and 1 the second's.
+        factors: The differences between them.
+        accuracies: In per cent, `(seeds, 2, ..., 2)`: a dimension for each factor, in which 0 is
+            the first config's value and 1 the second's.
     """
 
     first: str
@@ -43,123 +47,97 @@ class Measured:
         return tuple(range(len(self.factors)))
 
     def cell(self, switched: Collection[int]) -> Values:
-        """Give the accuracies of the first config with some factors' values the second's."""
+        """Return the first config's accuracies with some factors switched to the second's value."""
         return self.marginal({i: int(i in switched) for i in self.all})
 
     def alone(self, *factors: int) -> Values:
-        """Give what switching these factors alone adds to the first config's accuracy."""
+        """Return the effect of switching only these factors in the first config."""
         return self.cell(factors) - self.cell(())
 
     def last(self, *factors: int) -> Values:
-        """Give what switching these factors adds where all others have been switched before."""
+        """Return the effect of switching these factors after all others."""
         return self.cell(self.all) - self.cell({*self.all} - {*factors})
 
     def average(self, factor: int) -> Values:
-        """Give a factor's main effect: what switching it adds, averaged over the others."""
-        return self._mean(np.diff(self.accuracies, axis=factor + 1))
+        """Return a factor's main effect: that of switching it, averaged over the others."""
+        return _mean(np.diff(self.accuracies, axis=factor + 1))
 
     def interaction(self, factor: int, other: int) -> Values:
-        """Give how much more switching a factor adds with the other switched than without.
+        """Return how much larger a factor's effect is with the other switched than without.
 
         It is $(a_{11} - a_{01}) - (a_{10} - a_{00})$, averaged over all settings of the remaining
         factors: a difference of two effects, without the half that some books put before it. It is
-        the same with the two exchanged, and 0 where effects simply add up.
+        symmetric, and 0 where effects simply add up.
         """
-        return self._mean(np.diff(np.diff(self.accuracies, axis=factor + 1), axis=other + 1))
+        return _mean(np.diff(np.diff(self.accuracies, axis=factor + 1), axis=other + 1))
 
     def marginal(self, levels: dict[int, int]) -> Values:
-        """Give the accuracies with some factors at 0 or 1, averaged over the others."""
+        """Return the accuracies with some factors at 0 or 1, averaged over the others."""
         index: list[Any] = [levels.get(i, slice(None)) for i in self.all]
-        return self._mean(self.accuracies[(slice(None), *index)])
+        return _mean(self.accuracies[(slice(None), *index)])
 
-    @staticmethod
-    def _mean(values: NDArray[np.float64]) -> Values:
-        mean: Values = values.reshape(len(values), -1).mean(axis=1)
-        return mean
+
+def _mean(values: NDArray[np.float64]) -> Values:
+    mean: Values = values.reshape(len(values), -1).mean(axis=1)
+    return mean
 
 
 def read_measured(folder: Path) -> Measured:
-    """Read a grid: those of its seeds that are in all cells.
+    """Read a grid: its seeds that have all cells.
 
     Raises:
-        ValueError: There is no grid, or no seed is in all cells.
+        InputError: There is no grid, or no seed has all cells.
     """
     if not (folder / "factors.json").is_file():
-        raise ValueError(f"{folder} is no explanation, as it has no factors.json: run --explain")
+        raise InputError(f"{folder} is no explanation, as it has no factors.json: run --explain")
     about = json.loads((folder / "factors.json").read_text("utf-8"))
     factors = [Factor(**factor) for factor in about["factors"]]
-    accuracies = arrange(read_lines(folder / "grid.csv"), [factor.name for factor in factors])
-    if not len(accuracies):
-        raise ValueError(
+    grid = read_table(folder / "grid.csv").astype(float)
+    names = [factor.name for factor in factors]
+    if grid.empty or not len(accuracies := arrange(grid, names)):
+        raise InputError(
             f"{folder / 'grid.csv'} has no seed in all {2 ** len(factors)} cells: run the same "
-            "--explain again, which goes on where it was"
+            "--explain again, which trains the missing ones"
         )
     return Measured(about["first"], about["second"], factors, accuracies)
 
 
-def arrange(lines: Sequence[dict[str, str]], factors: Sequence[str]) -> NDArray[np.float64]:
+def arrange(grid: pd.DataFrame, factors: Sequence[str]) -> NDArray[np.float64]:
     """Arrange a grid's lines as accuracies in per cent, `(seeds, 2, ..., 2)`.
 
     A seed that lacks a cell is left out.
 
     Examples:
-        >>> lines = [{"f": "0", "seed": "7", "accuracy": "0.5"}]
-        >>> lines += [{"f": "1", "seed": "7", "accuracy": "0.75"}]
-        >>> arrange(lines, ["f"]).tolist()
+        >>> grid = pd.DataFrame({"f": [0, 1], "seed": [7, 7], "accuracy": [0.5, 0.75]})
+        >>> arrange(grid, ["f"]).tolist()
         [[50.0, 75.0]]
     """
-    cells: dict[int, dict[tuple[int, ...], float]] = {}
-    for line in lines:
-        levels = tuple(int(line[name]) for name in factors)
-        cells.setdefault(int(line["seed"]), {})[levels] = 100 * float(line["accuracy"])
-    shape = (2,) * len(factors)
-    complete = [seed for seed in sorted(cells) if len(cells[seed]) == 2 ** len(factors)]
-    rows = [[cells[seed][levels] for levels in np.ndindex(shape)] for seed in complete]
-    return np.array(rows, float).reshape(len(complete), *shape)
-
-
-_BLUE, _ORANGE = "#0072B2", "#D55E00"  # of Okabe and Ito's palette
+    seeds = sorted({*grid["seed"]})
+    cells = pd.MultiIndex.from_product([seeds, *[(0, 1)] * len(factors)])
+    accuracies = grid.set_index(["seed", *factors])["accuracy"].reindex(cells).to_numpy(float)
+    accuracies = 100 * accuracies.reshape(len(seeds), *(2,) * len(factors))
+    complete = ~np.isnan(accuracies).reshape(len(seeds), -1).any(axis=1)
+    arranged: NDArray[np.float64] = accuracies[complete]
+    return arranged
 
 
 def effects_table(measured: Measured) -> str:
     """Write each factor's effect, and that of the first two and of all, as Markdown."""
-    rows = [[f"nothing: {measured.first}", "", _level(measured.cell(())), "", "", ""]]
+
+    def effects(*factors: int) -> list[str]:
+        both = measured.alone(*factors), measured.last(*factors)
+        return [_with_interval(measured.cell(factors)), *map(_effect, both)]
+
+    nothing = _with_interval(measured.cell(()))
+    lines = [[f"nothing: {measured.first}", "", nothing, "", "", ""]]
     for i, factor in enumerate(measured.factors):
-        rows.append([factor.name, f"{factor.first} → {factor.second}", *_effects(measured, i)])
-        rows[-1].append(_difference(measured.average(i)))
+        change = f"{factor.first} → {factor.second}"
+        lines.append([factor.name, change, *effects(i), _effect(measured.average(i))])
     if len(measured.factors) > 2:
         names = " and ".join(factor.name for factor in measured.factors[:2])
-        rows.append([names, "", *_effects(measured, 0, 1), ""])
-    rows.append([f"everything: {measured.second}", "", *_effects(measured, *measured.all), ""])
+        lines.append([names, "", *effects(0, 1), ""])
+    lines.append([f"everything: {measured.second}", "", *effects(*measured.all), ""])
     head = ["switched", "from → to", "accuracy", "alone", "last", "on average"]
-    return f"{_markdown(head, rows)}\n\n{_describe_effects(measured)}"
-
-
-def interactions_table(measured: Measured) -> str:
-    """Write the interaction of each pair as Markdown: the first two's, then the largest first."""
-    pairs = list(combinations(measured.all, 2))
-    sizes = {pair: abs(float(measured.interaction(*pair).mean())) for pair in pairs}
-    rows = [
-        [
-            " × ".join(measured.factors[i].name for i in pair),
-            _difference(measured.interaction(*pair)),
-        ]
-        for pair in sorted(pairs, key=lambda pair: (pair != (0, 1), -sizes[pair]))
-    ]
-    return (
-        f"{_markdown(['factors', 'interaction'], rows)}\n\n"
-        "Percentage points: how much more switching the one adds with the other switched than "
-        "without, averaged over all settings of the remaining factors; 0 where effects add up. "
-        f"{_describe_intervals(measured)}"
-    )
-
-
-def _effects(measured: Measured, *factors: int) -> list[str]:
-    effects = (measured.alone(*factors), measured.last(*factors))
-    return [_level(measured.cell(factors)), *map(_difference, effects)]
-
-
-def _describe_effects(measured: Measured) -> str:
     text = (
         f"Accuracy in per cent: {measured.first} with that switched. Effects in percentage points: "
         f"alone, from {measured.first}; last, to {measured.second} with all others switched "
@@ -168,7 +146,24 @@ def _describe_effects(measured: Measured) -> str:
     if any(factor.name == IMAGES for factor in measured.factors):
         text += " The images evaluated are the same for all seeds, so that no interval tells how "
         text += "other images would do."
-    return text
+    return f"{markdown_table(head, lines, aligned=True)}\n\n{text}"
+
+
+def interactions_table(measured: Measured) -> str:
+    """Write the interaction of each pair as Markdown: the first two's, then the largest first."""
+    interactions = {pair: measured.interaction(*pair) for pair in combinations(measured.all, 2)}
+    lines = [
+        [" × ".join(measured.factors[i].name for i in pair), _effect(interactions[pair])]
+        for pair in sorted(
+            interactions, key=lambda pair: (pair != (0, 1), -abs(float(interactions[pair].mean())))
+        )
+    ]
+    return (
+        f"{markdown_table(['factors', 'interaction'], lines, aligned=True)}\n\n"
+        "Percentage points: how much more switching the one adds with the other switched than "
+        "without, averaged over all settings of the remaining factors; 0 where effects add up. "
+        f"{_describe_intervals(measured)}"
+    )
 
 
 def _describe_intervals(measured: Measured) -> str:
@@ -178,61 +173,42 @@ def _describe_intervals(measured: Measured) -> str:
     return f"Means of {n} seeds ± their 95% t intervals, of differences within seeds."
 
 
-def _level(values: Values) -> str:
-    return _say(values, "")
-
-
-def _difference(values: Values) -> str:
-    return _say(values, "+")
-
-
-def _say(values: Values, sign: str) -> str:
+def _with_interval(values: Values, form: Any = "{:.2f}".format) -> str:
     mean, half = _mean_and_half(values)
-    said = f"{round(mean, 2) + 0.0:{sign}.2f}".replace("-", "−")  # + 0.0: no negative zero
-    return f"{said} ± {half:.2f}" if half else said
+    return f"{form(mean)} ± {half:.2f}" if half else form(mean)
+
+
+def _effect(values: Values) -> str:
+    return _with_interval(values, signed)
 
 
 def _mean_and_half(values: Values) -> tuple[float, float]:
-    """Give the mean and half its 95% interval, 0 where it is not known."""
+    """Return the mean and half its 95% interval, 0 for one seed."""
     summary = summarize(values.tolist())
     half = summary.mean_interval[1] - summary.mean
     return summary.mean, half if np.isfinite(half) else 0.0
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    """Write a table whose columns are aligned, so that it also can be read in a terminal."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    rule = ["-" * width for width in widths]
-    lines = (head, rule, *rows)
-    return "\n".join(
-        f"| {' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True))} |"
-        for line in lines
-    )
 
 
 def draw_effects(measured: Measured) -> Figure:
     """Draw each factor's effect alone and on average, and how the first two interact."""
     both = len(measured.factors) > 1
     height = 1.6 + 0.55 * (len(measured.factors) + 1)
-    figure = Figure(figsize=(10 if both else 6, height), dpi=150, layout="constrained")
+    figure = Figure(figsize=(10 if both else 6, height), dpi=DPI, layout="constrained")
+    widths = (3, 2) if both else (1,)
+    axes = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
     if both:
-        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        _draw_interaction(right, measured)
-    else:
-        left = figure.subplots()
-    _draw_bars(left, measured)
+        _draw_interaction(axes[1], measured)
+    _draw_bars(axes[0], measured)
     n = len(measured.accuracies)
-    figure.suptitle(
-        f"From {measured.first} to {measured.second}: means of {n} seeds, 95% intervals",
-        fontsize="medium",
-    )
+    title = f"From {measured.first} to {measured.second}: means of {n} seeds, 95% intervals"
+    figure.suptitle(title, fontsize="medium")
     return figure
 
 
 def _draw_bars(axes: Axes, measured: Measured) -> None:
-    kinds: list[tuple[str, Callable[[int], Values], str, str, float]] = [
-        (f"alone, from {measured.first}", measured.alone, "o", _BLUE, -0.13),
-        ("averaged over the others", measured.average, "s", _ORANGE, 0.13),
+    kinds = [
+        (f"alone, from {measured.first}", measured.alone, "o", BLUE, -0.13),
+        ("averaged over the others", measured.average, "s", ORANGE, 0.13),
     ]
     for label, effect, marker, color, shift in kinds:
         means, halves = zip(*(_mean_and_half(effect(i)) for i in measured.all), strict=True)
@@ -254,12 +230,11 @@ def _draw_bars(axes: Axes, measured: Measured) -> None:
 
 def _draw_interaction(axes: Axes, measured: Measured) -> None:
     first, second = measured.factors[:2]
-    for level, (value, marker, color) in enumerate(
-        ((second.first, "o", _BLUE), (second.second, "s", _ORANGE))
-    ):
+    levels = ((second.first, "o-", BLUE), (second.second, "s-", ORANGE))
+    for level, (value, marker, color) in enumerate(levels):
         ends = [_mean_and_half(measured.marginal({0: i, 1: level})) for i in (0, 1)]
         means, halves = zip(*ends, strict=True)
-        style: dict[str, Any] = {"fmt": f"{marker}-", "color": color, "label": value}
+        style: dict[str, Any] = {"fmt": marker, "color": color, "label": value}
         axes.errorbar((0, 1), means, yerr=halves, capsize=3, **style)
     axes.set_xticks((0, 1), (first.first, first.second))
     axes.set_xlim(-0.3, 1.3)

@@ -22,8 +22,6 @@ from digitlab.reproduce.results import lock
 from digitlab.reproduce.rows import Row
 from digitlab.run_folder import Framework
 
-_COMMANDS: dict[Framework, list[str]] = {"torch": ["fit"], "keras": ["keras", "fit"]}
-
 
 @dataclass(frozen=True)
 class Item:
@@ -41,28 +39,28 @@ class Item:
 
     @property
     def name(self) -> str:
-        """A name of its own, which also is a folder's."""
+        """A unique name, which is also the folder's."""
         config = self.row.config
         return f"{config.parent.name}-{config.stem}-{self.framework}-seed_{self.seed}"
 
     def __str__(self) -> str:
-        """Say it in words."""
+        """Name it for a reader."""
         return f"{self.row.name} {self.framework} seed {self.seed}"
 
 
 @dataclass
 class Queue:
-    """Trains items, several beside each other, each in a process of its own.
+    """Trains items, several at a time, each in its own process.
 
-    What an item writes is in `out/runs/<item>`: log.txt, and a run folder. An item
-    that another process has under way is left to it. One that was interrupted starts over.
+    An item writes to `out/runs/<item>`: log.txt, and a run folder. An item that another process
+    is training is left to it. An interrupted one starts over.
 
     Args:
-        out: The folder of everything that is written.
+        out: The folder of all files.
         is_done: Whether an item needs no training; asked again once the item is locked.
-        record: Takes what an item's finished run left in its folder, and says it in a few words.
-        expected_seconds: What an item will take, for the time left; None where nothing is known.
-        workers: Number of runs beside each other.
+        record: Records the result in an item's run folder, and returns it in a few words.
+        expected_seconds: How long an item will take, for the time left; None if unknown.
+        workers: Number of runs at a time.
         threads: Number of CPU threads of each.
         options: Options of `digitlab fit` that all runs get.
     """
@@ -77,17 +75,17 @@ class Queue:
     _stopped: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def work(self, items: Iterable[Item]) -> list[Item]:
-        """Train what is not done, and give the items that failed.
+        """Train the items that are not done, and return those that failed.
 
         Raises:
-            KeyboardInterrupt, SystemExit: Ctrl-C was pressed, or SIGTERM came; the runs under way
-                are ended first.
+            KeyboardInterrupt, SystemExit: Ctrl-C was pressed, or SIGTERM came; the runs are ended
+                first.
         """
         with _ended_by_sigterm():
             return self._work(items)
 
     def _work(self, items: Iterable[Item]) -> list[Item]:
-        # What goes on from another item comes last: by then that one is done, in most cases.
+        # Items that start from another one's weights come last: that one is then mostly done.
         waiting = sorted((i for i in items if not self.is_done(i)), key=lambda i: bool(i.row.after))
         failed = []
         with ThreadPoolExecutor(self.workers) as pool, _Progress(self, waiting) as progress:
@@ -104,7 +102,7 @@ class Queue:
                 self._stopped.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 if isinstance(error, KeyboardInterrupt):
-                    raise KeyboardInterrupt("the same command goes on where it was") from None
+                    raise KeyboardInterrupt("the same command resumes the queue") from None
                 raise
         return failed
 
@@ -114,11 +112,11 @@ class Queue:
         return max(finished, key=lambda path: path.stat().st_mtime, default=None)
 
     def log(self, item: Item) -> Path:
-        """Give the file with what an item's run printed."""
+        """Return the file with the output of an item's run."""
         return self._folder(item) / "log.txt"
 
     def _take(self, item: Item) -> str:
-        """Train an item unless it is done or taken, and say what came of it; "" if it failed."""
+        """Train an item unless it is done or taken, and return a short report; "" if it failed."""
         try:
             with self._lock(item, blocking=False) as held:
                 if self.is_done(item):
@@ -131,7 +129,7 @@ class Queue:
     def _record(self, item: Item, run: Path) -> str:
         try:
             return self.record(item, run)
-        except (KeyError, ValueError) as error:  # the run is finished, and has no result to record
+        except (KeyError, ValueError) as error:  # a finished run without a result
             with self.log(item).open("a", encoding="utf-8") as log:
                 log.write(f"\n{error}\n")
             return ""
@@ -146,9 +144,7 @@ class Queue:
             options += ["--weights", str(first / last)]
         folder = self._folder(item)
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "digitlab", *_COMMANDS[item.framework]]
-        command += ["--config", str(item.row.config), "--seed_everything", str(item.seed)]
-        command += ["--trainer.default_root_dir", str(folder), *options]
+        command = [*_fit_command(item, folder), *options]
         run = self.find_run(item) if self._call(command, self.log(item), held) else None
         if run:
             for half in {*run.parent.iterdir()} - {run}:
@@ -189,11 +185,18 @@ class Queue:
             yield own
 
 
+def _fit_command(item: Item, folder: Path) -> list[str]:
+    framework = ["--framework", "keras"] if item.framework == "keras" else []
+    command = [sys.executable, "-m", "digitlab", "fit", *framework]
+    command += ["--config", str(item.row.config), "--seed_everything", str(item.seed)]
+    return [*command, "--trainer.default_root_dir", str(folder)]
+
+
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Take SIGTERM as the wish to leave, with exit code 143, and not without the runs."""
+    """On SIGTERM, end the runs and exit with 143."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # where signals cannot be handled
+        yield  # signals cannot be handled here
         return
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -207,7 +210,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 class _Progress:
-    """Shows a line for each item that is done, and below them how far all are."""
+    """Shows a line for each finished item, and a bar of all items."""
 
     def __init__(self, queue: Queue, items: Sequence[Item]) -> None:
         known = {item: queue.expected_seconds(item) for item in items}
@@ -215,25 +218,25 @@ class _Progress:
         mean = sum(measured) / len(measured) if measured else 1.0
         self._seconds = {item: seconds or mean for item, seconds in known.items()}
         self._done = 0
-        # Counted in the runs' expected seconds, of which tqdm gets the time left right although
-        # some rows take a hundred times as long as others.
+        # Counts expected seconds, not runs, so that the time left is right although some rows take
+        # a hundred times as long as others.
         self._bar: tqdm[Any] = tqdm(
             total=sum(self._seconds.values()),
             bar_format="{desc} |{bar}| {percentage:3.0f}% {elapsed}<{remaining}",
             desc=self._count(),
-            disable=None,  # where there is no terminal
+            disable=None,  # if there is no terminal
             dynamic_ncols=True,
         )
 
     def show(self, item: Item, said: str) -> None:
-        """Show what came of an item."""
+        """Show the report of an item."""
         self._done += 1
         self._bar.set_description_str(self._count(), refresh=False)
         self._bar.update(self._seconds[item])
         self._bar.write(f"[{self._done}/{len(self._seconds)}] {item}: {said}")
 
     def refresh(self) -> None:
-        """Show the time that has passed."""
+        """Show the elapsed time."""
         self._bar.refresh()
 
     def _count(self) -> str:

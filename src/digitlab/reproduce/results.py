@@ -1,26 +1,28 @@
-"""What runs gave: one CSV, a line for each run, which several processes may append to."""
+"""Results of runs: a CSV file with a line for each run, which several processes may append to."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import pandas as pd
 from filelock import FileLock
 
 from digitlab import files, run_folder
+from digitlab.errors import InputError
 from digitlab.reproduce.rows import Row
 from digitlab.run_folder import Framework
 
-csv.field_size_limit(2**30)  # of a curve with a point for each step, too
-
 Curve = tuple[tuple[int, float], ...]
-"""Points: after how many optimizer steps, which accuracy in [0, 1]."""
+"""Points: the number of optimizer steps, and the accuracy then, in [0, 1]."""
+
+KEY = ["row", "framework", "seed"]
+"""The columns that identify a run."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run gave: the last weights, in evaluation mode unless the config says otherwise.
+    """The result of a run's last weights, in evaluation mode unless the config says otherwise.
 
     Args:
         row: The row's name.
@@ -29,10 +31,10 @@ class Result:
         framework: `torch` or `keras`.
         seed: The run's seed.
         test_accuracy: Accuracy on the whole test split, in [0, 1].
-        test_loss: Mean cross-entropy there, in nats.
+        test_loss: Mean cross-entropy on the test split, in nats.
         train_accuracy: Accuracy on the whole training split, after training, in [0, 1].
         optimizer_steps: Number of optimizer steps.
-        train_seconds: Wall time of the training alone; None where it was not kept.
+        train_seconds: Wall time of the training alone; None if it was not recorded.
         train_curve: Accuracy over each epoch's training batches, while the weights changed.
         val_curve: Accuracy of each validation during training.
         device: The hardware, such as `cpu (1 thread)`.
@@ -56,26 +58,21 @@ class Result:
 
     @property
     def key(self) -> tuple[str, Framework, int]:
-        """What makes it the result of one item, and no other's."""
+        """The row, framework and seed: what identifies the run."""
         return self.row, self.framework, self.seed
-
-    @property
-    def dataset(self) -> str:
-        """The data set's name."""
-        return self.config.partition("/")[0]
 
     @classmethod
     def of_run(cls, row: Row, folder: Path) -> Self:
-        """Read what a finished run left in its folder.
+        """Read the result of a finished run from its folder.
 
         Raises:
-            ValueError: It was not measured on the test split, or its loss is no number.
+            ValueError: The run was not measured on the test split, or its loss is not finite.
         """
         metrics = run_folder.read_metrics(folder)
         if metrics.get("test", {}).get("loss") is None:
             raise ValueError(f"{folder} has no loss on the test split: it diverged, or held out")
         of_torch = metrics["framework"] == "torch"
-        shown = ("torch", "lightning") if of_torch else ("keras", "tensorflow")
+        packages = ("torch", "lightning") if of_torch else ("keras", "tensorflow")
         return cls(
             row=row.name,
             config=f"{row.dataset}/{row.config.stem}",
@@ -90,44 +87,43 @@ class Result:
             train_curve=_read_curve(folder, "train/accuracy"),
             val_curve=_read_curve(folder, "val/accuracy"),
             device=metrics["device"],
-            versions=", ".join(f"{name} {metrics['versions'][name]}" for name in shown),
+            versions=", ".join(f"{name} {metrics['versions'][name]}" for name in packages),
         )
 
 
 def read(path: Path) -> list[Result]:
-    """Read all results of a CSV file; none where there is no file.
+    """Read all results of a CSV file; an empty list if there is no file.
 
     Raises:
-        ValueError: The file is something else, or damaged.
+        InputError: The file is damaged, or of another kind.
     """
     try:
-        return [_from_text(line) for line in read_lines(path)]
-    except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is no file of results: {error!r}") from error
+        return [_parse(line) for line in read_table(path).to_dict("records")]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} is no file of results: {error}") from error
 
 
 def add(path: Path, results: Sequence[Result]) -> None:
-    """Append results to a CSV file, unless those of the same run are in it already."""
-    add_lines(path, [_to_text(result) for result in results], ("row", "framework", "seed"))
+    """Append results to a CSV file, except those of runs that are in it already."""
+    append(path, [_format(result) for result in results], KEY)
 
 
-def read_lines(path: Path) -> list[dict[str, str]]:
-    """Read the lines of a CSV file; none where there is no file."""
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV file with every cell as text; an empty table if there is no file."""
     if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return pd.DataFrame()
+    return pd.read_csv(path, dtype=object, keep_default_na=False, na_filter=False)
 
 
-def add_lines(path: Path, lines: Sequence[dict[str, Any]], key: tuple[str, ...]) -> None:
-    """Append lines to a CSV file, whole or not at all, but for those whose key is there already."""
+def append(path: Path, lines: Sequence[dict[str, Any]], key: list[str]) -> None:
+    """Append lines to a CSV file, atomically, except those whose key columns it has already."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock(path.parent, path.name):
-        old = read_lines(path)
-        there = {tuple(line[name] for name in key) for line in old}
-        new = [line for line in lines if tuple(str(line[name]) for name in key) not in there]
-        if new:
-            files.write_csv(path, [*old, *new])
+        old = read_table(path)
+        new = pd.DataFrame(lines, dtype=object).fillna("").astype(str)
+        table = pd.concat([old, new]).drop_duplicates(key)
+        if len(table) > len(old):
+            files.write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def lock(out: Path, name: str) -> FileLock:
@@ -138,48 +134,38 @@ def lock(out: Path, name: str) -> FileLock:
 
 
 def _read_curve(folder: Path, tag: str) -> Curve:
-    # It imports TensorFlow where it can, unless the command line has prevented that.
+    # Imports TensorFlow if it can, unless the command line has prevented that.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})  # 0: keep every point
     events.Reload()
     if tag not in events.Tags()["scalars"]:
         return ()
-    # Lightning counts from 0; TensorBoard keeps float32, of which six digits are exact.
+    # Lightning counts from 0; TensorBoard keeps float32, which has six exact digits.
     return tuple((event.step + 1, round(event.value, 6)) for event in events.Scalars(tag))
 
 
-def _to_text(result: Result) -> dict[str, str]:
-    line = {name: "" if value is None else str(value) for name, value in asdict(result).items()}
-    for name in ("train_curve", "val_curve"):
-        line[name] = " ".join(f"{step}:{value}" for step, value in getattr(result, name))
-    return line
-
-
-def _from_text(line: dict[str, str]) -> Result:
-    if None in line.values():
-        raise ValueError(f"half a line, of {line['row']}")
-    pairs = {
-        name: [point.split(":") for point in line[name].split()]
+def _format(result: Result) -> dict[str, Any]:
+    curves = {
+        name: " ".join(f"{step}:{value}" for step, value in getattr(result, name))
         for name in ("train_curve", "val_curve")
     }
-    curves = {
-        name: tuple((int(step), float(value)) for step, value in points)
-        for name, points in pairs.items()
+    return asdict(result) | curves
+
+
+def _parse(line: dict[str, str]) -> Result:
+    if not line.get("versions"):
+        raise ValueError(f"the line of {line.get('row')} is not complete")
+    parsers = {
+        **dict.fromkeys(("seed", "optimizer_steps"), int),
+        **dict.fromkeys(("test_accuracy", "test_loss", "train_accuracy"), float),
+        **dict.fromkeys(("train_curve", "val_curve"), _parse_curve),
+        "train_seconds": lambda text: float(text) if text else None,
     }
-    return Result(
-        row=line["row"],
-        config=line["config"],
-        recipe=line["recipe"],
-        framework="keras" if line["framework"] == "keras" else "torch",
-        seed=int(line["seed"]),
-        test_accuracy=float(line["test_accuracy"]),
-        test_loss=float(line["test_loss"]),
-        train_accuracy=float(line["train_accuracy"]),
-        optimizer_steps=int(line["optimizer_steps"]),
-        train_seconds=float(line["train_seconds"]) if line["train_seconds"] else None,
-        train_curve=curves["train_curve"],
-        val_curve=curves["val_curve"],
-        device=line["device"],
-        versions=line["versions"],
-    )
+    values: dict[str, Any] = {name: parsers.get(name, str)(text) for name, text in line.items()}
+    return Result(**values)
+
+
+def _parse_curve(text: str) -> Curve:
+    points = (point.split(":") for point in text.split())
+    return tuple((int(step), float(value)) for step, value in points)

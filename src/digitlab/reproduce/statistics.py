@@ -1,8 +1,8 @@
-"""What n runs say about a mean, about one more run, and about a difference.
+"""Intervals of means and of one more run, and tests of differences, from n runs.
 
-Accuracies of seeds are taken as independent draws of a normal distribution. All values may be in
-any unit, as long as it is one. Means and variances are Python's, which are exact before they are
-rounded once: runs that all gave the same have a deviation of 0, not of 1e-14.
+Accuracies of seeds are taken as independent draws of a normal distribution, in any unit. Means and
+variances are computed exactly and rounded once, by Python's `statistics`: equal values have a
+deviation of 0, not of 1e-14.
 """
 
 import math
@@ -19,16 +19,17 @@ Interval = tuple[float, float]
 Verdict = Literal["equivalent", "different", "inconclusive"]
 
 ALPHA = 0.05
+_EVERYTHING = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What n values say.
+    """Mean, deviation and intervals of n values.
 
     Args:
         n: Number of values, at least 1.
         mean: Their mean.
-        deviation: Standard deviation, of n − 1 degrees of freedom; NaN for one value.
+        deviation: Standard deviation with n − 1 degrees of freedom; NaN for one value.
         mean_interval: 95% confidence interval of the mean; infinite for one value.
         prediction_interval: 95% prediction interval for one more value; infinite for one value.
     """
@@ -63,19 +64,12 @@ def summarize(values: Sequence[float]) -> Summary:
         raise ValueError("there are no values to summarize")
     center = float(mean(values))
     if n == 1:
-        everything = (-math.inf, math.inf)
-        return Summary(n, center, math.nan, everything, everything)
+        return Summary(n, center, math.nan, _EVERYTHING, _EVERYTHING)
     deviation = float(stdev(values))
-    quantile = float(stats.t.ppf(1 - ALPHA / 2, n - 1))
-    of_mean = quantile * deviation / math.sqrt(n)
-    of_one = quantile * deviation * math.sqrt(1 + 1 / n)
-    return Summary(
-        n,
-        center,
-        deviation,
-        (center - of_mean, center + of_mean),
-        (center - of_one, center + of_one),
-    )
+    scale = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * deviation
+    of_mean, of_one = scale / math.sqrt(n), scale * math.sqrt(1 + 1 / n)
+    mean_interval = (center - of_mean, center + of_mean)
+    return Summary(n, center, deviation, mean_interval, (center - of_one, center + of_one))
 
 
 @dataclass(frozen=True)
@@ -84,12 +78,12 @@ class Comparison:
 
     Args:
         difference: Our mean minus theirs.
-        interval: Its 95% confidence interval (Welch); infinite where a side has fewer than 2, or
-            neither side scatters at all.
+        interval: Its 95% confidence interval (Welch); infinite if a side has fewer than 2 values,
+            or neither side varies at all.
         p_equivalence: p-value of "the means differ by the margin or more".
         p_difference: Two-sided p-value of "the means are equal".
-        verdict: `equivalent` where the first is refuted at 5%, otherwise `different` where the
-            second is, and otherwise `inconclusive`: too few runs to tell.
+        verdict: `equivalent` if the first is rejected at 5%, otherwise `different` if the second
+            is, otherwise `inconclusive`: too few runs to tell.
     """
 
     difference: float
@@ -100,11 +94,11 @@ class Comparison:
 
 
 def compare(ours: Sequence[float], theirs: Sequence[float], margin: float) -> Comparison:
-    """Compare two means by two one-sided tests.
+    """Compare two means by two one-sided tests (TOST).
 
-    Both sides are taken as independent samples; their variances may differ (Welch 1947). Runs of
-    one seed in both frameworks may share initial weights and order of images: that makes the
-    difference vary less than is assumed, and equivalence harder to show.
+    Both sides are taken as independent samples whose variances may differ (Welch 1947). Runs of
+    one seed in both frameworks may share initial weights and order of images: then the difference
+    varies less than assumed, and equivalence is harder to show.
 
     Args:
         ours: One side's values.
@@ -122,31 +116,22 @@ def compare(ours: Sequence[float], theirs: Sequence[float], margin: float) -> Co
         counts = f"{len(ours)} and {len(theirs)} values"
         raise ValueError(f"{counts}, margin {margin}: give some of each")
     difference = float(mean(ours) - mean(theirs))
-    if min(len(ours), len(theirs)) < 2:
-        return Comparison(difference, (-math.inf, math.inf), 1.0, 1.0, "inconclusive")
-    if variance(ours) == variance(theirs) == 0:
-        # All runs of a side agree, by chance as they are few: how far others scatter is unknown.
-        return Comparison(difference, (-math.inf, math.inf), 1.0, 1.0, "inconclusive")
-    p_equivalence, p_difference, interval = _welch(ours, theirs, margin)
+    # Where all runs of a side agree, by chance as they are few, the spread of others is unknown.
+    if min(len(ours), len(theirs)) < 2 or variance(ours) == variance(theirs) == 0:
+        return Comparison(difference, _EVERYTHING, 1.0, 1.0, "inconclusive")
+    left, right = np.asarray(ours, float), np.asarray(theirs, float)
+    with warnings.catch_warnings():
+        # SciPy warns of a side whose values are all the same.
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+        test = stats.ttest_ind(left, right, equal_var=False)
+        above = stats.ttest_ind(left, right - margin, equal_var=False, alternative="greater")
+        below = stats.ttest_ind(left, right + margin, equal_var=False, alternative="less")
+    p_equivalence, p_difference = float(max(above.pvalue, below.pvalue)), float(test.pvalue)
     verdict: Verdict = "inconclusive"
     if p_equivalence < ALPHA:
         verdict = "equivalent"
     elif p_difference < ALPHA:
         verdict = "different"
-    return Comparison(difference, interval, p_equivalence, p_difference, verdict)
-
-
-def _welch(
-    ours: Sequence[float], theirs: Sequence[float], margin: float
-) -> tuple[float, float, Interval]:
-    """Give the p-values of a difference of the margin, and of none, and the 95% interval."""
-    left, right = np.asarray(ours, float), np.asarray(theirs, float)
-    with warnings.catch_warnings():
-        # SciPy warns of a side whose values are all the same, whose variance is 0 indeed.
-        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
-        test = stats.ttest_ind(left, right, equal_var=False)
-        above = stats.ttest_ind(left, right - margin, equal_var=False, alternative="greater")
-        below = stats.ttest_ind(left, right + margin, equal_var=False, alternative="less")
     ends = test.confidence_interval(1 - ALPHA)
     interval = (float(ends.low), float(ends.high))
-    return float(max(above.pvalue, below.pvalue)), float(test.pvalue), interval
+    return Comparison(difference, interval, p_equivalence, p_difference, verdict)

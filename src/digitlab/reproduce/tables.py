@@ -1,83 +1,32 @@
 """Results as Markdown tables: a line for each row, in the rows' order, accuracies in per cent.
 
-Results of rows that are not among those given are left out, and so are rows without a result.
+Results of unknown rows are left out, and so are rows without a result.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row
 from digitlab.reproduce.statistics import Comparison, Interval, compare, summarize
 from digitlab.run_folder import Framework
 
+T = TypeVar("T")
+Groups = dict[tuple[str, Framework], list[T]]
+"""Values of the runs of a row in a framework."""
+
 NONE = "—"
-
-
-def markdown_table(head: list[str], lines: list[list[str]]) -> str:
-    """Make a Markdown table."""
-    all_lines = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in all_lines)
-
-
-def name_cell(row: Row) -> str:
-    """Name a row; a config's name is code."""
-    return row.name if row.in_documents else f"`{row.name}`"
-
-
-def measured_cell(values: list[float]) -> tuple[str, str]:
-    """Give mean ± standard deviation, and n; nothing where nothing was measured."""
-    if not values:
-        return "", ""
-    summary = summarize(values)
-    deviation = "" if math.isnan(summary.deviation) else f" ± {summary.deviation:.2f}"
-    return f"{summary.mean:.2f}{deviation}", str(summary.n)
-
-
-def mean_cell(values: list[float]) -> str:
-    """Give the mean, and n behind it."""
-    return f"{summarize(values).mean:.2f} ({len(values)})"
-
-
-def difference_cell(found: Comparison) -> tuple[str, str]:
-    """Give a difference and its interval, with their signs."""
-    ends = [_signed(end) for end in found.interval]
-    interval_cell = f"[{', '.join(ends)}]" if is_known(found.interval) else NONE
-    return _signed(found.difference), interval_cell
-
-
-def p_equivalence_cell(found: Comparison) -> str:
-    """Give the p-value of "the means differ by the margin or more"."""
-    if not is_known(found.interval):
-        return NONE
-    return f"{found.p_equivalence:.3f}" if found.p_equivalence >= 0.001 else "< 0.001"
-
-
-def interval_cell(ends: Interval) -> str:
-    """Give an interval of accuracies, as far as there are such accuracies."""
-    low, high = max(ends[0], 0), min(ends[1], 100)
-    return f"[{low:.2f}, {high:.2f}]" if is_known(ends) else NONE
-
-
-def is_known(interval_cell: Interval) -> bool:
-    """Say whether an interval tells anything."""
-    return all(math.isfinite(end) for end in interval_cell)
-
-
-def _signed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")  # + 0.0: no negative zero
-
-
 FRAMEWORKS: dict[Framework, str] = {"torch": "PyTorch", "keras": "Keras"}
-"""The frameworks' names for a reader, in the order in which they are shown."""
+"""The frameworks' names, in the order in which they are shown."""
 
 MARGINS = {"mnist": 0.5, "fashion_mnist": 1.0, "digits": 1.5}
 """Per data set, the largest difference between two means that does not matter, in points.
 
-The documents tell recipes apart by 2 points (95 and 97%, 85 and 87%): half of that or less is no
-finding of theirs. It must also be more than seeds alone shift, or no number of runs that anyone
-trains would prove it: one run's standard deviation is about .2 points on MNIST, .4 on
-Fashion-MNIST, and .2 to 1.9 on the digits, of which 360 are tested, .28 points each.
+The documents distinguish recipes by 2 points (95 and 97%, 85 and 87%), so half of that or less is
+no finding of theirs. It must also exceed what seeds alone shift, or no affordable number of runs
+would prove it: one run's standard deviation is about .2 points on MNIST, .4 on Fashion-MNIST, and
+.2 to 1.9 on the digits, whose test split has 360 images, .28 points each.
 """
 
 AS_PUBLISHED = (
@@ -87,64 +36,60 @@ AS_PUBLISHED = (
     ("LeNet-5", "B6", "B9"),
     ("LeNet1", "B7", "B10"),
 )
-"""What document B sets side by side: a network, its row in PyTorch, and its row in Keras."""
+"""Document B's comparisons: a network, its row in PyTorch, and its row in Keras."""
+
+_PREDICTION = "95% prediction interval for one more run"
 
 
-def group(
-    results: Iterable[Result],
-    value: Callable[[Result], float] = lambda result: result.test_accuracy,
-) -> dict[tuple[str, Framework], list[float]]:
-    """Collect a value of all runs of the same row and framework, in per cent.
-
-    Args:
-        results: The runs.
-        value: What to take of a run, in [0, 1]; the accuracy on the test split unless it is said.
-    """
-    groups: dict[tuple[str, Framework], list[float]] = {}
+def group(results: Iterable[Result], value: Callable[[Result], T]) -> Groups[T]:
+    """Collect a value of all runs by row and framework."""
+    groups: Groups[T] = {}
     for result in results:
-        groups.setdefault((result.row, result.framework), []).append(100 * value(result))
+        groups.setdefault((result.row, result.framework), []).append(value(result))
     return groups
 
 
+def group_accuracies(results: Iterable[Result]) -> Groups[float]:
+    """Collect the accuracies on the test split, in per cent, by row and framework."""
+    return group(results, lambda result: 100 * result.test_accuracy)
+
+
+def markdown_table(
+    head: Sequence[str], lines: Iterable[Sequence[str]], aligned: bool = False
+) -> str:
+    """Make a Markdown table; aligned, its columns line up in a terminal, too."""
+    lines = [head, *lines]
+    widths = [max(map(len, column)) if aligned else 0 for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * (width or 3) for width in widths])
+    padded = (map(str.ljust, line, widths) for line in lines)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
+
+
 def results_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
-    """Set what was measured in both frameworks beside what was published."""
-    groups = group(results)
-    lines = [
-        [
-            row.name if row.in_documents else NONE,
-            f"`{row.dataset}/{row.config.stem}`",
-            row.published or NONE,
-            *(
-                cell
-                for framework in FRAMEWORKS
-                for cell in measured_cell(groups.get((row.name, framework), []))
-            ),
-        ]
-        for row in rows.values()
-        if any((row.name, framework) in groups for framework in FRAMEWORKS)
-    ]
+    """Show what was measured in both frameworks beside what was published."""
+    groups = group_accuracies(results)
+    lines = []
+    for row in rows.values():
+        ours, theirs = _by_framework(groups, row.name)
+        if ours or theirs:
+            name = row.name if row.in_documents else NONE
+            config = f"`{row.dataset}/{row.config.stem}`"
+            measured = (*measured_cells(ours), *measured_cells(theirs))
+            lines.append([name, config, row.published or NONE, *measured])
     return markdown_table(["row", "config", "published", "PyTorch, %", "n", "Keras, %", "n"], lines)
 
 
 def intervals_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
-    """Say what the runs tell of the mean, and of one more run; nothing where there is one run."""
+    """Show the intervals of the mean and of one more run; empty cells for a single run."""
     lines = []
-    for (name, framework), values in _ordered(rows, group(results)):
+    for row, framework, values in _ordered(rows, group_accuracies(results)):
         summary = summarize(values)
-        lines.append(
-            [
-                name_cell(rows[name]),
-                FRAMEWORKS[framework],
-                str(summary.n),
-                f"{summary.mean:.2f}",
-                NONE if math.isnan(summary.deviation) else f"{summary.deviation:.2f}",
-                interval_cell(summary.mean_interval),
-                interval_cell(summary.prediction_interval),
-                rows[name].published or NONE,
-            ]
-        )
+        deviation = NONE if math.isnan(summary.deviation) else f"{summary.deviation:.2f}"
+        intervals = map(_interval_cell, (summary.mean_interval, summary.prediction_interval))
+        measured = (str(summary.n), f"{summary.mean:.2f}", deviation, *intervals)
+        lines.append([_name_cell(row), FRAMEWORKS[framework], *measured, row.published or NONE])
     head = ["row", "framework", "n", "mean, %", "standard deviation", "95% interval of the mean"]
-    return markdown_table([*head, "95% prediction interval for one more run", "published"], lines)
+    return markdown_table([*head, _PREDICTION, "published"], lines)
 
 
 def experiment_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
@@ -155,58 +100,58 @@ def experiment_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
         results: The runs, at least one of them of these rows.
     """
     runs = [result for result in results if result.row in rows]
-    groups = group(runs)
+    groups = group_accuracies(runs)
     lines = []
-    for (name, framework), values in _ordered(rows, groups):
+    for row, framework, values in _ordered(rows, groups):
         summary = summarize(values)
-        intervals = (summary.mean_interval, summary.prediction_interval)
-        shown = [name_cell(rows[name]), FRAMEWORKS[framework], *measured_cell(values)]
-        lines.append([*shown, *map(interval_cell, intervals)])
-    head = ["row", "framework", "test accuracy, %", "n", "95% interval of the mean"]
-    parts = [markdown_table([*head, "95% prediction interval for one more run"], lines)]
-    for name, row in rows.items():
-        ours, theirs = (groups.get((name, framework), []) for framework in FRAMEWORKS)
-        margin = MARGINS.get(row.dataset)
-        if ours and theirs and margin:
-            parts.append(_agreement(row, compare(ours, theirs, margin), margin))
+        intervals = map(_interval_cell, (summary.mean_interval, summary.prediction_interval))
+        start = (_name_cell(row), FRAMEWORKS[framework], *measured_cells(values))
+        lines.append([*start, *intervals])
+    head = ["row", "framework", "test accuracy, %", "n", "95% interval of the mean", _PREDICTION]
+    parts = [markdown_table(head, lines)]
+    for row, found, margin in _comparisons(rows, groups):
+        difference, interval = _difference_cells(found)
+        shown = "" if interval == NONE else f", 95% interval {interval}"
+        parts.append(
+            f"{_name_cell(row)}, {' − '.join(FRAMEWORKS.values())}: {difference} points{shown}; "
+            f"**{found.verdict}**, by a margin of {margin} points."
+        )
     return "\n\n".join([*parts, f"Trained by `{_command(rows, runs)}`."])
 
 
 def same_recipe_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
-    """Compare the frameworks on the same config: equivalent is what a faithful port must be.
+    """Compare the frameworks on the same config: a faithful port must be equivalent.
 
-    Rows of data sets that have no margin in `MARGINS` are left out.
+    Rows of data sets without a margin in `MARGINS` are left out.
     """
-    groups = group(results)
+    groups = group_accuracies(results)
     lines = []
-    for row in rows.values():
-        ours, theirs = (groups.get((row.name, framework), []) for framework in FRAMEWORKS)
-        margin = MARGINS.get(row.dataset)
-        if ours and theirs and margin:
-            found = compare(ours, theirs, margin)
-            shown = [mean_cell(ours), mean_cell(theirs), *difference_cell(found), f"{margin}"]
-            lines.append([name_cell(row), *shown, p_equivalence_cell(found), found.verdict])
+    for row, found, margin in _comparisons(rows, groups):
+        means = map(_mean_cell, _by_framework(groups, row.name))
+        p = f"{found.p_equivalence:.3f}" if found.p_equivalence >= 0.001 else "< 0.001"
+        shown = (*_difference_cells(found), f"{margin}", p if _is_known(found.interval) else NONE)
+        lines.append([_name_cell(row), *means, *shown, found.verdict])
     head = ["row", "PyTorch, % (n)", "Keras, % (n)", "difference, points", "95% interval", "margin"]
     return markdown_table([*head, "p (not equivalent)", "verdict"], lines)
 
 
 def as_published_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
-    """Compare the frameworks as document B does, each by the document's own recipe for it.
+    """Compare the frameworks as document B does, each with the document's own recipe for it.
 
-    Here "different" is what the document says, and no failure: initial values, scaling and
-    epsilon differ, and dropout stays on where the PyTorch program evaluates NN 128.
+    Here "different" is the document's finding, not a failure: initial values, scaling and epsilon
+    differ, and dropout stays on where the PyTorch program evaluates NN 128.
     """
-    groups = group(results)
+    groups = group_accuracies(results)
     lines = []
     for network, *names in AS_PUBLISHED:
-        ours = groups.get((names[0], "torch"), [])
-        theirs = groups.get((names[1], "keras"), [])
-        if ours and theirs and all(name in rows for name in names):
+        ours, theirs = groups.get((names[0], "torch")), groups.get((names[1], "keras"))
+        if ours and theirs and rows.keys() >= {*names}:
             pair = [rows[name] for name in names]
             found = compare(ours, theirs, MARGINS[pair[0].dataset])
-            published = [row.published or NONE for row in pair]
-            shown = [mean_cell(ours), mean_cell(theirs), *difference_cell(found), found.verdict]
-            lines.append([" : ".join(names), network, pair[0].dataset, *published, *shown])
+            published = (row.published or NONE for row in pair)
+            shown = (_mean_cell(ours), _mean_cell(theirs), *_difference_cells(found))
+            start = (" : ".join(names), network, pair[0].dataset)
+            lines.append([*start, *published, *shown, found.verdict])
     head = ["rows", "network", "data set", "PyTorch, published", "Keras, published"]
     head += ["PyTorch, % (n)", "Keras, % (n)", "difference, points", "95% interval"]
     return markdown_table([*head, 'verdict ("different": so are the recipes)'], lines)
@@ -215,31 +160,31 @@ def as_published_table(rows: Mapping[str, Row], results: Sequence[Result]) -> st
 def prediction_table(
     rows: Mapping[str, Row], results: Sequence[Result], reference: Sequence[Result]
 ) -> str:
-    """Judge new runs by the 95% prediction intervals of other runs, and count those inside.
+    """Compare new runs with the 95% prediction intervals of other runs, and count those inside.
 
-    Runs judged by one interval are inside or outside together more often than by chance, as the
-    interval itself is off by chance: 95% holds on average over rows.
+    Runs compared with one interval are inside or outside together more often than by chance, as
+    the interval itself is off by chance: 95% holds on average over rows.
 
     Args:
-        rows: The rows to judge.
+        rows: The rows to compare.
         results: The new runs; those with the row, framework and seed of a reference are left out.
-        reference: The runs that the intervals are of; rows with fewer than two are not judged.
+        reference: The runs that give the intervals; rows with fewer than two have none.
     """
     keys = {result.key for result in reference}
-    new = [result for result in results if result.row in rows and result.key not in keys]
-    groups, names, frameworks = group(reference), [*rows], [*FRAMEWORKS]
-    new.sort(key=lambda r: (names.index(r.row), frameworks.index(r.framework), r.seed))
+    new = [result for result in results if result.key not in keys]
+    groups = group_accuracies(reference)
     lines, inside = [], []
-    for result in new:
-        before = groups.get((result.row, result.framework), [math.nan])
+    for row, framework, runs in _ordered(rows, group(new, lambda result: result)):
+        before = groups.get((row.name, framework), [math.nan])
         low, high = summarize(before).prediction_interval
-        value, verdict = 100 * result.test_accuracy, NONE
-        if is_known((low, high)):
-            # 1e-9: rounding, where the reference's runs all gave the same.
-            inside.append(low - 1e-9 <= value <= high + 1e-9)
-            verdict = "inside" if inside[-1] else "outside"
-        run = [name_cell(rows[result.row]), FRAMEWORKS[result.framework], str(result.seed)]
-        lines.append([*run, f"{value:.2f}", interval_cell((low, high)), verdict])
+        for result in sorted(runs, key=lambda run: run.seed):
+            value, verdict = 100 * result.test_accuracy, NONE
+            if _is_known((low, high)):
+                # 1e-9: rounding, where all runs of the reference have the same accuracy.
+                inside.append(low - 1e-9 <= value <= high + 1e-9)
+                verdict = "inside" if inside[-1] else "outside"
+            run = [_name_cell(row), FRAMEWORKS[framework], str(result.seed), f"{value:.2f}"]
+            lines.append([*run, _interval_cell((low, high)), verdict])
     head = ["row", "framework", "seed", "accuracy, %", "95% prediction interval", "verdict"]
     closing = f"{sum(inside)} of {len(inside)} inside; 95% are expected."
     if known := sum(result.key in keys for result in results):
@@ -251,14 +196,68 @@ def prediction_table(
     return f"{markdown_table(head, lines)}\n\n{closing}"
 
 
-def _agreement(row: Row, found: Comparison, margin: float) -> str:
-    difference, interval = difference_cell(found)
-    shown = "" if interval == NONE else f", 95% interval {interval}"
-    frameworks = " − ".join(FRAMEWORKS.values())
-    return (
-        f"{name_cell(row)}, {frameworks}: {difference} points{shown}; "
-        f"**{found.verdict}**, by a margin of {margin} points."
-    )
+def measured_cells(values: list[float]) -> tuple[str, str]:
+    """Give mean ± standard deviation, and n; empty cells if nothing was measured."""
+    if not values:
+        return "", ""
+    summary = summarize(values)
+    deviation = "" if math.isnan(summary.deviation) else f" ± {summary.deviation:.2f}"
+    return f"{summary.mean:.2f}{deviation}", str(summary.n)
+
+
+def signed(value: float) -> str:
+    """Write a difference with its sign.
+
+    >>> signed(0.456), signed(-0.001), signed(-1)
+    ('+0.46', '+0.00', '−1.00')
+    """
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")  # + 0.0: no negative zero
+
+
+def _name_cell(row: Row) -> str:
+    return row.name if row.in_documents else f"`{row.name}`"
+
+
+def _mean_cell(values: list[float]) -> str:
+    return f"{summarize(values).mean:.2f} ({len(values)})"
+
+
+def _difference_cells(found: Comparison) -> tuple[str, str]:
+    interval = ", ".join(map(signed, found.interval))
+    return signed(found.difference), f"[{interval}]" if _is_known(found.interval) else NONE
+
+
+def _interval_cell(ends: Interval) -> str:
+    low, high = max(ends[0], 0), min(ends[1], 100)
+    return f"[{low:.2f}, {high:.2f}]" if _is_known(ends) else NONE
+
+
+def _is_known(interval: Interval) -> bool:
+    return all(math.isfinite(end) for end in interval)
+
+
+def _by_framework(groups: Groups[float], name: str) -> list[list[float]]:
+    return [groups.get((name, framework), []) for framework in FRAMEWORKS]
+
+
+def _ordered(
+    rows: Mapping[str, Row], groups: Groups[T]
+) -> Iterator[tuple[Row, Framework, list[T]]]:
+    for name, row in rows.items():
+        for framework in FRAMEWORKS:
+            if values := groups.get((name, framework)):
+                yield row, framework, values
+
+
+def _comparisons(
+    rows: Mapping[str, Row], groups: Groups[float]
+) -> Iterator[tuple[Row, Comparison, float]]:
+    """Compare the frameworks on each row that both trained and whose data set has a margin."""
+    for name, row in rows.items():
+        ours, theirs = _by_framework(groups, name)
+        margin = MARGINS.get(row.dataset)
+        if ours and theirs and margin:
+            yield row, compare(ours, theirs, margin), margin
 
 
 def _command(rows: Mapping[str, Row], runs: Sequence[Result]) -> str:
@@ -269,10 +268,3 @@ def _command(rows: Mapping[str, Row], runs: Sequence[Result]) -> str:
     framework = "" if len(frameworks) > 1 else f" --framework {frameworks.pop()}"
     first = f" --first_seed {min(seeds)}" if min(seeds) else ""
     return f"digitlab reproduce {names}{framework} --seeds {max(seeds) - min(seeds) + 1}{first}"
-
-
-def _ordered(
-    rows: Mapping[str, Row], groups: Mapping[tuple[str, Framework], list[float]]
-) -> list[tuple[tuple[str, Framework], list[float]]]:
-    keys = [(name, framework) for name in rows for framework in FRAMEWORKS]
-    return [(key, groups[key]) for key in keys if key in groups]

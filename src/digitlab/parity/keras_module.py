@@ -1,0 +1,495 @@
+"""A Keras twin as a LightningModule: Keras's own compiled step in the ordinary Trainer.
+
+Touches private parts of Lightning 2.6: the optimizer's step counters, in `_record_steps`.
+"""
+
+import random
+from collections.abc import Iterator
+from inspect import getattr_static
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from digitlab.batches import Batch, Block
+from digitlab.classifier import Classifier
+from digitlab.data.loader import run_seed
+from digitlab.execution import overrides
+from digitlab.files import atomic_write
+from digitlab.parity.backend import (
+    Policy,
+    import_keras,
+    import_tensorflow,
+    keras_dtype,
+    unchanged_random_state,
+)
+from digitlab.parity.keras_files import KerasNetwork, as_logits
+from digitlab.parity.optimizers import to_keras_optimizer
+from digitlab.parity.weights import LAYOUTS, build_twin, keras_layers, to_keras
+from digitlab.scores import RunningScore
+
+POLICIES: dict[str, Policy] = {
+    "32-true": "float32",
+    "64-true": "float64",
+    "16-mixed": "mixed_float16",
+    "bf16-mixed": "mixed_bfloat16",
+}
+"""Keras's dtype policy for each of Lightning's precisions."""
+
+_GRADIENT_HOOKS = (
+    *("on_before_zero_grad", "on_before_backward", "on_after_backward"),
+    "on_before_optimizer_step",
+)
+
+
+class KerasClassifier(Classifier):
+    """Trains the Keras twin of a classifier, on TensorFlow, in Lightning's Trainer.
+
+    Each optimizer step is Keras's own compiled training step, so the weights are, bit for bit,
+    those that Keras's `fit` gives on the same batches. Scores, logging, checkpoints and learning
+    rate schedules are those of `Classifier`: the torch optimizer has no parameters to update, and
+    only counts steps and holds the learning rate.
+
+    TensorFlow chooses its device by itself; the trainer belongs on the CPU and keeps its default
+    precision.
+
+    Shape:
+        - Input: as for `Classifier`, channels first.
+        - Output: logits `(N, num_classes)`; for a softmax output, the logarithms of its
+          probabilities.
+
+    Args:
+        original: The model whose twin is trained. Its optimizer, schedule and settings are used.
+        policy: Keras's dtype policy; `POLICIES` has that of each of Lightning's precisions.
+        output: End in logits, or as document A writes its Keras network: in a softmax, with
+            one-hot labels and the cross-entropy of clipped probabilities.
+        copy_weights: Start from the original's weights. By default, from Keras's own initial
+            weights where the original's `initialization` is `keras`, and from its weights
+            otherwise.
+
+    Attributes:
+        keras_model: The compiled `keras.Model`.
+
+    Raises:
+        ValueError: There is no twin of the original, or Keras cannot do what it asks for.
+        ImportError: The extra `parity` is not installed.
+
+    Examples:
+        >>> from lightning import Trainer
+        >>> from digitlab.data import DigitsDataModule
+        >>> from digitlab.models import LeNet5
+        >>> model = KerasClassifier(LeNet5())
+        >>> Trainer(max_epochs=1).fit(model, DigitsDataModule())  # doctest: +SKIP
+    """
+
+    framework = "keras"
+
+    def __init__(
+        self,
+        original: Classifier,
+        policy: Policy = "float32",
+        output: Literal["logits", "softmax"] = "logits",
+        copy_weights: bool | None = None,
+    ) -> None:
+        _check_original(original)
+        keras_model = _compile_twin(original, policy, output == "softmax", copy_weights)
+        idle = nn.Parameter(torch.zeros(()))
+        # Not by `super()`, by which Lightning would find the arguments here: the hyperparameters
+        # are the original's.
+        Classifier.__init__(
+            self,
+            network=_CompiledNetwork(keras_model),
+            optimizer=lambda _: original.optimizer([idle]),
+            lr_scheduler=original.lr_scheduler,
+            lr_scheduler_interval=original.lr_scheduler_interval,
+            gradient_clip_norm=original.gradient_clip_norm,
+            steps_per_execution=original.steps_per_execution,
+        )
+        self.save_hyperparameters(dict(original.hparams))
+        self.automatic_optimization = False
+        self.architecture = type(original).__name__
+        self.keras_model = keras_model
+        self.policy = policy
+        self.output = output
+        self._penultimate: KerasNetwork | None = None
+        self._train_steps = _compile_steps(keras_model, policy, output == "softmax")
+
+    def configure_optimizers(self) -> Any:
+        """Make the torch optimizer that counts steps, and its learning rate scheduler."""
+        made = super().configure_optimizers()
+        optimizer = made["optimizer"] if isinstance(made, dict) else made
+        optimizer.step()  # does nothing but keep schedulers from warning that they come first
+        if isinstance(made, dict) and _cycles_momentum(made["lr_scheduler"]["scheduler"]):
+            raise ValueError(
+                "lr_scheduler has cycle_momentum True: Keras's optimizers keep their momentum; set "
+                "cycle_momentum to false"
+            )
+        return made
+
+    def check_supported(self, trainer: Trainer) -> None:
+        """Refuse settings of a trainer that Keras's training step cannot honour.
+
+        Raises:
+            ValueError: There is one; the message names it.
+        """
+        unsupported = (
+            *_unsupported_settings(trainer, self.policy),
+            *_unsupported_callbacks(trainer),
+        )
+        for setting, remedy in unsupported:
+            raise ValueError(f"{setting} is not supported by a Keras model: {remedy}")
+        super().check_supported(trainer)
+
+    def training_step(self, batch: Batch | Block, batch_idx: int) -> None:
+        """Train on a batch, or on each batch of a block, by Keras's own training step."""
+        if "train" not in self.sums:  # Lightning may resume inside an epoch
+            self.sums["train"] = RunningScore(self.device)
+        sizes = [len(labels) for _, labels in self._batches(batch)]
+        rates = [self._advance_schedule() for _ in sizes]
+        images, labels = (tensor.cpu() for tensor in batch[:2])
+        with keras_dtype(self.policy):  # which counts while TensorFlow traces the step
+            scores = self._train_steps(_channels_last(images), labels.numpy(), rates, sizes[0])
+        self._record_steps(sizes, rates, scores.numpy().tolist())
+
+    def _advance_schedule(self) -> float:
+        """Give the learning rate of the next step, and step the scheduler if it goes by steps."""
+        (optimizer,) = self.trainer.optimizers
+        rate = float(optimizer.param_groups[0]["lr"])
+        self._step_schedulers("step")
+        return rate
+
+    def _record_steps(
+        self, sizes: list[int], rates: list[float], scores: list[tuple[float, float]]
+    ) -> None:
+        """Count and log steps that were made, and step the schedulers that go by epochs."""
+        optimizer, sums = self.optimizers(), self.sums["train"]
+        assert isinstance(optimizer, LightningOptimizer)
+        group = optimizer.param_groups[0]
+        next_rate, steps_before = group["lr"], self.global_step
+        for size, rate, (loss, accuracy) in zip(sizes, rates, scores, strict=True):
+            sums.add_counts(loss, round(accuracy * size), size)
+            group["lr"] = rate  # is logged
+            optimizer._on_before_step()
+            self.log_step(optimizer.optimizer)
+            optimizer._on_after_step()
+        group["lr"] = next_rate
+        self._finish_block(steps_before)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add Keras's variables: weights, seeds of dropout, and the optimizer's."""
+        checkpoint["keras"] = {
+            name: [_to_tensor(variable) for variable in variables]
+            for name, variables in self._variables().items()
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore Keras's variables, all or none of them.
+
+        Raises:
+            ValueError: The checkpoint is of a PyTorch run, another architecture or optimizer.
+        """
+        if "keras" not in checkpoint:
+            raise ValueError(
+                "the checkpoint is not of a Keras run: resume a run in the framework that it was "
+                "started with"
+            )
+        pairs: list[tuple[Any, Tensor]] = []
+        for name, variables in self._variables().items():
+            saved = checkpoint["keras"][name]
+            shapes = [[tuple(it.shape) for it in side] for side in (variables, saved)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"the checkpoint's {name} variables have shapes {shapes[1]}, those of this "
+                    f"{self.architecture} {shapes[0]}: give the model that it was made with"
+                )
+            pairs += zip(variables, saved, strict=True)
+        for variable, value in pairs:
+            variable.assign(value.numpy())
+
+    def _variables(self) -> dict[str, list[Any]]:
+        model = self.keras_model
+        return {"model": model.variables, "optimizer": model.optimizer.variables}
+
+    @property
+    def run_details(self) -> dict[str, str]:
+        """What metrics.json stores of TensorFlow's side: precision, device and output."""
+        (precision,) = (name for name, policy in POLICIES.items() if policy == self.policy)
+        return {"precision": precision, "device": _describe_device(), "output": self.output}
+
+    def save(self, path: Path) -> None:
+        """Write the Keras model to a `.keras` file, whole or not at all."""
+        with atomic_write(path) as beside:
+            self.keras_model.save(beside)
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield copies of the trained weights, in Keras's layout, named as `conv1/kernel`."""
+        for layer in keras_layers(self.keras_model):
+            for variable in layer.trainable_weights:
+                yield f"{layer.name}/{variable.name}", _to_tensor(variable)
+
+    def layer_table(self) -> list[tuple[str, str, dict[str, tuple[int, ...]]]]:
+        """List the layers: name, type, and the shapes of their weights by name."""
+        return [
+            (layer.name, type(layer).__name__, {v.name: tuple(v.shape) for v in layer.weights})
+            for layer in self.keras_model.layers
+        ]
+
+    def first_kernels(self) -> tuple[str, Tensor] | None:
+        """Give the first convolution's name and kernels `(out, in, height, width)`, if any."""
+        keras = import_keras()
+        for layer in keras_layers(self.keras_model):
+            if isinstance(layer, keras.layers.Conv2D):
+                kernel = keras.ops.convert_to_numpy(layer.kernel)
+                return layer.name, torch.from_numpy(LAYOUTS["Conv2D"]["kernel"].to_torch(kernel))
+        return None
+
+    def features(self, images: Tensor) -> Tensor | None:
+        """Compute the input of the last dense layer, `(N, D)`.
+
+        None for a model without a dense layer outside of inner models.
+        """
+        if self._penultimate is None:
+            keras = import_keras()
+            dense = [it for it in self.keras_model.layers if isinstance(it, keras.layers.Dense)]
+            if not dense:
+                return None
+            (image,) = self.keras_model.inputs
+            self._penultimate = _CompiledNetwork(keras.Model(image, dense[-1].input))
+        given: Tensor = self._penultimate(images)
+        return given.flatten(1).float()
+
+    def trace_graph(self) -> Any:
+        """Give the graph that Keras computes in inference mode, as a `GraphDef`.
+
+        TensorBoard's own conversion of a model's layers leaves out the operations inside of them,
+        and fails for a model that adds a number to a tensor.
+        """
+        tensorflow = import_tensorflow()
+        (given,) = self.keras_model.inputs
+        signature = tensorflow.TensorSpec(given.shape, given.dtype, name="images")
+        compute = tensorflow.function(lambda images: self.keras_model(images, training=False))
+        return compute.get_concrete_function(signature).graph.as_graph_def()
+
+
+class KerasFiles(Callback):
+    """Writes `model.keras` after each epoch, and `checkpoints/best.keras` when it is the best.
+
+    The best has the highest validation accuracy so far, the first of equal ones.
+
+    Args:
+        folder: The run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._best = -1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the best accuracy so far, for a checkpoint."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume from a checkpoint."""
+        self._best = state_dict["best"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the best."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        assert isinstance(pl_module, KerasClassifier)
+        accuracy = pl_module.epoch_score("val")["accuracy"]
+        if accuracy > self._best:
+            self._best = accuracy
+            best = self.folder / "checkpoints" / "best.keras"
+            best.parent.mkdir(exist_ok=True)
+            pl_module.save(best)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the last."""
+        assert isinstance(pl_module, KerasClassifier)
+        pl_module.save(self.folder / "model.keras")
+
+
+class _CompiledNetwork(KerasNetwork):
+    """Computes by Keras's compiled `predict` function, which is much faster than eager calls."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.keras_model.predict_function is None:
+            self.keras_model.make_predict_function()
+        outputs = self.keras_model.predict_function([(_channels_last(images.cpu()),)])
+        return as_logits(outputs.numpy(), self.gives_probabilities)
+
+
+def choose_device(accelerator: str) -> str:
+    """Let TensorFlow use the device that the trainer's setting names, and describe it.
+
+    To be called before the first model is made.
+
+    Raises:
+        ValueError: A GPU is asked for, and TensorFlow finds none.
+    """
+    config = import_tensorflow().config
+    gpus = config.list_physical_devices("GPU")
+    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+        raise ValueError(f"trainer.accelerator is {accelerator}: TensorFlow has cpu and gpu")
+    if accelerator in ("gpu", "cuda") and not gpus:
+        raise ValueError(
+            f"trainer.accelerator is {accelerator}: TensorFlow finds no GPU on this machine; leave "
+            "configs/gpu.yaml out, or set --trainer.accelerator auto"
+        )
+    if gpus and accelerator == "cpu":
+        config.set_visible_devices([], "GPU")
+    return _describe_device()
+
+
+def _describe_device() -> str:
+    """Name the device that TensorFlow uses: a GPU's model, or its number of threads on the CPU."""
+    config = import_tensorflow().config
+    for gpu in config.get_visible_devices("GPU"):
+        name: str = config.experimental.get_device_details(gpu).get("device_name", "GPU")
+        return name
+    threads = config.threading.get_intra_op_parallelism_threads() or torch.get_num_threads()
+    return f"cpu ({threads} thread{'' if threads == 1 else 's'})"
+
+
+def _compile_twin(
+    original: Classifier, policy: Policy, softmax: bool, copy_weights: bool | None
+) -> Any:
+    """Build and compile the twin, with all of its variables, as a plain Keras program does."""
+    keras = import_keras()
+    if copy_weights is None:
+        copy_weights = original.hparams["initialization"] != "keras"
+    with keras_dtype(policy), unchanged_random_state():
+        random.seed(run_seed())  # from which Keras draws the seeds of initial weights and dropout
+        keras_model = (to_keras if copy_weights else build_twin)(original, softmax)
+        optimizer = to_keras_optimizer(original.optimizer(original.parameters()))
+        optimizer.global_clipnorm = original.gradient_clip_norm
+        losses = keras.losses
+        keras_model.compile(
+            optimizer,
+            losses.CategoricalCrossentropy()
+            if softmax
+            else losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+        keras_model.optimizer.build(keras_model.trainable_variables)
+        outputs = keras.ops.zeros((1, *keras_model.output_shape[1:]))
+        labels = outputs if softmax else keras.ops.zeros((1,), "int64")
+        keras_model.compute_metrics(None, labels, outputs, None)  # makes the accuracy's variables
+        keras_model.make_train_function()
+    return keras_model
+
+
+def _compile_steps(keras_model: Any, policy: Policy, softmax: bool) -> Any:
+    """Make a function that trains on batches one after the other, by Keras's `train_function`.
+
+    Its loop is TensorFlow's: the way back to Python costs as much as a small network's step. It
+    takes images `(N, 28, 28, C)` and labels `(N,)` of all batches, a learning rate for each, and
+    the size of the first; and gives mean loss and accuracy of each, float64 `(batches, 2)`.
+    """
+    tensorflow = import_tensorflow()
+    floats = "float64" if policy == "float64" else "float32"
+    classes = keras_model.output_shape[-1]
+
+    def train_steps(images: Any, labels: Any, rates: Any, size: Any) -> Any:
+        def step(i: Any, scores: Any) -> tuple[Any, Any]:
+            batch = slice(i * size, (i + 1) * size)
+            targets = labels[batch]
+            if softmax:
+                targets = tensorflow.one_hot(targets, classes, dtype=floats)
+            keras_model.optimizer.learning_rate.assign(rates[i])
+            keras_model.reset_metrics()
+            logs = keras_model.train_function([(images[batch], targets)])
+            score = [tensorflow.cast(logs[name], "float64") for name in ("loss", "accuracy")]
+            return i + 1, scores.write(i, tensorflow.stack(score))
+
+        steps = tensorflow.shape(rates)[0]
+        scores = tensorflow.TensorArray("float64", steps, element_shape=(2,))
+        start = (tensorflow.constant(0), scores)
+        _, scores = tensorflow.while_loop(
+            lambda i, _: i < steps, step, start, parallel_iterations=1
+        )
+        return scores.stack()
+
+    spec = tensorflow.TensorSpec
+    signature = [
+        spec((None, *keras_model.input_shape[1:]), floats),
+        spec((None,), "int64"),
+        spec((None,), floats),
+        spec((), "int32"),
+    ]
+    return tensorflow.function(train_steps, input_signature=signature, autograph=False)
+
+
+def _channels_last(images: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = images.permute(0, 2, 3, 1).numpy()
+    return array
+
+
+def _to_tensor(variable: Any) -> Tensor:
+    array = np.array(variable.numpy())
+    # Few of torch's functions know unsigned integers, which the seeds are.
+    return torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "u" else array)
+
+
+def _check_original(original: Classifier) -> None:
+    if original.label_smoothing:
+        raise ValueError(
+            f"label_smoothing is {original.label_smoothing}: Keras's cross-entropy of integer "
+            "labels has none; set --model.label_smoothing 0"
+        )
+    if original.dropout_in_evaluation:
+        raise ValueError(
+            "dropout_in_evaluation is True: Keras switches dropout off when it evaluates; leave it "
+            "out"
+        )
+    kind = type(original)
+    for name in dir(Classifier):
+        own = getattr_static(kind, name) is not getattr_static(Classifier, name)
+        if own and callable(getattr(Classifier, name)) and name[:2] != "__" and name != "forward":
+            raise ValueError(
+                f"{kind.__name__} has its own {name}, which the training of its Keras twin does "
+                "not call: leave it out"
+            )
+
+
+def _unsupported_settings(trainer: Trainer, policy: Policy) -> Iterator[tuple[str, str]]:
+    """Find what Keras's training step cannot honour, and what to do instead."""
+    precision = str(trainer.precision)
+    if precision not in POLICIES:
+        yield f"precision {precision}", f"use one of {', '.join(POLICIES)}"
+    elif precision != "32-true" and (needed := POLICIES[precision]) != policy:
+        yield f"precision {precision} of the trainer", f'make the model with policy="{needed}"'
+    if trainer.world_size > 1:
+        yield f"{trainer.world_size} processes", "set devices and num_nodes to 1"
+    if (norm := trainer.gradient_clip_val) is not None:
+        yield f"gradient_clip_val {norm}", "use the model's gradient_clip_norm"
+    if (batches := trainer.accumulate_grad_batches) != 1:
+        yield f"accumulate_grad_batches {batches}", "use a larger batch_size"
+
+
+def _unsupported_callbacks(trainer: Trainer) -> Iterator[tuple[str, str]]:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set at run time
+        name = type(callback).__name__
+        if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
+            yield name, "leave the callback out"
+        if isinstance(callback, GradientAccumulationScheduler):
+            yield name, "use a larger batch_size"
+        for hook in _GRADIENT_HOOKS:
+            if overrides(callback, Callback, hook):
+                yield f"{name}.{hook}", "leave the callback out, since it would see no gradients"
+
+
+def _cycles_momentum(scheduler: Any) -> bool:
+    parts = (scheduler, *getattr(scheduler, "_schedulers", ()))
+    return any(getattr(part, "cycle_momentum", False) for part in parts)

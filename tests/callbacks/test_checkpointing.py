@@ -1,0 +1,168 @@
+"""Checkpoints in a trainer of one's own; `tests/faults` kills whole runs."""
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from torch import Tensor
+
+from digitlab.callbacks import BestCheckpoint, ExactResume, FiniteLoss, History, LastCheckpoint
+from digitlab.models import MLP
+from tests.fitting import assert_bitwise_equal, small_mlp, trainer, weights
+from tests.tiny import TinyDataModule
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),
+]
+
+
+def fit(model: MLP, *callbacks: Callback, path: Path | None = None, epochs: int = 1) -> Trainer:
+    torch.manual_seed(3)
+    options: dict[str, Any] = {"enable_checkpointing": True, "num_sanity_val_steps": 0}
+    fitted = trainer(callbacks=list(callbacks), max_epochs=epochs, **options)
+    fitted.fit(model, TinyDataModule(), ckpt_path=path, weights_only=True)
+    return fitted
+
+
+def step_of(path: Path) -> int | None:
+    return int(torch.load(path, weights_only=True)["global_step"]) if path.exists() else None
+
+
+class Killed(Exception):  # noqa: N818
+    """What ends a run early."""
+
+
+class KilledAt(Callback):
+    """Ends the run before the first batch that comes after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step >= self.step:
+            raise Killed
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "killed", "saved"),
+    [
+        (1, 2, 5, 4),  # inside the first epoch of 7 steps
+        (1, None, 9, 7),  # after it
+        (4, 3, 11, 11),  # blocks end at 4, 7, 11 and 14; each passes a multiple of 3
+        (4, 10, 14, 14),
+    ],
+)
+def test_a_killed_run_is_resumed_bit_for_bit(
+    tmp_path: Path, steps: int, every: int | None, killed: int, saved: int
+) -> None:
+    last = tmp_path / "last.ckpt"
+
+    def run(*others: Callback, path: Path | None = None) -> tuple[dict[str, Tensor], Any]:
+        model, history = (
+            small_mlp(dropout=0.5, steps_per_execution=steps),
+            History(tmp_path / "csv"),
+        )
+        saving = LastCheckpoint(tmp_path, every_n_steps=every, every_n_minutes=None)
+        fit(model, history, ExactResume(), saving, *others, path=path, epochs=3)
+        return weights(model), [row | {"seconds": None} for row in history.rows]
+
+    whole, rows = run()
+    last.unlink()
+    with pytest.raises(Killed):
+        run(KilledAt(killed))
+    assert step_of(last) == saved
+    torch.rand(5)  # other random numbers than at the start
+    resumed, same_rows = run(path=last)
+    assert_bitwise_equal(resumed, whole)
+    assert same_rows == rows
+
+
+def test_the_checkpoint_before_the_last_is_kept(tmp_path: Path) -> None:
+    last = LastCheckpoint(tmp_path, every_n_steps=3, every_n_minutes=None)
+    fit(small_mlp(), last)
+    assert [step_of(tmp_path / name) for name in ("previous.ckpt", "last.ckpt")] == [6, 7]
+    assert last.saved_step == 7
+
+
+@pytest.mark.parametrize(("minutes", "saved"), [(0, 5), (60, None), (None, None)])
+def test_time_is_an_interval_too(tmp_path: Path, minutes: float | None, saved: int | None) -> None:
+    with pytest.raises(Killed):
+        fit(small_mlp(), LastCheckpoint(tmp_path, every_n_minutes=minutes), KilledAt(5))
+    assert step_of(tmp_path / "last.ckpt") == saved
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "least"), [("every_n_steps", 0, 1), ("every_n_minutes", math.nan, 0)]
+)
+def test_an_interval_out_of_range_is_refused(option: str, value: Any, least: int) -> None:
+    with pytest.raises(ValueError, match=f"{option} is {value}: it must be at least {least}"):
+        LastCheckpoint("anywhere", **{option: value})
+
+
+def test_the_best_score_is_known_in_a_folder_that_was_moved(tmp_path: Path) -> None:
+    def best(folder: str) -> BestCheckpoint:
+        return BestCheckpoint(tmp_path / folder, "best", monitor="val/accuracy", mode="max")
+
+    first, moved = best("here"), best("there")
+    fit(small_mlp(), first, epochs=2).save_checkpoint(tmp_path / "here" / "last.ckpt")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    fit(small_mlp(), moved, path=tmp_path / "there" / "last.ckpt", epochs=2)
+    assert first.best_model_score is not None
+    assert moved.best_model_score == first.best_model_score
+
+
+class Spoiled(MLP):
+    """At a step, from 1, its loss is NaN, or a weight that this step leaves alone infinite."""
+
+    def __init__(self, step: int, what: str, **options: Any) -> None:
+        super().__init__([16], **options)
+        self.step, self.what = step, what
+
+    def batch_loss(self, batch: Any) -> Tensor:
+        loss = super().batch_loss(batch)
+        if self.global_step + 1 == self.step:
+            if self.what == "loss":
+                return super().batch_loss((batch[0] * math.nan, batch[1]))
+            with torch.no_grad():
+                self.network.get_parameter("fc1.bias")[0] = math.inf
+        return loss
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("at", [1, 5, 7])
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(
+    tmp_path: Path, at: int, steps: int
+) -> None:
+    finite, model = FiniteLoss(), Spoiled(at, "loss", steps_per_execution=steps)
+    with pytest.raises(FloatingPointError, match=f"the loss is nan at step {at}, .* rate 0.001"):
+        fit(model, finite, LastCheckpoint(tmp_path, finite, every_n_steps=1))
+    assert (step_of(tmp_path / "last.ckpt") or 0) < at
+
+
+def test_weights_that_are_not_finite_are_neither_validated_nor_saved(tmp_path: Path) -> None:
+    validated: list[int] = []
+
+    class Watch(Callback):
+        def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            validated.append(trainer.global_step)
+
+    finite = FiniteLoss()
+    message = "network.fc1.bias is not finite after step 7, learning rate 0.001"
+    with pytest.raises(FloatingPointError, match=message):
+        fit(Spoiled(7, "weight"), finite, LastCheckpoint(tmp_path, finite), Watch())
+    assert validated == []
+    assert step_of(tmp_path / "last.ckpt") is None
+
+
+def test_a_module_may_list_weights_that_are_not_torch_s() -> None:
+    class AnotherFramework(MLP):
+        def named_weights(self) -> dict[str, Tensor]:
+            return {"dense/kernel": torch.tensor([0.0, math.nan])}
+
+    with pytest.raises(FloatingPointError, match="dense/kernel is not finite after step 7"):
+        fit(AnotherFramework([16]), FiniteLoss())

@@ -1,0 +1,526 @@
+import csv
+import io
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch.optim.lr_scheduler import StepLR
+
+from digitlab.callbacks import (
+    ClassProbabilities,
+    GPUMemoryLimit,
+    History,
+    PrintEpoch,
+    ProgressBar,
+    Throughput,
+    logging,
+)
+from digitlab.callbacks.logging import layer_table, tabulate_layers
+from digitlab.models import MLP, LeNet5
+from tests.fitting import (
+    BATCHES,
+    Recording,
+    assert_bitwise_equal,
+    fit,
+    small_mlp,
+    trainer,
+    weights,
+)
+from tests.tiny import TinyDataModule
+
+pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller")
+
+
+class Terminal(io.StringIO):
+    """Stands for a terminal; `lines` is what it showed, one after another."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 2
+
+    def lines(self) -> list[str]:
+        return [text.strip() for text in self.getvalue().split("\r") if text.strip()]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Standard error, 80 columns wide."""
+    stream = Terminal()
+    monkeypatch.setattr(logging, "sys", SimpleNamespace(stderr=stream))  # pytest sets sys.stderr
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((80, 24)))
+    return stream
+
+
+def tick(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Advances the bar's clock by some seconds at each look."""
+    clock: Iterator[float] = itertools.count(start=100.0, step=seconds)
+    monkeypatch.setattr(logging, "monotonic", lambda: next(clock))
+
+
+def with_bar(**options: Any) -> Trainer:
+    return trainer(enable_progress_bar=True, callbacks=[ProgressBar()], **options)
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "drawn"),
+    [
+        (1, 0.25, [1, 2, 3, 4, 5, 6, 7]),
+        (1, 0.125, [1, 3, 5, 7]),
+        (1, 0.01, [1]),
+        (3, 1.0, [3, 6, 7]),  # batches, not blocks
+    ],
+)
+def test_a_bar_counts_batches_and_is_drawn_at_most_four_times_a_second(
+    terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+    seconds: float,
+    drawn: list[int],
+) -> None:
+    tick(monkeypatch, seconds)
+    reads: list[str] = []
+
+    class Watched(MLP):
+        def running_score(self, phase: Any) -> Any:
+            reads.append(phase)
+            return super().running_score(phase)
+
+    model = Watched([16], steps_per_execution=steps)
+    with_bar(limit_val_batches=0).fit(model, TinyDataModule())
+    lines = terminal.lines()
+    assert lines[0].startswith("Epoch 1/1:   0%|")
+    counts = [int(line.split(f"/{BATCHES} ")[0].split()[-1]) for line in lines if "acc" in line]
+    assert sorted({*counts}) == drawn
+    assert len(reads) == len(drawn)  # reading a score would stall a GPU
+
+
+def test_a_bar_fits_80_columns_with_loss_accuracy_and_number_of_epochs(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tick(monkeypatch, 1.0)
+    model = small_mlp()
+    with_bar(limit_val_batches=0).fit(model, TinyDataModule())
+    score = model.epoch_score("train")
+    line = terminal.lines()[-1]
+    assert line.endswith(f", loss={score['loss']:.3f}, acc={score['accuracy']:.1%}")
+    assert 70 < len(line) < 80
+    assert line.count("█") > 25
+
+
+def test_an_epoch_s_bar_is_cleared_and_says_when_it_validates(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tick(monkeypatch, 1.0)
+    left: list[str] = []
+
+    class Watch(Callback):
+        def on_train_epoch_end(self, *_: Any) -> None:
+            left.append(terminal.getvalue().split("\r")[-2])
+
+    options: dict[str, Any] = {"num_sanity_val_steps": 0, "max_epochs": 2}
+    run = trainer(enable_progress_bar=True, callbacks=[ProgressBar(), Watch()], **options)
+    run.fit(small_mlp(), TinyDataModule())
+    assert {line.split(":")[0] for line in terminal.lines()} == {"Epoch 1/2", "Epoch 2/2"}
+    assert sum("validating" in line for line in terminal.lines()) == 2
+    assert [text.strip() for text in left] == ["", ""]
+    assert "\n" not in terminal.getvalue()
+
+
+def test_a_bar_is_cleared_before_an_error(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tick(monkeypatch, 1.0)
+
+    class Failing(MLP):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if batch_idx == 2:
+                raise RuntimeError("here")
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(RuntimeError, match="here"):
+        with_bar().fit(Failing([16]), TinyDataModule())
+    assert terminal.getvalue().endswith("\r")
+    assert terminal.getvalue().split("\r")[-2].strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("validate", "Validation"), ("test", "Testing"), ("predict", "Predicting")]
+)
+def test_an_evaluation_has_a_bar(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, method: str, name: str
+) -> None:
+    tick(monkeypatch, 1.0)
+    getattr(with_bar(), method)(small_mlp(), TinyDataModule(eval_batch_size=20))
+    lines = [line for line in terminal.lines() if "/3 " in line]
+    assert {line.split(" DataLoader")[0] for line in lines} == {name}
+    assert [line.split("/3 ")[0].split()[-1] for line in lines] == ["0", "1", "2", "3"]
+    assert terminal.getvalue().split("\r")[-2].strip() == ""
+
+
+@pytest.mark.parametrize("method", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("stderr", ["file", "closed"])
+def test_without_a_terminal_nothing_is_drawn_or_read(
+    monkeypatch: pytest.MonkeyPatch, method: str, stderr: str
+) -> None:
+    stream = io.StringIO() if stderr == "file" else None
+    monkeypatch.setattr(logging, "sys", SimpleNamespace(stderr=stream))
+    tick(monkeypatch, 1.0)
+    model = small_mlp()
+    model.running_score = None  # type: ignore[assignment]
+    getattr(with_bar(), method)(model, TinyDataModule())
+    assert stream is None or stream.getvalue() == ""
+
+
+def test_a_disabled_bar_draws_nothing(terminal: Terminal) -> None:
+    bar = ProgressBar()
+    bar.disable()
+    trainer(enable_progress_bar=True, callbacks=[bar]).fit(small_mlp(), TinyDataModule())
+    assert terminal.getvalue() == ""
+    bar.enable()
+    trainer(enable_progress_bar=True, callbacks=[bar]).fit(small_mlp(), TinyDataModule())
+    assert "Epoch 1" in terminal.getvalue()
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("options", [{}, {"val_check_interval": 3}], ids=["end", "middle too"])
+def test_a_row_has_the_epochs_logged_scores(tmp_path: Path, options: dict[str, Any]) -> None:
+    history, logger = History(tmp_path / "history.csv"), Recording()
+    fit(None, history, logger=logger, max_epochs=3, log_every_n_steps=BATCHES, **options)
+    assert [row["epoch"] for row in history.rows] == [1, 2, 3]
+    assert [row["step"] for row in history.rows] == [BATCHES, 2 * BATCHES, 3 * BATCHES]
+    for phase in ("train", "val"):
+        for quantity in ("loss", "accuracy"):
+            # The last validation of an epoch counts.
+            logged = [value for _, value in logger.series(f"{phase}/{quantity}")]
+            last = logged[len(logged) // 3 - 1 :: len(logged) // 3]
+            assert [row[f"{phase}_{quantity}"] for row in history.rows] == pytest.approx(
+                last, rel=1e-6  # logged as float32
+            )  # fmt: skip
+    assert all(0 < (row["seconds"] or 0) < 60 for row in history.rows)
+
+
+def test_the_file_has_the_rows(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.csv")
+    fit(None, history, max_epochs=2)
+    rows = read(tmp_path / "history.csv")
+    assert list(rows[0]) == [
+        *("epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy"),
+        *("learning_rate", "seconds"),
+    ]
+    assert [{key: float(value) for key, value in row.items()} for row in rows] == history.rows
+    assert b"\r" not in (tmp_path / "history.csv").read_bytes()
+
+
+def test_an_epoch_without_validation_has_no_validation_score(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.csv")
+    fit(None, history, max_epochs=3, check_val_every_n_epoch=2, num_sanity_val_steps=2)
+    validated = [row["val_loss"] is not None for row in history.rows]
+    assert validated == [False, True, False]
+    assert [row["val_accuracy"] != "" for row in read(history.path)] == validated
+
+
+def test_a_validation_score_of_zero_is_a_score(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.csv")
+    history._validation = {"loss": 0.0, "accuracy": 0.0, "correct": 0, "n": 50}
+    history.on_train_epoch_start = lambda *_: None  # type: ignore[method-assign] # keeps the score
+    fit(None, history, limit_val_batches=0)
+    assert (history.rows[0]["val_loss"], history.rows[0]["val_accuracy"]) == (0.0, 0.0)
+
+
+def test_the_learning_rate_is_that_of_the_epoch_s_start(tmp_path: Path) -> None:
+    history, logger = History(tmp_path / "history.csv"), Recording()
+    model = small_mlp(lr_scheduler=lambda optimizer: StepLR(optimizer, step_size=1, gamma=0.5))
+    fit(model, history, Throughput(), logger=logger, max_epochs=3, log_every_n_steps=BATCHES)
+    expected = pytest.approx([0.001, 0.0005, 0.00025])
+    assert [row["learning_rate"] for row in history.rows] == expected
+    assert [rate for _, rate in logger.series("train/learning_rate")] == expected
+
+
+def test_a_run_resumed_inside_an_epoch_has_a_row_and_rates_for_its_rest(tmp_path: Path) -> None:
+    path = tmp_path / "inside.ckpt"
+
+    class Saver(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(path)
+
+    fit(None, Saver())
+    history, throughput, logger = History(tmp_path / "history.csv"), Throughput(), Recording()
+    run = trainer(callbacks=[history, throughput], logger=logger, log_every_n_steps=BATCHES)
+    run.fit(small_mlp(), TinyDataModule(), ckpt_path=path, weights_only=True)
+    [row] = history.rows
+    assert (row["epoch"], row["step"], row["learning_rate"]) == (1, BATCHES, 0.001)
+    assert 0 < (row["seconds"] or 0) < 60  # not the machine's uptime
+    assert logger.series("train/learning_rate") == [(BATCHES - 1, 0.001)]
+    assert throughput.images == 200 - 3 * 32
+
+
+def test_the_screen_shows_layers_and_a_line_for_each_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = History(tmp_path / "history.csv")
+    fit(None, history, PrintEpoch(history), max_epochs=2, check_val_every_n_epoch=2)
+    *layers, first, second = capsys.readouterr().out.splitlines()
+    assert layers == tabulate_layers(layer_table(small_mlp())).splitlines()
+    rows = history.rows
+    train = "loss {train_loss:.4f} accuracy {train_accuracy:.2%}"
+    val = "loss {val_loss:.4f} accuracy {val_accuracy:.2%}"
+    end = "  {seconds:.1f} s"
+    assert first == "epoch   1  train " + (train + end).format(**rows[0])
+    assert second == "epoch   2  train " + (train + "  val " + val + end).format(**rows[1])
+
+
+def test_the_table_of_layers_has_every_parameter_tensor() -> None:
+    lines = tabulate_layers(layer_table(LeNet5())).splitlines()
+    assert len(lines) == 1 + len(list(LeNet5().network.children())) + 1
+    assert " ".join(lines[1].split()) == "conv1 Conv2d weight (6, 1, 5, 5), bias (6,) 156"
+    assert lines[-1] == "61,706 parameters in 10 tensors"
+    assert len({len(line) for line in lines[:-1]}) == 1
+
+
+class Clock(Callback):
+    """Two seconds for a batch of training, and a thousand for a batch of validation."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(logging, "perf_counter", lambda: self.now)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.now += 2
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self.now += 1000
+
+
+class Shared(Callback):
+    """As if another process trained on as many images."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.strategy.__class__ = type(
+            "Two", (type(trainer.strategy),), {"world_size": property(lambda _: 2)}
+        )
+
+
+def rates(monkeypatch: pytest.MonkeyPatch, *others: Callback, **options: Any) -> list[Any]:
+    """Rates by epoch and by step of two epochs of 200 images in 7 batches of 32, the last of 8."""
+    logger, model = Recording(), small_mlp(steps_per_execution=options.pop("steps", 1))
+    callbacks = [Clock(monkeypatch), *others, Throughput()]
+    fit(model, *callbacks, logger=logger, max_epochs=2, log_every_n_steps=4, **options)
+    names = ("train/images_per_second", "train/images_per_second_step")
+    return [logger.series(name) for name in names]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_rates_leave_validation_out_and_count_all_processes(
+    monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    others = [Shared()] if world_size == 2 else []
+    of_epochs, of_steps = rates(monkeypatch, *others, val_check_interval=2)
+    epoch = pytest.approx(world_size * 200 / 14)
+    assert of_epochs == [(6, epoch), (13, epoch)]
+    # 4 batches of 32; then the first of the second epoch, since its start.
+    whole = pytest.approx(world_size * 32 / 2)
+    assert of_steps == [(3, whole), (7, whole), (11, whole)]
+
+
+def test_the_rate_of_several_steps_per_execution_is_logged_at_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of_epochs, of_steps = rates(monkeypatch, steps=3)
+    # Executions of 3, 3 and 1 steps take 2 s each here.
+    assert of_epochs == [(6, 200 / 6), (13, 200 / 6)]
+    assert of_steps == [(5, 6 * 32 / 4), (9, 3 * 32 / 2), (12, 3 * 32 / 2)]
+
+
+@pytest.mark.parametrize("sanity_check", [0, 2])
+def test_phases_add_up_to_the_wall_time_of_a_fit_alone(sanity_check: int) -> None:
+    throughput = Throughput()
+    started = perf_counter()
+    options = {"val_check_interval": 3, "num_sanity_val_steps": sanity_check}
+    fit(None, throughput, max_epochs=2, **options)
+    assert set(throughput.seconds) == {"training", "validation"}
+    assert all(seconds > 0 for seconds in throughput.seconds.values())
+    assert sum(throughput.seconds.values()) < perf_counter() - started  # not the machine's uptime
+    assert throughput.images == 2 * 200
+    before = dict(throughput.seconds)
+    trainer(callbacks=[throughput]).validate(small_mlp(), TinyDataModule(), verbose=False)
+    assert throughput.seconds == before
+
+
+def test_every_moment_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(step=1.0)  # a second passes at each look
+    monkeypatch.setattr(logging, "perf_counter", lambda: next(clock))
+    throughput: Any = Throughput()
+    throughput._started = next(clock)  # 0
+    for _ in range(2):
+        throughput.on_validation_start(None, None)  # 1 and 3
+        throughput.on_validation_end(None, None)  # 2 and 4
+    throughput.on_train_end(None, None)  # 5
+    assert throughput.seconds == {"training": 3.0, "validation": 2.0}
+    for _ in range(2):
+        with throughput.time("evaluation"):
+            pass
+    assert throughput.seconds == {"training": 3.0, "validation": 2.0, "evaluation": 2.0}
+    resumed = Throughput()
+    with resumed.time("data"):
+        pass
+    resumed.load_state_dict(throughput.state_dict())
+    assert resumed.seconds == throughput.seconds | {"data": 1.0}
+
+
+def probabilities(logger: Recording) -> tuple[list[int], torch.Tensor]:
+    """The steps and the probabilities of all classes, `(steps, 10)`."""
+    records = [
+        (step, [value for name, value in values.items() if name.startswith("probabilities/")])
+        for step, values in logger.records
+        if "probabilities/0" in values
+    ]
+    return [step for step, _ in records], torch.tensor([values for _, values in records])
+
+
+@pytest.mark.parametrize(
+    ("steps", "logged"),
+    [
+        (1, [2, 5, 8, 11]),  # counted from 0
+        (4, [3, 6, 10, 13]),  # every block passes a multiple of 3; its last batch is recorded
+    ],
+)
+def test_every_class_has_its_mean_probability_every_n_steps(steps: int, logged: list[int]) -> None:
+    class Reference(Callback):
+        """The mean probabilities by torch's own functions, in evaluation mode."""
+
+        means: list[torch.Tensor] = []  # noqa: RUF012 # one instance
+
+        def on_train_batch_end(
+            self, trainer: Trainer, model: LightningModule, outputs: Any, batch: Any, *_: Any
+        ) -> None:
+            if trainer.global_step - 1 in logged:
+                images = batch[0] if steps == 1 else [*batch.batches()][-1][0]
+                with torch.no_grad():
+                    self.means.append(model.eval()(images).softmax(1).mean(0))
+                model.train()
+
+    logger, model = Recording(), small_mlp(steps_per_execution=steps)
+    callbacks = [ClassProbabilities(3), Reference()]
+    fit(model, *callbacks, logger=logger, max_epochs=2, log_every_n_steps=7)
+    recorded, ours = probabilities(logger)
+    assert recorded == logged
+    torch.testing.assert_close(ours, torch.stack(Reference.means))
+    torch.testing.assert_close(ours.sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize("dropout_in_evaluation", [False, True])
+def test_recording_leaves_weights_random_numbers_and_training_mode_alone(
+    dropout_in_evaluation: bool,
+) -> None:
+    modes: set[bool] = set()
+
+    class Watching(MLP):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            modes.update(module.training for module in self.modules())
+            return super().training_step(batch, batch_idx)
+
+    def train(*callbacks: Callback) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        torch.manual_seed(1)
+        model = Watching([16], dropout=0.5, dropout_in_evaluation=dropout_in_evaluation)
+        fit(model, *callbacks, logger=Recording(), max_epochs=2, log_every_n_steps=7)
+        return weights(model), torch.get_rng_state()
+
+    (ours, our_state), (theirs, their_state) = train(ClassProbabilities(1)), train()
+    assert_bitwise_equal(ours, theirs)
+    assert torch.equal(our_state, their_state)
+    assert modes == {True}
+
+
+def test_a_class_name_with_a_slash_stays_in_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TinyDataModule, "class_names", ("T-shirt/top", *"123456789"))
+    logger = Recording()
+    fit(None, ClassProbabilities(7), logger=logger, log_every_n_steps=7)
+    assert len(logger.series("probabilities/T-shirt or top")) == 1
+
+
+def test_probabilities_are_computed_in_the_run_s_precision() -> None:
+    logger = Recording()
+    options: dict[str, Any] = {"precision": "bf16-mixed", "log_every_n_steps": 7}
+    fit(None, ClassProbabilities(7), logger=logger, **options)
+    assert probabilities(logger)[1].sum() == pytest.approx(1, abs=1e-6)  # a sum of ten float32
+
+
+def test_under_accumulation_a_step_is_recorded_once() -> None:
+    logger = Recording()
+    options = {"accumulate_grad_batches": 3, "max_epochs": 2, "log_every_n_steps": 7}
+    fit(None, ClassProbabilities(1), logger=logger, **options)
+    assert probabilities(logger)[0] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(ClassProbabilities, "every_n_steps"), (GPUMemoryLimit, "megabytes")]
+)
+def test_a_number_below_one_is_refused(kind: type, name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}: it must be at least 1"):
+        kind(value)
+
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def fractions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, torch.device]]:
+    """The limits set, on a machine that pretends to have a GPU of 4096 MB."""
+    fractions: list[tuple[float, torch.device]] = []
+    properties = SimpleNamespace(total_memory=4096 * 2**20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda *limit: fractions.append(limit)
+    )
+    return fractions
+
+
+def limit_memory(limit: GPUMemoryLimit) -> None:
+    run: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=GPU))
+    limit.setup(run, small_mlp(), "fit")
+
+
+@pytest.mark.parametrize(("given", "fraction"), [([], 0.25), ([4096], 1.0), ([1], 1 / 4096)])
+def test_the_limit_is_a_fraction_of_the_gpu_s_memory(
+    fractions: list[tuple[float, torch.device]], given: list[int], fraction: float
+) -> None:
+    limit_memory(GPUMemoryLimit(*given))  # 1024 in document B
+    assert fractions == [(fraction, GPU)]
+
+
+def test_more_than_the_gpu_has_is_refused_and_a_cpu_has_no_limit(
+    fractions: list[tuple[float, torch.device]],
+) -> None:
+    with pytest.raises(ValueError, match="megabytes is 4097: the GPU has 4096"):
+        limit_memory(GPUMemoryLimit(4097))
+    fit(None, GPUMemoryLimit(1))
+    assert fractions == []
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_no_more_than_the_limit() -> None:
+    try:
+        limit_memory(GPUMemoryLimit(256))
+        small = torch.empty(64 * 2**20, dtype=torch.uint8, device=GPU)
+        assert small.numel() == 64 * 2**20
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(512 * 2**20, dtype=torch.uint8, device=GPU)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, GPU)

@@ -1,0 +1,247 @@
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from digitlab.checkpoints import sha256
+from digitlab.cli import main
+from digitlab.cli.fit import FitCLI, remove
+from digitlab.data import DigitsDataModule
+from digitlab.data.download import Split
+from digitlab.models import MLP, LeNet5, LinearClassifier
+from tests.commands import SHORT, config_of, fit, refusal
+from tests.tiny import TEST, TRAIN, TinyDataModule
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return content
+
+
+@pytest.mark.parametrize("run", ["finished_run", "finished_blocks_run"])
+def test_a_run_folder_holds_settings_checkpoints_curves_and_scores(
+    run: str, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(run)
+    assert folder.parts[-2:] == ("tiny-mlp", "version_0")
+    names = {path.name for path in folder.iterdir()}
+    (events,) = [name for name in names if name.startswith("events.out.tfevents.")]
+    written = {"config.yaml", "checkpoints", "history.csv", "metrics.json", "projector"}
+    written |= {"projector_config.pbtxt", "samples.png", "curves.png", ".lock", events}
+    assert names == written
+    checkpoints = {path.name for path in folder.glob("checkpoints/*")}
+    assert checkpoints == {"last.ckpt", "previous.ckpt", "best.ckpt"}
+    for picture, width in (("samples.png", 376), ("curves.png", 900)):
+        with Image.open(folder / picture) as image:
+            assert image.width == width
+
+
+def test_metrics_are_those_of_the_last_weights_on_whole_splits(finished_run: Path) -> None:
+    metrics = read_json(finished_run / "metrics.json")
+    model = MLP.load_from_checkpoint(finished_run / "checkpoints" / "last.ckpt")
+    data = TinyDataModule()
+    for split, batches in (
+        ("train", data.train_eval_dataloader()),
+        ("test", data.test_dataloader()),
+    ):
+        score = {**model.evaluate(batches), "checkpoint": "last", "split": split}
+        assert metrics[split] == pytest.approx(score)
+    assert (metrics["train"]["n"], metrics["test"]["n"]) == (len(TRAIN[1]), len(TEST[1]))
+    assert "val" not in metrics
+    assert metrics["parameters"] == 784 * 16 + 16 + 16 * 10 + 10
+    assert (metrics["epochs"], metrics["optimizer_steps"], metrics["seed"]) == (3, 21, 0)
+    assert (metrics["framework"], metrics["model"]) == ("torch", "MLP")
+    assert metrics["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert metrics["wall_time"] == pytest.approx(sum(metrics["phases"].values()), abs=0.01)
+    rate = metrics["images_per_second"] * metrics["phases"]["training"]
+    assert rate == pytest.approx(3 * len(TRAIN[1]), rel=0.2)  # the time is rounded to ms
+
+
+def test_history_has_a_row_for_each_epoch(tmp_path: Path) -> None:
+    folder = fit(tmp_path, "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2")
+    with (folder / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "7"), ("2", "14"), ("3", "21")]
+    assert [row["val_loss"] != "" for row in rows] == [False, True, False]
+
+
+def test_the_saved_config_trains_the_same_run_again(tmp_path: Path) -> None:
+    first = fit(tmp_path / "a", "--data.batch_size", "50", "--name", "mine")
+    config = ["--config", str(first / "config.yaml")]
+    again = fit(tmp_path / "b", *config, model="LinearClassifier")
+    assert again.parent.name == first.parent.name == "tiny-mine"
+    for key in ("model", "data", "seed_everything", "framework"):
+        assert config_of(again)[key] == config_of(first)[key]
+    ours, theirs = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (first, again)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_is_named_after_its_config_or_its_network(tmp_path: Path) -> None:
+    config = tmp_path / "My config.yaml"
+    config.write_text("model: MLP\ndata: tests.tiny.TinyDataModule")
+    assert FitCLI("fit", ["--config", str(config)]).config.name == "my_config"
+    assert FitCLI("fit", ["--model", "MLP", *SHORT]).config.name == "mlp"
+
+
+def test_no_path_of_this_machine_lands_in_the_config(finished_run: Path) -> None:
+    assert config_of(finished_run)["data"]["init_args"]["root"] is None  # type: ignore[index]
+    text = (finished_run / "config.yaml").read_text().replace(str(finished_run.parents[1]), "")
+    assert os.environ["DIGITLAB_DATA"] not in text
+    assert str(Path.cwd()) not in text
+
+
+def test_runs_of_one_name_are_numbered_and_none_is_overwritten(tmp_path: Path) -> None:
+    first = fit(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+    place = ["--trainer.default_root_dir", str(tmp_path)]
+    assert main(["fit", "--model", "LinearClassifier", *SHORT, *place]) == 0
+    assert (first.parent / "version_1" / "metrics.json").exists()
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
+
+
+def test_only_rank_0_removes_a_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "version_0").mkdir()
+    monkeypatch.setenv("RANK", "1")
+    remove(tmp_path / "version_0")
+    assert (tmp_path / "version_0").exists()
+    monkeypatch.setenv("RANK", "0")
+    remove(tmp_path / "version_0")
+    assert not (tmp_path / "version_0").exists()
+
+
+def test_a_hold_out_is_evaluated_instead_of_the_test_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], read_splits: list[Split]
+) -> None:
+    options = ["--data", "tests.tiny.SpiedDataModule", "--data.validation_size", "40"]
+    metrics = read_json(fit(tmp_path, *options) / "metrics.json")
+    assert (metrics["train"]["n"], metrics["val"]["n"]) == (160, 40)
+    assert "test" not in metrics
+    assert set(read_splits) == {"train"}
+    assert "validation accuracy" in capsys.readouterr().out
+
+
+def test_initial_weights_alone_are_taken_over_and_recorded(
+    tmp_path: Path, finished_run: Path
+) -> None:
+    checkpoint = finished_run / "checkpoints" / "last.ckpt"
+    nothing_learned = ["--model.optimizer", "SGD", "--model.optimizer.lr", "0"]
+    options = ["--model.hidden_features", "[16]", "--weights", str(checkpoint), *nothing_learned]
+    folder = fit(tmp_path, *options, model="MLP")
+    ours = MLP.load_from_checkpoint(folder / "checkpoints" / "last.ckpt").state_dict()
+    theirs = MLP.load_from_checkpoint(checkpoint).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    metrics = read_json(folder / "metrics.json")
+    assert metrics["weights"] == {"file": str(checkpoint), "sha256": sha256(checkpoint)}
+    assert (metrics["epochs"], metrics["optimizer_steps"]) == (1, 7)  # training starts anew
+    assert f"weights: {checkpoint}" in (folder / "config.yaml").read_text()
+
+
+def test_training_starts_from_a_state_dict_as_document_b_saves_it(tmp_path: Path) -> None:
+    state = {name.removeprefix("network."): w for name, w in LeNet5().state_dict().items()}
+    torch.save(state, tmp_path / "torch_nn.pth")
+    folder = fit(tmp_path / "a", "--weights", str(tmp_path / "torch_nn.pth"), model="LeNet5")
+    assert read_json(folder / "metrics.json")["weights"]["file"].endswith("torch_nn.pth")
+
+
+def test_weights_of_another_architecture_are_refused_before_a_folder_is_made(
+    tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--trainer.default_root_dir", str(tmp_path / "b")]
+    weights = ["--weights", str(finished_run / "checkpoints" / "last.ckpt")]
+    message = refusal(capsys, "fit", "--model", "LeNet5", *SHORT, *place, *weights)
+    assert "is of another architecture than LeNet5" in message
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("logger", ["false", "CSVLogger"])
+def test_a_run_works_without_tensorboard(logger: str, tmp_path: Path) -> None:
+    options = ["--trainer.logger", logger]
+    if logger == "CSVLogger":
+        options += ["--trainer.logger.save_dir", str(tmp_path / "elsewhere")]
+    folder = fit(tmp_path / "runs", *options, "--trainer.callbacks", "ClassProbabilities")
+    assert read_json(folder / "metrics.json")["epochs"] == 1
+    assert not list(folder.glob("events*"))
+
+
+def test_averaged_weights_are_evaluated_and_kept(tmp_path: Path) -> None:
+    averaging = ["--trainer.callbacks", "StochasticWeightAveraging"]
+    averaging += ["--trainer.callbacks.swa_lrs", "0.5", "--trainer.callbacks.swa_epoch_start", "1"]
+    averaging += ["--trainer.callbacks.device", "cpu"]
+    folder = fit(tmp_path, *averaging, "--trainer.max_epochs", "3")
+    model = LinearClassifier.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
+    measured = model.evaluate(TinyDataModule().test_dataloader())
+    assert read_json(folder / "metrics.json")["test"]["loss"] == pytest.approx(measured["loss"])
+
+
+def test_without_validation_there_is_no_best_checkpoint(tmp_path: Path) -> None:
+    options = ["--trainer.limit_val_batches", "0", "--trainer.max_epochs", "-1"]
+    folder = fit(tmp_path, *options, "--trainer.max_steps", "10")
+    assert {path.name for path in folder.glob("checkpoints/*")} == {"last.ckpt", "previous.ckpt"}
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 10  # inside the second epoch
+
+
+def test_a_fast_dev_run_leaves_no_folder(tmp_path: Path) -> None:
+    place = ["--trainer.default_root_dir", str(tmp_path), "--trainer.fast_dev_run", "true"]
+    assert main(["fit", "--model", "LinearClassifier", *SHORT, *place]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_checkpoints_proposes_no_test(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fit(tmp_path, "--trainer.enable_checkpointing", "false")
+    assert read_json(folder / "metrics.json")["test"]["checkpoint"] is None
+    assert "digitlab test" not in capsys.readouterr().out
+
+
+def test_an_error_in_the_middle_of_training_is_no_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = LinearClassifier.training_step
+
+    def fail(self: LinearClassifier, batch: Any, batch_idx: int) -> Any:
+        if batch_idx == 3:
+            raise ValueError("planted")
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(LinearClassifier, "training_step", fail)
+    with pytest.raises(RuntimeError, match="training failed after 3 steps"):
+        fit(tmp_path)
+
+
+def test_a_fit_prints_data_layers_epochs_times_scores_and_next_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fit(tmp_path)
+    shown = capsys.readouterr().out
+    score = read_json(folder / "metrics.json")["test"]
+    for part in (
+        "tiny: 200 training images, 50 test images",
+        "LinearClassifier on cpu (1 thread), precision 32-true, seed 0",
+        "weight (10, 784), bias (10,)",
+        "7,850 parameters in 2 tensors",
+        "epoch   1  train loss ",
+        f"test accuracy {score['accuracy']:.2%} ({score['correct']}/50)",
+        "training 0.",
+        f"digitlab test --run {folder}\n",
+        f"digitlab predict --run {folder}\n",
+        f"tensorboard --logdir {folder}\n",
+    ):
+        assert part in shown
+
+
+def test_digits_train_to_a_band_without_any_file(tmp_path: Path) -> None:
+    place = ["--trainer.default_root_dir", str(tmp_path), "--trainer.accelerator", "cpu"]
+    assert main(["fit", "--config", "configs/digits/lenet5.yaml", *place]) == 0
+    metrics = read_json(tmp_path / "digits-lenet5" / "version_0" / "metrics.json")
+    assert metrics["test"]["n"] == 360 == len(DigitsDataModule().arrays("test")[1])
+    assert 0.95 <= metrics["test"]["accuracy"] <= 0.999

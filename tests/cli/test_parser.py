@@ -1,0 +1,265 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from digitlab import models
+from digitlab.cli import main, messages
+from digitlab.cli.parser import RunCLI
+from tests.commands import SHORT, refusal
+
+CONFIG = """
+model: {class_path: MLP, init_args: {hidden_features: [16], dropout: 0.5}}
+data: {class_path: tests.tiny.TinyDataModule, init_args: {batch_size: 8}}
+trainer: {accelerator: cpu, max_epochs: 3}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+@pytest.mark.parametrize("config_is_last", [True, False])
+def test_flags_beat_configs_wherever_they_stand(config: str, config_is_last: bool) -> None:
+    flags = ["--data.batch_size", "64", "--model.dropout=0.3", "--trainer.max_epochs", "1"]
+    options = [*flags, "--config", config] if config_is_last else ["-c", config, *flags]
+    cli = RunCLI("fit", options)
+    assert cli.datamodule.batch_size == 64
+    assert cli.model.hparams["dropout"] == 0.3
+    assert cli.model.hparams["hidden_features"] == [16]
+    assert cli.config.trainer.max_epochs == 1
+
+
+def test_a_later_config_beats_an_earlier_one(config: str, tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("data: {init_args: {batch_size: 16}}")
+    cli = RunCLI("fit", ["--config", config, "--config", str(overlay)])
+    assert cli.datamodule.batch_size == 16
+    assert cli.config.trainer.max_epochs == 3
+
+
+def test_optimizers_take_bare_names_and_short_flags(config: str) -> None:
+    options = ["--model.optimizer", "SGD", "--model.optimizer.lr", "0.1"]
+    cli = RunCLI("fit", [*options, "--model.optimizer.momentum", "0.5", "--config", config])
+    optimizer = cli.model.configure_optimizers()
+    assert type(optimizer).__name__ == "SGD"
+    assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.1, 0.5)
+
+
+def test_a_scheduler_can_be_named(config: str) -> None:
+    options = ["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "2"]
+    cli = RunCLI("fit", ["--config", config, *options])
+    assert cli.model.configure_optimizers()["lr_scheduler"]["scheduler"].step_size == 2
+
+
+def test_settings_written_as_yaml_are_read_back_the_same(config: str, tmp_path: Path) -> None:
+    cli = RunCLI("fit", ["--config", config, "--seed_everything", "5"])
+    written = tmp_path / "written.yaml"
+    written.write_text(cli.dump())
+    again = RunCLI("fit", ["--config", str(written)])
+    assert again.config.as_dict() | {"config": None} == cli.config.as_dict() | {"config": None}
+    assert str(tmp_path) not in cli.dump()
+
+
+def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: Path) -> None:
+    averaging = ["--trainer.callbacks", "StochasticWeightAveraging"]
+    cli = RunCLI("fit", ["--config", config, *averaging, "--trainer.callbacks.swa_lrs", "0.1"])
+    with pytest.warns(UserWarning, match="Unable to serialize instance cpu"):
+        text = cli.dump()
+    written = tmp_path / "written.yaml"
+    written.write_text(text)
+    (callback,) = RunCLI("fit", ["--config", str(written)]).config_init.trainer.callbacks
+    assert type(callback).__name__ == "StochasticWeightAveraging"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--model", "LeNet6", "model: 'LeNet6' is no Classifier: did you mean 'LeNet5'?"),
+        ("--model", "digitlab.models.LeNet", "'LeNet' is no Classifier: did you mean 'LeNet5'?"),
+        ("--framework", "tf", "framework is tf: it must be one of 'torch', 'keras'"),
+        ("--output", "softmax", "output is softmax: add --framework keras, or leave it out"),
+        ("--checkpoint_every_n_steps", "0", "checkpoint_every_n_steps is 0: it must be >0"),
+        ("--checkpoint_every_n_minutes", "nan", "every_n_minutes is nan: it must be >=0"),
+        (
+            "--model",
+            "nowhere.LeNet",
+            "model: No module named 'nowhere'",
+        ),
+        ("--model.optimizer", "SDG", "model.optimizer: 'SDG' is no Optimizer: did you mean 'SGD'?"),
+        ("--trainer.callbacks", "ClassProb", "did you mean 'ClassProbabilities'?"),
+        (
+            "--model.droput",
+            "0.2",
+            "there is no option 'model.droput': did you mean 'model.dropout'",
+        ),
+        ("--model.optimizer.lrr", "1", "'model.optimizer.lrr': did you mean 'model.optimizer.lr'"),
+        (
+            "--data.batch_sz",
+            "3",
+            "there is no option 'data.batch_sz': did you mean 'data.batch_siz",
+        ),
+        ("--trainer.max_epoch", "3", "did you mean 'trainer.max_epochs'?"),
+        ("--trianer", "3", "there is no option 'trianer': did you mean 'trainer'?"),
+        ("--data.batch_size", "x", "data.batch_size is x: it must be int"),
+        ("--model.initialization", "keres", "it must be one of 'torch', 'keras'"),
+        ("--data.batch_size", "0", "batch_size is 0: it must be at least 1"),
+        ("--model.dropout", "2", "dropout probability has to be between 0 and 1, but got 2.0"),
+        ("--model.hidden_features", "[0]", "hidden_features is [0]: each layer must have at least"),
+        ("--model.gradient_clip_norm", "-1", "gradient_clip_norm is -1.0: give a norm above 0"),
+        ("--model.optimizer.lr", "-1", "Invalid learning rate: -1.0"),
+        ("--data.validation_size", "199", "validation_size is 199"),
+        ("--trainer.max_epochs", "-5", "max_epochs"),
+        ("--trainer.precision", "17", "trainer.precision is 17: it must be one of"),
+        ("--config", "no.yaml", "no.yaml: give the path of a config"),
+        ("--config", ".", "give the path of a config"),
+        ("--weights", "no.ckpt", "there is no checkpoint no.ckpt"),
+        (
+            "--model.lr_scheduler",
+            "StepLR",
+            "model.lr_scheduler needs step_size: set --model",
+        ),
+        (
+            "--model.num_classes",
+            "5",
+            "tiny has 10 classes, so give (1, 10), by --model",
+        ),
+        ("--model.in_channels", "3", "MLP cannot take tiny's images, (N, 1, 28, 28): "),
+        ("--name", "..", "name is ..: it must be of the form ^"),
+        ("--model.optimizer.lr", "abc", "model.optimizer.lr is abc: it must be float"),
+        (
+            "--model.lr_scheduler",
+            "ReduceLROnPlateau",
+            "lr_scheduler: Multiple subclasses with name ReduceLROnPlateau. Give the full",
+        ),
+        ("--model.num_classes", "-1", "negative dimension -1"),
+        ("--trainer.callbacks", "Throughput", "Found more than one stateful callback of type"),
+        ("--trainer.accelerator", "tpu", "torch_xla"),
+        ("--trainer.max_epochs", "0", "trainer.max_epochs is 0: leave at least one step to train"),
+        ("--trainer.limit_train_batches", "0", "trainer.limit_train_batches is 0: leave at least"),
+        ("--name", "../x", "name is ../x: it must be of the form ^"),
+        ("--seed_everything", "true", "seed_everything is True: it must be int"),
+        ("--seed_everything", "-1", "-1 is not in bounds"),
+    ],
+)
+def test_a_bad_option_is_refused_in_one_line_and_leaves_nothing(
+    option: str,
+    value: str,
+    message: str,
+    config: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refusal(capsys, "fit", "--config", config, option, value)
+    assert list(tmp_path.glob("runs/*")) == []
+
+
+@pytest.mark.parametrize("value", ["MNISTDataModule", "torch.nn.ReLU"])
+def test_a_class_of_another_kind_is_answered_with_all_that_there_are(
+    value: str,
+    config: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Other tests' own classes count, too, once they are imported.
+    monkeypatch.setattr(messages, "_subclasses", lambda _: set(models.__all__))
+    choice = ", ".join(sorted(models.__all__))
+    said = refusal(capsys, "fit", "--config", config, "--model", value)
+    assert said == f"model: {value!r} is no Classifier: choose from {choice}"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--trainer.gradient_clip_val", "1.0", "gradient_clip_val 1.0 is not supported with"),
+        ("--trainer.val_check_interval", "3", "validate after whole epochs, or set steps_per_exec"),
+        ("--trainer.fast_dev_run", "true", ""),
+    ],
+)
+def test_what_several_steps_at_once_cannot_honour_is_refused_before_a_folder_is_made(
+    option: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = ["--model.steps_per_execution", "4", "--trainer.default_root_dir", str(tmp_path)]
+    command = ["fit", "--model", "LinearClassifier", *SHORT, *steps, option, value]
+    if message:
+        assert message in refusal(capsys, *command)
+    else:
+        assert main(command) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_callback_s_own_words_are_passed_on(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--trainer.callbacks", "ClassProbabilities", "--trainer.callbacks.every_n_steps=0"]
+    shown = refusal(capsys, "fit", "--config", config, *options)
+    assert shown == "every_n_steps is 0: it must be at least 1"
+
+
+def test_a_setting_that_lightning_refuses_when_it_starts_is_bad_input_too(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--config", config, "--trainer.default_root_dir", str(tmp_path)]
+    shown = refusal(capsys, "fit", *options, "--trainer.val_check_interval", "1000")
+    assert shown.startswith("`val_check_interval` (1000) must be less than or equal to")
+    assert list(tmp_path.glob("*/version_*")) == []
+
+
+def test_an_option_without_its_value_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, "test", "--run") == "argument --run: expected one argument"
+
+
+def test_a_user_s_class_is_found_in_the_current_folder(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_alone.py").write_text("from digitlab.models import MLP as Mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    place = ["--trainer.default_root_dir", str(tmp_path)]
+    assert main(["fit", "--config", config, "--model", "mine_alone.Mine", *place]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trainer: {max_epoch: 3}", "did you mean 'trainer.max_epochs'?"),
+        ("modle: LeNet5", "there is no option 'modle': did you mean 'model'?"),
+        ("model: {init_args: {droput: 3}}", "did you mean 'model.dropout'?"),
+        ("model: [1, {", "bad.yaml is no valid YAML: "),
+        ("", "bad.yaml has no settings: write them as `name: value`"),
+    ],
+)
+def test_a_bad_config_is_refused_in_one_line(
+    text: str, message: str, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(text)
+    shown = refusal(capsys, "fit", "--config", config, "--config", str(bad))
+    assert message in shown
+
+
+def test_a_command_line_without_a_model_is_told_of_configs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "--config configs/digits/lenet5.yaml" in refusal(capsys, "fit")
+
+
+@pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--config", config, "--config", "configs/gpu.yaml"]
+    place = ["--trainer.default_root_dir", str(tmp_path / "runs")]
+    shown = refusal(capsys, "fit", *options, *place)
+    assert "trainer.accelerator is gpu: torch finds no such GPU" in shown
+    assert list(tmp_path.glob("runs/*")) == []
+
+
+def test_network_cannot_be_set(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = refusal(capsys, "fit", "--config", config, "--model.network", "torch.nn.ReLU")
+    assert "there is no option 'model.network'" in shown

@@ -1,0 +1,422 @@
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning import LightningModule, Trainer, seed_everything
+from torch import Tensor
+
+from digitlab.cli import main
+from digitlab.data import DigitsDataModule, FashionMNISTDataModule, ImageDataModule
+from digitlab.data.download import Split
+from tests import tiny
+from tests.fitting import trainer
+from tests.tiny import SpiedDataModule, TinyDataModule
+
+Read = Callable[..., tuple[Any, Any]]
+TRAIN = {image.tobytes(): number for number, image in enumerate(tiny.TRAIN[0])}
+TEST = {image.tobytes(): number for number, image in enumerate(tiny.TEST[0])}
+
+
+def positions(data: ImageDataModule, split: Any, source: dict[bytes, int] = TRAIN) -> list[int]:
+    """Positions of a subset's images in the split that they come from."""
+    return [source[image.tobytes()] for image in data.arrays(split)[0]]
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0: it must be at least 1"),
+        ({"eval_batch_size": -3}, "eval_batch_size is -3: it must be at least 1"),
+        ({"validation_size": -1}, "validation_size is -1: it must be at least 0"),
+        ({"validation_seed": -1}, "validation_seed is -1: it must be at least 0"),
+        ({"normalization": "none"}, "normalization is 'none': .* unit, symmetric or standard"),
+        ({"train_images": (10, 10)}, r"train_images is \[10, 10\]: .* end greater than the first"),
+        ({"train_images": (-1, 10)}, r"train_images is \[-1, 10\]: the first must be at least 0"),
+        ({"train_images": (0, 201)}, r"train_images is \[0, 201\]: the end must be at most 200"),
+        ({"validation_size": 9}, "validation_size is 9: both parts of the 200 training images"),
+        ({"validation_size": 195}, "validation_size is 195: both parts of the 200"),
+        ({"validation_size": 200}, "validation_size is 200: both parts of the 200"),
+        ({"validation_size": 50, "train_images": (0, 40)}, "validation_size is 50: .* the 40"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(values: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        TinyDataModule(**values).setup("fit")
+    assert "\n" not in str(error.value)
+
+
+def test_hyper_parameters_are_plain_and_name_no_folder(tiny_root: Path) -> None:
+    data = TinyDataModule(root=str(tiny_root), train_images=(5, 60))
+    assert dict(data.hparams) == {
+        "batch_size": 32,
+        "eval_batch_size": 1000,
+        "normalization": "unit",
+        "validation_size": 0,
+        "validation_seed": 0,
+        "train_images": (5, 60),
+    }
+
+
+def test_a_yaml_list_gives_a_range_of_training_images() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    config = parser.parse_string(
+        "data: {class_path: tests.tiny.TinyDataModule, init_args: {train_images: [50, 200]}}"
+    )
+    assert positions(parser.instantiate(config).data, "train") == list(range(50, 200))
+    assert config.data.init_args.root is None
+
+
+def test_help_describes_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(FashionMNISTDataModule, "data")
+    parser.print_help()
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ["`FashionMNIST/raw`", "at least 1", "-1..1", "hold out", "without the end"]:
+        assert words in text
+
+
+# Splits.
+
+
+def test_the_splits_are_those_of_the_files_and_of_the_loaders() -> None:
+    data = TinyDataModule()
+    loaders = {"train": data.train_eval_dataloader(), "test": data.test_dataloader()}
+    for split, truth in (("train", tiny.TRAIN), ("test", tiny.TEST)):
+        images, labels = data.arrays(split)  # type: ignore[arg-type] # a literal above
+        assert (images.dtype.name, labels.dtype.name) == ("uint8", "int64")
+        assert np.array_equal(images, truth[0])
+        assert np.array_equal(labels, truth[1])
+        batches = list(loaders[split])
+        pixels = torch.cat([batch for batch, _ in batches])[:, 0]
+        torch.testing.assert_close(pixels, torch.from_numpy(images) / 255)
+        assert torch.cat([batch for _, batch in batches]).tolist() == labels.tolist()
+    assert positions(data, "validation", TEST) == list(range(50))
+
+
+def test_changing_arrays_does_not_change_the_loaders() -> None:
+    data = TinyDataModule()
+    before = next(iter(data.test_dataloader()))[0]
+    for array in data.arrays("test"):
+        array[:] = 0
+    after, labels = next(iter(data.test_dataloader()))
+    assert torch.equal(before, after)
+    assert labels.any()
+
+
+def test_a_hold_out_is_stratified_disjoint_and_complete() -> None:
+    data = TinyDataModule(validation_size=30, train_images=(50, 150))
+    train, validation = positions(data, "train"), positions(data, "validation")
+    assert sorted(train + validation) == list(range(50, 150))
+    assert (data.size("train"), data.size("validation")) == (70, 30)
+    assert train == sorted(train)
+    assert sum(len(labels) for _, labels in data.val_dataloader()) == 30
+    of_all = TinyDataModule(validation_size=50).arrays("validation")[1]
+    assert set(Counter(of_all.tolist()).values()) == {5}
+
+
+def test_a_hold_out_depends_on_its_own_seed_only() -> None:
+    def hold_out(seed: int, validation_seed: int) -> list[int]:
+        seed_everything(seed, verbose=False)
+        data = TinyDataModule(validation_size=50, validation_seed=validation_seed)
+        return positions(data, "validation")
+
+    assert hold_out(1, 0) == hold_out(2, 0) != hold_out(1, 1)
+    # A literal: a run of an older release is resumed with the same hold-out.
+    assert hold_out(1, 0)[:10] == [5, 10, 11, 12, 18, 19, 21, 28, 30, 31]
+
+
+@pytest.mark.parametrize(
+    ("stage", "validation_size", "splits"),
+    [
+        ("fit", 0, ["train", "test"]),
+        ("fit", 50, ["train"]),
+        ("validate", 0, ["test"]),
+        ("validate", 50, ["train"]),
+        ("test", 50, ["test"]),
+        ("predict", 0, ["test"]),
+        (None, 50, ["train", "test"]),
+    ],
+)
+def test_a_stage_reads_the_splits_that_it_needs_once(
+    stage: str | None, validation_size: int, splits: list[str], read_splits: list[Split]
+) -> None:
+    data = SpiedDataModule(validation_size=validation_size)
+    data.setup(stage)
+    data.setup(stage)
+    assert read_splits == splits
+
+
+def test_without_a_trainer_loaders_need_no_preparation(read_splits: list[Split]) -> None:
+    data = SpiedDataModule()
+    assert sum(len(labels) for _, labels in data.predict_dataloader()) == 50
+    assert read_splits == ["test"]
+    data.prepare_data()
+    assert read_splits == ["test", "train"]
+
+
+def test_the_run_s_seed_chooses_the_order() -> None:
+    def order(seed: int | None) -> Any:
+        if seed is not None:
+            seed_everything(seed, verbose=False)
+        return TinyDataModule().train_dataloader().sampler.indices().tolist()
+
+    torch.manual_seed(7)
+    unset = order(None)
+    assert order(7) == unset
+    assert order(8) != unset
+    assert os.environ["PL_GLOBAL_SEED"] == "8"
+
+
+# Data sets of other people.
+
+
+class OwnDataModule(ImageDataModule):
+    """Digits, altered by a function of images and labels."""
+
+    alter: Read = staticmethod(lambda images, labels: (images, labels))
+
+    def read(self, split: Split) -> tuple[Any, Any]:
+        return self.alter(*DigitsDataModule().read(split))
+
+
+def test_a_data_set_without_statistics_or_a_name_can_be_used() -> None:
+    class PlainDataModule(OwnDataModule):
+        name = None  # type: ignore[assignment]
+
+    assert PlainDataModule().name == "plain"
+    images, labels = PlainDataModule(normalization="symmetric").arrays("test")
+    assert np.array_equal(images, DigitsDataModule().arrays("test")[0])
+    assert np.array_equal(labels, DigitsDataModule().arrays("test")[1])
+    with pytest.raises(ValueError, match="standard, but PlainDataModule has no mean_std"):
+        PlainDataModule(normalization="standard")
+
+
+@pytest.mark.parametrize(
+    ("alter", "message"),
+    [
+        (lambda x, y: (x / 255, y), r"images are float64 \(360, 28, 28\): .* from 0 to 255, uint8"),
+        (lambda x, y: (x[:, None], y), r"images are uint8 \(360, 1, 28, 28\): .* \(N, 28, 28\)"),
+        (lambda x, y: (x[:, ::2, ::2], y), r"images are uint8 \(360, 14, 14\)"),
+        (lambda x, y: (x[:0], y[:0]), r"images are uint8 \(0, 28, 28\): .* at least one"),
+        (lambda x, y: (torch.tensor(x), y), "images are Tensor: they must be a NumPy array"),
+        (lambda x, y: (x, y.tolist()), "labels are list: they must be a NumPy array"),
+        (lambda x, y: (x, y[:-1]), r"labels are int64 \(359,\): .* for each image, int64 \(360,\)"),
+        (lambda x, y: (x, y.astype(np.uint8)), r"labels are uint8 \(360,\): .* int64 \(360,\)"),
+        (lambda x, y: (x, np.eye(10)[y]), r"labels are float64 \(360, 10\)"),
+        (lambda x, y: (x, y + 1), "labels are from 1 to 10: .* from 0 to 9, the places in class_n"),
+        (lambda x, y: (x, y - 1), "labels are from -1 to 8: they must be from 0 to 9"),
+    ],
+)
+def test_arrays_that_break_a_rule_are_refused_with_the_rule(
+    alter: Read, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OwnDataModule, "alter", staticmethod(alter))
+    with pytest.raises(ValueError, match=rf"^OwnDataModule\.read\('test'\): the {message}"):
+        OwnDataModule().setup("test")
+
+
+def test_a_fit_refuses_pixels_from_0_to_1_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # They would be divided by 255 once more, and the network would learn nothing.
+    monkeypatch.setattr(OwnDataModule, "alter", staticmethod(lambda x, y: (x / 255, y)))
+    options = ["--data", f"{__name__}.OwnDataModule", "--trainer.default_root_dir", "unused"]
+    assert main(["fit", "--model", "LinearClassifier", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("digitlab: error: OwnDataModule.read('train'): the images are float64")
+    assert error.count("\n") == 1
+
+
+def test_there_may_be_as_many_classes_as_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OwnDataModule, "class_names", tuple("abcdefghijklmnopqrstuvwxyz"))
+    monkeypatch.setattr(OwnDataModule, "alter", staticmethod(lambda x, y: (x, y + 16)))
+    assert OwnDataModule().arrays("test")[1].max() == 25
+
+
+# Under Lightning's trainer.
+
+
+def numbers(batch: tuple[Tensor, Tensor], whole: dict[bytes, int]) -> list[int]:
+    """Positions of a batch's images in the split that they come from."""
+    return [whole[image.tobytes()] for image in batch[0].mul(255).round().byte().numpy()]
+
+
+class Recorder(LightningModule):
+    """Trains one weight, records the images it is served, and saves at a given batch."""
+
+    def __init__(self, checkpoint: Path | None = None, save_at: tuple[int, int] = (-1, -1)) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.checkpoint = checkpoint
+        self.save_at = save_at
+        self.seen: list[tuple[int, int, list[int]]] = []
+        self.validations: list[list[list[int]]] = []
+        self.tested: list[int] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.seen.append((self.current_epoch, batch_idx, numbers(batch, TRAIN)))
+        return self.weight.sum()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.checkpoint and (self.current_epoch, batch_idx) == self.save_at:
+            self.trainer.save_checkpoint(self.checkpoint)
+
+    def on_validation_start(self) -> None:
+        self.validations.append([])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.validations[-1].append(numbers(batch, TRAIN | TEST))
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.tested += numbers(batch, TEST)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def expected(epochs: int, seed: int = 0, batches: int = 7) -> list[tuple[int, int, list[int]]]:
+    """Epoch, batch and images of each training step, by the sampler's rule."""
+    seed_everything(seed, verbose=False)
+    seen = []
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(200).tolist()
+        seen += [(epoch, i, order[32 * i : 32 * (i + 1)]) for i in range(batches)]
+    return seen
+
+
+@pytest.mark.parametrize("batches", [7, 3])
+def test_every_epoch_has_its_own_order_from_its_first_batch(batches: int) -> None:
+    reference = expected(3, seed=5, batches=batches)
+    model = Recorder()
+    trainer(max_epochs=3, limit_train_batches=batches).fit(model, TinyDataModule())
+    assert model.seen == reference
+
+
+@pytest.mark.parametrize(("limit", "batches"), [(1.0, 3), (1, 1), (2, 2)])
+def test_every_validation_starts_at_the_first_image(limit: float, batches: int) -> None:
+    model = Recorder()
+    data = TinyDataModule(eval_batch_size=20)
+    trainer(max_epochs=2, limit_val_batches=limit, val_check_interval=3).fit(model, data)
+    whole = [[*range(20)], [*range(20, 40)], [*range(40, 50)]]
+    sanity_check, *validations = model.validations
+    assert sanity_check == whole[: min(2, batches)]
+    assert validations == [whole[:batches]] * 4
+
+
+@pytest.mark.parametrize("length", [{"max_epochs": 3}, {"max_steps": 21, "max_epochs": -1}])
+@pytest.mark.parametrize("save_at", [(0, 0), (0, 6), (1, 2), (1, 5), (1, 6)])
+def test_a_run_resumed_inside_an_epoch_is_served_the_remaining_images(
+    tmp_path: Path, save_at: tuple[int, int], length: dict[str, int]
+) -> None:
+    reference = expected(3)
+    checkpoint = tmp_path / "middle.ckpt"
+    stopped = Recorder(checkpoint, save_at)
+    trainer(**length).fit(stopped, TinyDataModule())
+    assert stopped.seen == reference
+    resumed = Recorder()
+    trainer(**length).fit(resumed, TinyDataModule(), ckpt_path=checkpoint, weights_only=True)
+    position = save_at[0] * 7 + save_at[1] + 1
+    assert [batch for *_, batch in resumed.seen] == [batch for *_, batch in reference[position:]]
+
+
+def test_a_run_resumed_in_a_shortened_epoch_ends_it_at_the_same_batch(tmp_path: Path) -> None:
+    reference = expected(2, batches=5)
+    checkpoint = tmp_path / "middle.ckpt"
+    trainer(max_epochs=1, limit_train_batches=5).fit(Recorder(checkpoint, (0, 2)), TinyDataModule())
+    resumed = Recorder()
+    trainer(max_epochs=2, limit_train_batches=5).fit(
+        resumed, TinyDataModule(), ckpt_path=checkpoint, weights_only=True
+    )
+    assert resumed.seen == reference[3:]
+    with pytest.raises(ValueError, match=r"batch_size is 64, .* with batch_size 32: resume"):
+        trainer(max_epochs=1).fit(
+            Recorder(), TinyDataModule(batch_size=64), ckpt_path=checkpoint, weights_only=True
+        )
+
+
+def test_overfitting_repeats_the_same_batches() -> None:
+    model = Recorder()
+    # Lightning looks at the sampler's class only, so it warns about the validation split too.
+    with pytest.warns(UserWarning, match=r"turning off the (train|val) dataloader shuffling"):
+        trainer(max_epochs=2, overfit_batches=2, limit_val_batches=0).fit(model, TinyDataModule())
+    first, second = ([batch for e, _, batch in model.seen if e == epoch] for epoch in (0, 1))
+    assert first == second == [[*range(32)], [*range(32, 64)]]
+
+
+def test_fitting_with_a_hold_out_never_reads_the_test_split(read_splits: list[Split]) -> None:
+    data = SpiedDataModule(validation_size=50)
+    model = Recorder()
+    trainer(max_epochs=1).fit(model, data)
+    assert read_splits == ["train"]
+    validated = [n for batch in model.validations[-1] for n in batch]
+    trained = [n for *_, batch in model.seen for n in batch]
+    assert sorted(validated + trained) == list(range(200))
+    trainer().test(model, data, verbose=False)
+    assert read_splits == ["train", "test"]
+    assert model.tested == list(range(50))
+
+
+def test_loaders_take_device_rank_and_blocks_from_the_trainer() -> None:
+    data = TinyDataModule()
+    values: dict[str, Any] = {
+        "strategy": SimpleNamespace(root_device=torch.device("meta")),
+        "global_rank": 1,
+        "world_size": 3,
+        "lightning_module": SimpleNamespace(steps_per_execution=2),
+        "limit_train_batches": 2,
+        "max_steps": 10,
+        "global_step": 9,
+    }
+    data.trainer = cast("Trainer", SimpleNamespace(**values))
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.predict_dataloader()):
+        assert (loader.sampler.rank, loader.sampler.world_size) == (1, 3)
+        assert {tensor.device.type for tensor in next(iter(loader))[:2]} == {"meta"}
+    train = data.train_dataloader()
+    assert (len(train.sampler), len(data.val_dataloader().sampler)) == (67, 17)
+    assert (train.batches, len(train)) == (2, 1)
+    assert [len(block.labels) for block in train] == [32, 32]  # one step at a time is left
+
+
+class DistributedRecorder(Recorder):
+    """Writes the images that each rank was served into a folder."""
+
+    def on_fit_end(self) -> None:
+        self.write([batch for *_, batch in self.seen], "fit")
+
+    def on_test_end(self) -> None:
+        self.write(self.tested, "test")
+
+    def write(self, content: list[Any], name: str) -> None:
+        assert self.checkpoint is not None
+        (self.checkpoint / f"{name}{self.global_rank}.json").write_text(json.dumps(content))
+
+
+# Python 3.12 warns about any fork beside threads; torch's are idle here.
+@pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
+def test_ranks_share_each_batch_and_evaluate_every_image_once(tmp_path: Path) -> None:
+    seed_everything(5, verbose=False)
+    model, data = DistributedRecorder(tmp_path), TinyDataModule(batch_size=16)
+    ranks = trainer(strategy="ddp_fork", devices=3, max_epochs=1, limit_val_batches=0)
+    ranks.fit(model, data)
+    ranks.test(model, data, verbose=False)
+    fitted = [json.loads((tmp_path / f"fit{rank}.json").read_text()) for rank in range(3)]
+    whole = data.train_dataloader().sampler.indices().tolist()
+    whole.append(whole[0])  # 201 is the next multiple of 3
+    for step in range(5):
+        together = [n for rank in fitted for n in rank[step]]
+        assert sorted(together) == sorted(whole[48 * step : 48 * (step + 1)])
+    tested = [json.loads((tmp_path / f"test{rank}.json").read_text()) for rank in range(3)]
+    assert [len(rank) for rank in tested] == [17, 17, 16]
+    assert sorted(n for rank in tested for n in rank) == list(range(50))

@@ -1,0 +1,431 @@
+"""Files of a data set: read if they are the known ones, repaired, or refused in one line."""
+
+import gzip
+import os
+import resource
+import signal
+import struct
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torchvision import datasets
+
+from tests import tiny
+from tests.faults.outcomes import FORK, in_child, in_children, outcome, unprivileged
+from tests.tiny import TinyDataModule, TinyMNIST
+
+FILES = list(tiny.NAMES.values())
+TRUE = {name: gzip.decompress(tiny.ARCHIVES[f"{name}.gz"]) for name in FILES}
+OTHER = {name: data[:16] + bytes(byte // 2 for byte in data[16:]) for name, data in TRUE.items()}
+PACKED = {name: tiny.ARCHIVES[f"{name}.gz"] for name in FILES}
+
+# Python 3.12 warns about any fork beside threads; torch's are idle here.
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks")
+
+
+class Mirror(ThreadingHTTPServer):
+    """Serves the archives in full or with a fault."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.fault = ""
+        self.asked: Counter[str] = Counter()
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Mirror
+
+    def do_GET(self) -> None:
+        name, fault = self.path.lstrip("/"), self.server.fault
+        self.server.asked[name] += 1
+        if fault == "missing":
+            self.send_error(404)
+        if fault in ("missing", "silent"):
+            return
+        content = tiny.ARCHIVES[name]
+        if fault == "another file":
+            content = gzip.compress(OTHER[name.removesuffix(".gz")])
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if fault == "cut" else content)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def mirrors(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Mirror]]:
+    """Two local servers, in place of the data set's mirrors."""
+    servers = [Mirror(), Mirror()]
+    for server in servers:
+        poll = {"poll_interval": 0.01}
+        threading.Thread(target=server.serve_forever, kwargs=poll, daemon=True).start()
+    urls = [f"http://127.0.0.1:{server.server_port}/" for server in servers]
+    monkeypatch.setattr(TinyMNIST, "mirrors", urls)
+    yield servers
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def mirror(mirrors: list[Mirror], monkeypatch: pytest.MonkeyPatch) -> Mirror:
+    monkeypatch.setattr(TinyMNIST, "mirrors", TinyMNIST.mirrors[:1])
+    return mirrors[0]
+
+
+def fill(root: Path, archives: dict[str, bytes], unpacked: dict[str, bytes] | None = None) -> Path:
+    """Write the given files, by their unpacked names, and return their folder."""
+    raw = root / "TinyMNIST/raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    for name, content in archives.items():
+        (raw / f"{name}.gz").write_bytes(content)
+    for name, content in (unpacked or {}).items():
+        (raw / name).write_bytes(content)
+    return raw
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Files that are there.
+
+
+def test_archives_are_read_and_left_as_they_are(raw: Path) -> None:
+    assert outcome(raw.parents[1]) == ""
+    assert names(raw) == sorted(tiny.ARCHIVES)
+    assert {path.name: path.read_bytes() for path in raw.iterdir()} == tiny.ARCHIVES
+    assert names(raw.parents[1]) == ["TinyMNIST"]
+
+
+def test_unpacked_files_are_read_without_archives(tmp_path: Path) -> None:
+    fill(tmp_path, {}, TRUE)
+    assert outcome(tmp_path) == ""
+
+
+STATES = ["missing", "good", "cut", "other"]
+CONTENTS: dict[str, Callable[[bytes, bytes], bytes]] = {
+    "good": lambda true, other: true,
+    "cut": lambda true, other: true[:-20],
+    "other": lambda true, other: other,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("archive", "unpacked"), list(product(STATES, STATES)))
+def test_a_file_is_read_repaired_or_refused(
+    tmp_path: Path, name: str, archive: str, unpacked: str, mirror: Mirror
+) -> None:
+    archives, plain = dict(PACKED), {}
+    del archives[name]
+    if archive != "missing":
+        archives[name] = CONTENTS[archive](PACKED[name], gzip.compress(OTHER[name]))
+    if unpacked != "missing":
+        plain[name] = CONTENTS[unpacked](TRUE[name], OTHER[name])
+    raw = fill(tmp_path, archives, plain)
+    before = {path: path.read_bytes() for path in raw.iterdir()}
+    mirror.fault = "silent"
+    line = outcome(tmp_path)
+    assert {path: path.read_bytes() for path in raw.iterdir()} == before
+    if "good" in (archive, unpacked):
+        assert line == ""
+    elif "other" in (archive, unpacked):
+        bad = name if unpacked == "other" else f"{name}.gz"
+        remedy = "delete it and run the command again"
+        assert line == f"{raw / bad} is damaged or of another data set: {remedy}"
+    else:
+        bad = name if unpacked == "cut" else f"{name}.gz"
+        state = "damaged" if "cut" in (archive, unpacked) else "missing"
+        assert line.startswith(f"{raw}: {bad} is {state}, and downloading it failed (")
+        assert line.endswith("or set DIGITLAB_DATA or --data.root to the folder with the data")
+        mirror.fault = ""
+        assert outcome(tmp_path) == ""
+        assert (raw / f"{name}.gz").read_bytes() == tiny.ARCHIVES[f"{name}.gz"]
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_a_file_of_wrong_length_bits_or_header_is_refused_by_name(
+    tmp_path: Path, kind: str
+) -> None:
+    name = tiny.NAMES["train", kind]
+    true = TRUE[name]
+    headers = [(0, 0, 0, 0), (2051, 200, 14, 56), (2051, 2**31, 28, 28), (2051, 100, 28, 28)]
+    if kind == "labels":
+        headers = [(0, 0), (2049, 100), (2049, 201), (2051, 200)]  # type: ignore[list-item]
+    contents = [true[:size] for size in (0, 1, 3, 7, 8, 16, 20, -1)] + [true + b"\0"]
+    contents += [true[:-10] + bytes([true[-10] ^ 1]) + true[-9:], OTHER[tiny.NAMES["test", kind]]]
+    for header in headers:
+        altered = struct.pack(f">{len(header)}I", *header)
+        contents.append(altered + true[len(altered) :])
+    for content in contents:
+        raw = fill(tmp_path, {}, {**TRUE, name: content})
+        assert f"{name} is damaged" in outcome(tmp_path).removeprefix(f"{raw}")
+        assert outcome(tmp_path, split="test") == ""  # which does not need the file
+
+
+def test_every_process_checks_the_files_that_it_reads(raw: Path) -> None:
+    root = str(raw.parents[1])
+    TinyDataModule(root=root).prepare_data()
+    (raw / f"{FILES[0]}.gz").write_bytes(b"")
+    with pytest.raises(OSError, match=f"{FILES[0]}.gz is damaged"):
+        TinyDataModule(root=root).setup("fit")
+
+
+def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert outcome(tmp_path / "file") == (
+        f"root is {tmp_path / 'file'}: it is a file, give the folder with the data sets"
+    )
+
+
+class OwnFiles(datasets.MNIST):  # type: ignore[misc] # torchvision ships no type hints
+    resources: ClassVar[list[tuple[str, str]]] = []  # nothing can be downloaded
+
+
+class OwnFilesDataModule(TinyDataModule):
+    dataset = OwnFiles
+
+
+def test_a_data_set_may_name_no_archives(tmp_path: Path) -> None:
+    read = partial(outcome, tmp_path, OwnFilesDataModule, "test")
+    raw = fill(tmp_path, {}, TRUE).rename(tmp_path / "raw")
+    (tmp_path / "OwnFiles").mkdir()
+    raw = raw.rename(tmp_path / "OwnFiles/raw")
+    assert read() == ""
+    labels = raw / FILES[3]
+    labels.write_bytes(TRUE[FILES[3]][:-1] + b"\x07")
+    assert read() == (
+        f"{labels} is damaged or of another data set: replace it, or correct the digests given "
+        "for OwnFiles"
+    )
+    labels.unlink()
+    line = f"{raw}: {labels.name}.gz is missing, and downloading it failed (OwnFiles names no "
+    assert read().startswith(line)
+
+
+@pytest.mark.parametrize("dataset", [datasets.MNIST, datasets.FashionMNIST, datasets.KMNIST])
+def test_torchvision_s_classes_name_the_archives_and_mirrors(dataset: Any) -> None:
+    assert {name for name, _ in dataset.resources} == {f"{name}.gz" for name in FILES}
+    assert all(mirror.startswith("http") and mirror.endswith("/") for mirror in dataset.mirrors)
+
+
+# Downloads.
+
+
+def test_missing_archives_are_downloaded_once_and_kept(tmp_path: Path, mirror: Mirror) -> None:
+    root = tmp_path / "new/and/deep"
+    assert outcome(root) == outcome(root) == ""
+    assert mirror.asked == dict.fromkeys(tiny.ARCHIVES, 1)
+    raw = root / "TinyMNIST/raw"
+    assert {path.name: path.read_bytes() for path in raw.iterdir()} == tiny.ARCHIVES
+
+
+@pytest.mark.parametrize("fault", ["cut", "silent", "missing", "another file"])
+def test_a_download_that_fails_leaves_nothing_and_the_next_mirror_is_asked(
+    tmp_path: Path, mirrors: list[Mirror], fault: str
+) -> None:
+    for mirror in mirrors:
+        mirror.fault = fault
+    line = outcome(tmp_path / "new")
+    raw = tmp_path / "new/TinyMNIST/raw"
+    assert line.startswith(f"{raw}: {FILES[0]}.gz is missing, and downloading it failed (")
+    assert "failed ()" not in line
+    assert names(tmp_path) == []
+    mirrors[1].fault = ""
+    assert outcome(tmp_path / "new") == ""
+    assert names(raw) == sorted(tiny.ARCHIVES)
+
+
+def test_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path, mirror: Mirror) -> None:
+    target = tmp_path / "elsewhere.gz"
+    target.write_bytes(b"no gzip")
+    archive = fill(tmp_path, PACKED) / f"{FILES[0]}.gz"
+    archive.unlink()
+    archive.symlink_to(target)
+    assert outcome(tmp_path) == ""
+    assert not archive.is_symlink()
+    assert target.read_bytes() == b"no gzip"
+
+
+def test_processes_that_start_with_an_empty_root_all_read_the_true_arrays(
+    tmp_path: Path, mirror: Mirror
+) -> None:
+    assert in_children(4, partial(_read_as, tmp_path / "new")) == [""] * 4
+    assert names(tmp_path / "new/TinyMNIST/raw") == sorted(tiny.ARCHIVES)
+
+
+def _read_as(root: Path, _: int) -> str:
+    return outcome(root)
+
+
+def _with_little_room(root: Path, kill: bool) -> str:
+    # Python ignores the signal, so a write past the limit fails with an error.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    if kill:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return outcome(root)
+
+
+def test_a_full_disk_is_named_and_leaves_no_part_of_a_file(tmp_path: Path, mirror: Mirror) -> None:
+    raw = tmp_path / "TinyMNIST/raw"
+    line = in_child(_with_little_room, tmp_path, False)
+    assert line.startswith(f"{raw}: {FILES[0]}.gz is missing, and downloading it failed (")
+    assert "File too large" in line
+    assert names(raw) == []
+    assert outcome(tmp_path) == ""
+
+
+def test_a_process_killed_while_it_writes_leaves_no_part_under_the_archive_s_name(
+    tmp_path: Path, mirror: Mirror
+) -> None:
+    child = FORK.Process(target=_with_little_room, args=(tmp_path, True))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGXFSZ
+    assert [name for name in names(tmp_path / "TinyMNIST/raw") if name[0] != "."] == []
+    assert outcome(tmp_path) == ""
+
+
+# Permissions.
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A root that other users can reach, unlike pytest's folders."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "root").mkdir()
+        try:
+            reached = in_child(unprivileged, os.access, folder / "root", os.R_OK | os.X_OK)
+        except PermissionError:
+            pytest.skip("permissions do not bind root, and this machine lets no process be another")
+        if not reached:
+            pytest.skip(f"other users cannot reach {tempfile.gettempdir()}")
+        yield folder / "root"
+        permit(folder / "root", 0o700)
+
+
+def permit(root: Path, mode: int) -> None:
+    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        folder.chmod(mode)
+
+
+def test_a_read_only_root_is_read_or_named(shared: Path, mirror: Mirror) -> None:
+    read = partial(in_child, unprivileged, outcome)
+    raw = fill(shared, PACKED)
+    permit(shared, 0o555)
+    assert not in_child(unprivileged, os.access, raw, os.W_OK)
+    assert read(shared) == ""
+    permit(shared, 0o755)
+    for name in FILES:
+        (raw / f"{name}.gz").unlink()
+        (raw / name).write_bytes(TRUE[name])
+    permit(shared, 0o555)
+    assert read(shared) == ""
+    (raw / FILES[1]).chmod(0)
+    assert "Permission denied" in read(shared)
+    assert str(raw / FILES[1]) in read(shared)
+    line = read(shared / "new")
+    assert line.startswith(f"{shared / 'new/TinyMNIST/raw'}: {FILES[0]}.gz is missing, and down")
+    assert "Permission denied" in line
+
+
+# Random damage.
+
+
+def splice(data: bytes, place: float, dropped: int, put: bytes) -> bytes:
+    start = int(place * len(data))
+    return data[:start] + put + data[start + dropped :]
+
+
+def flip(data: bytes, place: float, bit: int) -> bytes:
+    content = bytearray(data or b"\0")
+    content[min(int(place * len(content)), len(content) - 1)] ^= 1 << bit
+    return bytes(content)
+
+
+def new_header(data: bytes, kind: int, sizes: list[int], dropped: int) -> bytes:
+    header = struct.pack(f">HBB{len(sizes)}I", 0, kind, len(sizes), *sizes)
+    return header + data[dropped:]
+
+
+places = st.just(0.0) | st.just(1.0) | st.floats(0, 1)
+counts = st.just(10**9) | st.integers(0, 2000)
+sizes = st.sampled_from([0, 1, 28, 50, 200, 784, 2**31, 2**32 - 1]) | st.integers(0, 2**32 - 1)
+faults = st.one_of(
+    st.tuples(st.just(splice), places, counts, st.binary(max_size=40)),
+    st.tuples(st.just(flip), places, st.integers(0, 7)),
+    st.tuples(
+        st.just(new_header),
+        st.integers(7, 15),
+        st.lists(sizes, max_size=4),
+        st.sampled_from([0, 8, 16]),
+    ),
+)
+# A file, what becomes of it, and another one to exchange it with first.
+damages = st.lists(
+    st.tuples(st.sampled_from(FILES), faults, st.sampled_from([None, *FILES])),
+    min_size=1,
+    max_size=4,
+)
+
+
+def damaged(true: dict[str, bytes], faults: list[Any]) -> dict[str, bytes]:
+    files = dict(true)
+    for name, (function, *arguments), other in faults:
+        if other:
+            files[name], files[other] = files[other], files[name]
+        files[name] = function(files[name], *arguments)
+    return files
+
+
+def is_true(name: str, content: bytes | None) -> bool:
+    """Reference: whether a file, packed or not, has exactly the true bytes in it."""
+    with suppress(Exception):
+        content = gzip.decompress(content or b"")
+    return content == TRUE[name]
+
+
+def check(of_archives: list[Any], of_unpacked: list[Any], kept: tuple[set[str], set[str]]) -> None:
+    assume(of_archives or of_unpacked)
+    archives = {n: c for n, c in damaged(PACKED, of_archives).items() if n in kept[0]}
+    unpacked = {n: c for n, c in damaged(TRUE, of_unpacked).items() if n in kept[1]}
+    with tempfile.TemporaryDirectory() as root:
+        fill(Path(root), archives, unpacked)
+        for split in ("train", "test"):
+            line = outcome(Path(root), split=split)  # type: ignore[arg-type] # a literal above
+            mine = [tiny.NAMES[split, kind] for kind in ("images", "labels")]
+            bad = [
+                name
+                for name in mine
+                if not is_true(name, archives.get(name)) and not is_true(name, unpacked.get(name))
+            ]
+            assert bool(line) == bool(bad)
+            assert not bad or bad[0] in line
+
+
+some = st.sets(st.sampled_from(FILES))
+CASES = given(st.just([]) | damages, st.just([]) | damages, st.tuples(some, some))
+
+
+def test_randomly_damaged_files_are_read_or_refused() -> None:
+    settings(deadline=None, max_examples=30, derandomize=True)(CASES(check))()
+
+
+@pytest.mark.slow
+def test_very_many_randomly_damaged_files_are_read_or_refused() -> None:
+    settings(deadline=None, max_examples=5000, derandomize=True)(CASES(check))()
