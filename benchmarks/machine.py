@@ -1,7 +1,8 @@
 """What a measurement was made on, and with."""
 
 import os
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ def describe_machine(threads: int, device: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Give the versions of what does the work."""
-    return {name: version(name) for name in _PACKAGES}
+    """List the versions of the packages that do the work, where they are installed."""
+    found = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):  # Keras, on most machines with a GPU
+            found[name] = version(name)
+    return found
 
 
 def environment(threads: int, device: str) -> dict[str, str]:

@@ -58,9 +58,9 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> P
 
 @pytest.fixture(scope="session")
 def finished_blocks_run(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Path:
-    """The same with 8 steps per execution."""
-    place = tmp_path_factory.mktemp("blocks")
-    return _finish(place, tiny_root, "--model.steps_per_execution", "8")
+    """The same with 8 steps per execution: epochs of 13 steps are blocks of 8 and 5."""
+    blocks = ["--model.steps_per_execution", "8", "--data.batch_size", "16"]
+    return _finish(tmp_path_factory.mktemp("blocks"), tiny_root, *blocks)
 
 
 def _finish(place: Path, data: Path, *options: str) -> Path:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from digitlab.checkpoints import load_weights, sha256
+from digitlab.checkpoints import AtomicCheckpointIO, load_weights, sha256
 from digitlab.classifier import Classifier
 from digitlab.models import MLP, LeNet1, LeNet5, LinearClassifier
 from tests.fitting import assert_bitwise_equal, checkpoint_of, small_mlp, weights
@@ -207,3 +207,15 @@ def test_a_keras_model_is_refused_with_the_command_that_converts_it(
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r"is a Keras model: make a run of it, digitlab convert"):
         load_weights(LinearClassifier(), tmp_path / name)
+
+
+def test_a_trainer_s_checkpoints_are_written_atomically_and_read_back(tmp_path: Path) -> None:
+    path = checkpoint_of(small_mlp(), tmp_path / "last.ckpt")
+    inode = path.stat().st_ino
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"weights": torch.ones(3)}, path)
+    assert path.stat().st_ino != inode  # another file has taken its place
+    assert torch.equal(io.load_checkpoint(path)["weights"], torch.ones(3))
+    with pytest.raises(ValueError, match="would hold more than tensors and plain values"):
+        AtomicCheckpointIO().save_checkpoint({"path": Path("/")}, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]

@@ -3,9 +3,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from digitlab.cli.fit import remove
 from tests.commands import SHORT
 
 
@@ -19,16 +16,3 @@ def test_two_processes_share_a_run_folder_and_count_every_image_once(tmp_path: P
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     assert (metrics["train"]["n"], metrics["test"]["n"]) == (200, 50)
     assert metrics["optimizer_steps"] == 4  # 100 images a process, 32 at a time
-
-
-def test_a_process_that_was_started_later_removes_no_run_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "version_0").mkdir()
-    (tmp_path / "version_0" / "config.yaml").write_text("")
-    monkeypatch.setenv("RANK", "1")
-    remove(tmp_path / "version_0")
-    assert (tmp_path / "version_0" / "config.yaml").exists()
-    monkeypatch.setenv("RANK", "0")
-    remove(tmp_path / "version_0")
-    assert not (tmp_path / "version_0").exists()

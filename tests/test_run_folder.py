@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from digitlab import files, run_folder
+from digitlab import run_folder
 
-CLAIM_TEN = """
+CREATE_TEN = """
 import sys
 from pathlib import Path
-from digitlab import runs
+from digitlab import run_folder
 for _ in range(10):
-    print(runs.claim(Path(sys.argv[1]), "name"))
+    print(run_folder.create_run_dir(Path(sys.argv[1]), "name"))
 """
 
 
@@ -47,7 +47,7 @@ def test_threads_never_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_processes_never_share_a_folder(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CLAIM_TEN, str(tmp_path)]
+    command = [sys.executable, "-c", CREATE_TEN, str(tmp_path)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     lines = [line for process in processes for line in process.communicate()[0].splitlines()]
     assert [process.returncode for process in processes] == [0] * 4
@@ -79,17 +79,53 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         run_folder.find_run(str(claimed))
 
 
-@pytest.mark.parametrize("name", ["last", "best"])
-def test_checkpoints_are_found_by_name_or_path(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"there is no checkpoint .*{name}\.ckpt: train the run"):
+@pytest.mark.parametrize(
+    ("framework", "name", "file"),
+    [
+        ("torch", "last", "checkpoints/last.ckpt"),
+        ("torch", "best", "checkpoints/best.ckpt"),
+        ("keras", "last", "model.keras"),
+        ("keras", "best", "checkpoints/best.keras"),
+    ],
+)
+def test_checkpoints_are_found_by_name_or_path(
+    tmp_path: Path, framework: str, name: str, file: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(f"framework: {framework}")
+    path = tmp_path / file
+    with pytest.raises(ValueError, match=f"there is no checkpoint {path}: train the run"):
         run_folder.find_checkpoint(tmp_path, name)
-    path = tmp_path / "checkpoints" / f"{name}.ckpt"
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     path.touch()
     assert run_folder.find_checkpoint(tmp_path, name) == path
-    assert run_folder.find_checkpoint(tmp_path / "elsewhere", str(path)) == path
+    assert run_folder.find_checkpoint(tmp_path, str(path)) == path
     with pytest.raises(ValueError, match=r"there is no checkpoint lst: give last, best or"):
         run_folder.find_checkpoint(tmp_path, "lst")
+
+
+def test_an_old_run_s_framework_is_that_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: old")
+    assert run_folder.framework(tmp_path) == "torch"
+    (tmp_path / "model.keras").touch()
+    assert run_folder.framework(tmp_path) == "keras"
+    (tmp_path / "config.yaml").write_text("framework: torch")
+    assert run_folder.framework(tmp_path) == "torch"
+
+
+def test_a_locked_run_is_refused_until_it_is_released(tmp_path: Path) -> None:
+    lock = run_folder.lock_run(tmp_path)
+    with lock, pytest.raises(ValueError, match="is being trained by another process: wait for"):
+        run_folder.lock_run(tmp_path)
+    with run_folder.lock_run(tmp_path):
+        pass
+
+
+def test_a_removed_run_leaves_others_of_its_name(tmp_path: Path) -> None:
+    first, second = (run_folder.create_run_dir(tmp_path, "name") for _ in range(2))
+    run_folder.remove_run_dir(first)
+    assert second.exists()
+    run_folder.remove_run_dir(second)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_updating_metrics_keeps_what_others_have_written(tmp_path: Path) -> None:
@@ -102,34 +138,3 @@ def test_updating_metrics_keeps_what_others_have_written(tmp_path: Path) -> None
     with pytest.raises(TypeError):
         run_folder.update_metrics(tmp_path, {"model": object()})
     assert run_folder.read_metrics(tmp_path) == expected
-
-
-def test_text_is_written_as_utf8_and_leaves_no_other_file(tmp_path: Path) -> None:
-    for text in ("2²⁰ ±√6\n", "shorter"):
-        files.write_text(tmp_path / "text.txt", text)
-        assert (tmp_path / "text.txt").read_bytes() == text.encode()
-    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
-
-
-@pytest.mark.parametrize("failing", ["write_text", "replace"])
-def test_a_failed_write_leaves_the_old_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
-    path = tmp_path / "text.txt"
-    files.write_text(path, "old")
-
-    def half(file: Path, text: str, **_: str) -> None:
-        file.write_bytes(text[: len(text) // 2].encode())
-        raise OSError("no space left on device")
-
-    def refuse(*_: Path) -> None:
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patch:
-        if failing == "replace":
-            patch.setattr(os, "replace", refuse)
-        else:
-            patch.setattr(Path, "write_text", half)
-        with pytest.raises(OSError, match="no space"):
-            files.write_text(path, "new and longer")
-    assert path.read_text() == "old"

@@ -21,11 +21,19 @@ pytestmark = [
 ]
 
 
-def fit(model: MLP, *callbacks: Callback, path: Path | None = None, epochs: int = 1) -> Trainer:
+def fit(
+    model: MLP,
+    *callbacks: Callback,
+    path: Path | None = None,
+    epochs: int = 1,
+    steps: int = -1,
+    batch_size: int = 32,
+) -> Trainer:
     torch.manual_seed(3)
     options: dict[str, Any] = {"enable_checkpointing": True, "num_sanity_val_steps": 0}
-    fitted = trainer(callbacks=list(callbacks), max_epochs=epochs, **options)
-    fitted.fit(model, TinyDataModule(), ckpt_path=path, weights_only=True)
+    fitted = trainer(callbacks=[*callbacks], max_epochs=epochs, max_steps=steps, **options)
+    data = TinyDataModule(batch_size=batch_size)
+    fitted.fit(model, data, ckpt_path=path, weights_only=True)
     return fitted
 
 
@@ -80,6 +88,22 @@ def test_a_killed_run_is_resumed_bit_for_bit(
     resumed, same_rows = run(path=last)
     assert_bitwise_equal(resumed, whole)
     assert same_rows == rows
+
+
+@pytest.mark.parametrize("end", [2, 7, 9])
+def test_a_run_that_max_steps_ended_inside_a_block_is_lengthened_bit_for_bit(
+    tmp_path: Path, end: int
+) -> None:
+    def run(path: Path | None = None, steps: int = -1) -> dict[str, Tensor]:
+        model = small_mlp(dropout=0.5, steps_per_execution=4)
+        fit(model, ExactResume(), LastCheckpoint(tmp_path), path=path, epochs=3, steps=steps)
+        return weights(model)
+
+    whole = run()
+    run(steps=end)
+    last = tmp_path / "last.ckpt"
+    assert step_of(last) == end
+    assert_bitwise_equal(run(last), whole)
 
 
 def test_the_checkpoint_before_the_last_is_kept(tmp_path: Path) -> None:
@@ -142,6 +166,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(
     with pytest.raises(FloatingPointError, match=f"the loss is nan at step {at}, .* rate 0.001"):
         fit(model, finite, LastCheckpoint(tmp_path, finite, every_n_steps=1))
     assert (step_of(tmp_path / "last.ckpt") or 0) < at
+
+
+@pytest.mark.parametrize(("steps", "stopped"), [(1, 33), (4, 36), (64, 50)])
+def test_losses_are_checked_every_32_steps(steps: int, stopped: int) -> None:
+    model = Spoiled(5, "loss", steps_per_execution=steps)
+    with pytest.raises(FloatingPointError, match="at step 5, "):
+        fit(model, FiniteLoss(), batch_size=4)  # 50 batches
+    assert model.global_step == stopped
 
 
 def test_weights_that_are_not_finite_are_neither_validated_nor_saved(tmp_path: Path) -> None:

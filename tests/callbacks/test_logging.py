@@ -376,11 +376,13 @@ def test_every_moment_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
         with throughput.time("evaluation"):
             pass
     assert throughput.seconds == {"training": 3.0, "validation": 2.0, "evaluation": 2.0}
+    throughput.images, throughput._learning_rate = 7, 0.5
     resumed = Throughput()
     with resumed.time("data"):
         pass
     resumed.load_state_dict(throughput.state_dict())
     assert resumed.seconds == throughput.seconds | {"data": 1.0}
+    assert (resumed.images, resumed._learning_rate) == (7, 0.5)
 
 
 def probabilities(logger: Recording) -> tuple[list[int], torch.Tensor]:

@@ -172,7 +172,8 @@ def test_the_event_file_has_hyperparameters_with_the_final_scores(tmp_path: Path
     scalars = events.scalars(tmp_path)
     for name in ("accuracy", "loss"):
         [(step, value)] = scalars[f"hparams/val_{name}"]
-        assert (step, value) == (14, pytest.approx(metrics["test"][name]))
+        assert step == 14
+        assert value == pytest.approx(metrics["test"][name])
     assert not {"hp_metric", "step"} & scalars.keys()
     assert not any(value == -1 for points in scalars.values() for _, value in points)
     assert len(scalars["train/loss"]) == len(scalars["val/accuracy"]) == 2

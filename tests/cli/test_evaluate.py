@@ -6,28 +6,21 @@ from pathlib import Path
 import pytest
 
 from digitlab.cli import main
+from digitlab.cli.evaluate import load_trained
 from digitlab.models import MLP
 from tests.commands import config_of, fit, refusal
+from tests.fitting import assert_bitwise_equal
 from tests.tiny import TEST, TinyDataModule
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Path:
-    """A finished run, to be copied."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DIGITLAB_DATA", str(tiny_root))
-        options = ["--model.hidden_features", "[16]", "--trainer.max_epochs", "3"]
-        return fit(tmp_path_factory.mktemp("runs"), *options, model="MLP")
-
-
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A finished run of a test's own."""
-    return Path(shutil.copytree(trained, tmp_path / "runs" / "tiny-mlp" / "version_0"))
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(finished_run, tmp_path / "runs" / "tiny-mlp" / "version_0"))
 
 
 @pytest.mark.parametrize("checkpoint", ["last", "best", "path of last", "path of best"])
-def test_test_measures_a_checkpoint_and_adds_it_to_the_metrics(
+def test_test_scores_a_checkpoint_and_adds_it_to_the_metrics(
     checkpoint: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = json.loads((run / "metrics.json").read_text())
@@ -49,7 +42,7 @@ def test_test_measures_a_checkpoint_and_adds_it_to_the_metrics(
     assert ("chosen on the test images" in shown) == (name == "best")
 
 
-def test_validate_measures_what_the_run_was_validated_on(run: Path) -> None:
+def test_validate_scores_the_images_that_the_run_was_validated_on(run: Path) -> None:
     assert main(["validate", "--run", str(run)]) == 0
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["val"]["split"] == "test"
@@ -84,7 +77,7 @@ def test_predict_writes_a_row_for_each_test_image(
     assert f"{right} of 50 test images" in capsys.readouterr().out
 
 
-def test_latest_is_the_run_that_was_started_last(
+def test_latest_names_the_run_that_was_started_last(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = run.parents[1]
@@ -128,7 +121,7 @@ def test_flags_beat_the_config_of_the_run_and_the_checkpoint(
         ("--trainer.limit_test_batches", "0", "trainer.limit_test_batches is 0"),
     ],
 )
-def test_what_would_measure_another_thing_than_the_run_is_refused(
+def test_settings_that_would_score_other_images_are_refused(
     flag: str, value: str, message: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (run / "metrics.json").read_bytes()
@@ -136,13 +129,13 @@ def test_what_would_measure_another_thing_than_the_run_is_refused(
     assert (run / "metrics.json").read_bytes() == before
 
 
-def test_flags_that_change_the_measurement_stand_beside_it(run: Path) -> None:
+def test_flags_that_change_the_score_stand_beside_it(run: Path) -> None:
     flags = ["--model.dropout_in_evaluation", "true"]
     assert main(["test", "--run", str(run), *flags, "--checkpoint", "last"]) == 0
     assert json.loads((run / "metrics.json").read_text())["test"]["flags"] == flags
 
 
-def test_what_only_a_fit_needs_does_not_stand_in_an_evaluation_s_way(tmp_path: Path) -> None:
+def test_settings_of_training_do_not_disturb_an_evaluation(tmp_path: Path) -> None:
     options = ["--trainer.limit_val_batches", "0", "--trainer.callbacks", "ModelCheckpoint"]
     options += ["--trainer.callbacks.monitor", "train/loss", "--trainer.profiler", "simple"]
     run = fit(tmp_path, *options)
@@ -173,14 +166,25 @@ def test_a_damaged_checkpoint_is_refused_by_name(
     assert f"{path} is damaged" in refusal(capsys, "test", "--run", str(run))
 
 
-def test_a_folder_that_is_no_run_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "is no run folder" in refusal(capsys, "test", "--run", str(tmp_path))
-
-
-def test_latest_without_a_run_is_refused(
+def test_a_missing_run_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert "is no run folder" in refusal(capsys, "test", "--run", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert "there is no run in runs" in refusal(capsys, "test", "--run", "latest")
+
+
+def test_a_trained_network_is_loaded_with_its_data(run: Path) -> None:
+    model, data = load_trained(run, "best", ["--data.eval_batch_size", "7"])
+    expected = MLP.load_from_checkpoint(run / "checkpoints" / "best.ckpt").state_dict()
+    assert_bitwise_equal(model.state_dict(), expected)
+    assert (data.name, data.eval_batch_size) == ("tiny", 7)
+
+
+@pytest.mark.parametrize("name", ["validate", "test", "predict"])
+def test_an_evaluation_in_several_processes_is_refused(
+    run: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refusal(capsys, name, "--run", str(run), "--trainer.devices", "2")
+    assert error.startswith("there are 2 processes, and each would see a part")
+    assert not (run / "predictions.csv").exists()

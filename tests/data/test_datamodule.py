@@ -193,7 +193,7 @@ class OwnDataModule(ImageDataModule):
 
 def test_a_data_set_without_statistics_or_a_name_can_be_used() -> None:
     class PlainDataModule(OwnDataModule):
-        name = None  # type: ignore[assignment]
+        name = None
 
     assert PlainDataModule().name == "plain"
     images, labels = PlainDataModule(normalization="symmetric").arrays("test")

@@ -14,12 +14,12 @@ BLOCKS = "--model.steps_per_execution 4"
 COMMAND = f"{MLP} {BLOCKS}"
 
 
-def fit(model: str, place: Path, epochs: int = 3) -> list[str]:
+def fit(model: str, place: Path, epochs: int = 3, framework: str = "torch") -> list[str]:
     """Trains a model, with options behind its name, on the tiny data; saves every 4 steps."""
     data = "--data tests.tiny.TinyDataModule --data.batch_size 8"
     trainer = f"--trainer.accelerator cpu --trainer.max_epochs {epochs}"
     often = "--trainer.log_every_n_steps 3 --checkpoint_every_n_steps 4"
-    where = ["--trainer.default_root_dir", str(place), "--name", "run"]
+    where = ["--trainer.default_root_dir", str(place), "--name", "run", "--framework", framework]
     return ["fit", *where, *f"{data} {trainer} {often} --model {model}".split()]
 
 
@@ -41,8 +41,8 @@ def left_alone(command: list[str], place: Path) -> Path:
     return folder_of(place)
 
 
-def go_on(folder: Path, *options: str) -> str:
-    """Goes on with a run to its end, and gives what it said."""
+def resume(folder: Path, *options: str) -> str:
+    """Resumes a run to its end, and gives its output."""
     log = folder / "log"
     assert run(["fit", "--run", str(folder), *options], log) == 0, log.read_text("utf-8")
     said = log.read_text("utf-8")
@@ -50,22 +50,25 @@ def go_on(folder: Path, *options: str) -> str:
     return said
 
 
-def refused(folder: Path, *options: str) -> str:
-    """Asks for what is no good, and gives the one line that is the answer."""
-    log = folder / "log"
-    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
-    assert run(["fit", "--run", str(folder), *options], log) == 2, log.read_text("utf-8")
-    said = log.read_text("utf-8").splitlines()
-    log.unlink()
-    after = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
-    assert before == after
-    assert len(said) == 1, said
-    return said[0].removeprefix("digitlab: error: ")
-
-
 def kill_before_step(step: int) -> None:
     """A fault: the process is killed when it is about to make its `step`-th optimizer step."""
     in_call(Classifier, "on_before_optimizer_step", step)
+
+
+def kill_before_keras_step(step: int) -> None:
+    """The same for Keras, which makes the steps of a block inside TensorFlow."""
+    from digitlab.parity.keras_module import KerasClassifier
+
+    made, original = 0, KerasClassifier.training_step
+
+    def count(self: Any, batch: Any, batch_idx: int) -> None:
+        nonlocal made
+        made += -(-len(batch[1]) // 8)  # the size of a batch
+        if made >= step:
+            kill_self()
+        original(self, batch, batch_idx)
+
+    KerasClassifier.training_step = count
 
 
 def in_call(owner: Any, name: str, number: int, after: bool = False) -> None:
@@ -94,11 +97,12 @@ def killed(command: list[str], place: Path, fault: Any) -> Path:
 
 
 def killed_again(folder: Path, fault: Any) -> None:
-    """Goes on with a run, and a fault kills it."""
+    """Resumes a run, and a fault kills it."""
     log = folder / "log"
     assert run(["fit", "--run", str(folder)], log, fault) == SIGKILLED, log.read_text("utf-8")
     log.unlink()
 
 
-def kill_before(*steps: int) -> list[Any]:
-    return [partial(kill_before_step, step) for step in steps]
+def kill_before(*steps: int, framework: str = "torch") -> list[Any]:
+    kill = {"torch": kill_before_step, "keras": kill_before_keras_step}[framework]
+    return [partial(kill, step) for step in steps]

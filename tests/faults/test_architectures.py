@@ -1,22 +1,23 @@
-"""Every architecture goes on exactly, with its own settings, in single steps and in blocks."""
+"""Every architecture is resumed exactly, with its own settings, in single steps and in blocks."""
 
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.faults.runs_of_tiny import folder_of, go_on, kill_before_step, killed, left_alone
+from tests.faults.runs_of_tiny import folder_of, kill_before_step, killed, left_alone, resume
 from tests.faults.victims import differences
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/digits/*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [
         "--model.steps_per_execution 4",
-        pytest.param("--model.steps_per_execution 1", marks=pytest.mark.slow),
-        pytest.param("--trainer.precision bf16-mixed", marks=pytest.mark.slow),
+        "--model.steps_per_execution 1",
+        "--trainer.precision bf16-mixed",
     ],
 )
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -33,5 +34,5 @@ def test_a_killed_run_of_the_config_ends_where_one_left_alone_does(
     left_alone(fit(alone), alone)
     # In blocks of 4, the tenth step is the last of the first epoch's, the 18th in the next.
     folder = killed(fit(other), other, partial(kill_before_step, 18))
-    go_on(folder)
+    resume(folder)
     assert differences(folder, folder_of(alone)) == []

@@ -72,7 +72,8 @@ def check_change(path: Path, place: Path, change: Callable[[bytes], bytes]) -> N
     assert equal(weights(ours), before)
 
 
-@pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("examples", [few, many])
 def test_changed_bytes_are_refused_or_do_no_harm(
     checkpoint: Path, tmp_path: Path, examples: settings
 ) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -124,16 +124,19 @@ raw = st.one_of(
 )
 
 
+class NothingTrained(Exception):  # noqa: N818
+    """The input was accepted."""
+
+
 @pytest.fixture
 def _only_prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """All is checked that `fit` checks, and nothing is trained; no setting outlives the test."""
-    prepare = fit.prepare
 
-    def only_prepare(command: str, options: list[str]) -> Callable[[], None]:
-        prepare(command, options)
-        return lambda: None
+    def prepared(*_: object) -> None:
+        raise NothingTrained
 
-    monkeypatch.setattr(fit, "prepare", only_prepare)
+    for name in ("_fit", "_fit_in"):
+        monkeypatch.setattr(fit, name, prepared)
     monkeypatch.chdir(tmp_path)
     environment = dict(os.environ)
     yield
@@ -150,7 +153,10 @@ def check(content: bytes) -> None:
         config.write_bytes(content)
         with redirect_stderr(io.StringIO()) as errors, redirect_stdout(io.StringIO()):
             place = ["--trainer.default_root_dir", str(runs)]
-            code = main(["fit", "--config", str(config), *place])
+            try:
+                code = main(["fit", "--config", str(config), *place])
+            except NothingTrained:
+                code = 0
         torch.set_flush_denormal(False)  # hypothesis counts on small numbers
         shown = errors.getvalue()
         if code == 0:
@@ -173,16 +179,10 @@ def test_the_config_that_is_edited_is_good() -> None:
 CHECKS: dict[str, tuple[Any, Any]] = {"values": (edits, check_edited), "text": (raw, check)}
 
 
-@pytest.mark.usefixtures("_only_prepared")
-@pytest.mark.parametrize("kind", CHECKS)
-def test_a_config_is_taken_or_refused_in_one_line(kind: str) -> None:
-    examples, checked = CHECKS[kind]
-    few(given(examples)(checked))()
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("_only_prepared")
+@pytest.mark.parametrize("examples", [few, many])
 @pytest.mark.parametrize("kind", CHECKS)
-def test_very_many_configs_are_taken_or_refused_in_one_line(kind: str) -> None:
-    examples, checked = CHECKS[kind]
-    many(given(examples)(checked))()
+def test_a_config_is_taken_or_refused_in_one_line(kind: str, examples: settings) -> None:
+    drawn, checked = CHECKS[kind]
+    examples(given(drawn)(checked))()

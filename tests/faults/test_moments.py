@@ -8,21 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from digitlab import run_folder
 from digitlab.callbacks import FinalEvaluation, History, LastCheckpoint, SaveFigures
 from digitlab.classifier import Classifier
 from tests.faults.runs_of_tiny import (
     COMMAND,
     MLP,
     fit,
-    go_on,
     in_call,
     kill_before_step,
     killed,
     killed_again,
     left_alone,
+    resume,
 )
-from tests.faults.victims import differences, kill_self, run
+from tests.faults.victims import differences, kill_self
 
 VALIDATION = "validation_step"
 RESULTS = "digitlab.callbacks.results"
@@ -64,14 +63,22 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+DEFAULT = ("half of a checkpoint was written", "a file was about to be renamed")
+DEFAULT += ("a validation was under way", "metrics were about to be written")
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param(it, marks=[] if it in DEFAULT else pytest.mark.slow) for it in MOMENTS],
+)
 def test_a_run_that_was_killed_when(tmp_path: Path, alone: Path, moment: str) -> None:
     folder = killed(fit(COMMAND, tmp_path), tmp_path, MOMENTS[moment])
-    assert ("finished" in go_on(folder)) == (moment == "all was done")
+    assert ("finished" in resume(folder)) == (moment == "all was done")
     assert differences(folder, alone) == []
     assert [path.name for path in folder.rglob(".*") if path.name != ".lock"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["all was trained", "metrics were about to be written"])
 def test_a_run_that_is_killed_at_its_end_again_and_again_trains_nothing_twice(
     tmp_path: Path, alone: Path, moment: str
@@ -79,56 +86,29 @@ def test_a_run_that_is_killed_at_its_end_again_and_again_trains_nothing_twice(
     folder = killed(fit(COMMAND, tmp_path), tmp_path, MOMENTS[moment])
     for _ in range(3):
         killed_again(folder, MOMENTS[moment])
-    said = go_on(folder)
+    said = resume(folder)
     assert "last.ckpt, step 75\n" in said
     assert "epoch " not in said
     assert differences(folder, alone) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_in_a_validation_inside_an_epoch(tmp_path: Path) -> None:
     # A validation follows every second time when it would be due to save.
     command, alone = f"{MLP} --trainer.val_check_interval 8", tmp_path / "alone"
     folder = killed(fit(command, tmp_path), tmp_path, partial(in_call, Classifier, VALIDATION, 2))
-    go_on(folder)
+    resume(folder)
     assert differences(folder, left_alone(fit(command, alone), alone)) == []
 
 
-def test_a_run_that_was_moved_goes_on_and_keeps_its_best(tmp_path: Path) -> None:
+def test_a_run_that_was_moved_is_resumed_and_keeps_its_best(tmp_path: Path) -> None:
     # With this rate nothing is learned: the first epoch is the best, as none is better.
     command = f"{COMMAND} --model.optimizer.lr 0.05"
     folder = killed(fit(command, tmp_path), tmp_path, partial(kill_before_step, 60))
     moved = tmp_path / "elsewhere"
     shutil.move(folder, moved)
-    go_on(moved)
+    resume(moved)
     alone = tmp_path / "alone"
     assert differences(moved, left_alone(fit(command, alone), alone)) == []
     assert torch.load(moved / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 0
     assert not folder.exists()
-
-
-def test_a_longer_run_is_the_run_that_was_that_long_from_the_start(
-    tmp_path: Path, alone: Path
-) -> None:
-    folder = left_alone(fit(COMMAND, tmp_path, epochs=1), tmp_path)
-    assert "finished: 1 epochs, 25 steps" in go_on(folder)
-    go_on(folder, "--trainer.max_epochs", "3")
-    assert differences(folder, alone) == []
-
-
-@pytest.mark.parametrize("steps", [10, 25, 30])
-def test_more_steps_are_those_of_the_run_that_had_them_from_the_start(
-    tmp_path: Path, alone: Path, steps: int
-) -> None:
-    folder = left_alone([*fit(COMMAND, tmp_path), "--trainer.max_steps", str(steps)], tmp_path)
-    go_on(folder, "--trainer.max_steps", "-1")
-    assert differences(folder, alone) == []
-
-
-def test_two_processes_do_not_train_the_same_run(tmp_path: Path) -> None:
-    folder = killed(fit(COMMAND, tmp_path), tmp_path, partial(kill_before_step, 60))
-    with run_folder.lock_run(folder):
-        log = tmp_path / "second"
-        assert run(["fit", "--run", str(folder)], log) == 2
-    said = f"digitlab: error: {folder} is being trained by another process: wait for its end"
-    assert log.read_text().splitlines()[-1].startswith(said)
-    go_on(folder)

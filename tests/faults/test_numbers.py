@@ -1,4 +1,4 @@
-"""No run goes on with numbers that are none, and the same seed gives the same bits."""
+"""A run stops at NaN and infinity, and the same seed gives the same bits."""
 
 from functools import partial
 from pathlib import Path
@@ -47,12 +47,12 @@ def stopped(command: list[str], place: Path, fault: Any) -> tuple[Path, str]:
 @pytest.mark.parametrize(
     ("model", "step", "saved"),
     [
-        (MLP, 1, None),
         (MLP, 30, 28),
-        (MLP, 25, 24),  # the epoch's last
         (f"{MLP} {BLOCKS}", 2, None),
-        (f"{MLP} {BLOCKS}", 31, 29),
-        (f"{MLP} {BLOCKS}", 75, 74),
+        pytest.param(MLP, 1, None, marks=pytest.mark.slow),
+        pytest.param(MLP, 25, 24, marks=pytest.mark.slow),  # the epoch's last
+        pytest.param(f"{MLP} {BLOCKS}", 31, 29, marks=pytest.mark.slow),
+        pytest.param(f"{MLP} {BLOCKS}", 75, 74, marks=pytest.mark.slow),
     ],
 )
 def test_a_loss_that_is_no_number_stops_the_run_and_names_step_rate_and_checkpoint(
@@ -81,6 +81,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, step: int, 
     assert not last.with_name("best.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_too_large_is_named(tmp_path: Path) -> None:
     options = "--model.optimizer SGD --model.optimizer.lr 1e38"
     _, line = stopped(fit(f"LeNet5 {options}", tmp_path), tmp_path, None)

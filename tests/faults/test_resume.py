@@ -1,5 +1,6 @@
-"""A run that is killed and goes on ends, bit for bit, where one that was left alone does."""
+"""A run that is killed and resumed ends, bit for bit, where one that was left alone does."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,11 @@ from tests.faults.runs_of_tiny import (
     BLOCKS,
     MLP,
     fit,
-    go_on,
     kill_before,
     killed,
     killed_again,
     left_alone,
+    resume,
 )
 from tests.faults.victims import differences, scalars
 
@@ -56,19 +57,34 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("run", RUNS)
+DEFAULT = ("dropout, blocks", "plateau", "hold-out", "max_steps inside a block")
+IN_KERAS = ("dropout, blocks", "momentum", "schedule by step, blocks", "plateau", "max_steps")
+CASES = [
+    pytest.param("torch", run, marks=[] if run in DEFAULT else pytest.mark.slow) for run in RUNS
+]
+CASES += [
+    pytest.param(
+        "keras",
+        run,
+        marks=[pytest.mark.xdist_group("keras"), *[pytest.mark.slow] * (run != "dropout, blocks")],
+    )
+    for run in IN_KERAS
+]
+
+
+@pytest.mark.parametrize(("framework", "run"), CASES)
 def test_a_run_that_was_killed_three_times_ends_where_one_left_alone_does(
-    tmp_path: Path, run: str
+    tmp_path: Path, framework: str, run: str
 ) -> None:
-    command = RUNS[run]
-    alone = left_alone(fit(command, tmp_path / "alone"), tmp_path / "alone")
-    # They go on from step 8, from 25, an epoch's end, and from 36; in single steps or blocks.
-    first, second, third = kill_before(11, 19, 13)
-    folder = killed(fit(command, tmp_path / "killed"), tmp_path / "killed", first)
+    fit_it = partial(fit, RUNS[run], framework=framework)
+    alone = left_alone(fit_it(tmp_path / "alone"), tmp_path / "alone")
+    # It is resumed from step 8, from 25, an epoch's end, and from 36; in single steps or blocks.
+    first, second, third = kill_before(11, 19, 13, framework=framework)
+    folder = killed(fit_it(tmp_path / "killed"), tmp_path / "killed", first)
     killed_again(folder, second)
     killed_again(folder, third)
-    assert "Going on from" in go_on(folder)
+    assert "Resuming from" in resume(folder)
     assert differences(folder, alone) == []
     for tag, curve in scalars(folder).items():
         steps = [step for step, _ in curve]
-        assert steps == sorted(set(steps)) or tag == "epoch"  # which stands beside every record
+        assert steps == sorted(set(steps)) or tag == "epoch"  # which is logged with every record

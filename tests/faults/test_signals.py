@@ -18,13 +18,14 @@ from tests.faults.runs_of_tiny import (
     MLP,
     fit,
     folder_of,
-    go_on,
     left_alone,
     log_of,
+    resume,
 )
 from tests.faults.victims import differences, run, start
 
 CODES = {signal.SIGTERM: (143, "SIGTERM"), signal.SIGINT: (130, "Ctrl-C")}
+slow = partial(pytest.param, marks=pytest.mark.slow)
 BOTH = pytest.mark.parametrize("number", CODES)
 
 
@@ -55,11 +56,11 @@ def saved_step(folder: Path) -> int:
 @pytest.mark.parametrize(
     ("model", "step", "saved"),
     [
-        (MLP, 30, 30),
+        slow(MLP, 30, 30),
         (f"{MLP} {BLOCKS}", 30, 33),  # blocks of four end at 25, 29, 33
-        (f"{MLP} --trainer.accumulate_grad_batches 3", 5, 5),
-        (MLP, 25, 25),  # the epoch's last, which its validation follows
-        (f"{MLP} --trainer.val_check_interval 10", 10, 11),
+        slow(f"{MLP} --trainer.accumulate_grad_batches 3", 5, 5),
+        slow(MLP, 25, 25),  # the epoch's last, which its validation follows
+        slow(f"{MLP} --trainer.val_check_interval 10", 10, 11),
     ],
 )
 def test_the_step_in_hand_is_finished_and_saved(
@@ -71,14 +72,15 @@ def test_the_step_in_hand_is_finished_and_saved(
     folder = folder_of(tmp_path)
     last = folder / "checkpoints" / "last.ckpt"
     said = f"digitlab: interrupted by {name}: saved {last} at step {saved}; "
-    assert log.read_text().endswith(f"{said}digitlab fit --run {folder} goes on\n")
+    assert log.read_text().endswith(f"{said}resume with: digitlab fit --run {folder}\n")
     assert saved_step(folder) == saved
     assert "Traceback" not in log.read_text()
-    go_on(folder)
+    resume(folder)
     alone = tmp_path / "alone"
     assert differences(folder, left_alone(fit(model, alone), alone)) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_again_and_again_ends_as_one_left_alone(tmp_path: Path) -> None:
     command = f"{MLP} {BLOCKS}"
     assert run(fit(command, tmp_path), log_of(tmp_path), at_step(1, signal.SIGTERM)) == 143
@@ -97,23 +99,25 @@ def test_a_second_ctrl_c_stops_at_once_and_harms_nothing(tmp_path: Path) -> None
     folder = folder_of(tmp_path)
     assert saved_step(folder) == 10
     last = folder / "checkpoints" / "last.ckpt"
-    said = f"interrupted by Ctrl-C: {last} is of step 10; digitlab fit --run {folder} goes on"
+    said = f"interrupted by Ctrl-C: {last} is of step 10; resume with: digitlab fit --run {folder}"
     assert said in log.read_text().splitlines()[-1]
     assert "Traceback" not in log.read_text()
-    go_on(folder)
+    resume(folder)
     alone = tmp_path / "alone"
     assert differences(folder, left_alone(fit(command, alone), alone)) == []
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_while_it_saves_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     log = log_of(tmp_path)
     fault = partial(signal_self, LastCheckpoint, "save", 9, signal.SIGINT, signal.SIGINT)
     assert run(fit(MLP, tmp_path), log, fault) == 130
     folder = folder_of(tmp_path)
     assert [path.name for path in folder.rglob(".*") if path.name != ".lock"] == []
-    go_on(folder)
+    resume(folder)
 
 
+@pytest.mark.slow
 @BOTH
 def test_after_training_a_signal_ends_the_evaluation_at_once(
     tmp_path: Path, number: signal.Signals
@@ -123,7 +127,7 @@ def test_after_training_a_signal_ends_the_evaluation_at_once(
     assert run(fit(MLP, tmp_path), log, fault) == CODES[number][0]
     folder = folder_of(tmp_path)
     assert not (folder / "metrics.json").exists()
-    go_on(folder)
+    resume(folder)
     alone = tmp_path / "alone"
     assert differences(folder, left_alone(fit(MLP, alone), alone)) == []
 
@@ -137,7 +141,8 @@ def test_an_evaluation_stops_at_once(tmp_path: Path, number: signal.Signals) -> 
     assert log.read_text() == f"digitlab: interrupted by {CODES[number][1]}\n"
 
 
-def test_a_signal_at_any_time_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_signal_at_any_time_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
     command = f"{MLP} {BLOCKS} --trainer.max_epochs 60"
     process = start(fit(command, tmp_path), log_of(tmp_path))
     deadline = time.monotonic() + 60
@@ -151,4 +156,4 @@ def test_a_signal_at_any_time_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     said = (tmp_path / "log").read_text()
     assert re.search(rf"saved \S+ at step {saved_step(folder)};", said)
     assert "stopping after this step" in said
-    assert f"step {saved_step(folder)}\n" in go_on(folder)
+    assert f"step {saved_step(folder)}\n" in resume(folder)

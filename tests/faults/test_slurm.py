@@ -98,11 +98,12 @@ def test_a_job_saves_is_requeued_and_ends_where_one_left_alone_does(
     assert last.startswith("digitlab: interrupted by SIGUSR1: saved ")
     assert last.endswith(f"SLURM starts job {asked.split()[1]} again")
     assert run(cluster, arguments, job | {"RESTART_COUNT": "1"}, size=size) == [0] * size
-    assert said(cluster).startswith("Going on from ")
+    assert said(cluster).startswith("Resuming from ")
     assert differences(folder_of(cluster / "runs"), alone) == []
 
 
-def test_each_step_of_a_job_goes_on_with_its_own_run_and_a_new_one_starts_its_own(
+@pytest.mark.slow
+def test_each_step_of_a_job_resumes_its_own_run_and_a_new_one_starts_its_own(
     tmp_path: Path, cluster: Path
 ) -> None:
     arguments = fit(MLP, cluster / "runs")
@@ -126,4 +127,4 @@ def test_a_job_that_is_not_requeued_says_so_and_has_saved(tmp_path: Path) -> Non
     assert "saved" in last
     assert "SLURM did not requeue job 7 " in last
     assert run(cluster, ["fit", "--run", str(folder_of(cluster / "runs"))], {"JOB_ID": "8"}) == [0]
-    assert "Going on from" in said(cluster)
+    assert "Resuming from" in said(cluster)

@@ -87,9 +87,9 @@ def _checkpoints(ours: Path, theirs: Path, name: str) -> bool:
     if not any(path.exists() for path in paths):
         return name == "best"  # of a run without validation
     contents = [torch.load(path, weights_only=True) for path in paths]
-    parts = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
+    parts = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "keras")
     return (
-        all(equal(*(content[part] for content in contents)) for part in parts)
+        all(equal(*(content.get(part) for content in contents)) for part in parts)
         and equal(*(content["exact_resume"]["processes"] for content in contents))
         and equal(*(_without_place_and_time(content["callbacks"]) for content in contents))
     )

@@ -11,11 +11,11 @@ import torch
 
 from digitlab.cli import main
 from digitlab.parity.checks import HEADING, Check
-from digitlab.parity.command import run_checks
+from digitlab.parity.proof import run_checks
 from tests.commands import config_of, refusal
 from tests.parity.nets import RECIPES, digit_batches, digit_images, make, random_batches
 
-command = import_module("digitlab.parity.command")
+command = import_module("digitlab.cli.parity")
 ADAM = "torch.optim.Adam"
 SLOW = pytest.mark.slow
 EXACT = {"pytorch_example_net", "tensorflow_tutorial_cnn"}  # SGD is the same in both

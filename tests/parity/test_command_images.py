@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-import digitlab.parity.command as room
+import digitlab.cli.parity as room
 from digitlab.cli import main
+from digitlab.cli.parity import FullBatches
 from digitlab.data import MNISTDataModule
 from digitlab.parity.checks import Check
-from digitlab.parity.command import FullBatches
 from tests.tiny import TinyDataModule
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")

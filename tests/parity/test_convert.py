@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from digitlab.classifier import Classifier
-from digitlab.cli import main
+from digitlab.cli import convert, main
 from digitlab.models import LeNet1, LeNet5
-from digitlab.parity import convert, twins
+from digitlab.parity import twins
 from digitlab.parity.backend import Policy, import_keras, keras_dtype
 from digitlab.parity.keras_files import save_keras_model
 from digitlab.parity.weights import build_twin, to_keras

@@ -15,7 +15,7 @@ from digitlab.classifier import Classifier
 from digitlab.parity import twins
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
 from digitlab.parity.checks import gradients
-from digitlab.parity.command import run_checks
+from digitlab.parity.proof import run_checks
 from digitlab.parity.weights import to_keras
 from tests.parity.nets import random_batches
 from tests.parity.references import TOTALS, documented_shapes

@@ -9,6 +9,7 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
+from digitlab.parity.validation_pictures import Validation
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,7 +17,6 @@ from digitlab.callbacks.tensorboard import FOLDER
 from digitlab.parity import keras_files
 from digitlab.parity.backend import import_keras
 from digitlab.parity.keras_files import load_keras_model
-from digitlab.parity.validation_pictures import Validation
 from tests.parity.keras_runs import history_of, keras_fit, names_in, weights_of, whole
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")

@@ -160,8 +160,8 @@ def test_an_interrupt_ends_the_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    recorded: list[Item] = []
-    queue = Queue(tmp_path, lambda item: False, lambda item, folder: str(recorded.append(item)))
+    queue = FakeQueue(tmp_path)
+    monkeypatch.setattr(FakeQueue, "_call", Queue._call)
     lasting, log = ["sh", "-c", f"{last_words} exec sleep 600"], tmp_path / "log"
     monkeypatch.setattr(Queue, "_train", lambda self, item, held: self._call(lasting, log, held))
 
@@ -173,7 +173,7 @@ def test_an_interrupt_ends_the_runs(
     with pytest.raises(error) as left:
         queue.work([ITEM])
     assert getattr(left.value, "code", None) == code
-    assert not recorded
+    assert not queue.recorded
 
 
 @pytest.mark.parametrize(("command", "succeeds"), [("exit 0", True), ("exit 1", False)])

@@ -43,11 +43,11 @@ COMMANDS = {
         "digitlab.cli.evaluate", "classify the test images, or files: --run latest [photo.png ...]"
     ),
     "convert": Command(
-        "digitlab.parity.convert",
+        "digitlab.cli.convert",
         "convert a run to Keras, or back: digitlab convert RUN_DIR model.keras",
     ),
     "parity": Command(
-        "digitlab.parity.command",
+        "digitlab.cli.parity",
         "prove a network and its Keras twin equal: digitlab parity --config CONFIG",
     ),
     "reproduce": Command(

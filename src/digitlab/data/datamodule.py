@@ -154,8 +154,10 @@ class ImageDataModule(LightningDataModule, ABC):
         if split == "validation":
             split = self.validation_split
         if split not in self._subsets:
-            new = {"test": self._read("test")} if split == "test" else self._split_train()
-            self._subsets |= new
+            if split == "test":
+                self._subsets["test"] = self._read("test")
+            else:
+                self._subsets |= self._split_train()
         return self._subsets[split]
 
     def _split_train(self) -> dict[Subset, Arrays]:

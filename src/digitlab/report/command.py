@@ -15,15 +15,7 @@ from digitlab.report.predictions import predict
 
 
 def run(name: str, help: str, options: list[str]) -> int:
-    """Write a report of runs.
-
-    Args:
-        name: The command's name.
-        help: Its description in a line.
-        options: The command line after the name.
-
-    Returns:
-        The exit code, 0.
+    """Write a report of runs; return the exit code.
 
     Raises:
         InputError: The input is bad.

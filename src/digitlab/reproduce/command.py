@@ -31,15 +31,7 @@ PAGE_TABLE = re.compile(r"<!-- table ([\w-]+) -->")
 
 
 def run(name: str, help: str, options: list[str]) -> int:
-    """Train rows, report their results or explain their difference.
-
-    Args:
-        name: The command's name.
-        help: Its description in a line.
-        options: The command line after the name.
-
-    Returns:
-        The exit code: 1 if a run failed.
+    """Train rows, report their results or explain their difference; return the exit code.
 
     Raises:
         InputError: The input is bad.
@@ -52,8 +44,9 @@ def run(name: str, help: str, options: list[str]) -> int:
         return 0
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     if given.explain:
-        how = (given.workers, given.threads)
-        return explain_difference(given.explain, rows, given.out, seeds, *how)
+        return explain_difference(
+            given.explain, rows, given.out, seeds, given.workers, given.threads
+        )
     with reading_input():
         items = _choose_items(given, rows, seeds)
     return _train(given, items)
@@ -171,20 +164,16 @@ def _train(given: Namespace, items: list[Item]) -> int:
         known = seconds.get((item.row.name, item.framework))
         return mean(known) if known else None
 
-    every = ["--trainer.val_check_interval", str(given.validate_every)]
-    options = [*every, "--model.steps_per_execution", "1"]  # Lightning counts calls, not steps
-    queue = Queue(
-        given.out,
-        is_done,
-        record,
-        expected_seconds,
-        given.workers,
-        given.threads,
-        options if given.validate_every else [],
-    )
+    options = []
+    if given.validate_every:
+        every = ["--trainer.val_check_interval", str(given.validate_every)]
+        options = [*every, "--model.steps_per_execution", "1"]  # Lightning counts calls, not steps
+    how = (expected_seconds, given.workers, given.threads, options)
+    queue = Queue(given.out, is_done, record, *how)
     failed = queue.work(items)
     if measured := results.read(table):
-        _print_summary(measured, [*dict.fromkeys(item.row for item in items)])
+        rows = {item.row.name: item.row for item in items}
+        print(f"\n{tables.results_table(rows, measured, aligned=True)}")
         report = f"digitlab reproduce --report --out {given.out}"
         print(f"\nResults are in {table}. What to do next:\n  {report}")
         if RECORD.exists() and table != RECORD:
@@ -192,16 +181,6 @@ def _train(given: Namespace, items: list[Item]) -> int:
     for item in failed:
         print(f"{item} failed: see {queue.log(item)}")
     return 1 if failed else 0
-
-
-def _print_summary(measured: list[Result], rows: list[Row]) -> None:
-    groups = tables.group_accuracies(measured)
-    print(f"\n{'row':28} {'framework':10} {'n':>3}  {'mean ± sd, %':15} published")
-    for row in rows:
-        for framework in get_args(Framework):
-            accuracy, n = tables.measured_cells(groups.get((row.name, framework), []))
-            if n:
-                print(f"{row.name:28} {framework:10} {n:>3}  {accuracy:15} {row.published}")
 
 
 def write_report(
@@ -233,18 +212,6 @@ def write_report(
 
     text = "\n\n".join(f"## {name}\n\n{table}" for name, table in named.items())
     files.write_text(out / "tables.md", text + "\n")
-    drawn = draw_figures(rows, measured)
-    (out / "curves").mkdir(exist_ok=True)
-    for name, figure in drawn.items():
-        _write_figure(out / f"{name}.png", figure)
-    for page, page_text in filled.items():
-        files.write_text(page, page_text)
-    written = [out / "tables.md", *(out / f"{name}.png" for name in drawn), *pages]
-    print(f"{len(measured)} runs; written: {', '.join(map(str, written))}")
-
-
-def draw_figures(rows: dict[str, Row], measured: Sequence[Result]) -> dict[str, Figure]:
-    """Draw all figures, by their names; those of experiments are `curves/B3` and such."""
     drawn = {
         "published": figures.draw_published(rows, measured),
         "curves": figures.draw_validation_curves(rows, measured),
@@ -253,7 +220,13 @@ def draw_figures(rows: dict[str, Row], measured: Sequence[Result]) -> dict[str, 
     for name, its_rows in by_experiment(rows).items():
         if figure := figures.draw_experiment(its_rows, measured):
             drawn[f"curves/{name}"] = figure
-    return drawn
+    (out / "curves").mkdir(exist_ok=True)
+    for name, figure in drawn.items():
+        _write_figure(out / f"{name}.png", figure)
+    for page, page_text in filled.items():
+        files.write_text(page, page_text)
+    written = [out / "tables.md", *(out / f"{name}.png" for name in drawn), *pages]
+    print(f"{len(measured)} runs; written: {', '.join(map(str, written))}")
 
 
 def read_tables(out: Path, rows: dict[str, Row]) -> dict[str, str]:

@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,21 +23,14 @@ Values = NDArray[np.float64]
 """One value for each seed."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """The accuracies of a full factorial grid between two configs.
+class Measured(NamedTuple):
+    """The accuracies of a full factorial grid between two configs."""
 
-    Args:
-        first: The first config's name.
-        second: The second's.
-        factors: The differences between them.
-        accuracies: In per cent, `(seeds, 2, ..., 2)`: a dimension for each factor, in which 0 is
-            the first config's value and 1 the second's.
-    """
-
-    first: str
+    first: str  # the first config's name
     second: str
     factors: list[Factor]
+    # In per cent, (seeds, 2, ..., 2): a dimension for each factor, 0 for the first config's value
+    # and 1 for the second's.
     accuracies: NDArray[np.float64]
 
     @property

@@ -3,9 +3,8 @@
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pydoc import locate
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -116,21 +115,13 @@ def batches_evaluated(cli: FitCLI) -> int:
     return min(every, limit if isinstance(limit, int) else int(limit * every))
 
 
-@dataclass(frozen=True)
-class Factor:
-    """A difference between two configs that is switched as a whole.
+class Factor(NamedTuple):
+    """A difference between two configs that is switched as a whole."""
 
-    Args:
-        name: The setting, such as `normalization` or `optimizer.eps`.
-        first: The first config's value, for display.
-        second: The second config's.
-        settings: The settings that are switched.
-    """
-
-    name: str
-    first: str
-    second: str
-    settings: tuple[Keys, ...] = ()
+    name: str  # the setting, such as `normalization` or `optimizer.eps`
+    first: str  # the first config's value, for display
+    second: str  # the second config's
+    settings: tuple[Keys, ...] = ()  # the settings that are switched
 
     @property
     def needs_training(self) -> bool:
@@ -158,14 +149,14 @@ def find_factors(first: FitCLI, second: FitCLI) -> list[Factor]:
     for keys in _differences(ours, theirs):
         if name := _name(keys, ours, theirs):
             groups[name] = _TOGETHER.get(name) or (*groups.get(name, ()), keys)
-    factors = []
-    for name, settings in groups.items():
-        if name == IMAGES:
-            counts = [f"{images_evaluated(cli):,}" for cli in (first, second)]
-        else:
-            counts = [_format(name, ours, theirs, settings), _format(name, theirs, ours, settings)]
-        if name != IMAGES or counts[0] != counts[1]:
-            factors.append(Factor(name, *counts, settings))
+    factors = [
+        Factor(name, _format(name, ours, theirs, keys), _format(name, theirs, ours, keys), keys)
+        for name, keys in groups.items()
+        if name != IMAGES
+    ]
+    counts = [images_evaluated(cli) for cli in (first, second)] if IMAGES in groups else [0, 0]
+    if counts[0] != counts[1]:
+        factors.append(Factor(IMAGES, f"{counts[0]:,}", f"{counts[1]:,}", groups[IMAGES]))
     order = {name: place for place, name in enumerate(_FIRST)} | {IMAGES: len(_FIRST) + 1}
     return sorted(factors, key=lambda factor: order.get(factor.name, len(_FIRST)))
 

@@ -43,6 +43,7 @@ _TRAINING: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"}
 """How curves of training differ from those of validation."""
 
 Points = list[tuple[float, float]]
+Band = Callable[[Sequence[float]], Interval]
 
 
 def draw_published(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure:
@@ -213,8 +214,8 @@ def draw_experiment(rows: Mapping[str, Row], results: Sequence[Result]) -> Figur
     grid = figure.subplots(1, len(keys), squeeze=False, sharey=True)[0]
     for axes, (name, framework) in zip(grid, keys, strict=True):
         training, validation = zip(*groups[name, framework], strict=True)
-        _draw_mean_curve(axes, training, framework, "training", _range, **_TRAINING)
-        _draw_mean_curve(axes, validation, framework, "validation", _range)
+        _draw_mean_curve(axes, training, framework, "training", _extremes, **_TRAINING)
+        _draw_mean_curve(axes, validation, framework, "validation", _extremes)
         _finish_axes(axes, f"{name}\n{FRAMEWORKS[framework]}, n = {len(training)}")
         axes.set_xlabel("epoch", fontsize=8)
     grid[0].set_ylabel("accuracy, %", fontsize=8)
@@ -243,7 +244,7 @@ def _draw_mean_curve(
     curves: Sequence[Points],
     framework: Framework,
     label: str,
-    band: Callable[[Sequence[float]], Interval],
+    band: Band,
     **options: Any,
 ) -> None:
     at: dict[float, list[float]] = {}
@@ -265,7 +266,7 @@ def _deviation(values: Sequence[float]) -> Interval:
     return summary.mean - summary.deviation, summary.mean + summary.deviation
 
 
-def _range(values: Sequence[float]) -> Interval:
+def _extremes(values: Sequence[float]) -> Interval:
     return min(values), max(values)
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -23,19 +23,12 @@ from digitlab.reproduce.rows import Row
 from digitlab.run_folder import Framework
 
 
-@dataclass(frozen=True)
-class Item:
-    """One run: a row, in a framework, with a seed.
-
-    Args:
-        row: What is trained.
-        framework: `torch` or `keras`.
-        seed: Seed of initial weights, order of images and dropout.
-    """
+class Item(NamedTuple):
+    """One run: a row, in a framework, with a seed."""
 
     row: Row
     framework: Framework
-    seed: int
+    seed: int  # of initial weights, order of images and dropout
 
     @property
     def name(self) -> str:
@@ -89,9 +82,9 @@ class Queue:
         waiting = sorted((i for i in items if not self.is_done(i)), key=lambda i: bool(i.row.after))
         failed = []
         with ThreadPoolExecutor(self.workers) as pool, _Progress(self, waiting) as progress:
-            futures = {pool.submit(self._take, item): item for item in waiting}
-            pending = set(futures)
             try:
+                futures = {pool.submit(self._take, item): item for item in waiting}
+                pending = set(futures)
                 while pending:
                     done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
                     for future in done:

@@ -1,6 +1,6 @@
 """Results of runs: a CSV file with a line for each run, which several processes may append to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,39 +22,22 @@ KEY = ["row", "framework", "seed"]
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a run's last weights, in evaluation mode unless the config says otherwise.
-
-    Args:
-        row: The row's name.
-        config: The config, such as `mnist/lenet5`.
-        recipe: The digest of the config's settings, `Row.recipe`.
-        framework: `torch` or `keras`.
-        seed: The run's seed.
-        test_accuracy: Accuracy on the whole test split, in [0, 1].
-        test_loss: Mean cross-entropy on the test split, in nats.
-        train_accuracy: Accuracy on the whole training split, after training, in [0, 1].
-        optimizer_steps: Number of optimizer steps.
-        train_seconds: Wall time of the training alone; None if it was not recorded.
-        train_curve: Accuracy over each epoch's training batches, while the weights changed.
-        val_curve: Accuracy of each validation during training.
-        device: The hardware, such as `cpu (1 thread)`.
-        versions: Packages and versions, such as `torch 2.15.0`, separated by commas.
-    """
+    """The result of a run's last weights, in evaluation mode unless the config says otherwise."""
 
     row: str
-    config: str
-    recipe: str
+    config: str  # such as `mnist/lenet5`
+    recipe: str  # the digest of the config's settings, `Row.recipe`
     framework: Framework
     seed: int
-    test_accuracy: float
-    test_loss: float
-    train_accuracy: float
+    test_accuracy: float  # on the whole test split, in [0, 1]
+    test_loss: float  # mean cross-entropy on the test split, in nats
+    train_accuracy: float  # on the whole training split, after training, in [0, 1]
     optimizer_steps: int
-    train_seconds: float | None
-    train_curve: Curve
-    val_curve: Curve
-    device: str
-    versions: str
+    train_seconds: float | None  # wall time of the training alone; None if it was not recorded
+    train_curve: Curve  # over each epoch's training batches, while the weights changed
+    val_curve: Curve  # of each validation during training
+    device: str  # such as `cpu (1 thread)`
+    versions: str  # packages and versions, such as `torch 2.15.0`, separated by commas
 
     @property
     def key(self) -> tuple[str, Framework, int]:
@@ -156,14 +139,13 @@ def _format(result: Result) -> dict[str, Any]:
 def _parse(line: dict[str, str]) -> Result:
     if not line.get("versions"):
         raise ValueError(f"the line of {line.get('row')} is not complete")
-    parsers = {
+    parsers: dict[str, Callable[[str], Any]] = {
         **dict.fromkeys(("seed", "optimizer_steps"), int),
         **dict.fromkeys(("test_accuracy", "test_loss", "train_accuracy"), float),
         **dict.fromkeys(("train_curve", "val_curve"), _parse_curve),
         "train_seconds": lambda text: float(text) if text else None,
     }
-    values: dict[str, Any] = {name: parsers.get(name, str)(text) for name, text in line.items()}
-    return Result(**values)
+    return Result(**{name: parsers.get(name, str)(text) for name, text in line.items()})
 
 
 def _parse_curve(text: str) -> Curve:

@@ -5,10 +5,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -21,23 +20,16 @@ SPEED = {"steps_per_execution", "channels_last", "fused"}
 _DOCUMENTS = re.compile(r"linear|([AB])(\d+)(_as_published)?")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A config, as its opening comment introduces it: `# B3: LeNet-5 …. Published: 99%.`.
+class Row(NamedTuple):
+    """A config, as its opening comment introduces it: `# B3: LeNet-5 …. Published: 99%.`."""
 
-    Args:
-        name: The documents' run, such as `B3`, or the config's name, such as `digits/lenet5`.
-        config: The YAML file.
-        published: The figure in the documents' words; empty where there is none.
-    """
-
-    name: str
-    config: Path
-    published: str = ""
+    name: str  # the documents' run, such as `B3`, or the config's name, such as `digits/lenet5`
+    config: Path  # the YAML file
+    published: str = ""  # the figure in the documents' words; empty if there is none
 
     @property
     def dataset(self) -> str:
-        """The folder of the config, which is named after its data set."""
+        """The data set, after which the config's folder is named."""
         return self.config.parent.name
 
     @property
@@ -47,11 +39,7 @@ class Row:
 
     @property
     def experiment(self) -> str:
-        """What it is shown with, on a page of the documentation and in a figure.
-
-        `B1` for B1 and B1_as_published, `digits` for all of the digits, `fast99` for
-        `mnist/fast99`.
-        """
+        """The rows shown together: `B1` for B1 and B1_as_published, `digits` for all digits."""
         if self.in_documents:
             return self.name.removesuffix("_as_published")
         return self.dataset if self.dataset == "digits" else self.config.stem
@@ -64,23 +52,20 @@ class Row:
 
     @property
     def recipe(self) -> str:
-        """A digest of the config's settings, which results of other settings do not have.
-
-        Without those of `SPEED`.
-        """
+        """A digest of the config's settings, except those of `SPEED`."""
         settings = _without_speed(yaml.safe_load(self.config.read_text("utf-8")))
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def frameworks(self) -> tuple[Framework, ...]:
-        """What it can be trained with: some settings have no counterpart in Keras."""
+        """Where it can be trained: some settings have no counterpart in Keras."""
         model = yaml.safe_load(self.config.read_text("utf-8"))["model"]
         arguments = model.get("init_args", {}) if isinstance(model, dict) else {}
         return ("torch",) if _TORCH_ONLY & arguments.keys() else ("torch", "keras")
 
     @property
     def after(self) -> Path | None:
-        """The config whose last weights it goes on from, if any."""
+        """The config from whose last weights it starts, if any."""
         stem = self.config.stem
         first = stem.removesuffix("_continued")
         return self.config.with_stem(first) if first != stem else None
@@ -91,7 +76,7 @@ def _without_speed(settings: Any) -> Any:
         return settings
     kept = {name: _without_speed(value) for name, value in settings.items() if name not in SPEED}
     if kept.keys() <= {"class_path", "init_args"} and not kept.get("init_args"):
-        return kept.get("class_path", {})  # as if the class had been named alone
+        return kept.get("class_path", {})  # as if only the class was named
     return kept
 
 

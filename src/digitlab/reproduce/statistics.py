@@ -8,9 +8,8 @@ deviation of 0, not of 1e-14.
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import mean, stdev, variance
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -22,23 +21,14 @@ ALPHA = 0.05
 _EVERYTHING = (-math.inf, math.inf)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Mean, deviation and intervals of n values.
-
-    Args:
-        n: Number of values, at least 1.
-        mean: Their mean.
-        deviation: Standard deviation with n − 1 degrees of freedom; NaN for one value.
-        mean_interval: 95% confidence interval of the mean; infinite for one value.
-        prediction_interval: 95% prediction interval for one more value; infinite for one value.
-    """
+class Summary(NamedTuple):
+    """Mean, deviation and intervals of n values; for one value, NaN and infinite intervals."""
 
     n: int
     mean: float
-    deviation: float
-    mean_interval: Interval
-    prediction_interval: Interval
+    deviation: float  # standard deviation with n − 1 degrees of freedom
+    mean_interval: Interval  # 95% confidence interval of the mean
+    prediction_interval: Interval  # 95% prediction interval for one more value
 
 
 def summarize(values: Sequence[float]) -> Summary:
@@ -72,24 +62,17 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(n, center, deviation, mean_interval, (center - of_one, center + of_one))
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """The difference of two means, and whether it is smaller than a margin.
 
-    Args:
-        difference: Our mean minus theirs.
-        interval: Its 95% confidence interval (Welch); infinite if a side has fewer than 2 values,
-            or neither side varies at all.
-        p_equivalence: p-value of "the means differ by the margin or more".
-        p_difference: Two-sided p-value of "the means are equal".
-        verdict: `equivalent` if the first is rejected at 5%, otherwise `different` if the second
-            is, otherwise `inconclusive`: too few runs to tell.
+    The verdict is `equivalent` if the first null hypothesis is rejected at 5%, otherwise
+    `different` if the second is, otherwise `inconclusive`: too few runs to tell.
     """
 
-    difference: float
-    interval: Interval
-    p_equivalence: float
-    p_difference: float
+    difference: float  # our mean minus theirs
+    interval: Interval  # its 95% confidence interval (Welch); infinite if it is unknown
+    p_equivalence: float  # of "the means differ by the margin or more"
+    p_difference: float  # two-sided, of "the means are equal"
     verdict: Verdict
 
 

@@ -65,7 +65,7 @@ def markdown_table(
     return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
 
 
-def results_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
+def results_table(rows: Mapping[str, Row], results: Sequence[Result], aligned: bool = False) -> str:
     """Show what was measured in both frameworks beside what was published."""
     groups = group_accuracies(results)
     lines = []
@@ -74,9 +74,10 @@ def results_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
         if ours or theirs:
             name = row.name if row.in_documents else NONE
             config = f"`{row.dataset}/{row.config.stem}`"
-            measured = (*measured_cells(ours), *measured_cells(theirs))
+            measured = (*_measured_cells(ours), *_measured_cells(theirs))
             lines.append([name, config, row.published or NONE, *measured])
-    return markdown_table(["row", "config", "published", "PyTorch, %", "n", "Keras, %", "n"], lines)
+    head = ["row", "config", "published", "PyTorch, %", "n", "Keras, %", "n"]
+    return markdown_table(head, lines, aligned)
 
 
 def intervals_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
@@ -105,7 +106,7 @@ def experiment_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
     for row, framework, values in _ordered(rows, groups):
         summary = summarize(values)
         intervals = map(_interval_cell, (summary.mean_interval, summary.prediction_interval))
-        start = (_name_cell(row), FRAMEWORKS[framework], *measured_cells(values))
+        start = (_name_cell(row), FRAMEWORKS[framework], *_measured_cells(values))
         lines.append([*start, *intervals])
     head = ["row", "framework", "test accuracy, %", "n", "95% interval of the mean", _PREDICTION]
     parts = [markdown_table(head, lines)]
@@ -196,8 +197,8 @@ def prediction_table(
     return f"{markdown_table(head, lines)}\n\n{closing}"
 
 
-def measured_cells(values: list[float]) -> tuple[str, str]:
-    """Give mean ± standard deviation, and n; empty cells if nothing was measured."""
+def _measured_cells(values: list[float]) -> tuple[str, str]:
+    """Return mean ± standard deviation, and n; empty cells if nothing was measured."""
     if not values:
         return "", ""
     summary = summarize(values)

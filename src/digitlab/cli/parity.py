@@ -3,9 +3,8 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
@@ -14,144 +13,26 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from digitlab import files
-from digitlab.classifier import Classifier
 from digitlab.cli.fit import FitCLI, new_run_dir, remove
 from digitlab.cli.parser import check_settings, check_together
 from digitlab.data import ImageLoader
 from digitlab.errors import reading_input
-from digitlab.parity.backend import import_tensorflow, keras_dtype
+from digitlab.parity.backend import import_tensorflow
 from digitlab.parity.checks import (
     HEADING,
     Check,
     format_check,
-    gradients,
-    logits,
-    parameter_counts,
-    round_trip,
 )
 from digitlab.parity.keras_files import load_initial_weights
-from digitlab.parity.optimizers import exact_optimizer, to_keras_optimizer
-from digitlab.parity.trajectory import Batch, MakeOptimizer, trajectory
-from digitlab.parity.weights import build_twin, to_keras
+from digitlab.parity.optimizers import to_keras_optimizer
+from digitlab.parity.proof import run_checks
+from digitlab.parity.trajectory import Batch
+from digitlab.parity.weights import build_twin
 
-# Rounding errors accumulate, so a longer trajectory in float32 would tell less.
-STEPS_IN_FLOAT32 = 5
-# Rounding can switch a ReLU on in one framework only, and Adam turns the unit's tiny gradient into
-# a full step: 3e-3 of a layer, in 1 of 50 trajectories of 5 steps (over all architectures).
-# A real fault shows in float64 too, where there is no second start.
-_STARTS_IN_FLOAT32 = 3
-_IMAGES = 1000
-# Enough to have all classes; in float64 the gradients of the largest network take seconds.
-_GRADIENT_IMAGES = 100
-
-Progress = Callable[[Iterable[Batch], str, int], Iterable[Batch]]
-
-
-def run_checks(
-    model: Classifier,
-    batches: Iterable[Batch],
-    images: Tensor,
-    labels: Tensor,
-    steps: int = 50,
-    seed: int = 0,
-    progress: Progress = lambda batches, description, steps: batches,
-) -> Iterator[Check]:
-    """Compare a model with its Keras twin, and yield each check as soon as it is made.
-
-    Parameters, round trip of the weights, logits, loss and gradients, and a trajectory: in float64,
-    and logits and five training steps in float32 too. If PyTorch's own optimizer has another
-    formula than Keras's, the exact one replaces it, and the result of PyTorch's own is a check for
-    information.
-
-    Args:
-        model: One of `digitlab.models`, or a class that names its twin; copies are compared. Its
-            optimizer is used, at the first learning rate of a scheduler; gradients are not clipped.
-        batches: Training batches, at least `steps`: a list, or another iterable that can be
-            iterated several times.
-        images: Normalized, float32 `(N, C, H, W)`; gradients are compared on the first 100.
-        labels: Int64 `(N,)`.
-        steps: Length of the trajectory, at least 1.
-        seed: Seed of the dropout masks.
-        progress: Called with the batches of a trajectory, a description and its length; yields the
-            batches.
-
-    Yields:
-        The checks.
-
-    Raises:
-        ValueError: The class has no twin, or its optimizer no counterpart in Keras; there are fewer
-            batches than steps, they can be iterated only once, or there are no images.
-        ImportError: The extra `parity` is not installed.
-    """
-    if iter(batches) is batches:
-        raise ValueError("batches are an iterator, and are iterated several times: give a list")
-    if not len(images):
-        raise ValueError("images are empty, so nothing would be compared: give at least one")
-    single, double = deepcopy(model).float(), deepcopy(model).double()
-    with keras_dtype("float32"):
-        single_twin = to_keras(single)
-    twin = to_keras(double)
-    yield parameter_counts(double, twin)
-    yield round_trip(double, twin)
-    yield logits(double, twin, images)
-    yield logits(single, single_twin, images)
-    yield from gradients(double, twin, images[:_GRADIENT_IMAGES], labels[:_GRADIENT_IMAGES])
-
-    optimizer = double.optimizer(double.parameters())
-    make, note = partial(exact_optimizer, optimizer), _substitution(optimizer)
-    make_keras = partial(to_keras_optimizer, optimizer)
-    train = partial(
-        trajectory, double, twin, make_keras_optimizer=make_keras, steps=steps, seed=seed
-    )
-    check = train(progress(batches, "Trajectory in float64", steps), make)
-    yield _annotate(check, note)
-    check = _in_float32(single, single_twin, batches, make, make_keras, steps, seed)
-    yield _annotate(check, note)
-    if note:
-        stock = f"stock {type(optimizer).__name__}"
-        check = train(progress(batches, stock, steps), model.optimizer)
-        yield replace(check, name=f"{check.name}, {stock}", informational=True)
-
-
-def _in_float32(
-    single: Classifier,
-    twin: Any,
-    batches: Iterable[Batch],
-    make: MakeOptimizer,
-    make_keras: Callable[[], Any],
-    steps: int,
-    seed: int,
-) -> Check:
-    """Compare a short trajectory, and start again from the next batch if rounding spoils it."""
-    length = min(steps, STEPS_IN_FLOAT32)
-    starts = min(_STARTS_IN_FLOAT32, steps - length + 1)
-    few = list(islice(batches, length + starts - 1))
-    note = ""
-    for start in range(starts):
-        check = _annotate(
-            trajectory(single, twin, few[start:], make, make_keras, length, seed), note
-        )
-        if check.passed:
-            break
-        note += f"from batch {start + 1} on {check.difference:.1e}; "
-    return check
-
-
-def _annotate(check: Check, note: str) -> Check:
-    return replace(check, note="; ".join(part for part in (note.rstrip("; "), check.note) if part))
-
-
-def _substitution(stock: torch.optim.Optimizer) -> str:
-    """Name what replaces a config's optimizer; nothing if it is exact itself."""
-    exact = exact_optimizer(stock, [nn.Parameter(torch.zeros(1))])
-    if type(exact) is not type(stock):
-        return f"{type(exact).__name__} in place of {type(stock).__name__}"
-    ours, theirs = (group.param_groups[0].get("momentum") for group in (stock, exact))
-    return "" if ours == theirs else f"momentum {ours} rounded to float32, as Keras does"
+_IMAGES = 1000  # of the test split
 
 
 class ParityCLI(FitCLI):

@@ -1,0 +1,132 @@
+"""Ranks that Lightning or torchrun starts end together, and the run can be resumed exactly."""
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.faults.commands import DDP, Command, command, digitlab
+from tests.faults.ranks import (
+    PATIENCE,
+    free_port,
+    ranks_left_alone,
+    run_ranks,
+    said,
+    trains,
+    wait_for,
+)
+from tests.faults.runs_of_tiny import BLOCKS, MLP, fit, folder_of
+from tests.faults.victims import SIGKILLED, differences
+
+ENDLESS = 100_000  # epochs; with --run, another number may be given
+TORCHRUN = "torch.distributed.run"
+OF_TWO = ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "ddp"]
+
+
+def two_nodes(exit_stack: ExitStack, arguments: Sequence[str], place: Path) -> list[Command]:
+    """Starts a torchrun for each of two nodes; the output is in `place/node.0` and `.1`."""
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    # Without the `--`, torchrun takes `--run` for an abbreviation of an option of its own.
+    words = [TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", *meeting, "-m", "--", "digitlab"]
+    return [
+        exit_stack.enter_context(command([*words, *arguments], place / f"node.{node}"))
+        for node in range(2)
+    ]
+
+
+def last_line(*commands: Command) -> str:
+    """The line that digitlab prints about a run's end."""
+    lines = [line for it in commands for line in it.said().splitlines()]
+    (line,) = [line for line in lines if line.startswith("digitlab: ")]
+    return line
+
+
+def resumed_equals_left_alone(place: Path, model: str, line: str = "") -> None:
+    """Resumes a run for an epoch or two, and compares it with one that was left alone."""
+    folder = folder_of(place)
+    if line:
+        assert f": saved {folder}/checkpoints/last.ckpt at step " in line
+        assert line.endswith(f"; resume with: digitlab fit --run {folder}")
+    step = int(line.partition(" at step ")[2].partition(";")[0]) if line else 0
+    history = folder / "history.csv"
+    rows = history.read_text().splitlines() if history.exists() else []
+    epochs = max(step // 13 + 2, len(rows) + 2)
+    alone = ranks_left_alone(fit(model, place / "alone", epochs), place / "alone")
+    arguments = ["fit", "--run", str(folder), "--trainer.max_epochs", str(epochs)]
+    assert run_ranks(arguments, place) == [0, 0], said(place)
+    assert differences(folder, alone) == []
+
+
+def test_the_loss_of_a_rank_ends_the_run_which_is_resumed_exactly(tmp_path: Path) -> None:
+    with digitlab([*fit(MLP, tmp_path / "runs", ENDLESS), *DDP], tmp_path) as started:
+        wait_for(lambda: trains(tmp_path / "runs"))
+        (other,) = started.others()
+        os.kill(other, signal.SIGKILL)
+        # Either rank 0 gets an error first, or Lightning ends it.
+        assert started.end() in (1, SIGKILLED)
+    resumed_equals_left_alone(tmp_path / "runs", MLP)
+
+
+@pytest.mark.slow
+def test_the_loss_of_rank_0_ends_the_others(tmp_path: Path) -> None:
+    with digitlab([*fit(MLP, tmp_path, ENDLESS), *DDP], tmp_path) as started:
+        wait_for(lambda: trains(tmp_path))
+        os.kill(started.first, signal.SIGKILL)
+        assert started.end() == SIGKILLED
+    assert last_line(started) == "digitlab: error: the connection to another rank is lost"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [MLP, f"{MLP} {BLOCKS}"], ids=["steps", "blocks"])
+@pytest.mark.parametrize(
+    ("kill", "number", "code"), [(os.kill, signal.SIGTERM, 143), (os.killpg, signal.SIGINT, 130)]
+)
+def test_a_signal_ends_all_ranks_after_a_step(
+    tmp_path: Path, kill: object, number: int, code: int, model: str
+) -> None:
+    place = tmp_path / "runs"
+    with digitlab([*fit(model, place, ENDLESS), *DDP], tmp_path) as started:
+        wait_for(lambda: trains(place))
+        kill(started.first, number)  # type: ignore[operator]
+        assert started.end() == code
+    assert "Traceback" not in started.said()
+    resumed_equals_left_alone(place, model, last_line(started))
+
+
+@pytest.mark.slow
+def test_two_nodes_share_a_run_as_two_ranks_of_one_machine_do(tmp_path: Path) -> None:
+    place = tmp_path / "nodes"
+    with ExitStack() as stack:
+        nodes = two_nodes(stack, [*fit(MLP, place), *OF_TWO], place)
+        assert [node.end(PATIENCE) for node in nodes] == [0, 0]
+    text = nodes[0].said() + nodes[1].said()
+    assert text.count("epoch   1 ") == text.count("Results are in") == 1
+    alone = ranks_left_alone(fit(MLP, tmp_path / "alone"), tmp_path / "alone")
+    assert differences(folder_of(place), alone) == []
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_nodes_saves_once(tmp_path: Path) -> None:
+    place = tmp_path / "nodes"
+    with ExitStack() as stack:
+        nodes = two_nodes(stack, [*fit(MLP, place, ENDLESS), *OF_TWO], tmp_path)
+        wait_for(lambda: trains(place))
+        os.kill(nodes[1].first, signal.SIGTERM)  # torchrun hands it to its process
+        assert 1 in [node.end() for node in nodes]  # torchrun's own code
+    resumed_equals_left_alone(place, MLP, last_line(*nodes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_loss_of_a_rank_ends_both_nodes(tmp_path: Path, victim: int) -> None:
+    place = tmp_path / "nodes"
+    with ExitStack() as stack:
+        nodes = two_nodes(stack, [*fit(MLP, place, ENDLESS), *OF_TWO], tmp_path)
+        wait_for(lambda: trains(place))
+        (process,) = nodes[victim].others()
+        os.kill(process, signal.SIGKILL)
+        assert [node.end() for node in nodes] == [1, 1]
+    resumed_equals_left_alone(place, MLP)

@@ -1,0 +1,280 @@
+"""`fit --run` resumes a run exactly, or refuses in one line that changes nothing."""
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from digitlab import checkpoints, run_folder
+from digitlab.cli import main
+from digitlab.resume import ResumePoint
+from digitlab.run_folder import read_metrics
+from tests import commands
+from tests.faults.victims import differences, run
+
+MLP = ["--model.hidden_features", "[16]", "--trainer.max_epochs", "3"]
+
+
+@pytest.fixture
+def finished(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(finished_run, tmp_path / "finished"))
+
+
+@pytest.fixture
+def half(tmp_path: Path) -> Path:
+    """The same run, stopped at step 10 inside its second epoch; step 7 is in previous.ckpt."""
+    return commands.fit(tmp_path / "half", *MLP, "--trainer.max_steps", "10", model="MLP")
+
+
+def resume(folder: Path, *options: str) -> None:
+    assert main(["fit", "--run", str(folder), "--trainer.max_steps", "-1", *options]) == 0
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Asks for a run to be resumed, and gives the line in which that is refused."""
+
+    def refuse(folder: Path, *options: str) -> str:
+        capsys.readouterr()
+        before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+        line = commands.refusal(capsys, "fit", "--run", str(folder), *options)
+        after = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+        assert before == after
+        return line
+
+    return refuse
+
+
+LR_SCHEDULER = "model.lr_scheduler is torch.optim.lr_scheduler.StepLR, but the run in {}"
+CHANGES = [
+    ("--data.batch_size 10", "data.batch_size is 10, but the run in {} was started with 32"),
+    ("--data.normalization symmetric", "data.normalization is symmetric, but"),
+    ("--seed_everything 1", "seed_everything is 1, but the run in {} was started with 0"),
+    ("--framework keras", "framework is keras, but the run in {} was started with torch"),
+    ("--model.steps_per_execution 5", "model.steps_per_execution is 5, but"),
+    ("--model.dropout 0.1", "model.dropout is 0.1, but the run in {} was started with 0.2"),
+    ("--model LinearClassifier", "model is digitlab.models.LinearClassifier, but"),
+    ("--model.optimizer SGD --model.optimizer.lr 1", "model.optimizer is torch.optim.SGD, but"),
+    ("--allow_changes true --model.optimizer.lr 0.5", "model.optimizer.lr is 0.5, but"),
+    ("--trainer.precision bf16-mixed", "trainer.precision is bf16-mixed, but"),
+    ("--model.lr_scheduler StepLR --model.lr_scheduler.step_size 1", LR_SCHEDULER),
+    ("--trainer.strategy ddp", "trainer.strategy is ddp, but"),
+    ("--weights x.ckpt", "weights is x.ckpt, but"),
+    ("--trainer.devices 2", "trainer.devices is 2, but the run in {} was started with 1"),
+    ("--trainer.log_every_n_steps 7", "trainer.log_every_n_steps is 7, but"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), CHANGES)
+def test_a_changed_setting_is_refused_by_name(
+    finished: Path, refused: Any, options: str, said: str
+) -> None:
+    line = refused(finished, *options.split())
+    assert line.startswith(said.format(finished))
+    assert line.endswith(("start a new run from its --weights", "give up the exact result"))
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ("--data.batch_size 10", 20),
+        ("--model.steps_per_execution 4 --data.batch_size 20", 10),
+        ("--trainer.precision bf16-mixed", 7),
+    ],
+)
+def test_an_allowed_change_starts_the_epoch_over(half: Path, options: str, size: int) -> None:
+    resume(half, "--allow_changes", "true", *options.split())
+    metrics = read_metrics(half)
+    assert (metrics["epochs"], metrics["optimizer_steps"]) == (3, 10 + 2 * size)
+    rows = (half / "history.csv").read_text().splitlines()[1:]
+    steps = [["1", "7"], ["2", str(10 + size)], ["3", str(10 + 2 * size)]]
+    assert [row.split(",")[:2] for row in rows] == steps
+
+
+def test_changes_are_allowed_once(half: Path, refused: Any) -> None:
+    resume(half, "--allow_changes", "true", "--data.batch_size", "10")
+    assert refused(half, "--data.batch_size", "20").startswith("data.batch_size is 20, but")
+
+
+def test_settings_that_do_not_change_the_result_may_change(half: Path, finished_run: Path) -> None:
+    resume(half, "--checkpoint_every_n_steps", "7", "--trainer.profiler", "simple")
+    assert differences(half, finished_run) == []
+
+
+def test_an_option_that_older_versions_did_not_have_is_no_change(
+    half: Path, finished_run: Path
+) -> None:
+    last = half / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    settings = content["exact_resume"]["settings"].splitlines()
+    kept = [line for line in settings if not line.startswith(("framework:", "output:"))]
+    content["exact_resume"]["settings"] = "\n".join(kept)
+    torch.save(content, last)
+    resume(half)
+    assert differences(half, finished_run) == []
+
+
+def test_fewer_epochs_or_steps_than_there_were_are_refused(finished: Path, refused: Any) -> None:
+    said = "trainer.max_epochs is 2, but the run has had 3 already"
+    assert refused(finished, "--trainer.max_epochs", "2") == said
+    said = "trainer.max_steps is 20, but the run has had 21 already"
+    assert refused(finished, "--trainer.max_steps", "20") == said
+
+
+def test_a_finished_run_stays_as_it_is(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished / "checkpoints" / "last.ckpt").read_bytes()
+    resume(finished)
+    assert capsys.readouterr().out == (
+        f"{finished} is finished: 3 epochs, 21 steps; lengthen it by a larger --trainer.max_epochs "
+        "or max_steps\n"
+    )
+    assert (finished / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_longer_run_equals_one_that_was_that_long_from_the_start(
+    tmp_path: Path, finished_run: Path, epochs: int
+) -> None:
+    folder = commands.fit(tmp_path, *MLP, "--trainer.max_epochs", str(epochs), model="MLP")
+    resume(folder, "--trainer.max_epochs", "3")
+    assert differences(folder, finished_run) == []
+
+
+@pytest.mark.parametrize("steps", [3, 8, 13, 16])
+def test_a_run_that_max_steps_ended_is_resumed_exactly_with_blocks(
+    tmp_path: Path, finished_blocks_run: Path, steps: int
+) -> None:
+    blocks = ["--model.steps_per_execution", "8", "--data.batch_size", "16"]
+    folder = commands.fit(tmp_path, *MLP, *blocks, "--trainer.max_steps", str(steps), model="MLP")
+    resume(folder)
+    assert differences(folder, finished_blocks_run) == []
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def hide_code(path: Path) -> None:
+    torch.save(torch.load(path, weights_only=True) | {"hidden": Path("/")}, path)
+
+
+@pytest.mark.parametrize("damage", [flip, cut, empty, remove, hide_code])
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
+    half: Path, finished_run: Path, damage: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = half / "checkpoints" / "last.ckpt"
+    assert checkpoints.read_checkpoint(last)["global_step"] == 10
+    damage(last)
+    capsys.readouterr()
+    resume(half)
+    said = capsys.readouterr()
+    assert (f"digitlab: warning: {last} is damaged or no" in said.err) == (damage is not remove)
+    assert said.out.startswith(f"Resuming from {last.with_name('previous.ckpt')}, step 7\n")
+    assert differences(half, finished_run) == []
+
+
+def test_if_both_checkpoints_are_damaged_nothing_is_overwritten(
+    half: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last, previous = (half / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+    flip(last)
+    flip(previous)
+    before = last.read_bytes(), previous.read_bytes()
+    capsys.readouterr()
+    assert main(["fit", "--run", str(half)]) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"digitlab: warning: {last} is damaged or no")
+    assert error.startswith(f"digitlab: error: {previous} is damaged or no")
+    assert (last.read_bytes(), previous.read_bytes()) == before
+
+
+def test_a_checkpoint_without_read_permission_is_not_a_damaged_one(half: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("another user's rights can be taken on by root only")
+    last, log = half / "checkpoints" / "last.ckpt", half.parents[1] / "log"
+    for path in (half, *half.parents[:5], *half.rglob("*")):
+        path.chmod(0o777)
+    last.chmod(0o600)
+    assert run(["fit", "--run", str(half)], log, partial(os.setuid, 65534)) == 2
+    assert "Permission denied" in log.read_text().splitlines()[-1]
+
+
+def test_an_edited_config_is_noticed(finished: Path, refused: Any) -> None:
+    config = finished / "config.yaml"
+    config.write_text(config.read_text().replace("batch_size: 32", "batch_size: 7", 1))
+    assert refused(finished).startswith("data.batch_size is 7, but the run in")
+
+
+def test_weights_of_another_shape_are_refused_even_if_changes_are_allowed(
+    finished: Path, refused: Any
+) -> None:
+    options = ["--allow_changes", "true", "--model.hidden_features", "[8]"]
+    line = refused(finished, *options, "--trainer.max_epochs", "4")
+    assert "is of another architecture than MLP" in line
+
+
+def test_a_run_in_another_process_is_refused(finished: Path, refused: Any) -> None:
+    with run_folder.lock_run(finished):
+        assert "is being trained by another process: wait for its end" in refused(finished)
+
+
+def test_a_run_without_checkpoints_is_not_trained_again(tmp_path: Path, refused: Any) -> None:
+    folder = commands.fit(tmp_path, "--trainer.enable_checkpointing", "false")
+    assert refused(folder).endswith("keeps no checkpoints to resume from: start a new run")
+
+
+def test_a_longer_run_drops_the_scores_of_the_shorter_one(tmp_path: Path) -> None:
+    folder = commands.fit(tmp_path, "--data.validation_size", "50")
+    for evaluation in ("test", "predict"):
+        assert main([evaluation, "--run", str(folder)]) == 0
+    assert "test" in read_metrics(folder)
+    resume(folder, "--trainer.max_epochs", "2")
+    assert "test" not in read_metrics(folder)
+    assert not (folder / "predictions.csv").exists()
+
+
+def test_a_checkpoint_of_weights_alone_is_refused(finished: Path, refused: Any) -> None:
+    last = finished / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    torch.save({name: content[name] for name in ("state_dict", "hyper_parameters")}, last)
+    said = f"{last} is of an older digitlab or of another program, and lacks what resuming needs: "
+    assert refused(finished) == f"{said}start a new run, --weights {last}"
+
+
+def test_an_old_keras_run_is_refused_with_the_way_to_go_on(finished: Path, refused: Any) -> None:
+    shutil.rmtree(finished / "checkpoints")
+    (finished / "model.keras").touch()
+    said = f"{finished} is a Keras run of an older digitlab, without a checkpoint to resume from: "
+    remedy = f"start a new run, --framework keras --weights {finished / 'model.keras'}"
+    assert refused(finished) == said + remedy
+
+
+def test_a_missing_run_is_refused(tmp_path: Path, refused: Any) -> None:
+    assert "is no run folder" in refused(tmp_path / "none")
+
+
+def test_another_number_of_ranks_is_refused_unless_changes_are_allowed() -> None:
+    start = ResumePoint(resumed=True, world_size=2)
+    start.check_processes(2, allow_changes=False)
+    start.check_processes(3, allow_changes=True)
+    with pytest.raises(ValueError, match="there are 3 processes, but the run had 2: start as many"):
+        start.check_processes(3, allow_changes=False)
