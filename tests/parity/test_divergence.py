@@ -10,7 +10,7 @@ from digitlab import models
 from digitlab.parity.backend import import_keras
 from digitlab.parity.pair import first_divergence
 from digitlab.parity.weights import copy_weights, to_keras
-from tests.parity.nets import IMAGES, DocumentStyle, Residual, keras_residual, keras_style, layer_of
+from tests.parity.nets import IMAGES, DocumentStyle, Residual, keras_residual, keras_style
 
 
 def divergence(module: nn.Module, keras_model: Any, images: Tensor = IMAGES) -> str | None:
@@ -195,18 +195,6 @@ def test_a_layer_of_several_calls_is_followed_through_each(layers: Any) -> None:
 
     assert divergence(Twice(), build(layers.ReLU(name="between"))) is None
     assert divergence(Twice(), build(layers.ELU(name="between"))) == "between"
-
-
-def test_a_users_own_layer_is_named(layers: Any) -> None:
-    own = layer_of(lambda x: 1.01 * x, "own")
-    assert divergence(DocumentStyle(), keras_style(flatten=[own, layers.Flatten()])) == "own"
-
-
-def test_hooks_and_modes_of_the_module_are_as_before() -> None:
-    model = DocumentStyle()
-    assert divergence(model, keras_style()) is None
-    assert model.training
-    assert not any(part._forward_hooks for part in model.modules())
 
 
 def test_a_model_that_returns_its_input_is_refused() -> None:

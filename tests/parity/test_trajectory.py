@@ -10,7 +10,7 @@ from torch import nn
 
 from digitlab import models
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.checks import Check, logits, parameter_counts
+from digitlab.parity.checks import Check
 from digitlab.parity.optimizers import KerasAdam, KerasRMSprop, exact_optimizer, to_keras_optimizer
 from digitlab.parity.trajectory import (
     DropoutMasks,
@@ -19,9 +19,9 @@ from digitlab.parity.trajectory import (
     torch_with_masks,
     trajectory,
 )
-from digitlab.parity.twins import lenet1, mlp
-from digitlab.parity.weights import copy_weights, match, to_keras
-from tests.parity.nets import digit_batches, digit_images, make, random_batches, sequential
+from digitlab.parity.twins import mlp
+from digitlab.parity.weights import copy_weights, to_keras
+from tests.parity.nets import digit_batches, make, random_batches, sequential
 
 RATE = 0.3
 ONES = np.ones((200, 7, 6, 5), np.float32)  # (N, H, W, C)
@@ -100,19 +100,6 @@ def test_both_sides_drop_the_same_in_either_layout(step: int) -> None:
     right = theirs(IMAGES, training=True).numpy()
     np.testing.assert_array_equal(left, right)
     assert 0.1 < (left == 0).mean() < 0.9
-
-
-def test_each_layer_and_each_step_has_a_mask_of_its_own() -> None:
-    masks = DropoutMasks(seed=0)
-    masked = torch_with_masks(nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5)), masks)
-    first, second = masked.children()
-    ones = torch.ones(4, 100)
-    before = first(ones)
-    assert not torch.equal(before, second(ones))
-    masks.step = 1
-    assert not torch.equal(before, first(ones))
-    masks.step = 0
-    assert torch.equal(before, first(ones))
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.0, 1.0), (1.0, 0.0)])
@@ -219,29 +206,6 @@ def test_a_dropout_rate_replaced_by_its_complement_fails_the_trajectory(dtype: t
     check = walk(module, twin, torch.optim.Adam)
     assert not check.passed
     assert check.note.startswith("exceeded first in the loss at step 1,")
-
-
-def test_lenet1_of_one_padding_fails_at_the_logits_of_the_others_twin() -> None:
-    module, (images, labels) = make("lenet1").double(), digit_images()
-    with keras_dtype("float64"):
-        right, wrong = lenet1(padding=2), lenet1(padding="same")
-    for twin in (right, wrong):
-        copy_weights(module, twin)
-        assert parameter_counts(module, twin).passed  # all shapes are the same
-    assert logits(module, right, images).passed
-    assert not logits(module, wrong, images).passed
-    check = walk(module, wrong, torch.optim.Adam, 1, [(images, labels)])
-    assert check.note.startswith("exceeded first in the loss at step 1,")
-
-
-def test_a_flattening_that_is_not_permuted_fails_at_the_logits() -> None:
-    module, (images, _) = make("lenet5").double(), digit_images()
-    twin = to_keras(module)
-    assert logits(module, twin, images).passed
-    (pair,) = [pair for pair in match(module, twin) if pair.keras_name == "fc1/kernel"]
-    assert pair.flattened == (5, 5, 16)
-    pair.variable.assign(pair.layout.to_keras(pair.tensor.detach().numpy(), flattened=None))
-    assert not logits(module, twin, images).passed
 
 
 def test_a_single_weight_that_misses_a_step_fails_the_trajectory() -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ from digitlab.parity.weights import Array, copy_weights, flattened_in, inputs_wi
 
 Batch = tuple[Tensor, Tensor]
 Pair = tuple[nn.Module, Any]
+_Given = dict[int, tuple[Any, int | None]]  # by `id` of an input: its value, the step that made it
 
 _IMAGES = 32  # enough to find a layer, and few enough to hold the outputs of all layers
 
@@ -246,20 +247,17 @@ class _Step:
     flattened: tuple[int, ...] | None
 
 
-@dataclass
 class _Record(TorchFunctionMode):
     """Keeps everything that torch computes in its `with` block."""
 
-    computed: list[Array] = field(default_factory=list)
-    of_layers: dict[str, list[Array]] = field(default_factory=dict)
-    result: Array = field(default_factory=lambda: np.zeros(0))
+    result: Array
 
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        self.computed: list[Array] = []
+        self.of_layers: dict[str, list[Array]] = {}
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a function of torch, and keep the tensors that it returns."""
         result = func(*args, **(kwargs or {}))
         self.computed += _arrays(result)
@@ -306,7 +304,7 @@ def _keras_steps(keras_model: Any, images: Tensor) -> tuple[list[_Step], int]:
     """
     steps: list[_Step] = []
     read = keras_images(keras_model, images)
-    inputs: dict[int, tuple[Any, int | None]] = {id(keras_model.inputs[0]): (read, None)}
+    inputs: _Given = {id(keras_model.inputs[0]): (read, None)}
     made = _add_steps(steps, keras_model, inputs, inputs_within(keras_model))
     last = made[id(keras_model.outputs[0])]
     if last is None:
@@ -315,14 +313,9 @@ def _keras_steps(keras_model: Any, images: Tensor) -> tuple[list[_Step], int]:
 
 
 def _add_steps(
-    steps: list[_Step],
-    model: Any,
-    given: dict[int, tuple[Any, int | None]],
-    within: dict[int, Any],
+    steps: list[_Step], model: Any, given: _Given, within: dict[int, Any]
 ) -> dict[int, int | None]:
     """Add the steps of a model, or a model nested in it, to a list.
-
-    `given` maps the `id` of a symbolic input to its value and the step that made it.
 
     Returns:
         By the `id` of a symbolic tensor, the step that made it; None for an input.
