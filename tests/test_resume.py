@@ -260,14 +260,6 @@ def test_a_checkpoint_of_weights_alone_is_refused(finished: Path, refused: Any) 
     assert refused(finished) == f"{said}start a new run, --weights {last}"
 
 
-def test_an_old_keras_run_is_refused_with_the_way_to_go_on(finished: Path, refused: Any) -> None:
-    shutil.rmtree(finished / "checkpoints")
-    (finished / "model.keras").touch()
-    said = f"{finished} is a Keras run of an older digitlab, without a checkpoint to resume from: "
-    remedy = f"start a new run, --framework keras --weights {finished / 'model.keras'}"
-    assert refused(finished) == said + remedy
-
-
 def test_a_missing_run_is_refused(tmp_path: Path, refused: Any) -> None:
     assert "is no run folder" in refused(tmp_path / "none")
 
