@@ -5,7 +5,6 @@ import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,11 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
-import digitlab.cli.parity
 from digitlab import models
 from digitlab.callbacks.pictures import draw_confusion_matrix, draw_kernels
 from digitlab.cli import main
-from digitlab.data import EpochSampler
 from digitlab.parity import to_keras
-from digitlab.parity.backend import import_keras, import_tensorflow, limit_gpu_memory
+from digitlab.parity.backend import import_keras
 from digitlab.parity.keras_files import load_keras_model
 from tests import commands, events, tiny
 from tests.commands import SHORT, config_of, refusal
@@ -52,9 +49,7 @@ def fit(root: Path, *options: str, model: str = "LinearClassifier") -> Path:
     return commands.fit(root, "--framework", "keras", *options, model=model)
 
 
-@pytest.fixture(
-    scope="module", params=["logits", pytest.param("softmax", marks=pytest.mark.slow)]
-)
+@pytest.fixture(scope="module", params=["logits", pytest.param("softmax", marks=pytest.mark.slow)])
 def run(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_for_module: None
 ) -> Path:
@@ -162,33 +157,6 @@ def test_scores_are_those_of_keras_s_own_evaluation(run: Path) -> None:
     assert scores[-1] == keras_scores(run / "model.keras", "test")
     # The first of the best epochs; SGD's loss falls, so that the epochs can be told apart.
     assert max(scores, key=lambda score: score["accuracy"]) == keras_scores(best, "test")
-
-
-def test_a_run_is_what_a_plain_keras_program_trains(tmp_path: Path) -> None:
-    options = ["--model.hidden_features", "[16]", "--model.initialization", "keras"]
-    short = ["--trainer.max_epochs", "2", "--seed_everything", "7"]
-    folder = fit(tmp_path, *options, *short, model="MLP")
-
-    keras = import_keras()
-    keras.utils.set_random_seed(7)
-    layers = keras.layers
-    stack = [layers.Flatten(), layers.Dense(16, "relu"), layers.Dropout(0.2), layers.Dense(10)]
-    model = keras.Sequential([keras.Input((28, 28, 1)), *stack])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    adam = keras.optimizers.Adam(0.001, epsilon=1e-8)  # PyTorch's default, as the config's
-    model.compile(adam, loss, metrics=["accuracy"])
-    images, labels = split("train")
-    losses = []
-    for epoch in range(2):  # as Keras's own shuffling would repeat the first epoch's order
-        order = EpochSampler(len(labels), seed=7, shuffle=True, epoch=epoch).indices()
-        fitted = model.fit(images[order], labels[order], batch_size=32, shuffle=False, verbose=0)
-        losses += fitted.history["loss"]
-
-    # The layers are the same but for the activation, which we have as a layer of its own.
-    for left, right in zip(weights_of(folder), model.get_weights(), strict=True):
-        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)  # fused otherwise
-    ours = [float(row["train_loss"]) for row in history_of(folder)]
-    assert ours == pytest.approx(losses, rel=1e-4)  # as the weights
 
 
 def test_tensorboard_shows_the_tags_of_a_pytorch_run_at_the_same_steps(
@@ -308,3 +276,134 @@ def test_a_finished_run_is_lengthened(copied: Path, capsys: pytest.CaptureFixtur
     assert steps_of(copied)["val/loss"] == [6, 13, 20, 27]
     message = refusal(capsys, "fit", "--run", str(copied), "--framework", "torch")
     assert "framework is torch, but the run" in message
+
+
+LIKE_PYTORCH = {
+    "limit_train_batches": [*BLOCKS, "--trainer.limit_train_batches", "4"],
+    "max_steps inside a block": [*BLOCKS, "--trainer.max_steps", "10"],
+    "plateau": [*PLATEAU, "--trainer.max_epochs", "3"],
+    "schedule by step": BY_STEP,
+}
+
+
+@pytest.mark.parametrize(
+    "name", [*list(LIKE_PYTORCH)[:3], pytest.param("schedule by step", marks=pytest.mark.slow)]
+)
+def test_steps_and_learning_rates_are_those_of_a_pytorch_run(name: str, tmp_path: Path) -> None:
+    options = ["--trainer.max_epochs", "2", *LIKE_PYTORCH[name]]
+    ours, theirs = fit(tmp_path / "keras", *options), commands.fit(tmp_path / "torch", *options)
+    assert steps_of(ours) == steps_of(theirs)
+    assert metrics_of(ours)["optimizer_steps"] == metrics_of(theirs)["optimizer_steps"]
+    rates, expected = ([row["learning_rate"] for row in history_of(it)] for it in (ours, theirs))
+    assert rates == expected
+    assert len(set(rates)) == 1 + (name in ("plateau", "schedule by step"))
+    if name == "max_steps inside a block":
+        assert [row["step"] for row in history_of(ours)] == ["7", "10"]
+        assert steps_of(ours)["probabilities/0"] == [5, 9]
+
+
+@pytest.mark.parametrize("framework", ["keras", "torch"])
+def test_initial_weights_come_from_a_run_of_either_framework(
+    framework: str, run: Path, torch_run: Path, tmp_path: Path
+) -> None:
+    file, expected = run / "model.keras", weights_of(run)
+    if framework == "torch":
+        file = torch_run / "checkpoints" / "last.ckpt"
+        expected = to_keras(models.LeNet5.load_from_checkpoint(file)).get_weights()
+    options = [*STANDING_STILL, "--model.initialization", "keras", "--trainer.max_steps", "1"]
+    folder = fit(tmp_path, "--weights", str(file), *options, model="LeNet5")
+    assert_equal(weights_of(folder), expected)
+    assert metrics_of(folder)["weights"]["file"] == str(file)
+
+
+@pytest.mark.parametrize(
+    ("precision", "variables", "computed"),
+    [
+        ("bf16-mixed", "float32", "bfloat16"),
+        pytest.param("64-true", "float64", "float64", marks=pytest.mark.slow),
+    ],
+)
+def test_precision_and_output_are_those_of_the_model_in_later_commands_too(
+    precision: str,
+    variables: str,
+    computed: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = fit(tmp_path, "--trainer.precision", precision, "--output", "softmax")
+    shown = capsys.readouterr()
+    assert f"LinearClassifier's Keras twin on cpu (1 thread), precision {precision}" in shown.out
+    assert "fc1      Dense    kernel (784, 10), bias (10,)    7,850" in shown.out.splitlines()
+    assert shown.err == ""
+    model = load_keras_model(folder / "model.keras")
+    layer, last = model.get_layer("fc1"), model.layers[-1]
+    assert (layer.variable_dtype, layer.compute_dtype) == (variables, computed)
+    assert (type(last).__name__, import_keras().config.floatx()) == ("Softmax", "float32")
+    before = metrics_of(folder)
+    assert (before["precision"], before["output"]) == (precision, "softmax")
+    assert main(["test", "--run", str(folder)]) == 0
+    assert metrics_of(folder) == before
+
+
+REFUSED = {
+    "label_smoothing is 0.1": ["--model.label_smoothing", "0.1"],
+    "dropout_in_evaluation is True": ["--model.dropout_in_evaluation", "true"],
+    "gradient_clip_val 1": ["--trainer.gradient_clip_val", "1"],
+    "accumulate_grad_batches 2": ["--trainer.accumulate_grad_batches", "2"],
+    "2 processes": ["--trainer.devices", "2"],
+    "trainer.precision is bf16-true": ["--trainer.precision", "bf16-true"],
+    "trainer.accelerator is gpu": ["--trainer.accelerator", "gpu"],
+    "weight_decay": ["--model.optimizer", "Adam", "--model.optimizer.weight_decay", "0.1"],
+    "Adadelta": ["--model.optimizer", "Adadelta"],
+    "there is no Keras model": ["--weights", "no/such.keras"],
+    "there is no checkpoint": ["--weights", "no/such.ckpt"],
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_keras_cannot_do_is_refused_by_name(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--framework", "keras", "--trainer.default_root_dir", str(tmp_path / "runs")]
+    options = ["--model", "LinearClassifier", *SHORT, *place, *REFUSED[name]]
+    assert name in refusal(capsys, "fit", *options)
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_a_model_of_another_architecture_or_framework_is_not_measured_as_the_run_s(
+    run: Path, torch_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, before = tmp_path / "other.keras", metrics_of(run)
+    to_keras(models.LinearClassifier()).save(file)
+    message = refusal(capsys, "test", "--run", str(run), "--checkpoint", str(file))
+    assert message.startswith(f"{file} is of another architecture than LeNet5")
+    last = run / "model.keras"
+    message = refusal(capsys, "test", "--run", str(torch_run), "--checkpoint", str(last))
+    assert message.startswith(f"{last} is a Keras model")
+    assert metrics_of(run) == before
+
+
+def test_the_memory_of_gpus_is_limited_before_the_model_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr("digitlab.parity.backend.limit_gpu_memory", calls.append)
+    monkeypatch.setattr("digitlab.parity.keras_module.KerasClassifier", lambda *_: calls[1])
+    limit = ["--trainer.callbacks+=GPUMemoryLimit", "--trainer.callbacks.megabytes", "512"]
+    with pytest.raises(IndexError):  # where the model is made
+        fit(tmp_path, *limit)
+    assert calls == [512]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*/*_keras_recipe*.yaml")), ids=str)
+def test_the_documents_keras_rows_train_in_keras(path: Path, tmp_path: Path) -> None:
+    options = ["--config", str(path), "--data.train_images", "null", "--trainer.max_steps", "2"]
+    if "weights" in yaml.safe_load(path.read_text("utf-8")):
+        torch.save(models.LeNet1(padding="same").state_dict(), tmp_path / "weights.pth")
+        options += ["--weights", str(tmp_path / "weights.pth")]
+    place = ["--framework", "keras", "--trainer.default_root_dir", str(tmp_path)]
+    assert main(["fit", *options, *SHORT, *place]) == 0
+    (folder,) = tmp_path.glob(f"*-{path.stem}-keras/version_0")
+    assert metrics_of(folder)["optimizer_steps"] == 2
+    assert np.isfinite(metrics_of(folder)["train"]["loss"])
