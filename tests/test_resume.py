@@ -11,7 +11,7 @@ import torch
 
 from digitlab import checkpoints, run_folder
 from digitlab.cli import main
-from digitlab.resume import ResumePoint
+from digitlab.resume import ResumePoint, check_resumable
 from digitlab.run_folder import read_metrics
 from tests import commands
 from tests.faults.victims import differences, run
@@ -258,6 +258,12 @@ def test_a_checkpoint_of_weights_alone_is_refused(finished: Path, refused: Any) 
     torch.save({name: content[name] for name in ("state_dict", "hyper_parameters")}, last)
     said = f"{last} is of an older digitlab or of another program, and lacks what resuming needs: "
     assert refused(finished) == f"{said}start a new run, --weights {last}"
+
+
+def test_a_keras_run_may_be_killed_before_its_first_checkpoint(finished: Path) -> None:
+    shutil.rmtree(finished / "checkpoints")
+    (finished / "model.keras").touch()
+    check_resumable(finished)  # only one of version 0.1 is refused, see test_old_runs.py
 
 
 def test_a_missing_run_is_refused(tmp_path: Path, refused: Any) -> None:

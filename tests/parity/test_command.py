@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from digitlab.cli import main
+from digitlab.data import MNISTDataModule
 from digitlab.parity.checks import HEADING, Check
 from digitlab.parity.proof import run_checks
 from tests.commands import config_of, refusal
 from tests.parity.nets import RECIPES, digit_batches, digit_images, make, random_batches
+from tests.tiny import TinyDataModule
 
 command = import_module("digitlab.cli.parity")
 ADAM = "torch.optim.Adam"
@@ -275,6 +277,41 @@ def test_a_bar_is_cleared_before_the_row_of_its_trajectory(
     assert main(options(tmp_path)) == 0
     bars = (["Trajectory in float64, 2", "close", "row"], ["stock Adam, 2", "close", "row"])
     assert events == ["row"] * 6 + bars[0] + ["row"] + bars[1]
+
+
+def test_full_batches_continue_in_the_next_epochs_and_are_the_same_each_time() -> None:
+    torch.manual_seed(3)
+    loader = TinyDataModule(batch_size=60).train_dataloader()
+    batches = command.FullBatches(loader, count=7)
+    first = list(batches)
+    assert [len(labels) for _, labels in first] == [60] * 7  # an epoch's last has 20 images
+    expected = []
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        expected += list(loader)[:3]
+    for _ in range(2):
+        for (ours, _), (theirs, _) in zip(batches, expected[:7], strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_the_images_are_the_configs_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_data: Path
+) -> None:
+    seen: dict[str, torch.Tensor] = {}
+
+    def spy(model: object, batches: Any, images: torch.Tensor, labels: Any, *others: Any) -> Any:
+        seen["images"], seen["labels"] = images, labels
+        seen["batch"] = next(iter(batches))[0]
+        yield Check("seen", 1, 0.0, 0.0)
+
+    monkeypatch.setattr(command, "run_checks", spy)
+    place = ["--trainer.default_root_dir", str(tmp_path), "--data.eval_batch_size", "300"]
+    assert main(["parity", "--config", "configs/mnist/pytorch_example_net.yaml", *place]) == 0
+    data = MNISTDataModule(root=str(real_data), normalization="standard", eval_batch_size=1000)
+    images, labels = next(iter(data.test_dataloader()))
+    assert torch.equal(seen["images"], images)
+    assert torch.equal(seen["labels"], labels)
+    assert seen["batch"].shape == (64, 1, 28, 28)
 
 
 SHIPPED = sorted(Path(__file__).parents[2].glob("configs/*/*.yaml"))
