@@ -3,17 +3,18 @@
 import io
 
 import numpy as np
-import torch.utils.tensorboard  # noqa: F401  # after what keeps TensorFlow out of it
-from sklearn.model_selection import train_test_split  # noqa: F401
 
 import tests.tiny  # noqa: F401
 from digitlab import cli
-from digitlab.callbacks.pictures import draw_images
-from digitlab.callbacks.results import draw_curves
-from digitlab.cli.fit import read_fit
 
 cli._prepare_process()
 
+import torch.utils.tensorboard  # noqa: E402, F401  # after what keeps TensorFlow out of it
+from sklearn.model_selection import train_test_split  # noqa: E402, F401
+
+from digitlab.callbacks.pictures import draw_images  # noqa: E402
+from digitlab.callbacks.results import draw_curves  # noqa: E402
+from digitlab.cli.fit import read_fit  # noqa: E402
 
 draw_images(np.zeros((2, 28, 28), np.uint8), ["0", "1"])
 draw_curves([]).savefig(io.BytesIO())
