@@ -18,8 +18,8 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from digitlab.batches import Batch, Block
 from digitlab.classifier import Classifier
@@ -156,9 +156,10 @@ class KerasClassifier(Classifier):
             self.sums["train"] = RunningScore(self.device)
         sizes = [len(labels) for _, labels in self._batches(batch)]
         rates = [self._advance_schedule() for _ in sizes]
-        images, labels = (tensor.cpu() for tensor in batch[:2])
+        dtype = torch.float64 if self.policy == "float64" else torch.float32
+        images, labels = _channels_last(batch[0].to(dtype)), _to_tensorflow(batch[1])
         with keras_dtype(self.policy):  # which counts while TensorFlow traces the step
-            scores = self._train_steps(_channels_last(images), labels.numpy(), rates, sizes[0])
+            scores = self._train_steps(images, labels, rates, sizes[0])
         self._record_steps(sizes, rates, scores.numpy().tolist())
 
     def _advance_schedule(self) -> float:
@@ -326,7 +327,7 @@ class _CompiledNetwork(KerasNetwork):
     def forward(self, images: Tensor) -> Tensor:
         if self.keras_model.predict_function is None:
             self.keras_model.make_predict_function()
-        outputs = self.keras_model.predict_function([(_channels_last(images.cpu()),)])
+        outputs = self.keras_model.predict_function([(_channels_last(images),)])
         return as_logits(outputs.numpy(), self.gives_probabilities)
 
 
@@ -431,9 +432,16 @@ def _compile_steps(keras_model: Any, policy: Policy, softmax: bool) -> Any:
     return tensorflow.function(train_steps, input_signature=signature, autograph=False)
 
 
-def _channels_last(images: Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = images.permute(0, 2, 3, 1).numpy()
-    return array
+def _channels_last(images: Tensor) -> Any:
+    return _to_tensorflow(images.permute(0, 2, 3, 1))
+
+
+def _to_tensorflow(tensor: Tensor) -> Any:
+    """Hand a tensor to TensorFlow without a copy, which takes 2% of a small network's step."""
+    tensor = tensor.cpu().contiguous()
+    if tensor.data_ptr() % 64:
+        tensor = tensor.clone()  # TensorFlow's kernels need this alignment
+    return import_tensorflow().experimental.dlpack.from_dlpack(to_dlpack(tensor))
 
 
 def _to_tensor(variable: Any) -> Tensor:
