@@ -438,7 +438,7 @@ def _channels_last(images: Tensor) -> Any:
 
 def _to_tensorflow(tensor: Tensor) -> Any:
     """Hand a tensor to TensorFlow without a copy, which takes 2% of a small network's step."""
-    tensor = tensor.cpu().contiguous()
+    tensor = tensor.detach().cpu().contiguous()
     if tensor.data_ptr() % 64:
         tensor = tensor.clone()  # TensorFlow's kernels need this alignment
     return import_tensorflow().experimental.dlpack.from_dlpack(to_dlpack(tensor))
