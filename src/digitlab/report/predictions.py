@@ -1,5 +1,6 @@
 """A network's layers, its predictions of images that it was not trained on, and its mistakes."""
 
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ SHOWN_MISTAKES = 24
 """Four rows of the page."""
 
 
-class Layer(NamedTuple):
+@dataclass(frozen=True)
+class Layer:
     """A layer of the network."""
 
     name: str
@@ -31,7 +33,8 @@ class Layer(NamedTuple):
     count: int  # of its parameters
 
 
-class Mistake(NamedTuple):
+@dataclass(frozen=True)
+class Mistake:
     """A misclassified image."""
 
     index: int  # its position in the split
