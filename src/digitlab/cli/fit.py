@@ -260,8 +260,9 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
         ValueError: Keras cannot do what the settings ask for, or the weights do not fit.
         ImportError: The extra `parity` is not installed.
     """
+    from digitlab.parity.backend import POLICIES, choose_device
     from digitlab.parity.keras_files import load_initial_weights
-    from digitlab.parity.keras_module import POLICIES, KerasClassifier, choose_device
+    from digitlab.parity.keras_module import KerasClassifier
 
     config = cli.config
     precision = str(config.trainer.precision or "32-true")
@@ -347,7 +348,7 @@ def _checkpoints(
     )
     resume: list[Callback] = [ExactResume(cli.dump(), repeat_epoch=allow_changes)]
     if config.framework == "keras":
-        from digitlab.parity.keras_module import KerasFiles
+        from digitlab.parity.keras_files import KerasFiles
 
         resume.append(KerasFiles(folder))
     if config.trainer.limit_val_batches == 0:
