@@ -160,7 +160,7 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     >>> _leaves({"a": {"b": 1, "c": [2]}})
     {'a.b': 1, 'a.c': [2]}
     """
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         leaves |= _leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
