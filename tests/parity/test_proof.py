@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -82,16 +84,17 @@ def test_a_trajectory_in_float32_starts_anew_where_rounding_spoils_it(
         return Check("trajectory", 1, 1e-3 if len(started) < 3 else 1e-7, 1e-5, "most in fc1")
 
     batches = random_batches(7)
+    unused: Any = None  # `spoilt` trains nothing
     monkeypatch.setattr(proof, "trajectory", spoilt)
     model = make("linear")
-    check = proof._in_float32(model, None, batches, None, None, steps=7, seed=0)
+    check = proof._in_float32(model, None, batches, unused, unused, steps=7, seed=0)
     assert check.passed
     assert check.note == "from batch 1 on 1.0e-03; from batch 2 on 1.0e-03; most in fc1"
     assert started == [float(images.mean()) for images, _ in batches[:3]]
     del started[:]
-    check = proof._in_float32(model, None, batches, None, None, steps=6, seed=0)
+    check = proof._in_float32(model, None, batches, unused, unused, steps=6, seed=0)
     assert not check.passed  # 6 batches give two starts
     assert len(started) == 2
-    check = proof._in_float32(model, None, batches, None, None, steps=7, seed=0)
+    check = proof._in_float32(model, None, batches, unused, unused, steps=7, seed=0)
     assert check.note == "most in fc1"
     assert len(started) == 3  # the first of these starts passed, so it is the last
