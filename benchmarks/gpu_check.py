@@ -53,7 +53,7 @@ def main() -> int:
 
 def run_tests(report: Path) -> dict[str, int]:
     """Run the tests marked `gpu`; count them by how they ended."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junitxml={report}"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-m", "gpu", f"--junitxml={report}"]
     subprocess.run(command, check=False)
     suite = ElementTree.parse(report).getroot().find("testsuite")
     assert suite is not None

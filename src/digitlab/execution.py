@@ -234,7 +234,11 @@ class MultiStepModule(LightningModule):
         """Count the steps of a block for Lightning's loggers; step the schedulers of an epoch."""
         # Lightning counts one step per call by itself.
         made = self.global_step - steps_before
-        self.trainer.fit_loop.epoch_loop._batches_that_stepped += made - 1
+        epoch_loop = self.trainer.fit_loop.epoch_loop
+        epoch_loop._batches_that_stepped += made - 1
+        if getattr(self.trainer.train_dataloader, "batches_left", 0):
+            # `max_steps` has cut the epoch's last block short, which Lightning takes for its end.
+            epoch_loop.batch_progress.is_last_batch = False
         if self.trainer.is_last_batch:
             self._step_schedulers("epoch")
 

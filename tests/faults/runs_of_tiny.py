@@ -68,7 +68,7 @@ def kill_before_keras_step(step: int) -> None:
             kill_self()
         original(self, batch, batch_idx)
 
-    KerasClassifier.training_step = count
+    KerasClassifier.training_step = count  # type: ignore[method-assign]
 
 
 def in_call(owner: Any, name: str, number: int, after: bool = False) -> None:

@@ -63,8 +63,10 @@ MOMENTS = {
 }
 
 
-DEFAULT = ("half of a checkpoint was written", "a file was about to be renamed")
-DEFAULT += ("a validation was under way", "metrics were about to be written")
+DEFAULT = (
+    *("half of a checkpoint was written", "a file was about to be renamed"),
+    *("a validation was under way", "metrics were about to be written"),
+)
 
 
 @pytest.mark.parametrize(

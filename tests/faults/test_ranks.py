@@ -49,7 +49,7 @@ def note_images(path: Path) -> None:
                 file.write(f"{json.dumps(indices.tolist())}\n")
         return indices
 
-    EpochSampler.indices = noted  # type: ignore[assignment]
+    EpochSampler.indices = noted  # type: ignore[method-assign]
 
 
 def lose_the_loss(step: int) -> None:

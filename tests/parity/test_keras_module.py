@@ -21,8 +21,8 @@ from digitlab.callbacks import ExactResume
 from digitlab.classifier import Classifier
 from digitlab.parity import twins
 from digitlab.parity.backend import Policy, import_keras, keras_dtype
-from digitlab.parity.keras_files import load_keras_model
-from digitlab.parity.keras_module import KerasClassifier, KerasFiles
+from digitlab.parity.keras_files import KerasFiles, load_keras_model
+from digitlab.parity.keras_module import KerasClassifier
 from tests import tiny
 from tests.fitting import Recording, trainer
 from tests.tiny import TinyDataModule

@@ -1,4 +1,4 @@
-"""Several runs on a page, and runs of which something is missing."""
+"""Several runs on a page, and runs with missing or damaged files."""
 
 import json
 import shutil
@@ -41,12 +41,12 @@ def test_runs_stand_side_by_side_with_the_settings_that_differ(run: Path, tmp_pa
     assert len([table for table in page.every("table") if "Recall" in table.rows[0]]) == 2
 
 
-def test_a_run_that_is_named_twice_is_shown_once(run: Path, tmp_path: Path) -> None:
+def test_a_run_named_twice_is_shown_once(run: Path, tmp_path: Path) -> None:
     page = page_of(run, run / ".." / "version_0", out=tmp_path / "page.html")
     assert len(facts_of(page)["Seed"]) == 1
 
 
-def test_an_unfinished_run_shows_what_there_is(run: Path) -> None:
+def test_an_unfinished_run_is_shown_without_final_figures(run: Path) -> None:
     (run / "metrics.json").unlink()
     page = page_of(run)
     assert "There is no metrics.json: the run has not ended" in page.text
@@ -74,7 +74,7 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(name: str, damage: bytes,
 
 
 @pytest.mark.parametrize("value", [None, "many", [1], {"accuracy": "high"}, -1.5, True])
-def test_entries_of_another_kind_are_left_out(value: object, run: Path) -> None:
+def test_entries_of_a_wrong_type_are_left_out(value: object, run: Path) -> None:
     metrics = dict.fromkeys(metrics_of(run), value)
     (run / "metrics.json").write_text(json.dumps(metrics), "utf-8")
     page = page_of(run)
@@ -82,7 +82,7 @@ def test_entries_of_another_kind_are_left_out(value: object, run: Path) -> None:
     assert page.every("figure")
 
 
-def test_without_the_data_the_page_says_why_and_has_the_rest(
+def test_without_the_data_the_page_gives_the_reason_and_the_rest(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DIGITLAB_DATA", str(tmp_path / "none"))

@@ -4,6 +4,7 @@ import pytest
 
 from digitlab.reproduce.rows import Row, by_experiment, choose, read_rows
 
+ROWS = read_rows()
 DOCUMENTS = {
     "linear": ("mnist/linear", 88.0),
     "A1": ("mnist/mlp512_keras_recipe", 98.4),
@@ -26,34 +27,23 @@ DOCUMENTS = {
 
 
 def test_the_documents_rows_are_those_of_the_inventory_in_its_order() -> None:
-    chosen = choose([], read_rows())
-    assert {
+    shown = {
         row.name: (f"{row.config.parent.name}/{row.config.stem}", row.published_accuracy)
-        for row in chosen
-    } == DOCUMENTS
-    assert [row.name for row in chosen] == list(DOCUMENTS)
-
-
-def test_every_config_is_a_row() -> None:
-    assert {row.config for row in read_rows().values()} == set(Path("configs").glob("*/*.yaml"))
+        for row in choose([], ROWS)
+    }
+    assert [*shown.items()] == [*DOCUMENTS.items()]
+    assert {row.config for row in ROWS.values()} == set(Path("configs").glob("*/*.yaml"))
 
 
 def test_a_row_is_chosen_once_and_whatever_the_case_of_its_name() -> None:
-    rows = read_rows()
-    assert choose(["b3", "digits/lenet5", "B3"], rows) == [rows["B3"], rows["digits/lenet5"]]
-
-
-def test_a_name_that_is_none_gets_the_nearest_one() -> None:
+    assert choose(["b3", "digits/lenet5", "B3"], ROWS) == [ROWS["B3"], ROWS["digits/lenet5"]]
     with pytest.raises(ValueError, match="there is no row B1_published: did you mean B1_as_publ"):
-        choose(["B1_published"], read_rows())
+        choose(["B1_published"], ROWS)
 
 
-def test_a_folder_without_configs_is_refused(tmp_path: Path) -> None:
+def test_rows_need_configs_of_different_names(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there are no configs in .*: call it where digitlab"):
         read_rows(tmp_path)
-
-
-def test_two_configs_cannot_be_the_same_row(tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()
     for name in ("one", "two"):
         (tmp_path / "mnist" / f"{name}.yaml").write_text("# B1: A network.\nmodel: MLP\n")
@@ -61,52 +51,39 @@ def test_two_configs_cannot_be_the_same_row(tmp_path: Path) -> None:
         read_rows(tmp_path)
 
 
-def test_a_recipe_is_of_the_settings_and_not_of_the_comments(tmp_path: Path) -> None:
-    config = tmp_path / "a.yaml"
-    digests = []
-    for text in ("model: MLP\n", "# other words\nmodel:   MLP\n", "model: LeNet5\n"):
-        config.write_text(text)
-        digests.append(Row("a", config).recipe)
-    assert digests[0] == digests[1] != digests[2]
-
-
-def test_dropout_in_evaluation_is_for_torch_alone() -> None:
-    rows = read_rows()
-    assert rows["B1_as_published"].frameworks == ("torch",)
-    assert rows["B1"].frameworks == ("torch", "keras")
-
-
-def test_five_epochs_more_go_on_from_their_first_five() -> None:
-    rows = read_rows()
-    assert rows["B11"].after == rows["B10"].config
-    assert [row.name for row in rows.values() if row.after] == ["B11"]
-
-
-def test_settings_of_speed_make_no_other_recipe(tmp_path: Path) -> None:
+def test_a_recipe_is_of_the_settings_but_not_of_comments_and_speed(tmp_path: Path) -> None:
     adam = "    optimizer:\n      class_path: Adam\n      init_args:\n        lr: 0.01\n"
     texts = {
         "bare": "model: MLP\n",
+        "commented": "# other words\nmodel:   MLP\n",
         "class": "model:\n  class_path: MLP\n",
         "fast": "model:\n  class_path: MLP\n  init_args:\n    steps_per_execution: 8\n",
         "adam": f"model:\n  class_path: MLP\n  init_args:\n{adam}",
         "fused": f"model:\n  class_path: MLP\n  init_args:\n{adam}        fused: true\n",
-        "other": "model:\n  class_path: MLP\n  init_args:\n    dropout: 0.1\n",
+        "dropout": "model:\n  class_path: MLP\n  init_args:\n    dropout: 0.1\n",
+        "other": "model: LeNet5\n",
     }
     for name, text in texts.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     recipe = {name: Row(name, tmp_path / f"{name}.yaml").recipe for name in texts}
-    assert recipe["bare"] == recipe["class"] == recipe["fast"]
+    assert recipe["bare"] == recipe["commented"] == recipe["class"] == recipe["fast"]
     assert recipe["adam"] == recipe["fused"]
-    assert len({recipe["bare"], recipe["adam"], recipe["other"]}) == 3
+    assert len({*recipe.values()}) == 4
 
 
 def test_what_keras_cannot_train_is_a_row_of_pytorch_alone() -> None:
-    alone = {name for name, row in read_rows().items() if row.frameworks == ("torch",)}
+    alone = {name for name, row in ROWS.items() if row.frameworks == ("torch",)}
     assert alone == {"B1_as_published", "B5_as_published", "mnist/fast99"}
+    assert ROWS["B1"].frameworks == ("torch", "keras")
+
+
+def test_five_more_epochs_continue_the_first_five() -> None:
+    assert ROWS["B11"].after == ROWS["B10"].config
+    assert [row.name for row in ROWS.values() if row.after] == ["B11"]
 
 
 def test_an_experiment_is_a_run_of_the_documents_or_a_config_or_all_of_the_digits() -> None:
-    experiments = {name: [*rows] for name, rows in by_experiment(read_rows()).items()}
+    experiments = {name: [*rows] for name, rows in by_experiment(ROWS).items()}
     assert experiments["B3"] == ["B3"]
     assert experiments["B5"] == ["B5", "B5_as_published"]
     assert experiments["fast99"] == ["mnist/fast99"]

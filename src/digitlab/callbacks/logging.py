@@ -113,7 +113,9 @@ class ProgressBar(TQDMProgressBar):
         """Show how many batches are done; of blocks, the loader counts them."""
         if isinstance(batch, Block) and isinstance(loader := trainer.train_dataloader, ImageLoader):
             batch_idx = loader.state_dict()["batches"] - 1
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._should_update(batch_idx + 1, 0):
+            self.train_progress_bar.n = batch_idx + 1
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))  # draws
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear the bar, which makes room for the epoch's line."""

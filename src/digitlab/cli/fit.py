@@ -15,25 +15,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from digitlab import callbacks as cb
 from digitlab import files, run_folder
-from digitlab.callbacks import (
-    BestCheckpoint,
-    ConfusionMatrix,
-    ExactResume,
-    FinalEvaluation,
-    FiniteLoss,
-    FirstLayerKernels,
-    GPUMemoryLimit,
-    History,
-    LastCheckpoint,
-    ModelGraph,
-    PrintEpoch,
-    Projector,
-    SaveConfig,
-    SaveFigures,
-    Throughput,
-    WorstMistakes,
-)
 from digitlab.callbacks.results import describe_device
 from digitlab.checkpoints import AtomicCheckpointIO, load_weights, sha256
 from digitlab.classifier import Classifier
@@ -47,7 +30,7 @@ from digitlab.distributed import (
     watch_ranks,
 )
 from digitlab.errors import InputError, RunError, reading_input
-from digitlab.resume import ResumePoint, check_resumable, find_resume_point
+from digitlab.resume import ResumePoint, find_resume_point
 from digitlab.signals import Interrupted, StopSignals
 
 RunName = restricted_string_type(
@@ -68,58 +51,46 @@ class FitCLI(RunCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that only training has."""
-        parser.add_argument(
-            "--framework",
-            type=Literal["torch", "keras"],
-            default="torch",
-            help="Train the network in PyTorch, or its Keras twin in Keras.",
-        )
-        parser.add_argument(
-            "--output",
-            type=Literal["logits", "softmax"],
-            default="logits",
-            help="With --framework keras: end in logits, or as document A writes its Keras "
-            "network: in a softmax, with the cross-entropy of clipped probabilities.",
-        )
-        parser.add_argument(
-            "--name",
-            type=RunName | None,
-            default=None,
-            help="Name of the run: its folder is <data set>-<name> under trainer.default_root_dir. "
-            "Default: the first config's.",
-        )
-        parser.add_argument(
-            "--weights",
-            type=str | None,
-            default=None,
-            help="Checkpoint or state dict to take the initial weights, and nothing else, from.",
-        )
-        parser.add_argument(
-            "--run",
-            type=str | None,
-            default=None,
-            help="Resume this run, a folder or latest, with its settings. A larger "
-            "trainer.max_epochs lengthens it.",
-        )
-        parser.add_argument(
-            "--allow_changes",
-            type=bool,
-            default=False,
-            help="With --run: accept settings that change the result. An unfinished epoch starts "
-            "over, with the weights so far.",
-        )
-        parser.add_argument(
-            "--checkpoint_every_n_steps",
-            type=PositiveInt | None,
-            default=None,
-            help="Optimizer steps between two checkpoints inside an epoch. Default: none.",
-        )
-        parser.add_argument(
-            "--checkpoint_every_n_minutes",
-            type=NonNegativeFloat | None,
-            default=1.0,
-            help="Minutes between two checkpoints inside an epoch; null for none.",
-        )
+        options: list[tuple[str, Any, Any, str]] = [
+            (
+                *("framework", Literal["torch", "keras"], "torch"),
+                "Train the network in PyTorch, or its Keras twin in Keras.",
+            ),
+            (
+                *("output", Literal["logits", "softmax"], "logits"),
+                "With --framework keras: end in logits, or as document A writes its Keras network: "
+                "in a softmax, with the cross-entropy of clipped probabilities.",
+            ),
+            (
+                *("name", RunName | None, None),
+                "Name of the run: its folder is <data set>-<name> under trainer.default_root_dir. "
+                "Default: the first config's.",
+            ),
+            (
+                *("weights", str | None, None),
+                "Checkpoint or state dict to take the initial weights, and nothing else, from.",
+            ),
+            (
+                *("run", str | None, None),
+                "Resume this run, a folder or latest, with its settings. A larger "
+                "trainer.max_epochs lengthens it.",
+            ),
+            (
+                *("allow_changes", bool, False),
+                "With --run: accept settings that change the result. An unfinished epoch starts "
+                "over, with the weights so far.",
+            ),
+            (
+                *("checkpoint_every_n_steps", PositiveInt | None, None),
+                "Optimizer steps between two checkpoints inside an epoch. Default: none.",
+            ),
+            (
+                *("checkpoint_every_n_minutes", NonNegativeFloat | None, 1.0),
+                "Minutes between two checkpoints inside an epoch; null for none.",
+            ),
+        ]
+        for name, kind, default, text in options:
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and name a run that has no name after its config or its network."""
@@ -159,7 +130,7 @@ def run(name: str, help: str, options: list[str]) -> int:
             if start.finished:
                 print_rank_zero(f"{folder} is finished: {start.finished}")
                 return 0
-            throughput = Throughput()
+            throughput = cb.Throughput()
             with throughput.time("data"):
                 cli.datamodule.setup("fit")
             check_together(cli.model, cli.datamodule)
@@ -201,7 +172,6 @@ def read_fit(name: str, options: list[str], help: str = "") -> tuple[FitCLI, Pat
             return cli, None
         given = [str(folder)]
     folder = run_folder.find_run(given[-1])
-    check_resumable(folder)
     cli = FitCLI(name, others, (folder / "config.yaml").read_text("utf-8"), help)
     check_settings(cli)
     return cli, folder
@@ -262,9 +232,9 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
         ValueError: Keras cannot do what the settings ask for, or the weights do not fit.
         ImportError: The extra `parity` is not installed.
     """
-    from digitlab.parity.backend import limit_gpu_memory
+    from digitlab.parity.backend import POLICIES, choose_device, limit_gpu_memory
     from digitlab.parity.keras_files import load_initial_weights
-    from digitlab.parity.keras_module import POLICIES, KerasClassifier, choose_device
+    from digitlab.parity.keras_module import KerasClassifier
 
     config = cli.config
     precision = str(config.trainer.precision or "32-true")
@@ -276,7 +246,7 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
         )
     cli.device, cli.precision = choose_device(config.trainer.accelerator), precision
     for callback in _as_list(cli.config_init.trainer.callbacks):
-        if isinstance(callback, GPUMemoryLimit):
+        if isinstance(callback, cb.GPUMemoryLimit):
             limit_gpu_memory(callback.megabytes)
     if weights:
         load_initial_weights(cli.model, Path(weights))
@@ -287,7 +257,7 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
 def make_trainer(
     cli: RunCLI,
     folder: Path,
-    throughput: Throughput,
+    throughput: cb.Throughput,
     weights: dict[str, str] | None,
     start: ResumePoint,
     allow_changes: bool = False,
@@ -303,74 +273,55 @@ def make_trainer(
         allow_changes: Whether a resumed run may have other settings than it had.
     """
     settings = cli.config.trainer
-    history = History(folder / "history.csv")
-    finite = FiniteLoss()
+    history, finite = cb.History(folder / "history.csv"), cb.FiniteLoss()
     callbacks = [
-        throughput,
-        history,
-        PrintEpoch(history),
-        SaveConfig(folder / "config.yaml", cli.dump()),
-        SaveFigures(folder, history),
-        *(ConfusionMatrix(), WorstMistakes(), FirstLayerKernels(), ModelGraph(), Projector()),
-        FinalEvaluation(folder, throughput, weights),  # the last to act: then a run is finished
+        *(throughput, history, cb.PrintEpoch(history)),
+        cb.SaveConfig(folder / "config.yaml", cli.dump()),
+        cb.SaveFigures(folder, history),
+        *(cb.ConfusionMatrix(), cb.WorstMistakes(), cb.FirstLayerKernels()),
+        *(cb.ModelGraph(), cb.Projector()),
+        cb.FinalEvaluation(folder, throughput, weights),  # the last to act: then a run is finished
         finite,
     ]
     if settings.enable_checkpointing is not False:
         callbacks += _checkpoints(cli, folder, finite, allow_changes)
     plugins = [*_as_list(settings.plugins), AtomicCheckpointIO()]
-    if settings.logger not in (None, True):
-        # With the user's own logger, or none.
+    if settings.logger not in (None, True):  # the user's own logger, or none
         return cli.instantiate_trainer(*callbacks, plugins=plugins)
     # A run that was killed had logged steps after its checkpoint, and logs them again.
-    logger = make_logger(folder, purge_step=start.step if start.resumed else None)
+    purge_step = start.step if start.resumed else None
+    # `FinalEvaluation` logs the hyper-parameters with the final metrics.
+    logger = TensorBoardLogger(folder, "", "", default_hp_metric=False, purge_step=purge_step)
+    # Lightning writes hyper-parameters to this file unless it exists; by then this one does.
+    logger.NAME_HPARAMS_FILE = "config.yaml"
     return cli.instantiate_trainer(*callbacks, logger=logger, plugins=plugins)
 
 
-def make_logger(folder: Path, purge_step: int | None = None) -> TensorBoardLogger:
-    """Make the logger that writes a run's events into its folder.
-
-    Args:
-        folder: The run folder.
-        purge_step: TensorBoard drops earlier events from this step (from 0) on; none by default.
-    """
-    # `FinalEvaluation` logs the hyper-parameters with the final metrics; Lightning's default logs a
-    # metric of -1.
-    logger = TensorBoardLogger(
-        folder, name="", version="", default_hp_metric=False, purge_step=purge_step
-    )
-    # Lightning writes hyper-parameters to this file unless it exists; by then this one does.
-    logger.NAME_HPARAMS_FILE = "config.yaml"
-    return logger
+def _as_list(given: Any) -> list[Any]:
+    return [] if given is None else given if isinstance(given, list) else [given]
 
 
 def _checkpoints(
-    cli: RunCLI, folder: Path, finite: FiniteLoss, allow_changes: bool
+    cli: RunCLI, folder: Path, finite: cb.FiniteLoss, allow_changes: bool
 ) -> list[Callback]:
-    config = cli.config
-    checkpoints = folder / "checkpoints"
-    last = LastCheckpoint(
-        checkpoints, finite, config.checkpoint_every_n_steps, config.checkpoint_every_n_minutes
-    )
-    resume: list[Callback] = [ExactResume(cli.dump(), repeat_epoch=allow_changes)]
+    config, where = cli.config, folder / "checkpoints"
+    every = (config.checkpoint_every_n_steps, config.checkpoint_every_n_minutes)
+    callbacks: list[Callback] = [cb.ExactResume(cli.dump(), repeat_epoch=allow_changes)]
     if config.framework == "keras":
-        from digitlab.parity.keras_module import KerasFiles
+        from digitlab.parity.keras_files import KerasFiles
 
-        resume.append(KerasFiles(folder))
-    if config.trainer.limit_val_batches == 0:
-        return [*resume, last]
-    best = BestCheckpoint(
-        dirpath=checkpoints,
-        filename="best",
-        monitor="val/accuracy",
-        mode="max",
-        save_on_train_epoch_end=False,  # but after each validation
-        enable_version_counter=False,  # a checkpoint takes its predecessor's name and place
-    )
-    return [*resume, best, last]
-
-
-def _as_list(given: Any) -> list[Any]:
-    return [] if given is None else list(given) if isinstance(given, list) else [given]
+        callbacks.append(KerasFiles(folder))
+    if config.trainer.limit_val_batches != 0:
+        best = cb.BestCheckpoint(
+            dirpath=where,
+            filename="best",
+            monitor="val/accuracy",
+            mode="max",
+            save_on_train_epoch_end=False,  # but after each validation
+            enable_version_counter=False,  # a checkpoint replaces the one before
+        )
+        callbacks.append(best)
+    return [*callbacks, cb.LastCheckpoint(where, finite, *every)]
 
 
 def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
@@ -400,7 +351,9 @@ def report_interruption(folder: Path, trainer: Trainer, start: ResumePoint) -> I
         yield
     except (Interrupted, FloatingPointError, RunError) as error:
         steps = (
-            it.saved_step for it in trainer.checkpoint_callbacks if isinstance(it, LastCheckpoint)
+            it.saved_step
+            for it in trainer.checkpoint_callbacks
+            if isinstance(it, cb.LastCheckpoint)
         )
         saved = max([start.step, *steps])
         last = folder / run_folder.LAST
@@ -428,7 +381,7 @@ def print_next_steps(folder: Path, events: Path | None) -> None:
 def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
     signals = StopSignals(trainer)
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, LastCheckpoint):
+        if isinstance(callback, cb.LastCheckpoint):
             callback.signals = signals
     if start.trained:
         trainer.fit_loop.run = partial(_end_only, trainer, signals)  # type: ignore[method-assign]

@@ -143,6 +143,11 @@ class ImageLoader:
         whole = math.ceil(len(self.sampler) / self.batch_size)
         return whole if self._limit is None else min(whole, self._limit)
 
+    @property
+    def batches_left(self) -> int:
+        """Number of batches that are not served yet in this epoch."""
+        return self.batches - self.state_dict()["batches"]
+
     def __len__(self) -> int:
         """Number of batches, or of blocks, that an iteration over a whole epoch yields."""
         return math.ceil(self.batches / self.steps_per_execution)

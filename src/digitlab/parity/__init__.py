@@ -5,9 +5,10 @@ does.
 
 - Models: `backend` imports TensorFlow and Keras, `twins` builds the Keras twins, `weights` converts
   weights, `optimizers` has Keras's optimizers in PyTorch, `keras_files` loads and saves models.
+- Training: `keras_module` makes a twin a LightningModule.
 - The proof: `checks` compares parameters, logits and gradients, `trajectory` whole trainings;
-  `pair` compares any two models, and finds the first layer that differs.
-- Commands: `command` is `digitlab parity`, `convert` is `digitlab convert`.
+  `proof` makes all of these checks for a model and its twin. `pair` compares any two models, and
+  finds the first layer that differs.
 """
 
 from digitlab.parity.backend import import_keras, keras_dtype

@@ -16,6 +16,14 @@ from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 Policy = Literal["float32", "float64", "mixed_float16", "mixed_bfloat16"]
 
+POLICIES: dict[str, Policy] = {
+    "32-true": "float32",
+    "64-true": "float64",
+    "16-mixed": "mixed_float16",
+    "bf16-mixed": "mixed_bfloat16",
+}
+"""Keras's dtype policy for each of Lightning's precisions."""
+
 
 def import_keras() -> Any:
     """Import Keras on TensorFlow, and return the module `keras`.
@@ -104,9 +112,41 @@ def limit_gpu_memory(megabytes: int) -> None:
             ) from error
 
 
+def choose_device(accelerator: str) -> str:
+    """Let TensorFlow use the device that the trainer's setting names, and describe it.
+
+    To be called before the first model is made.
+
+    Raises:
+        ValueError: A GPU is asked for, and TensorFlow finds none.
+    """
+    config = import_tensorflow().config
+    gpus = config.list_physical_devices("GPU")
+    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+        raise ValueError(f"trainer.accelerator is {accelerator}: TensorFlow has cpu and gpu")
+    if accelerator in ("gpu", "cuda") and not gpus:
+        raise ValueError(
+            f"trainer.accelerator is {accelerator}: TensorFlow finds no GPU on this machine; leave "
+            "configs/gpu.yaml out, or set --trainer.accelerator auto"
+        )
+    if gpus and accelerator == "cpu":
+        config.set_visible_devices([], "GPU")
+    return describe_device()
+
+
+def describe_device() -> str:
+    """Name the device that TensorFlow uses: a GPU's model, or its number of threads on the CPU."""
+    config = import_tensorflow().config
+    for gpu in config.get_visible_devices("GPU"):
+        name: str = config.experimental.get_device_details(gpu).get("device_name", "GPU")
+        return name
+    threads = config.threading.get_intra_op_parallelism_threads() or torch.get_num_threads()
+    return f"cpu ({threads} thread{'' if threads == 1 else 's'})"
+
+
 def to_tensorflow(tensor: Tensor) -> Any:
     """Hand a tensor to TensorFlow without a copy, which takes 2% of a small network's step."""
-    tensor = tensor.cpu().contiguous()
+    tensor = tensor.detach().cpu().contiguous()
     if tensor.data_ptr() % 64:
         tensor = tensor.clone()  # TensorFlow's kernels need this alignment
     return import_tensorflow().experimental.dlpack.from_dlpack(to_dlpack(tensor))

@@ -7,11 +7,13 @@ from zipfile import is_zipfile
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from digitlab.checkpoints import load_weights
 from digitlab.classifier import Classifier
+from digitlab.files import atomic_write
 from digitlab.parity.backend import import_keras, to_tensorflow
 from digitlab.parity.weights import build_twin, load_keras_weights
 
@@ -147,3 +149,46 @@ def load_initial_weights(model: Classifier, path: Path) -> None:
         ValueError: As for `load_from_keras` and `digitlab.checkpoints.load_weights`.
     """
     (load_from_keras if path.suffix in SUFFIXES else load_weights)(model, path)
+
+
+class KerasFiles(Callback):
+    """Writes `model.keras` after each epoch, and `checkpoints/best.keras` when it is the best.
+
+    The best has the highest validation accuracy so far, the first of equal ones.
+
+    Args:
+        folder: The run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._best = -1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the best accuracy so far, for a checkpoint."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume from a checkpoint."""
+        self._best = state_dict["best"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the best."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        assert isinstance(pl_module, Classifier)
+        accuracy = pl_module.epoch_score("val")["accuracy"]
+        if accuracy > self._best:
+            self._best = accuracy
+            best = self.folder / "checkpoints" / "best.keras"
+            best.parent.mkdir(exist_ok=True)
+            _save(pl_module, best)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the last."""
+        _save(pl_module, self.folder / "model.keras")
+
+
+def _save(module: Any, path: Path) -> None:
+    with atomic_write(path) as beside:
+        module.network.keras_model.save(beside)

@@ -6,12 +6,11 @@ Touches private parts of Lightning 2.6: the optimizer's step counters, in `_reco
 import random
 from collections.abc import Iterator
 from inspect import getattr_static
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     StochasticWeightAveraging,
@@ -24,9 +23,10 @@ from digitlab.batches import Batch, Block
 from digitlab.classifier import Classifier
 from digitlab.data.loader import run_seed
 from digitlab.execution import overrides
-from digitlab.files import atomic_write
 from digitlab.parity.backend import (
+    POLICIES,
     Policy,
+    describe_device,
     import_keras,
     import_tensorflow,
     keras_dtype,
@@ -37,14 +37,6 @@ from digitlab.parity.keras_files import KerasNetwork, channels_last
 from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.weights import LAYOUTS, build_twin, keras_layers, to_keras
 from digitlab.scores import RunningScore
-
-POLICIES: dict[str, Policy] = {
-    "32-true": "float32",
-    "64-true": "float64",
-    "16-mixed": "mixed_float16",
-    "bf16-mixed": "mixed_bfloat16",
-}
-"""Keras's dtype policy for each of Lightning's precisions."""
 
 _GRADIENT_HOOKS = (
     *("on_before_zero_grad", "on_before_backward", "on_after_backward"),
@@ -225,12 +217,7 @@ class KerasClassifier(Classifier):
     def run_details(self) -> dict[str, str]:
         """What metrics.json stores of TensorFlow's side: precision, device and output."""
         (precision,) = (name for name, policy in POLICIES.items() if policy == self.policy)
-        return {"precision": precision, "device": _describe_device(), "output": self.output}
-
-    def save(self, path: Path) -> None:
-        """Write the Keras model to a `.keras` file, whole or not at all."""
-        with atomic_write(path) as beside:
-            self.keras_model.save(beside)
+        return {"precision": precision, "device": describe_device(), "output": self.output}
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield copies of the trained weights, in Keras's layout, named as `conv1/kernel`."""
@@ -280,77 +267,6 @@ class KerasClassifier(Classifier):
         signature = tensorflow.TensorSpec(given.shape, given.dtype, name="images")
         compute = tensorflow.function(lambda images: self.keras_model(images, training=False))
         return compute.get_concrete_function(signature).graph.as_graph_def()
-
-
-class KerasFiles(Callback):
-    """Writes `model.keras` after each epoch, and `checkpoints/best.keras` when it is the best.
-
-    The best has the highest validation accuracy so far, the first of equal ones.
-
-    Args:
-        folder: The run folder.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._best = -1.0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Give the best accuracy so far, for a checkpoint."""
-        return {"best": self._best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume from a checkpoint."""
-        self._best = state_dict["best"]
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the best."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        assert isinstance(pl_module, KerasClassifier)
-        accuracy = pl_module.epoch_score("val")["accuracy"]
-        if accuracy > self._best:
-            self._best = accuracy
-            best = self.folder / "checkpoints" / "best.keras"
-            best.parent.mkdir(exist_ok=True)
-            pl_module.save(best)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last."""
-        assert isinstance(pl_module, KerasClassifier)
-        pl_module.save(self.folder / "model.keras")
-
-
-def choose_device(accelerator: str) -> str:
-    """Let TensorFlow use the device that the trainer's setting names, and describe it.
-
-    To be called before the first model is made.
-
-    Raises:
-        ValueError: A GPU is asked for, and TensorFlow finds none.
-    """
-    config = import_tensorflow().config
-    gpus = config.list_physical_devices("GPU")
-    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
-        raise ValueError(f"trainer.accelerator is {accelerator}: TensorFlow has cpu and gpu")
-    if accelerator in ("gpu", "cuda") and not gpus:
-        raise ValueError(
-            f"trainer.accelerator is {accelerator}: TensorFlow finds no GPU on this machine; leave "
-            "configs/gpu.yaml out, or set --trainer.accelerator auto"
-        )
-    if gpus and accelerator == "cpu":
-        config.set_visible_devices([], "GPU")
-    return _describe_device()
-
-
-def _describe_device() -> str:
-    """Name the device that TensorFlow uses: a GPU's model, or its number of threads on the CPU."""
-    config = import_tensorflow().config
-    for gpu in config.get_visible_devices("GPU"):
-        name: str = config.experimental.get_device_details(gpu).get("device_name", "GPU")
-        return name
-    threads = config.threading.get_intra_op_parallelism_threads() or torch.get_num_threads()
-    return f"cpu ({threads} thread{'' if threads == 1 else 's'})"
 
 
 def _compile_twin(

@@ -1,5 +1,6 @@
 """A network's layers, its predictions of images that it was not trained on, and its mistakes."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ SHOWN_MISTAKES = 24
 """Four rows of the page."""
 
 
-class Layer(NamedTuple):
+@dataclass(frozen=True)
+class Layer:
     """A layer of the network."""
 
     name: str
@@ -27,7 +29,8 @@ class Layer(NamedTuple):
     count: int  # of its parameters
 
 
-class Mistake(NamedTuple):
+@dataclass(frozen=True)
+class Mistake:
     """A misclassified image."""
 
     index: int  # its position in the split

@@ -1,7 +1,7 @@
 """Effects and interactions of a grid's factors, as numbers, Markdown tables and a figure."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,7 +198,7 @@ def draw_effects(measured: Measured) -> Figure:
 
 
 def _draw_bars(axes: Axes, measured: Measured) -> None:
-    kinds = [
+    kinds: list[tuple[str, Callable[[int], Values], str, str, float]] = [
         (f"alone, from {measured.first}", measured.alone, "o", BLUE, -0.13),
         ("averaged over the others", measured.average, "s", ORANGE, 0.13),
     ]

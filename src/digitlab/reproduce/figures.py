@@ -254,8 +254,8 @@ def _draw_mean_curve(
         return
     epochs, style = sorted(at), STYLES[framework]
     means = [summarize(at[epoch]).mean for epoch in epochs]
-    options = {"color": style.color, "marker": style.marker, "ms": 3.5, "label": label} | options
-    axes.plot(epochs, means, **options)
+    look: dict[str, Any] = {"color": style.color, "marker": style.marker, "ms": 3.5}
+    axes.plot(epochs, means, label=label, **(look | options))
     if len(curves) > 1:
         low, high = zip(*(band(at[epoch]) for epoch in epochs), strict=True)
         axes.fill_between(epochs, low, high, color=style.color, alpha=0.2, linewidth=0)
@@ -293,8 +293,8 @@ def _handle(label: str, **options: Any) -> Line2D:
 
 
 def _add_legend(figure: Figure, handles: list[Line2D], columns: int) -> None:
-    where = "outside lower center"
-    figure.legend(handles=handles, loc=where, ncols=columns, fontsize=8, frameon=False)
+    options: dict[str, Any] = {"ncols": columns, "fontsize": 8, "frameon": False}
+    figure.legend(handles=handles, loc="outside lower center", **options)
 
 
 def _make_figure(width: float, height: float) -> Figure:
