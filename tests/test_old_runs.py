@@ -126,6 +126,7 @@ def test_an_old_keras_run_is_refused_because_it_has_no_checkpoint_to_resume_from
     assert str(folder) in shown
     assert "Keras" in shown
     assert "no checkpoint" in shown
+    assert f"--framework keras --weights {folder / 'model.keras'}" in shown
     assert sorted(folder.rglob("*")) == before
 
 

@@ -15,6 +15,13 @@ from torch import Tensor
 from digitlab import files
 from digitlab.classifier import Classifier
 
+_RENAMED_CALLBACKS = {
+    "Results": "FinalEvaluation",
+    "StepCheckpoint": "BestCheckpoint",
+    "Stopwatch": "Throughput",
+}
+"""Callbacks by their names in version 0.1, under which its checkpoints hold their states."""
+
 
 def read_checkpoint(path: Path) -> Any:
     """Read a file of `torch.save`, tensors on the CPU, without running any code in it.
@@ -93,7 +100,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read a checkpoint of tensors and plain values, as `read_checkpoint` does."""
         checkpoint: dict[str, Any] = read_checkpoint(Path(path))
+        checkpoint["callbacks"] = {
+            _current_key(key): state for key, state in checkpoint.get("callbacks", {}).items()
+        }
         return checkpoint
+
+
+def _current_key(key: str) -> str:
+    """Give the key of a callback's state in a checkpoint: its class's name, then its settings.
+
+    >>> _current_key("StepCheckpoint{'mode': 'max'}")
+    "BestCheckpoint{'mode': 'max'}"
+    """
+    name, brace, settings = key.partition("{")
+    return _RENAMED_CALLBACKS.get(name, name) + brace + settings
 
 
 def load_weights(model: Classifier, path: Path) -> None:

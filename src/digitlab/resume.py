@@ -69,6 +69,21 @@ class ResumePoint:
         return "Starting over: nothing was saved"
 
 
+def check_resumable(folder: Path) -> None:
+    """Refuse a Keras run of version 0.1, before the folder is locked, which leaves a file there.
+
+    Raises:
+        ValueError: It is one: it has no checkpoint, and its config.yaml names no framework.
+    """
+    model = folder / run_folder.CHECKPOINTS["keras"]["last"]
+    config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    if "framework" not in config and model.exists() and not (folder / run_folder.LAST).exists():
+        raise ValueError(
+            f"{folder} is a Keras run of an older digitlab and has no checkpoint to resume from: "
+            f"start a new run, --framework keras --weights {model}"
+        )
+
+
 def find_resume_point(folder: Path, settings: str, allow_changes: bool = False) -> ResumePoint:
     """Choose where to resume a run: its last checkpoint, the one before, or its beginning.
 
@@ -78,8 +93,8 @@ def find_resume_point(folder: Path, settings: str, allow_changes: bool = False) 
         allow_changes: Accept any changed settings but those of optimizer and scheduler.
 
     Raises:
-        ValueError: A setting differs from the run's, the run is past a limit already, or there is
-            no checkpoint to resume from.
+        ValueError: A setting differs from the run's, the run is past a limit already, or it keeps
+            no checkpoints.
         OSError: A checkpoint cannot be read.
     """
     ours = yaml.safe_load(settings)
@@ -87,11 +102,6 @@ def find_resume_point(folder: Path, settings: str, allow_changes: bool = False) 
         raise ValueError(f"{folder} keeps no checkpoints to resume from: start a new run")
     path, content = _read_last(folder)
     if path is None:
-        if (model := folder / run_folder.CHECKPOINTS["keras"]["last"]).exists():
-            raise ValueError(
-                f"{folder} is a Keras run of an older digitlab, without a checkpoint to resume "
-                f"from: start a new run, --framework keras --weights {model}"
-            )
         theirs = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
         _check_same(ours, theirs, folder, allow_changes)
         return ResumePoint(resumed=True)

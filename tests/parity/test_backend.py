@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 from digitlab.parity import backend
-from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
+from digitlab.parity.backend import (
+    import_keras,
+    import_tensorflow,
+    keras_dtype,
+    limit_gpu_memory,
+)
 
 Process = subprocess.CompletedProcess[str]
 
@@ -54,7 +59,7 @@ def test_importing_the_package_and_its_modules_imports_neither_tensorflow_nor_ke
     door: Process,
 ) -> None:
     shown = json.loads(door.stdout)
-    assert {"backend", "twins", "weights", "proof"} <= set(shown["modules"])
+    assert {"backend", "twins", "weights", "keras_module"} <= set(shown["modules"])
     assert shown["before"] == []
 
 
@@ -200,3 +205,57 @@ def test_the_dtype_is_restored_also_after_an_error() -> None:
         with pytest.raises(ValueError, match="float63"), keras_dtype("float63"):  # type: ignore[arg-type]
             pass
         assert dtype_state() == ("float64", "float64")
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Two GPUs, by a stand-in for TensorFlow's `config` that notes its calls, in order."""
+    calls: list[tuple[Any, ...]] = []
+    config: Any = SimpleNamespace(
+        calls=calls,
+        names=["first", "second"],
+        list_physical_devices=lambda kind: config.names if kind == "GPU" else ["CPU:0"],
+        threading=SimpleNamespace(set_intra_op_parallelism_threads=lambda count: None),
+        experimental=SimpleNamespace(
+            set_memory_growth=lambda gpu, grows: calls.append((gpu, "grows", grows))
+        ),
+        LogicalDeviceConfiguration=lambda *, memory_limit: memory_limit,
+        set_logical_device_configuration=lambda gpu, limits: calls.append((gpu, *limits)),
+    )
+    monkeypatch.setattr(import_tensorflow(), "config", config)
+    return config
+
+
+def test_the_import_lets_the_memory_of_every_gpu_grow(gpus: Any) -> None:
+    go_through_the_door()
+    assert gpus.calls == [("first", "grows", True), ("second", "grows", True)]
+
+
+def test_every_gpu_is_limited_once_its_memory_no_longer_grows(gpus: Any) -> None:
+    limit_gpu_memory(1024)
+    assert gpus.calls == [
+        *[("first", "grows", False), ("first", 1024)],
+        *[("second", "grows", False), ("second", 1024)],
+    ]
+
+
+@pytest.mark.parametrize("megabytes", [0, -1])
+def test_a_limit_below_one_megabyte_is_refused(gpus: Any, megabytes: int) -> None:
+    with pytest.raises(ValueError, match=f"^megabytes is {megabytes}: it must be at least 1$"):
+        limit_gpu_memory(megabytes)
+    assert gpus.calls == []
+
+
+def test_a_limit_that_comes_too_late_is_refused(gpus: Any) -> None:
+    def refuse(*args: object) -> None:
+        raise RuntimeError("the devices are initialized")
+
+    gpus.set_logical_device_configuration = refuse
+    with pytest.raises(ValueError, match=r"megabytes is 5, .* before the first model is made"):
+        limit_gpu_memory(5)
+
+
+def test_without_a_gpu_there_is_nothing_to_limit(gpus: Any) -> None:
+    gpus.names.clear()
+    limit_gpu_memory(1)
+    assert gpus.calls == []

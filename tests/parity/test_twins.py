@@ -261,7 +261,9 @@ def test_a_class_without_a_twin_is_refused_and_its_subclass_has_one() -> None:
         ValueError, match=r"^Unknown has no Keras twin: .* twins of LinearClassifier,"
     ):
         to_keras(Unknown(network=nn.Linear(4, 3)))
-    assert to_keras(OwnLeNet5()).name == "lenet5"
+    model, state = OwnLeNet5(), torch.get_rng_state()
+    assert to_keras(model).name == "lenet5"
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 class Own(Classifier):
@@ -284,6 +286,13 @@ class Widened(Own):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.network = nn.Sequential(self.network, nn.Tanh())
+
+
+class Inverted(Own):
+    """Its parent's layers, but another function."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(1 - images)
 
 
 class WithSoftmax(Own):
@@ -312,9 +321,11 @@ def test_a_class_s_own_twin_is_built_with_the_model_s_settings(kind: type[Own]) 
     parity.check(model, parity.to_keras(model), random_batches(1)).assert_passed()
 
 
-def test_a_subclass_with_another_network_has_no_twin_until_it_names_one() -> None:
-    with pytest.raises(ValueError, match=r'^Widened has no Keras twin: .* keras_twin = "my_module'):
-        parity.to_keras(Widened())
+@pytest.mark.parametrize("kind", [Widened, Inverted])
+def test_a_subclass_with_another_network_has_no_twin_until_it_names_one(kind: type[Own]) -> None:
+    message = rf'^{kind.__name__} has no Keras twin: .* keras_twin = "my_module'
+    with pytest.raises(ValueError, match=message):
+        parity.to_keras(kind())
 
 
 def test_the_whole_proof_is_made_of_a_class_and_its_own_twin() -> None:

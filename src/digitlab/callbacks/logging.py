@@ -342,7 +342,7 @@ class Throughput(Callback):
         for phase, seconds in state_dict["seconds"].items():
             self.seconds[phase] += seconds
         self.images = state_dict["images"]
-        self._learning_rate = state_dict["learning_rate"]
+        self._learning_rate = state_dict.get("learning_rate")  # version 0.1 did not save it
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to measure; a run resumed inside an epoch measures the rest of it."""
@@ -440,8 +440,9 @@ class ClassProbabilities(Callback):
 class GPUMemoryLimit(Callback):
     """Limits how much of a GPU's memory this process may take, to leave the rest to others.
 
-    Allocations beyond it fail with torch's out-of-memory error. The CUDA context itself, some
-    hundreds of MB, is not counted. On a CPU this does nothing.
+    Allocations beyond it fail with an out-of-memory error. The CUDA context itself, some hundreds
+    of MB, is not counted. On a CPU this does nothing. In a Keras run, `digitlab fit` sets the limit
+    in TensorFlow, before the model is made.
 
     Args:
         megabytes: Memory for tensors, in MB of 2²⁰ bytes (at least 1); 1024 in document B.

@@ -30,7 +30,7 @@ from digitlab.distributed import (
     watch_ranks,
 )
 from digitlab.errors import InputError, RunError, reading_input
-from digitlab.resume import ResumePoint, find_resume_point
+from digitlab.resume import ResumePoint, check_resumable, find_resume_point
 from digitlab.signals import Interrupted, StopSignals
 
 RunName = restricted_string_type(
@@ -172,6 +172,7 @@ def read_fit(name: str, options: list[str], help: str = "") -> tuple[FitCLI, Pat
             return cli, None
         given = [str(folder)]
     folder = run_folder.find_run(given[-1])
+    check_resumable(folder)
     cli = FitCLI(name, others, (folder / "config.yaml").read_text("utf-8"), help)
     check_settings(cli)
     return cli, folder
@@ -232,7 +233,7 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
         ValueError: Keras cannot do what the settings ask for, or the weights do not fit.
         ImportError: The extra `parity` is not installed.
     """
-    from digitlab.parity.backend import POLICIES, choose_device
+    from digitlab.parity.backend import POLICIES, choose_device, limit_gpu_memory
     from digitlab.parity.keras_files import load_initial_weights
     from digitlab.parity.keras_module import KerasClassifier
 
@@ -245,6 +246,9 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
             f"{', '.join(POLICIES)}"
         )
     cli.device, cli.precision = choose_device(config.trainer.accelerator), precision
+    for callback in _as_list(cli.config_init.trainer.callbacks):
+        if isinstance(callback, cb.GPUMemoryLimit):
+            limit_gpu_memory(callback.megabytes)
     if weights:
         load_initial_weights(cli.model, Path(weights))
     copy_weights = True if weights else None  # else as the model's initialization asks for
@@ -282,8 +286,7 @@ def make_trainer(
     ]
     if settings.enable_checkpointing is not False:
         callbacks += _checkpoints(cli, folder, finite, allow_changes)
-    given = settings.plugins or []
-    plugins = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
+    plugins = [*_as_list(settings.plugins), AtomicCheckpointIO()]
     if settings.logger not in (None, True):  # the user's own logger, or none
         return cli.instantiate_trainer(*callbacks, plugins=plugins)
     # A run that was killed had logged steps after its checkpoint, and logs them again.
@@ -293,6 +296,10 @@ def make_trainer(
     # Lightning writes hyper-parameters to this file unless it exists; by then this one does.
     logger.NAME_HPARAMS_FILE = "config.yaml"
     return cli.instantiate_trainer(*callbacks, logger=logger, plugins=plugins)
+
+
+def _as_list(given: Any) -> list[Any]:
+    return [] if given is None else list(given) if isinstance(given, list) else [given]
 
 
 def _checkpoints(

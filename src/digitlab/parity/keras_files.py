@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from digitlab.checkpoints import load_weights
 from digitlab.classifier import Classifier
 from digitlab.files import atomic_write
-from digitlab.parity.backend import import_keras
+from digitlab.parity.backend import import_keras, to_tensorflow
 from digitlab.parity.weights import build_twin, load_keras_weights
 
 SUFFIXES = (".keras", ".h5")
@@ -40,10 +40,19 @@ class KerasNetwork(nn.Module):
         self.gives_probabilities = ends_in_softmax(keras_model)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits."""
-        batch = images.permute(0, 2, 3, 1).cpu().numpy()
-        outputs = import_keras().ops.convert_to_numpy(self.keras_model(batch, training=False))
-        return as_logits(outputs, self.gives_probabilities)
+        """Compute the logits, by Keras's compiled `predict` function.
+
+        It is much faster than eager calls, which also round bfloat16 differently.
+        """
+        if self.keras_model.predict_function is None:
+            self.keras_model.make_predict_function()
+        outputs = self.keras_model.predict_function([(channels_last(images),)])
+        return as_logits(outputs.numpy(), self.gives_probabilities)
+
+
+def channels_last(images: Tensor) -> Any:
+    """Hand images `(N, C, H, W)` to TensorFlow as `(N, H, W, C)`."""
+    return to_tensorflow(images.permute(0, 2, 3, 1))
 
 
 def as_logits(outputs: NDArray[Any], are_probabilities: bool) -> Tensor:

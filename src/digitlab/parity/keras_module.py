@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from digitlab.batches import Batch, Block
 from digitlab.classifier import Classifier
@@ -31,9 +30,10 @@ from digitlab.parity.backend import (
     import_keras,
     import_tensorflow,
     keras_dtype,
+    to_tensorflow,
     unchanged_random_state,
 )
-from digitlab.parity.keras_files import KerasNetwork, as_logits
+from digitlab.parity.keras_files import KerasNetwork, channels_last
 from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.weights import LAYOUTS, build_twin, keras_layers, to_keras
 from digitlab.scores import RunningScore
@@ -100,7 +100,7 @@ class KerasClassifier(Classifier):
         # are the original's.
         Classifier.__init__(
             self,
-            network=_CompiledNetwork(keras_model),
+            network=KerasNetwork(keras_model),
             optimizer=lambda _: original.optimizer([idle]),
             lr_scheduler=original.lr_scheduler,
             lr_scheduler_interval=original.lr_scheduler_interval,
@@ -149,7 +149,7 @@ class KerasClassifier(Classifier):
         sizes = [len(labels) for _, labels in self._batches(batch)]
         rates = [self._advance_schedule() for _ in sizes]
         dtype = torch.float64 if self.policy == "float64" else torch.float32
-        images, labels = _channels_last(batch[0].to(dtype)), _to_tensorflow(batch[1])
+        images, labels = channels_last(batch[0].to(dtype)), to_tensorflow(batch[1])
         with keras_dtype(self.policy):  # which counts while TensorFlow traces the step
             scores = self._train_steps(images, labels, rates, sizes[0])
         self._record_steps(sizes, rates, scores.numpy().tolist())
@@ -252,7 +252,7 @@ class KerasClassifier(Classifier):
             if not dense:
                 return None
             (image,) = self.keras_model.inputs
-            self._penultimate = _CompiledNetwork(keras.Model(image, dense[-1].input))
+            self._penultimate = KerasNetwork(keras.Model(image, dense[-1].input))
         given: Tensor = self._penultimate(images)
         return given.flatten(1).float()
 
@@ -267,16 +267,6 @@ class KerasClassifier(Classifier):
         signature = tensorflow.TensorSpec(given.shape, given.dtype, name="images")
         compute = tensorflow.function(lambda images: self.keras_model(images, training=False))
         return compute.get_concrete_function(signature).graph.as_graph_def()
-
-
-class _CompiledNetwork(KerasNetwork):
-    """Computes by Keras's compiled `predict` function, which is much faster than eager calls."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.keras_model.predict_function is None:
-            self.keras_model.make_predict_function()
-        outputs = self.keras_model.predict_function([(_channels_last(images),)])
-        return as_logits(outputs.numpy(), self.gives_probabilities)
 
 
 def _compile_twin(
@@ -346,18 +336,6 @@ def _compile_steps(keras_model: Any, policy: Policy, softmax: bool) -> Any:
         spec((), "int32"),
     ]
     return tensorflow.function(train_steps, input_signature=signature, autograph=False)
-
-
-def _channels_last(images: Tensor) -> Any:
-    return _to_tensorflow(images.permute(0, 2, 3, 1))
-
-
-def _to_tensorflow(tensor: Tensor) -> Any:
-    """Hand a tensor to TensorFlow without a copy, which takes 2% of a small network's step."""
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.data_ptr() % 64:
-        tensor = tensor.clone()  # TensorFlow's kernels need this alignment
-    return import_tensorflow().experimental.dlpack.from_dlpack(to_dlpack(tensor))
 
 
 def _to_tensor(variable: Any) -> Tensor:
