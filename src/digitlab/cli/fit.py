@@ -30,7 +30,7 @@ from digitlab.distributed import (
     watch_ranks,
 )
 from digitlab.errors import InputError, RunError, reading_input
-from digitlab.resume import ResumePoint, check_resumable, find_resume_point
+from digitlab.resume import ResumePoint, find_resume_point
 from digitlab.signals import Interrupted, StopSignals
 
 RunName = restricted_string_type(
@@ -172,7 +172,6 @@ def read_fit(name: str, options: list[str], help: str = "") -> tuple[FitCLI, Pat
             return cli, None
         given = [str(folder)]
     folder = run_folder.find_run(given[-1])
-    check_resumable(folder)
     cli = FitCLI(name, others, (folder / "config.yaml").read_text("utf-8"), help)
     check_settings(cli)
     return cli, folder
@@ -299,7 +298,7 @@ def make_trainer(
 
 
 def _as_list(given: Any) -> list[Any]:
-    return [] if given is None else list(given) if isinstance(given, list) else [given]
+    return [] if given is None else given if isinstance(given, list) else [given]
 
 
 def _checkpoints(
