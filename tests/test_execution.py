@@ -39,7 +39,7 @@ from tests.tiny import TinyDataModule
 # Lightning counts blocks here; the log is by the step still.
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller")
 
-BLOCKS = [2, 4, 7, 32]  # of which only 7 divides the tiny data's 7 batches
+BLOCKS = [2, 4, 7, 32]  # only 7 divides the tiny data's 7 batches
 
 
 def sgd(parameters: Any) -> Optimizer:
@@ -111,8 +111,11 @@ def test_clipping_and_schedulers_work_by_the_step(options: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("limit", [1, 3, 4, 5, 100])
 def test_limits_of_steps_and_batches_mean_optimizer_steps(limit: int) -> None:
-    ends = {"max_epochs": -1, "max_steps": min(limit, 9)}, {"limit_train_batches": limit}
-    for options, steps in zip(ends, (min(limit, 9), 2 * min(limit, BATCHES)), strict=True):
+    ends: list[tuple[dict[str, Any], int]] = [
+        ({"max_epochs": -1, "max_steps": min(limit, 9)}, min(limit, 9)),
+        ({"limit_train_batches": limit}, 2 * min(limit, BATCHES)),
+    ]
+    for options, steps in ends:
         ours, _, fitted = train(4, **options)
         assert fitted.global_step == steps
         assert_bitwise_equal(ours, train(1, **options)[0])
@@ -144,7 +147,7 @@ def test_overfitting_and_a_fast_run_take_steps_too() -> None:
     assert fast.global_step == 2
 
 
-def test_a_scheduler_that_watches_what_was_not_logged_is_told_so() -> None:
+def test_a_scheduler_that_monitors_what_was_not_logged_is_refused() -> None:
     model = small_mlp(steps_per_execution=4, lr_scheduler=torch_plateau)
     with pytest.raises(ValueError, match="monitors val/loss, which this epoch did not log"):
         fit(model, check_val_every_n_epoch=2)

@@ -91,6 +91,7 @@ def test_two_queues_at_once_train_every_run_once(laboratory: Path) -> None:
     assert [folder.name for folder in folders] == ["version_0", "version_0"], shown
 
 
+@pytest.mark.slow  # as a process
 def test_a_run_that_fails_is_named_with_its_log_and_gives_exit_code_1(
     laboratory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
