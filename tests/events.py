@@ -17,7 +17,7 @@ sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
 
 def read(folder: Path) -> EventAccumulator:
     """All events of a run."""
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each run that went on
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of resumed runs
     kinds = ("scalars", "images", "tensors")
     events = EventAccumulator(str(folder), size_guidance=dict.fromkeys(kinds, 0))
     events.Reload()

@@ -1,4 +1,3 @@
-import hashlib
 import re
 import struct
 from pathlib import Path
@@ -8,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from digitlab.checkpoints import AtomicCheckpointIO, load_weights, sha256
+from digitlab.checkpoints import AtomicCheckpointIO, load_weights
 from digitlab.classifier import Classifier
 from digitlab.models import MLP, LeNet1, LeNet5, LinearClassifier
 from tests.fitting import assert_bitwise_equal, checkpoint_of, small_mlp, weights
@@ -59,19 +58,19 @@ def test_what_document_b_saves_loads_by_its_own_names(
     assert_bitwise_equal(ours.network.state_dict(), dict(theirs.state_dict()))
 
 
-def test_a_checkpoint_gives_its_weights_and_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_checkpoint_or_a_model_s_state_dict_gives_its_weights_and_nothing_else(
+    tmp_path: Path, whole: bool
+) -> None:
     saved = MLP([8], dropout=0.5, gradient_clip_norm=1.0, initialization="keras")
-    ours = MLP([8], dropout=0.1)
-    load_weights(ours, checkpoint_of(saved, tmp_path / "saved.ckpt"))
+    ours, path = MLP([8], dropout=0.1), tmp_path / "saved.ckpt"
+    if whole:
+        checkpoint_of(saved, path)
+    else:
+        torch.save(saved.state_dict(), path)
+    load_weights(ours, path)
     assert_bitwise_equal(weights(ours), weights(saved))
     assert (ours.hparams["dropout"], ours.gradient_clip_norm) == (0.1, None)
-
-
-def test_a_state_dict_of_the_whole_model_loads(tmp_path: Path) -> None:
-    saved, ours = MLP([8]), MLP([8])
-    torch.save(saved.state_dict(), tmp_path / "whole.pt")
-    load_weights(ours, tmp_path / "whole.pt")
-    assert_bitwise_equal(weights(ours), weights(saved))
 
 
 @pytest.mark.parametrize(
@@ -114,21 +113,10 @@ def test_a_state_dict_that_does_not_fit_names_the_first_difference(
     assert difference in refusal(small_mlp(), path)
 
 
-class Harmful:
-    """Unpickles by calling a function."""
-
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return Path.touch, (Path("harmed"),)
-
-
-def test_a_file_that_needs_code_is_refused_and_its_code_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for content in ({"fc1.weight": Harmful()}, small_mlp().network):
-        torch.save(content, "harmful.pt")
-        assert "plain tensors" in refusal(small_mlp(), Path("harmful.pt"))
-    assert not Path("harmed").exists()
+def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
+    # tests/faults/test_fuzz_checkpoints.py proves that no code in a file is run.
+    torch.save(small_mlp().network, tmp_path / "module.pt")
+    assert "plain tensors" in refusal(small_mlp(), tmp_path / "module.pt")
 
 
 def zipped() -> bytes:
@@ -182,14 +170,8 @@ def test_a_file_without_weights_is_refused(tmp_path: Path, content: Any) -> None
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    assert "there is no" in refusal(small_mlp(), tmp_path / "missing.ckpt")
-    assert "there is no" in refusal(small_mlp(), tmp_path)
-
-
-def test_the_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
-    path = tmp_path / "some.bytes"
-    path.write_bytes(bytes(range(256)) * 1000)
-    assert sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in (tmp_path / "missing.ckpt", tmp_path):
+        assert "there is no" in refusal(small_mlp(), path)
 
 
 def test_weights_of_another_precision_are_rounded_to_the_models(tmp_path: Path) -> None:

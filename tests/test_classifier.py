@@ -1,7 +1,6 @@
-"""What a classifier measures and logs, and how it is initialized."""
+"""What a classifier measures, logs and predicts, and how it is initialized."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
-from digitlab.callbacks import ExactResume
 from digitlab.classifier import Classifier
-from digitlab.models import MLP, LeNet5
+from digitlab.models import MLP, LeNet5, PyTorchExampleNet
 from tests.fitting import BATCHES, Recording, fit, plain_loop, small_mlp, trainer, weights, whole
 from tests.tiny import TinyDataModule
 
+IMAGES, LABELS = whole("test")
 SIZES = torch.tensor([32.0] * 6 + [8.0])  # of the batches of an epoch
 
 
@@ -140,26 +139,6 @@ def test_the_running_score_is_that_of_the_epoch_so_far() -> None:
     assert Reader.counts == [32, 64, 96, 128, 160, 192, 200] * 2
 
 
-def test_a_run_goes_on_from_a_checkpoint_written_inside_an_epoch(tmp_path: Path) -> None:
-    path = tmp_path / "inside.ckpt"
-
-    class Saver(Callback):
-        def on_train_batch_end(
-            self, trainer: Trainer, model: LightningModule, outputs: Any, batch: Any, batch_idx: int
-        ) -> None:
-            if batch_idx == 3:
-                trainer.save_checkpoint(path)
-
-    whole_run, resumed = small_mlp(dropout=0.0), small_mlp(dropout=0.0)
-    fit(whole_run, ExactResume(), Saver())
-    run = trainer(callbacks=[ExactResume()])
-    run.fit(resumed, TinyDataModule(), ckpt_path=path, weights_only=True)
-    assert resumed.epoch_score("train") == whole_run.epoch_score("train")
-    assert all(
-        torch.equal(a, b) for a, b in zip(whole_run.parameters(), resumed.parameters(), strict=True)
-    )
-
-
 def test_a_run_after_a_failed_one_counts_its_own_images_only() -> None:
     class Failing(Callback):
         def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -259,3 +238,89 @@ def test_a_callback_sees_the_epochs_training_score_as_it_ends(
     assert len(reader.seen) == 2
     for logged, measured in reader.seen:
         close(logged, measured)
+
+
+@pytest.mark.parametrize(
+    ("dropout_in_evaluation", "still_training"), [(True, ["dropout1", "dropout2"]), (False, [])]
+)
+def test_evaluation_leaves_on_the_dropout_layers_that_it_is_asked_to(
+    dropout_in_evaluation: bool, still_training: list[str]
+) -> None:
+    seen: list[list[str]] = []
+
+    class Watching(PyTorchExampleNet):
+        def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+            logits = super().validation_step(batch, batch_idx)
+            layers = self.network.named_children()
+            seen.append([name for name, layer in layers if layer.training])
+            assert not self.training
+            return logits
+
+    model = Watching(dropout_in_evaluation=dropout_in_evaluation)
+    trainer().validate(model, TinyDataModule(), verbose=False)
+    assert seen == [still_training]
+    modes = {name: layer.training for name, layer in model.eval().network.named_children()}
+    assert [name for name, training in modes.items() if training] == still_training
+    assert all(layer.training for layer in model.train().modules())
+
+
+def test_dropout_in_evaluation_changes_the_score_from_call_to_call() -> None:
+    torch.manual_seed(0)
+    plain, noisy = MLP([16], dropout=0.5), MLP([16], dropout=0.5, dropout_in_evaluation=True)
+    noisy.load_state_dict(plain.state_dict())
+    batches = [(IMAGES, LABELS)]
+    first, second = (noisy.evaluate(batches)["loss"] for _ in range(2))
+    assert first != second
+    torch.manual_seed(7)
+    score = noisy.evaluate(batches)
+    # Reference: document B's program, which leaves the whole network in training mode.
+    torch.manual_seed(7)
+    loss = torch.nn.functional.cross_entropy(plain.train()(IMAGES), LABELS)
+    torch.testing.assert_close(torch.tensor(score["loss"]), loss.detach())
+
+
+def check(prediction: dict[str, Any], model: Classifier, images: Tensor) -> None:
+    probabilities = prediction["probabilities"]
+    torch.testing.assert_close(probabilities, model.eval()(images).softmax(1).detach())
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(len(images)))
+    assert torch.equal(prediction["class"], probabilities.argmax(1))
+    assert prediction["class"].dtype == torch.int64
+    assert torch.equal(prediction["probability"], probabilities.amax(1))
+
+
+def test_a_tensor_of_images_with_or_without_labels_is_classified_without_a_trainer() -> None:
+    model = MLP([16]).eval()
+    with torch.no_grad():
+        prediction, labelled = model.predict_step(IMAGES), model.predict_step((IMAGES, LABELS))
+    assert list(prediction) == ["class", "class_name", "probability", "probabilities"]
+    assert prediction["class_name"] == [str(number) for number in prediction["class"].tolist()]
+    check(prediction, model, IMAGES)
+    assert list(labelled) == ["label", *prediction]
+    assert torch.equal(labelled["label"], LABELS)
+
+
+def test_a_data_module_names_the_classes() -> None:
+    class Named(TinyDataModule):
+        class_names = tuple("abcdefghij")
+
+    model = MLP([16])
+    [prediction] = trainer().predict(model, Named()) or []
+    assert isinstance(prediction, dict)
+    names = ["abcdefghij"[number] for number in prediction["class"]]
+    assert prediction["class_name"] == names
+    assert torch.equal(prediction["label"], LABELS)
+    check(prediction, model, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16-mixed", torch.float32), ("64-true", torch.float64)]
+)
+def test_probabilities_are_float32_or_wider_in_any_precision(
+    precision: Any, dtype: torch.dtype
+) -> None:
+    run = trainer(precision=precision)
+    [prediction] = run.predict(MLP([16]), TinyDataModule()) or []
+    assert isinstance(prediction, dict)
+    probabilities = prediction["probabilities"]
+    assert probabilities.dtype == dtype
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(50, dtype=dtype))

@@ -77,13 +77,6 @@ def test_a_config_begins_with_what_it_is(path: Path) -> None:
             assert re.match(rf"([AB]\d+(_as_published)?|linear|{path.stem})\b", comment)
 
 
-def test_every_run_of_the_documents_has_its_config() -> None:
-    rows = {path.read_text("utf-8")[2:].split(":")[0] for path in CONFIGS}
-    of_document_a = {"linear", "A1", "A2", "A3"}
-    of_document_b = {f"B{i}" for i in range(1, 12)} | {"B1_as_published", "B5_as_published"}
-    assert of_document_a | of_document_b <= rows
-
-
 @pytest.mark.parametrize("path", OVERLAYS, ids=identify)
 def test_an_overlay_changes_the_trainer_alone(path: Path) -> None:
     plain = yaml.safe_load(RunCLI("fit", ["--config", str(CONFIGS[0])]).dump())

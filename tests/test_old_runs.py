@@ -29,35 +29,23 @@ def copy_run(tmp_path: Path) -> CopyRun:
 
 
 @both
-def test_test_gives_an_old_run_its_own_accuracy(name: str, copy_run: CopyRun) -> None:
+def test_test_and_predict_give_an_old_run_its_own_accuracy(name: str, copy_run: CopyRun) -> None:
     folder = copy_run(name)
     before = read_metrics(folder)
     (folder / "metrics.json").write_text(json.dumps(before | {"test": None}), "utf-8")
-    assert main(["test", "--run", str(folder)]) == 0
-    test = read_metrics(folder)["test"]
-    assert (test["checkpoint"], test["split"]) == ("last", "test")
-    assert_same_score(test, before["test"])
+    for command in ("test", "predict"):
+        assert main([command, "--run", str(folder)]) == 0
+    score = read_metrics(folder)["test"]
+    assert (score["checkpoint"], score["split"]) == ("last", "test")
+    assert_same_score(score, before["test"])
     assert {**read_metrics(folder), "test": 0} == {**before, "test": 0}
-
-
-@both
-def test_the_best_checkpoint_of_an_old_run_has_the_accuracy_in_its_history(
-    name: str, copy_run: CopyRun
-) -> None:
-    folder = copy_run(name)
+    rows = read_csv(folder / "predictions.csv")
+    assert len(rows) == score["n"]
+    assert sum(row["class"] == row["label"] for row in rows) == score["correct"]
+    # The best checkpoint's accuracy is in the history.
     assert main(["test", "--run", str(folder), "--checkpoint", "best"]) == 0
     best = max(float(row["val_accuracy"]) for row in read_csv(folder / "history.csv"))
     assert read_metrics(folder)["test"]["accuracy"] == best
-
-
-@both
-def test_predict_classifies_the_test_images_with_an_old_run(name: str, copy_run: CopyRun) -> None:
-    folder = copy_run(name)
-    assert main(["predict", "--run", str(folder)]) == 0
-    rows = read_csv(folder / "predictions.csv")
-    score = read_metrics(folder)["test"]
-    assert len(rows) == score["n"]
-    assert sum(row["class"] == row["label"] for row in rows) == score["correct"]
 
 
 @both

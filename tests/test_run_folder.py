@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,12 +37,6 @@ def test_a_number_is_not_given_again_after_a_gap(tmp_path: Path) -> None:
         (tmp_path / "name" / name).mkdir(parents=True)
     (tmp_path / "name" / "version_11").write_text("a file takes a number too")
     assert run_folder.create_run_dir(tmp_path, "name").name == "version_12"
-
-
-def test_threads_never_share_a_folder(tmp_path: Path) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: run_folder.create_run_dir(tmp_path, "name"), range(80)))
-    assert sorted(int(folder.name[8:]) for folder in folders) == list(range(80))
 
 
 def test_processes_never_share_a_folder(tmp_path: Path) -> None:

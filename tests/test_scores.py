@@ -75,10 +75,6 @@ def test_without_images_the_means_are_not_numbers() -> None:
     assert (score["correct"], score["n"]) == (0, 0)
 
 
-def test_reducing_over_one_process_changes_nothing() -> None:
-    assert summed(7).reduce(trainer().strategy).score() == summed(7).score()
-
-
 def test_reducing_adds_up_all_processes() -> None:
     class ThreeProcesses:
         """Stands for a strategy whose processes all have the same sums."""
@@ -87,6 +83,7 @@ def test_reducing_adds_up_all_processes() -> None:
             assert reduce_op == "sum"
             return 3 * tensor
 
+    assert summed(7).reduce(trainer().strategy).score() == summed(7).score()
     one, three = summed(7).score(), summed(7).reduce(ThreeProcesses()).score()  # type: ignore[arg-type]
     assert (three["n"], three["correct"]) == (150, 3 * one["correct"])
     assert three["loss"] == pytest.approx(one["loss"], rel=1e-15)  # rounding of the tripled sum

@@ -27,7 +27,9 @@ from tests.fitting import (
 from tests.tiny import TinyDataModule
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
-    "adam": lambda params: torch.optim.Adam(params, lr=0.001, fused=True),
+    "adam": lambda params: torch.optim.Adam(
+        params, lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, fused=True
+    ),
     "sgd": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
     "rmsprop": lambda params: torch.optim.RMSprop(params, lr=0.001, alpha=0.9, eps=1e-7),
 }
@@ -42,27 +44,19 @@ def both(model: type[Classifier], **options: Any) -> tuple[Classifier, Classifie
     return models[0], models[1]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, None])
 @pytest.mark.parametrize("model", [MLP, PyTorchExampleNet])
 def test_two_epochs_give_the_weights_of_a_plain_loop(
-    model: type[Classifier], optimizer: str
+    model: type[Classifier], optimizer: str | None
 ) -> None:
-    ours, theirs = both(model, optimizer=OPTIMIZERS[optimizer])
+    options = {"optimizer": OPTIMIZERS[optimizer]} if optimizer else {}
+    ours, theirs = both(model, **options)
     before = weights(ours)
     fit(ours, max_epochs=2)
-    plain_loop(theirs, OPTIMIZERS[optimizer](theirs.parameters()), epochs=2)
+    make = OPTIMIZERS[optimizer or "adam"]  # by default the documents'
+    plain_loop(theirs, make(theirs.parameters()), epochs=2)
     assert_bitwise_equal(weights(ours), weights(theirs))
     assert not torch.equal(before["network.fc1.weight"], weights(ours)["network.fc1.weight"])
-
-
-def test_the_default_optimizer_is_the_documents_adam() -> None:
-    ours, theirs = both(MLP)
-    fit(ours)
-    adam = torch.optim.Adam(
-        theirs.parameters(), lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, fused=True
-    )
-    plain_loop(theirs, adam, epochs=1)
-    assert_bitwise_equal(weights(ours), weights(theirs))
 
 
 def test_the_seed_decides_about_order_and_dropout() -> None:
@@ -93,18 +87,21 @@ def test_clipping_is_that_of_torch(norm: float) -> None:
     assert_bitwise_equal(weights(ours), weights(theirs))
 
 
-def test_a_clip_that_never_binds_changes_nothing() -> None:
-    ours, theirs = both(MLP)
-    ours.gradient_clip_norm = 1e6
-    fit(ours)
-    fit(theirs)
-    assert_bitwise_equal(weights(ours), weights(theirs))
-
-
-@pytest.mark.parametrize("norm", [0.0, -1.0, float("nan")])
-def test_a_clip_norm_that_is_not_positive_is_refused(norm: float) -> None:
-    with pytest.raises(ValueError, match=rf"gradient_clip_norm is {norm}: give a norm above 0"):
-        MLP(gradient_clip_norm=norm)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gradient_clip_norm": 0.0}, "gradient_clip_norm is 0.0: give a norm above 0"),
+        ({"gradient_clip_norm": float("nan")}, "gradient_clip_norm is nan: give a norm above 0"),
+        ({"label_smoothing": -0.1}, "label_smoothing is -0.1: it must be from 0 to 1"),
+        ({"label_smoothing": 1.1}, "label_smoothing is 1.1: it must be from 0 to 1"),
+        ({"label_smoothing": float("nan")}, "label_smoothing is nan: it must be from 0 to 1"),
+        ({"steps_per_execution": 0}, "steps_per_execution is 0: it must be at least 1"),
+        ({"steps_per_execution": -2}, "steps_per_execution is -2: it must be at least 1"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        MLP(**options)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -136,30 +133,20 @@ def test_smoothed_labels_are_minimized_but_not_evaluated() -> None:
     torch.testing.assert_close(model._loss_and_logits(images, labels)[0], smoothed.mean())
 
 
-@pytest.mark.parametrize("smoothing", [-0.1, 1.1, float("nan")])
-def test_a_smoothing_out_of_range_is_refused(smoothing: float) -> None:
-    with pytest.raises(ValueError, match=f"label_smoothing is {smoothing}: it must be from 0 to 1"):
-        MLP(label_smoothing=smoothing)
+SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
+    "epoch": lambda optimizer: ExponentialLR(optimizer, gamma=0.1),
+    "step": lambda optimizer: OneCycleLR(optimizer, max_lr=0.1, total_steps=2 * BATCHES),
+}
 
 
-def test_a_scheduler_can_step_once_an_epoch() -> None:
-    ours, theirs = both(MLP, lr_scheduler=lambda optimizer: ExponentialLR(optimizer, gamma=0.1))
-    fit(ours, max_epochs=3)
-    adam = torch.optim.Adam(theirs.parameters(), lr=0.001, fused=True)
-    scheduler = ExponentialLR(adam, gamma=0.1)
-    plain_loop(theirs, adam, epochs=3, after_epoch=scheduler.step)
-    assert_bitwise_equal(weights(ours), weights(theirs))
-
-
-def test_a_scheduler_can_step_with_the_optimizer() -> None:
-    def one_cycle(optimizer: Optimizer) -> OneCycleLR:
-        return OneCycleLR(optimizer, max_lr=0.1, total_steps=2 * BATCHES)
-
-    options: dict[str, Any] = {"lr_scheduler": one_cycle, "lr_scheduler_interval": "step"}
+@pytest.mark.parametrize("interval", SCHEDULERS)
+def test_a_scheduler_steps_once_an_epoch_or_with_the_optimizer(interval: str) -> None:
+    make = SCHEDULERS[interval]
+    options: dict[str, Any] = {"lr_scheduler": make, "lr_scheduler_interval": interval}
     ours, theirs = both(MLP, optimizer=OPTIMIZERS["sgd"], **options)
     fit(ours, max_epochs=2)
     sgd = OPTIMIZERS["sgd"](theirs.parameters())
-    plain_loop(theirs, sgd, epochs=2, after_step=one_cycle(sgd).step)
+    plain_loop(theirs, sgd, epochs=2, **{f"after_{interval}": make(sgd).step})
     assert_bitwise_equal(weights(ours), weights(theirs))
 
 

@@ -2,6 +2,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,14 +51,6 @@ def test_validate_scores_the_images_that_the_run_was_validated_on(run: Path) -> 
     assert [metrics["val"][key] for key in same] == [metrics["test"][key] for key in same]
 
 
-def test_a_hold_out_is_the_same_when_it_is_validated_later(tmp_path: Path) -> None:
-    run = fit(tmp_path, "--data.validation_size", "40", "--seed_everything", "3")
-    before = json.loads((run / "metrics.json").read_text())["val"]
-    assert main(["validate", "--run", str(run)]) == 0
-    after = json.loads((run / "metrics.json").read_text())["val"]
-    assert after == before | {"split": "validation"}
-
-
 def test_predict_writes_a_row_for_each_test_image(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,62 +70,35 @@ def test_predict_writes_a_row_for_each_test_image(
     assert f"{right} of 50 test images" in capsys.readouterr().out
 
 
-def test_latest_names_the_run_that_was_started_last(
-    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = run.parents[1]
-    later = Path(shutil.copytree(run, runs / "another" / "version_3"))
-    (later / "config.yaml").touch()
-    (run / "metrics.json").touch()  # was written to last, but not started last
-    monkeypatch.chdir(runs.parent)
-    assert main(["test", "--run", "latest"]) == 0
-    assert (later / "test.yaml").exists()
-    assert not (run / "test.yaml").exists()
-
-
-def test_each_command_keeps_its_own_config_beside_the_fit_s(run: Path) -> None:
+def test_flags_that_change_a_score_stand_beside_it_and_in_a_config_of_its_own(run: Path) -> None:
     before = (run / "config.yaml").read_bytes()
-    assert main(["test", "--run", str(run), "--data.eval_batch_size", "7"]) == 0
+    flags = ["--model.dropout_in_evaluation", "true"]
+    assert main(["test", "--run", str(run), *flags, "--checkpoint", "last"]) == 0
     assert main(["predict", "--run", str(run)]) == 0
     assert (run / "config.yaml").read_bytes() == before
-    assert config_of(run, "test.yaml")["data"]["init_args"]["eval_batch_size"] == 7  # type: ignore[index]
+    config: Any = config_of(run, "test.yaml")
+    assert config["model"]["init_args"]["dropout_in_evaluation"] is True
     assert (run / "predict.yaml").exists()
-
-
-def test_flags_beat_the_config_of_the_run_and_the_checkpoint(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--model.hidden_features", "[32]", "--run", str(run)]
-    shown = refusal(capsys, "test", *options)
-    assert "is of another architecture than MLP: its hidden_features is [16], not [32]" in shown
+    assert json.loads((run / "metrics.json").read_text())["test"]["flags"] == flags
 
 
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        (
-            "--data.validation_size",
-            "40",
-            "data.validation_size is 40, but the run was trained",
-        ),
+        ("--data.validation_size", "40", "data.validation_size is 40, but the run was trained"),
         ("--data.train_images", "[0, 100]", "data.train_images is [0, 100], but the run was"),
         ("--data.normalization", "symmetric", "data.normalization is symmetric, but the run was"),
         ("--data", "DigitsDataModule", "DigitsDataModule, but the run was trained on tests.tiny"),
         ("--trainer.limit_test_batches", "0", "trainer.limit_test_batches is 0"),
+        ("--model.hidden_features", "[32]", "than MLP: its hidden_features is [16], not [32]"),
     ],
 )
-def test_settings_that_would_score_other_images_are_refused(
+def test_settings_that_would_score_other_images_or_weights_are_refused(
     flag: str, value: str, message: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (run / "metrics.json").read_bytes()
     assert message in refusal(capsys, "test", "--run", str(run), flag, value)
     assert (run / "metrics.json").read_bytes() == before
-
-
-def test_flags_that_change_the_score_stand_beside_it(run: Path) -> None:
-    flags = ["--model.dropout_in_evaluation", "true"]
-    assert main(["test", "--run", str(run), *flags, "--checkpoint", "last"]) == 0
-    assert json.loads((run / "metrics.json").read_text())["test"]["flags"] == flags
 
 
 def test_settings_of_training_do_not_disturb_an_evaluation(tmp_path: Path) -> None:
@@ -149,21 +115,21 @@ def test_untrained_weights_are_refused(command: str, capsys: pytest.CaptureFixtu
     assert shown == f"{command} needs trained weights: name a run, --run RUN_DIR or latest"
 
 
-def test_a_run_without_a_checkpoint_is_refused(
-    run: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "there is no checkpoint {}"),
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "{} is damaged"),
+    ],
+    ids=["missing", "damaged"],
+)
+def test_a_missing_or_damaged_checkpoint_is_refused_by_name(
+    damage: Any, message: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (run / "checkpoints" / "last.ckpt").unlink()
     path = run / "checkpoints" / "last.ckpt"
-    assert f"there is no checkpoint {path}" in refusal(capsys, "test", "--run", str(run))
+    damage(path)
+    assert message.format(path) in refusal(capsys, "test", "--run", str(run))
     assert not (run / "test.yaml").exists()
-
-
-def test_a_damaged_checkpoint_is_refused_by_name(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = run / "checkpoints" / "last.ckpt"
-    path.write_bytes(path.read_bytes()[:1000])
-    assert f"{path} is damaged" in refusal(capsys, "test", "--run", str(run))
 
 
 def test_a_missing_run_is_refused(

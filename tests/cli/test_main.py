@@ -1,9 +1,10 @@
+import os
 import re
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,10 +13,7 @@ import digitlab
 from digitlab.cli import COMMANDS, main
 from tests.commands import SHORT, refusal
 
-
-def run_python(program: str, *args: str) -> str:
-    command = [sys.executable, "-c", program, *args]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+one_process = pytest.mark.xdist_group("one process of the command line")
 
 
 @pytest.mark.parametrize("args", [[], ["-h"], ["--help"]])
@@ -30,35 +28,32 @@ def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"digitlab {digitlab.__version__}\n"
 
 
-def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    message = refusal(capsys, "tset")
-    assert message == "there is no command 'tset': did you mean 'test'?"
-
-
-def test_a_command_like_no_other_is_refused_with_all(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refusal(capsys, "xyzzy").endswith(
-        "choose from fit, validate, test, predict, convert, parity, reproduce, report"
-    )
-
-
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("words", "message"),
     [
-        ("keras", "keras fit is now: digitlab fit --framework keras"),
-        ("keras fit --config x", "keras fit is now: digitlab fit --framework keras"),
-        ("keras test --run x", "keras test is now: digitlab test --run RUN_DIR"),
+        ("tset", "there is no command 'tset': did you mean 'test'?"),
+        (
+            "xyzzy",
+            "there is no command 'xyzzy': choose from fit, validate, test, predict, convert, "
+            "parity, reproduce, report",
+        ),
+        ("keras", "digitlab keras fit is now: digitlab fit --framework keras"),
+        ("keras fit --config x", "digitlab keras fit is now: digitlab fit --framework keras"),
+        ("keras test --run x", "digitlab keras test is now: digitlab test --run RUN_DIR"),
     ],
 )
-def test_the_old_keras_commands_are_answered_with_the_new_ones(
-    old: str, new: str, capsys: pytest.CaptureFixture[str]
+def test_an_unknown_or_old_command_is_answered_with_the_right_ones(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert refusal(capsys, *old.split()) == f"digitlab {new}"
+    assert refusal(capsys, *words.split()) == message
 
 
 @pytest.mark.parametrize("arg", ["--help", "--version", "tset"])
 def test_help_and_refusals_need_no_torch(arg: str) -> None:
     program = "import sys; from digitlab.cli import main; main(sys.argv[1:]); print(*sys.modules)"
-    modules = run_python(program, arg).splitlines()[-1].split()
+    command = [sys.executable, "-c", program, arg]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    modules = shown.splitlines()[-1].split()
     assert "digitlab.cli" in modules
     assert not {"torch", "lightning", "numpy"} & set(modules)
 
@@ -72,34 +67,106 @@ def test_debug_shows_the_traceback_of_bad_input_before_the_line(
     assert "digitlab: error: no/such/run is no run folder" in shown.splitlines()[-1]
 
 
-def test_ctrl_c_names_the_checkpoint_and_exits_with_130(tmp_path: Path) -> None:
+class Seen(NamedTuple):
+    """What a process printed that trained two runs, the second until Ctrl-C."""
+
+    root: Path
+    output: list[str]
+    errors: list[str]
+    exit_code: int
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory, tiny_for_module: None) -> Seen:
+    root = tmp_path_factory.mktemp("process")
+    place = ["--trainer.default_root_dir", str(root)]
+    command = ["fit", "--model", "LinearClassifier", *SHORT, *place]
     # A shell's background jobs, as which tests may run, are started with SIGINT ignored.
-    program = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from digitlab.cli import main; sys.exit(main(sys.argv[1:]))"
+    program = f"""
+import signal, sys, torch
+from digitlab.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+torch.set_num_threads(2)
+assert main({command!r}) == 0
+print("denormal numbers left:", (torch.full((1 << 20,), 1e-40) * 1.5).count_nonzero().item())
+assert main(["report", {str(root / "tiny-linearclassifier" / "version_0")!r}]) == 0
+print(*sys.modules)
+print("end of the first", file=sys.stderr)
+sys.exit(main([*{command!r}, "--trainer.max_epochs", "100000"]))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    place = ["--trainer.default_root_dir", str(tmp_path), "--trainer.max_epochs", "100000"]
-    command = [sys.executable, "-c", program, "fit", "--model", "LinearClassifier"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*command, *SHORT[:-2], *place], **pipes) as process:  # type: ignore[call-overload]
+    with process:
+        assert process.stdout
+        output = []
         for line in process.stdout:
+            output.append(line.rstrip("\n"))
             if line.startswith("epoch   2"):
                 break
         process.send_signal(signal.SIGINT)
         try:
-            _, error = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=60)
         finally:
             process.kill()
-    folder = tmp_path / "tiny-linearclassifier" / "version_0"
-    assert process.returncode == 130
+    return Seen(root, output, errors.splitlines(), process.returncode)
+
+
+@one_process
+def test_ctrl_c_names_the_checkpoint_and_exits_with_130(seen: Seen) -> None:
+    folder = seen.root / "tiny-linearclassifier" / "version_1"
+    assert seen.exit_code == 130
     last = folder / "checkpoints" / "last.ckpt"
-    first, second, third = error.splitlines()
+    _, first, second, third = seen.errors
     assert (first, second) == ("", "stopping after this step; Ctrl-C stops at once")
     said = rf"digitlab: interrupted by Ctrl-C: saved {last} at step (\d+); (.+)"
     match = re.fullmatch(said, third)
     assert match
     assert match[2] == f"resume with: digitlab fit --run {folder}"
     assert torch.load(last, weights_only=True)["global_step"] == int(match[1]) >= 14
+
+
+@one_process
+def test_nothing_but_the_run_itself_is_printed(seen: Seen) -> None:
+    assert seen.errors[0] == "end of the first"
+    shown = "\n".join(line for line in seen.output if " digitlab.cli " not in line)
+    assert [word for word in ("lightning", "Tip", "GPU available") if word in shown] == []
+
+
+@one_process
+def test_a_fit_and_a_report_leave_tensorflow_and_keras_out(seen: Seen) -> None:
+    (modules,) = ({*line.split()} for line in seen.output if " digitlab.cli " in line)
+    assert "tensorboard" in modules, "the logger was not used"
+    assert "digitlab.report.page" in modules
+    assert not {"tensorflow", "keras", "digitlab.parity"} & modules
+
+
+@one_process
+def test_denormal_numbers_are_zeros_in_every_thread_and_change_no_weight(seen: Seen) -> None:
+    assert "denormal numbers left: 0" in seen.output
+    assert (torch.full((1 << 20,), 1e-40) * 1.5).count_nonzero().item() == 1 << 20  # not here
+
+    # Dead units' moments become denormal after some hundred steps.
+    ours, theirs = (train_a_dead_unit(flush=flush) for flush in (True, False))
+    assert ours[1] == 0 < theirs[1]
+    assert torch.equal(ours[0], theirs[0])
+
+
+def train_a_dead_unit(flush: bool) -> tuple[torch.Tensor, int]:
+    """Train a weight that has a gradient at first only; give it, and how much is denormal."""
+    torch.set_flush_denormal(flush)
+    weights = torch.nn.Parameter(torch.linspace(-1, 1, 64))
+    adam = torch.optim.Adam([weights], lr=0.001, fused=True)
+    for step in range(1000):
+        weights.grad = torch.full((64,), 0.1 if step < 5 else 0.0)
+        adam.step()
+    moment = adam.state[weights]["exp_avg"]
+    torch.set_flush_denormal(False)
+    return weights.detach(), int(((moment != 0) & (moment.abs() < 1.18e-38)).sum())
 
 
 def test_ctrl_c_before_the_run_starts_is_one_line(
@@ -132,21 +199,3 @@ def test_without_the_extra_a_keras_run_is_refused_with_the_remedy(
     message = refusal(capsys, "fit", "--model", "LinearClassifier", *SHORT, *place)
     assert message == "keras cannot be imported: install the extra"
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.skipif(not find_spec("keras"), reason="proves nothing where Keras is missing")
-def test_a_whole_fit_leaves_tensorflow_and_keras_out(tmp_path: Path) -> None:
-    program = "import sys; from digitlab.cli import main; main(sys.argv[1:]); print(*sys.modules)"
-    place = ["--trainer.default_root_dir", str(tmp_path)]
-    shown = run_python(program, "fit", "--model", "LinearClassifier", *SHORT, *place)
-    modules = shown.splitlines()[-1].split()
-    assert "tensorboard" in modules, "the logger was not used"
-    assert not {"tensorflow", "keras"} & set(modules)
-
-
-def test_nothing_but_the_run_itself_is_printed(tmp_path: Path) -> None:
-    place = ["--trainer.default_root_dir", str(tmp_path)]
-    command = [sys.executable, "-m", "digitlab", "fit", "--model", "LinearClassifier"]
-    shown = subprocess.run([*command, *SHORT, *place], capture_output=True, text=True, check=True)
-    assert shown.stderr == ""
-    assert [word for word in ("lightning", "Tip", "GPU available") if word in shown.stdout] == []

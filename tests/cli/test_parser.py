@@ -23,36 +23,29 @@ def config(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("config_is_last", [True, False])
-def test_flags_beat_configs_wherever_they_stand(config: str, config_is_last: bool) -> None:
-    flags = ["--data.batch_size", "64", "--model.dropout=0.3", "--trainer.max_epochs", "1"]
-    options = [*flags, "--config", config] if config_is_last else ["-c", config, *flags]
-    cli = RunCLI("fit", options)
-    assert cli.datamodule.batch_size == 64
+def test_flags_beat_configs_wherever_they_stand_and_later_configs_earlier_ones(
+    config: str, config_is_last: bool, tmp_path: Path
+) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("data: {init_args: {batch_size: 16, eval_batch_size: 5}}")
+    flags = ["--data.batch_size", "64", "--model.dropout=0.3"]
+    configs = ["--config", config, "-c", str(overlay)]
+    cli = RunCLI("fit", [*flags, *configs] if config_is_last else [*configs, *flags])
+    assert (cli.datamodule.batch_size, cli.datamodule.eval_batch_size) == (64, 5)
     assert cli.model.hparams["dropout"] == 0.3
     assert cli.model.hparams["hidden_features"] == [16]
-    assert cli.config.trainer.max_epochs == 1
-
-
-def test_a_later_config_beats_an_earlier_one(config: str, tmp_path: Path) -> None:
-    overlay = tmp_path / "overlay.yaml"
-    overlay.write_text("data: {init_args: {batch_size: 16}}")
-    cli = RunCLI("fit", ["--config", config, "--config", str(overlay)])
-    assert cli.datamodule.batch_size == 16
     assert cli.config.trainer.max_epochs == 3
 
 
-def test_optimizers_take_bare_names_and_short_flags(config: str) -> None:
+def test_optimizers_and_schedulers_take_bare_names_and_short_flags(config: str) -> None:
     options = ["--model.optimizer", "SGD", "--model.optimizer.lr", "0.1"]
-    cli = RunCLI("fit", [*options, "--model.optimizer.momentum", "0.5", "--config", config])
-    optimizer = cli.model.configure_optimizers()
+    options += ["--model.optimizer.momentum", "0.5", "--config", config]
+    options += ["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "2"]
+    configured = RunCLI("fit", options).model.configure_optimizers()
+    optimizer = configured["optimizer"]
     assert type(optimizer).__name__ == "SGD"
     assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.1, 0.5)
-
-
-def test_a_scheduler_can_be_named(config: str) -> None:
-    options = ["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "2"]
-    cli = RunCLI("fit", ["--config", config, *options])
-    assert cli.model.configure_optimizers()["lr_scheduler"]["scheduler"].step_size == 2
+    assert configured["lr_scheduler"]["scheduler"].step_size == 2
 
 
 def test_settings_written_as_yaml_are_read_back_the_same(config: str, tmp_path: Path) -> None:
@@ -84,24 +77,12 @@ def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: 
         ("--output", "softmax", "output is softmax: add --framework keras, or leave it out"),
         ("--checkpoint_every_n_steps", "0", "checkpoint_every_n_steps is 0: it must be >0"),
         ("--checkpoint_every_n_minutes", "nan", "every_n_minutes is nan: it must be >=0"),
-        (
-            "--model",
-            "nowhere.LeNet",
-            "model: No module named 'nowhere'",
-        ),
+        ("--model", "nowhere.LeNet", "model: No module named 'nowhere'"),
         ("--model.optimizer", "SDG", "model.optimizer: 'SDG' is no Optimizer: did you mean 'SGD'?"),
         ("--trainer.callbacks", "ClassProb", "did you mean 'ClassProbabilities'?"),
-        (
-            "--model.droput",
-            "0.2",
-            "there is no option 'model.droput': did you mean 'model.dropout'",
-        ),
+        ("--model.droput", "0.2", "no option 'model.droput': did you mean 'model.dropout'"),
         ("--model.optimizer.lrr", "1", "'model.optimizer.lrr': did you mean 'model.optimizer.lr'"),
-        (
-            "--data.batch_sz",
-            "3",
-            "there is no option 'data.batch_sz': did you mean 'data.batch_siz",
-        ),
+        ("--data.batch_sz", "3", "no option 'data.batch_sz': did you mean 'data.batch_size"),
         ("--trainer.max_epoch", "3", "did you mean 'trainer.max_epochs'?"),
         ("--trianer", "3", "there is no option 'trianer': did you mean 'trainer'?"),
         ("--data.batch_size", "x", "data.batch_size is x: it must be int"),
@@ -117,24 +98,12 @@ def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: 
         ("--config", "no.yaml", "no.yaml: give the path of a config"),
         ("--config", ".", "give the path of a config"),
         ("--weights", "no.ckpt", "there is no checkpoint no.ckpt"),
-        (
-            "--model.lr_scheduler",
-            "StepLR",
-            "model.lr_scheduler needs step_size: set --model",
-        ),
-        (
-            "--model.num_classes",
-            "5",
-            "tiny has 10 classes, so give (1, 10), by --model",
-        ),
+        ("--model.lr_scheduler", "StepLR", "lr_scheduler needs step_size: set --model"),
+        ("--model.num_classes", "5", "tiny has 10 classes, so give (1, 10), by --model"),
         ("--model.in_channels", "3", "MLP cannot take tiny's images, (N, 1, 28, 28): "),
         ("--name", "..", "name is ..: it must be of the form ^"),
         ("--model.optimizer.lr", "abc", "model.optimizer.lr is abc: it must be float"),
-        (
-            "--model.lr_scheduler",
-            "ReduceLROnPlateau",
-            "lr_scheduler: Multiple subclasses with name ReduceLROnPlateau. Give the full",
-        ),
+        ("--model.lr_scheduler", "ReduceLROnPlateau", "Multiple subclasses with name Reduc"),
         ("--model.num_classes", "-1", "negative dimension -1"),
         ("--trainer.callbacks", "Throughput", "Found more than one stateful callback of type"),
         ("--trainer.accelerator", "tpu", "torch_xla"),
@@ -143,6 +112,8 @@ def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: 
         ("--name", "../x", "name is ../x: it must be of the form ^"),
         ("--seed_everything", "true", "seed_everything is True: it must be int"),
         ("--seed_everything", "-1", "-1 is not in bounds"),
+        ("--model.network", "torch.nn.ReLU", "there is no option 'model.network'"),
+        ("--trainer.val_check_interval", "1000", "`val_check_interval` (1000) must be less than"),
     ],
 )
 def test_a_bad_option_is_refused_in_one_line_and_leaves_nothing(
@@ -156,7 +127,7 @@ def test_a_bad_option_is_refused_in_one_line_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert message in refusal(capsys, "fit", "--config", config, option, value)
-    assert list(tmp_path.glob("runs/*")) == []
+    assert list(tmp_path.glob("**/version_*")) == []
 
 
 @pytest.mark.parametrize("value", ["MNISTDataModule", "torch.nn.ReLU"])
@@ -178,7 +149,6 @@ def test_a_class_of_another_kind_is_answered_with_all_that_there_are(
     [
         ("--trainer.gradient_clip_val", "1.0", "gradient_clip_val 1.0 is not supported with"),
         ("--trainer.val_check_interval", "3", "validate after whole epochs, or set steps_per_exec"),
-        ("--trainer.fast_dev_run", "true", ""),
     ],
 )
 def test_what_several_steps_at_once_cannot_honour_is_refused_before_a_folder_is_made(
@@ -186,28 +156,8 @@ def test_what_several_steps_at_once_cannot_honour_is_refused_before_a_folder_is_
 ) -> None:
     steps = ["--model.steps_per_execution", "4", "--trainer.default_root_dir", str(tmp_path)]
     command = ["fit", "--model", "LinearClassifier", *SHORT, *steps, option, value]
-    if message:
-        assert message in refusal(capsys, *command)
-    else:
-        assert main(command) == 0
+    assert message in refusal(capsys, *command)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_callback_s_own_words_are_passed_on(
-    config: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--trainer.callbacks", "ClassProbabilities", "--trainer.callbacks.every_n_steps=0"]
-    shown = refusal(capsys, "fit", "--config", config, *options)
-    assert shown == "every_n_steps is 0: it must be at least 1"
-
-
-def test_a_setting_that_lightning_refuses_when_it_starts_is_bad_input_too(
-    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--config", config, "--trainer.default_root_dir", str(tmp_path)]
-    shown = refusal(capsys, "fit", *options, "--trainer.val_check_interval", "1000")
-    assert shown.startswith("`val_check_interval` (1000) must be less than or equal to")
-    assert list(tmp_path.glob("*/version_*")) == []
 
 
 def test_an_option_without_its_value_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,8 +208,3 @@ def test_a_gpu_that_is_not_there_is_refused(
     shown = refusal(capsys, "fit", *options, *place)
     assert "trainer.accelerator is gpu: torch finds no such GPU" in shown
     assert list(tmp_path.glob("runs/*")) == []
-
-
-def test_network_cannot_be_set(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = refusal(capsys, "fit", "--config", config, "--model.network", "torch.nn.ReLU")
-    assert "there is no option 'model.network'" in shown

@@ -10,7 +10,7 @@ import pytest
 from digitlab.reproduce import results
 from digitlab.reproduce.command import PAGE_TABLE
 from digitlab.reproduce.rows import CONFIGS, by_experiment, read_rows
-from tests.reproduce.test_record import CONCLUSIONS, PAGES
+from tests.reproduce.test_record import PAGES
 
 pytestmark = pytest.mark.docs
 
@@ -97,4 +97,4 @@ def test_the_command_that_fills_the_pages_names_all_of_them(page: Path) -> None:
     (globs,) = re.findall(r"--report\s+--out docs/results\s+--pages ([^`]+?)\s*(?:`|\n\w)", text)
     named = {path for glob in shlex.split(globs) for path in Path().glob(glob)}
     with_tables = {path for path in PAGES if PAGE_TABLE.search(path.read_text("utf-8"))}
-    assert named == with_tables - {CONCLUSIONS}
+    assert named == with_tables

@@ -187,6 +187,7 @@ def test_a_process_s_exit_code_tells_whether_it_succeeded(
     assert (tmp_path / "log").read_text() == "3 3\n"
 
 
+@pytest.mark.slow  # as a process
 def test_a_run_whose_queue_was_killed_keeps_its_item(tmp_path: Path) -> None:
     program = """
 from pathlib import Path

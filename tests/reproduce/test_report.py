@@ -11,6 +11,7 @@ from digitlab.reproduce.rows import read_rows
 from tests.reproduce.samples import runs, runs_with_curves
 
 ROWS = read_rows()
+OTHER = [replace(run, val_curve=((1875, 0.93), (3750, 0.98))) for run in runs_with_curves("B3", 99)]
 
 
 @pytest.fixture
@@ -102,13 +103,8 @@ def test_the_point_of_a_row_is_its_mean_and_the_hollow_one_what_was_published() 
 
 
 def test_curves_are_means_by_epoch_of_the_runs_that_have_one() -> None:
-    other = [
-        replace(run, val_curve=((1875, 0.93), (3750, 0.98))) for run in runs_with_curves("B3", 99)
-    ]
-    without = runs("B3", 98.8)
-    (axes,) = figures.draw_validation_curves(
-        ROWS, [*runs_with_curves("B3", 98), *other, *without]
-    ).axes
+    measured = [*runs_with_curves("B3", 98), *OTHER, *runs("B3", 98.8)]
+    (axes,) = figures.draw_validation_curves(ROWS, measured).axes
     (line,) = axes.lines
     assert list(line.get_xdata()) == [1, 2]  # type: ignore[arg-type]
     assert list(line.get_ydata()) == pytest.approx([94.0, 97.5])  # type: ignore[arg-type]
@@ -122,13 +118,9 @@ def test_the_gap_is_of_the_training_split_over_the_test_split() -> None:
 
 
 def test_the_curves_of_an_experiment_reach_from_its_lowest_to_its_highest_run() -> None:
-    other = [
-        replace(run, val_curve=((1875, 0.93), (3750, 0.98))) for run in runs_with_curves("B3", 99)
-    ]
     keras = runs_with_curves("B3", 98, framework="keras")
-    figure = figures.draw_experiment(
-        {"B3": ROWS["B3"]}, [*runs_with_curves("B3", 98), *other, *keras]
-    )
+    measured = [*runs_with_curves("B3", 98), *OTHER, *keras]
+    figure = figures.draw_experiment({"B3": ROWS["B3"]}, measured)
     assert figure
     torch, theirs = figure.axes
     assert torch.get_title() == "B3\nPyTorch, n = 2"
@@ -140,10 +132,7 @@ def test_the_curves_of_an_experiment_reach_from_its_lowest_to_its_highest_run() 
     assert {tuple(point) for point in np.round(band, 6)} == {(1, 93), (1, 95), (2, 97), (2, 98)}
 
 
-def test_an_experiment_without_a_curve_has_no_figure() -> None:
+def test_without_curves_or_rows_of_a_document_nothing_is_drawn() -> None:
     assert figures.draw_experiment(ROWS, runs("B3", 98.8)) is None
-
-
-def test_rows_that_no_document_has_draw_an_empty_figure() -> None:
     for draw in (figures.draw_published, figures.draw_validation_curves, figures.draw_gap):
         assert not draw(ROWS, runs_with_curves("digits/lenet5", 97.0)).axes
