@@ -155,6 +155,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     content = read_checkpoint(path)
     settings: dict[str, Any] = {}
+    if isinstance(content, dict) and "keras" in content:
+        raise ValueError(f"{path} is a checkpoint of a Keras run: give that run's model.keras")
     if isinstance(content, dict) and "state_dict" in content:
         settings = content.get("hyper_parameters") or {}
         content = content["state_dict"]

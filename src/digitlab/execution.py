@@ -236,8 +236,9 @@ class MultiStepModule(LightningModule):
         made = self.global_step - steps_before
         epoch_loop = self.trainer.fit_loop.epoch_loop
         epoch_loop._batches_that_stepped += made - 1
-        if getattr(self.trainer.train_dataloader, "batches_left", 0):
-            # `max_steps` has cut the epoch's last block short, which Lightning takes for its end.
+        left = getattr(self.trainer.train_dataloader, "batches_left", 0)
+        if left and self.steps_per_execution > 1:  # else Lightning's own `limit_train_batches`
+            # `max_steps` has cut the epoch's last block short: this is not the end of the epoch.
             epoch_loop.batch_progress.is_last_batch = False
         if self.trainer.is_last_batch:
             self._step_schedulers("epoch")

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import current_thread, main_thread
 from types import FrameType
 
@@ -86,8 +86,9 @@ class StopSignals:
         if not self.deferring or (again and number == signal.SIGINT):
             raise Interrupted(number)
         if not again and self.trainer.is_global_zero:
-            # Not `print`: the signal may have interrupted one.
-            os.write(sys.stderr.fileno(), b"\nstopping after this step; Ctrl-C stops at once\n")
+            # Not `print`: the signal may have interrupted one. Standard error may be closed.
+            with suppress(OSError, AttributeError):
+                os.write(sys.stderr.fileno(), b"\nstopping after this step; Ctrl-C stops at once\n")
 
     def received(self) -> int:
         """Give the number of a signal that came to any rank, 0 for none; call it in all ranks."""

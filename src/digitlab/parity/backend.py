@@ -184,8 +184,13 @@ def _silent_stderr() -> Iterator[None]:
 
     TensorFlow's libraries write there directly, whatever `TF_CPP_MIN_LOG_LEVEL` is.
     """
-    sys.stderr.flush()
-    saved = os.dup(2)
+    try:
+        saved = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    if sys.stderr:
+        sys.stderr.flush()
     with tempfile.TemporaryFile() as kept:
         os.dup2(kept.fileno(), 2)
         try:

@@ -40,9 +40,10 @@ class Run(NamedTuple):
     @property
     def framework(self) -> run_folder.Framework:
         """The framework of the training, also before the run has ended."""
-        # Only the options of Keras runs have an output.
-        guess = "keras" if "output" in self.config else "torch"
-        return "keras" if self.metrics.get("framework", guess) == "keras" else "torch"
+        # In version 0.1, only the options of Keras runs had an output, and none named a framework.
+        old = "keras" if "output" in self.config else "torch"
+        named = self.metrics.get("framework", self.config.get("framework", old))
+        return "keras" if named == "keras" else "torch"
 
 
 def read_run(folder: Path) -> Run:
