@@ -1,4 +1,4 @@
-"""What every architecture shares: loss, scores, optimizer."""
+"""`Classifier`, the base of every architecture: loss, scores, optimizer."""
 
 from collections.abc import Iterable
 from typing import Any, Literal, Self
@@ -120,7 +120,7 @@ class Classifier(MultiStepModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def check_supported(self, trainer: Trainer) -> None:
-        """Refuse what the trainer is asked for and cannot do with this model.
+        """Refuse settings of the trainer that this model does not support.
 
         Raises:
             ValueError: As for `MultiStepModule`; or a gradient scaler and a fused optimizer, which

@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(
 def test_a_missing_run_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "is no run folder" in refusal(capsys, "test", "--run", str(tmp_path))
+    assert "it is not a run folder" in refusal(capsys, "test", "--run", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert "there is no run in runs" in refusal(capsys, "test", "--run", "latest")
 

@@ -69,7 +69,7 @@ def test_debug_shows_the_traceback_of_bad_input_before_the_line(
     assert main(["test", "--run", "no/such/run", "--debug"]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("Traceback (most recent call last):")
-    assert "digitlab: error: no/such/run is no run folder" in shown.splitlines()[-1]
+    assert "digitlab: error: no/such/run has no config.yaml" in shown.splitlines()[-1]
 
 
 def test_ctrl_c_names_the_checkpoint_and_exits_with_130(tmp_path: Path) -> None:

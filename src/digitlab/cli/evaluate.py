@@ -27,7 +27,7 @@ from digitlab.scores import describe_score
 from digitlab.signals import StopSignals
 
 COLUMNS = ("file", "class", "class_name", "probability", "probabilities", "error")
-# An evaluation takes these settings of the run's trainer over; one process is enough for it.
+# An evaluation uses these settings of the run's trainer; one process is enough for it.
 TRAINER = ("accelerator", "precision")
 # Settings of the data that may differ from the run's; others would score other images.
 DATA = {"root", "batch_size", "eval_batch_size"}
@@ -177,7 +177,7 @@ def read_evaluation(name: str, options: list[str], help: str = "") -> Evaluation
     if not given:
         raise ValueError(f"{name} needs trained weights: name a run, --run RUN_DIR or latest")
     folder = run_folder.find_run(given[-1])
-    trained = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    trained = run_folder.read_config(folder, run_folder.NEEDED)
     trained = {key: trained[key] for key in ("model", "data", "trainer", "seed_everything")}
     trained["trainer"] = {key: trained["trainer"][key] for key in TRAINER}
     cli = make_cli(name, ["--run", str(folder), *flags], yaml.safe_dump(trained), help)
@@ -301,7 +301,7 @@ def _classify(images: list[str], cli: EvaluationCLI, trainer: Trainer) -> int:
 
 
 def _prepare(path: Path, data: ImageDataModule) -> PreparedImage | str:
-    """Open and prepare an image, or say why it cannot be."""
+    """Open and prepare an image, or return the reason why it cannot be prepared."""
     try:
         image, steps = open_image(path)
         prepared = data.prepare_image(image)
@@ -320,7 +320,7 @@ def _predict(
         columns = (batch[name].tolist() for name in ("class", "probability", "probabilities"))
         for number, probability, probabilities in zip(*columns, strict=True):
             if not math.isfinite(probability):
-                yield {"error": "the network gives a value that is not finite: train it anew"}
+                yield {"error": "the network's output is not finite: train it again"}
                 continue
             yield {
                 "class": number,

@@ -58,8 +58,8 @@ class FitCLI(RunCLI):
             ),
             (
                 *("output", Literal["logits", "softmax"], "logits"),
-                "With --framework keras: end in logits, or as document A writes its Keras network: "
-                "in a softmax, with the cross-entropy of clipped probabilities.",
+                "With --framework keras: end the network in logits, or, as document A does, in a "
+                "softmax, with the cross-entropy of clipped probabilities.",
             ),
             (
                 *("name", RunName | None, None),
@@ -68,7 +68,7 @@ class FitCLI(RunCLI):
             ),
             (
                 *("weights", str | None, None),
-                "Checkpoint or state dict to take the initial weights, and nothing else, from.",
+                "File with the initial weights: a checkpoint, a state dict or, in Keras, a model.",
             ),
             (
                 *("run", str | None, None),
@@ -230,7 +230,7 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
         weights: A file of either framework with the initial weights, if any.
 
     Raises:
-        ValueError: Keras cannot do what the settings ask for, or the weights do not fit.
+        ValueError: Keras does not support a setting, or the weights do not fit.
         ImportError: The extra `parity` is not installed.
     """
     from digitlab.parity.backend import POLICIES, choose_device, limit_gpu_memory
@@ -342,7 +342,7 @@ def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer, start: ResumePoint) -> 
 
 @contextmanager
 def report_interruption(folder: Path, trainer: Trainer, start: ResumePoint) -> Iterator[None]:
-    """Train in the `with` block; if it ends early, add to the error how to resume.
+    """Train in the `with` block; on an error, add how to resume.
 
     Raises:
         Interrupted: A signal asked the run to stop.
@@ -370,7 +370,7 @@ def report_interruption(folder: Path, trainer: Trainer, start: ResumePoint) -> I
 
 
 def print_next_steps(folder: Path, events: Path | None) -> None:
-    """Print where the results are, and the commands for what to do with them."""
+    """Print where the results are, and commands for the next steps."""
     print(f"\nResults are in {folder}. What to do next:")
     if (folder / "checkpoints").is_dir():
         print(f"  digitlab test --run {folder}\n  digitlab predict --run {folder}")
@@ -411,7 +411,7 @@ def _end_only(trainer: Trainer, signals: StopSignals) -> None:
 
 
 def describe_run(cli: FitCLI, trainer: Trainer) -> str:
-    """Describe in words the data, the network, the device and the seed."""
+    """Describe the data, the network, the device and the seed."""
     data, network = cli.datamodule, cli.config.model.class_path.rpartition(".")[2]
     twin = "'s Keras twin" if cli.config.framework == "keras" else ""
     device = cli.device or describe_device(trainer.strategy.root_device)

@@ -64,7 +64,7 @@ def _unknown_class(match: re.Match[str], key: str, options: Iterable[str]) -> st
     base, name = BASES.get(key), match["name"].rstrip(".")
     if base is None:  # a class is one of several types that the value might have had
         return f"{key} is {name}: it must be {_rules(match.string)}"
-    return f"{key}: {name!r} is no {base.__name__}: {_nearest(name, _subclasses(base))}"
+    return f"{key}: there is no {base.__name__} {name!r}: {_nearest(name, _subclasses(base))}"
 
 
 def _not_found(match: re.Match[str], key: str, options: Iterable[str]) -> str:
@@ -85,7 +85,7 @@ def _wrong_value(match: re.Match[str], key: str, options: Iterable[str]) -> str:
 PATTERNS: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] = [
     (r"Group '(?P<group>\S+)' does not accept option '(?P<name>\S+)'", _unknown_option),
     (r"[Uu]nrecognized arguments: (?P<name>\S+)", _unknown_option),
-    # An optimizer's class path stands behind the option, a model's before it; the last one counts.
+    # An optimizer's class path follows the option, a model's precedes it; the last one counts.
     (
         r"Option '(?P<name>\S+)' is not accepted.*Namespace\(class_path='(?P<owner>[\w.]+)'",
         _unknown_parameter,

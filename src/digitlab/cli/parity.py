@@ -167,7 +167,7 @@ def _describe(cli: ParityCLI) -> str:
         f"seed {cli.config.seed_everything}",
         ", ".join(f"{name} {number}" for name, number in _versions().items()),
     ]
-    # Settings of a config that change its training, but not what is compared.
+    # Settings that change a config's training, but are not part of the comparison.
     trainer = cli.config.trainer
     settings = {
         "lr_scheduler (the learning rate stays at its first value)": model.lr_scheduler,

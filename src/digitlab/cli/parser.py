@@ -132,13 +132,13 @@ def _check_config(path: str) -> None:
     try:
         settings = yaml.safe_load(Path(path).read_text("utf-8"))
     except RecursionError as error:
-        raise ValueError(f"{path} is no valid YAML: it is nested too deeply") from error
+        raise ValueError(f"{path} is not valid YAML: it is nested too deeply") from error
     # PyYAML's own conversions fail in many ways, such as that of `!!int` without a number.
     except Exception as error:
-        raise ValueError(f"{path} is no valid YAML: {error}") from error
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} has no settings: write them as `name: value`")
-    if not _is_finite(settings):  # jsonargparse would never come to an end
+    if not _is_finite(settings):  # jsonargparse would never finish
         raise ValueError(f"{path} has more than 10,000 values: does an alias contain itself?")
     if "config" in settings:
         raise ValueError(f"{path} sets config: name further configs by --config")
@@ -176,7 +176,7 @@ def _options(parser: LightningArgumentParser) -> list[str]:
 
 
 def check_settings(cli: RunCLI) -> None:
-    """Check what the types of options cannot."""
+    """Check rules that the options' types do not express."""
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if cli.config.trainer[name] == 0:
             raise ValueError(f"trainer.{name} is 0: leave at least one step to train")

@@ -113,7 +113,7 @@ def limit_gpu_memory(megabytes: int) -> None:
 
 
 def to_tensorflow(tensor: Tensor) -> Any:
-    """Hand a tensor to TensorFlow without a copy, which takes 2% of a small network's step."""
+    """Pass a tensor to TensorFlow without a copy, which would take 2% of a small network's step."""
     tensor = tensor.cpu().contiguous().detach()
     if tensor.data_ptr() % 64:
         tensor = tensor.clone()  # TensorFlow's kernels need this alignment

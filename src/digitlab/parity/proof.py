@@ -130,7 +130,7 @@ def _annotate(check: Check, note: str) -> Check:
 
 
 def _substitution(stock: torch.optim.Optimizer) -> str:
-    """Name what replaces a config's optimizer; nothing if it is exact itself."""
+    """Name the replacement of a config's optimizer; empty if that is exact itself."""
     exact = exact_optimizer(stock, [nn.Parameter(torch.zeros(1))])
     if type(exact) is not type(stock):
         return f"{type(exact).__name__} in place of {type(stock).__name__}"

@@ -3,7 +3,7 @@
 | module | what |
 |---|---|
 | `command` | the command line |
-| `content` | what a run folder holds, and what of it is missing |
+| `content` | contents of a run folder, and which files are missing |
 | `predictions` | the network's layers, predictions and worst mistakes |
 | `page` | the page, from `page.html.jinja` and `page.css` |
 """

@@ -49,8 +49,8 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
         given = parser.parse_args(options)
     except ArgumentError as error:
         if found := re.search(r"[Uu]nrecognized arguments: ([^-\s]\S*)", str(error)):
-            raise InputError(f"{found[1]} stands behind an option: name the runs first") from error
+            raise InputError(f"{found[1]} comes after an option: name the runs first") from error
         raise InputError(explain(str(error), ["out", "help"])) from error
     if not given.runs:
-        raise InputError("report is of runs: name run folders, or latest")
+        raise InputError("no run is named: give run folders, or latest")
     return given

@@ -19,7 +19,7 @@ from digitlab.report.content import Run
 from digitlab.report.predictions import Outcome, Predictions
 
 NOTHING = "—"
-"""What a table shows if a run has no value."""
+"""Shown in a table where a run has no value."""
 FRAMEWORKS = {"torch": "PyTorch", "keras": "Keras"}
 SCORES = {"test": "Test", "val": "Validation", "train": "Training"}
 PHASES = {"train": ("training", "--"), "val": ("validation", "-")}

@@ -65,7 +65,7 @@ class Predictions(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A network's layers and predictions, as far as they can be made."""
+    """A network's layers and predictions; `why` says why there are no predictions."""
 
     layers: tuple[Layer, ...] = ()
     predictions: Predictions | None = None

@@ -58,7 +58,7 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
         given = parser.parse_args(options)
     except ArgumentError as error:
         if found := re.search(r"[Uu]nrecognized arguments: ([^-\s]\S*)", str(error)):
-            raise InputError(f"{found[1]} stands behind an option: name the rows first") from error
+            raise InputError(f"{found[1]} comes after an option: name the rows first") from error
         names = [name for action in parser._actions for name in action.option_strings]
         raise InputError(explain(str(error), [name.lstrip("-") for name in names])) from error
     _check(given)

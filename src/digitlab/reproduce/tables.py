@@ -66,7 +66,7 @@ def markdown_table(
 
 
 def results_table(rows: Mapping[str, Row], results: Sequence[Result], aligned: bool = False) -> str:
-    """Show what was measured in both frameworks beside what was published."""
+    """Show the measured accuracies of both frameworks beside the published figure."""
     groups = group_accuracies(results)
     lines = []
     for row in rows.values():
@@ -262,7 +262,7 @@ def _comparisons(
 
 
 def _command(rows: Mapping[str, Row], runs: Sequence[Result]) -> str:
-    """Give the command that trains an experiment's runs."""
+    """Return the command that trains an experiment's runs."""
     measured, seeds = {run.row for run in runs}, {run.seed for run in runs}
     names = " ".join(name for name in rows if name in measured)
     frameworks = {run.framework for run in runs}
