@@ -261,6 +261,11 @@ def named_weights(pl_module: Any) -> Iterable[tuple[str, Tensor]]:
     return getattr(pl_module, "named_weights", pl_module.named_parameters)()  # type: ignore[no-any-return]
 
 
+def count_parameters(tensors: dict[str, tuple[int, ...]]) -> int:
+    """Count the parameters of a layer in a `LayerTable`."""
+    return sum(map(prod, tensors.values()))
+
+
 def tabulate_layers(layers: LayerTable) -> str:
     """Make a table of layers.
 
@@ -271,17 +276,17 @@ def tabulate_layers(layers: LayerTable) -> str:
     6 parameters in 1 tensors
     """
     rows = [("layer", "type", "parameter tensors", "count")]
-    counts = []
     for name, kind, tensors in layers:
         shapes = ", ".join(f"{key} {shape}" for key, shape in tensors.items())
-        counts += [prod(shape) for shape in tensors.values()]
-        rows.append((name, kind, shapes, f"{sum(map(prod, tensors.values())):,}"))
+        rows.append((name, kind, shapes, f"{count_parameters(tensors):,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         f"{name:{widths[0]}}  {kind:{widths[1]}}  {shapes:{widths[2]}}  {count:>{widths[3] + 2}}"
         for name, kind, shapes, count in rows
     ]
-    return "\n".join([*lines, f"{sum(counts):,} parameters in {len(counts)} tensors"])
+    total = sum(count_parameters(tensors) for _, _, tensors in layers)
+    number = sum(len(tensors) for _, _, tensors in layers)
+    return "\n".join([*lines, f"{total:,} parameters in {number} tensors"])
 
 
 class Throughput(Callback):

@@ -16,7 +16,7 @@ import digitlab.callbacks
 import digitlab.models  # noqa: F401
 from digitlab.callbacks import ProgressBar
 from digitlab.classifier import Classifier
-from digitlab.cli.messages import explain
+from digitlab.cli.messages import explain, option_names
 from digitlab.data import ImageDataModule
 from digitlab.execution import NullProfiler
 
@@ -84,7 +84,7 @@ class RunCLI(LightningCLI):
         try:
             self.config = parser.parse_args(configs + flags)
         except ArgumentError as error:
-            raise ValueError(explain(str(error), _options(parser))) from error
+            raise ValueError(explain(str(error), option_names(parser))) from error
 
     def instantiate_classes(self) -> None:
         """Make the model and the data module."""
@@ -169,10 +169,6 @@ def split_off(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:
     except ArgumentError as error:
         raise ValueError(str(error)) from error
     return known.values, others
-
-
-def _options(parser: LightningArgumentParser) -> list[str]:
-    return [name.lstrip("-") for action in parser._actions for name in action.option_strings]
 
 
 def check_settings(cli: RunCLI) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from digitlab import __version__
+from digitlab.callbacks.logging import count_parameters
 from digitlab.report.content import Run
 from digitlab.report.predictions import Outcome, Predictions
 
@@ -109,7 +110,8 @@ def render(found: Sequence[tuple[Run, Outcome]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number, "png": png}
+    filters = {"percent": percent, "number": number, "png": png, "parameters": count_parameters}
+    environment.filters |= filters
     curves = [render_curves(runs, names, quantity) for quantity in ("accuracy", "loss")]
     return environment.get_template("page.html.jinja").render(
         title=", ".join(names),
