@@ -125,7 +125,7 @@ def load_weights(model: Classifier, path: Path) -> None:
             writes it, whose names may lack the prefix `network.`.
 
     Raises:
-        ValueError: The file is no checkpoint, needs code to be loaded, or is of another
+        ValueError: The file is not a checkpoint, needs code to be loaded, or belongs to another
             architecture.
     """
     weights, settings = _read(path)

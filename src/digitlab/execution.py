@@ -42,8 +42,8 @@ from digitlab.optimizers import Step, fused_adam_step
 class MultiStepModule(LightningModule):
     """Makes one optimizer step per batch, or several per `training_step`.
 
-    A subclass gives the loss of a batch in `batch_loss` and, for the log, the scores since the last
-    entry in `step_scores`.
+    A subclass computes the loss of a batch in `batch_loss` and, for the log, the scores since the
+    last entry in `step_scores`.
 
     Args:
         steps_per_execution: Optimizer steps per `training_step`, at least 1. It changes speed and
@@ -158,9 +158,9 @@ class MultiStepModule(LightningModule):
         """
         if self.steps_per_execution == 1:
             return
-        for what, remedy in (*_of_trainer(trainer), *_of_callbacks(trainer), *self._of_hooks()):
+        for setting, remedy in (*_of_trainer(trainer), *_of_callbacks(trainer), *self._of_hooks()):
             raise ValueError(
-                f"{what} is not supported with steps_per_execution {self.steps_per_execution}: "
+                f"{setting} is not supported with steps_per_execution {self.steps_per_execution}: "
                 f"{remedy}, or set steps_per_execution to 1"
             )
 
@@ -232,7 +232,7 @@ class MultiStepModule(LightningModule):
 
     def _finish_block(self, steps_before: int) -> None:
         """Count the steps of a block for Lightning's loggers; step the schedulers of an epoch."""
-        # Lightning counts one step per call by itself.
+        # Lightning itself counts one step per call.
         made = self.global_step - steps_before
         epoch_loop = self.trainer.fit_loop.epoch_loop
         epoch_loop._batches_that_stepped += made - 1

@@ -40,7 +40,7 @@ class ResumePoint:
         step: Optimizer steps that are done.
         world_size: Number of ranks that the run had, 0 if nothing was saved.
         trained: Whether training is complete, and only the results are to be measured.
-        finished: If they are measured too, a sentence that says so.
+        finished: A sentence on its length if they are measured too; otherwise empty.
     """
 
     resumed: bool = False

@@ -213,7 +213,7 @@ class LastCheckpoint(Checkpoint):
 
     They are written after each epoch, inside epochs at intervals, when a signal asks the run to
     stop, and where `max_steps` or another callback ends it inside an epoch. Lightning calls
-    checkpoint callbacks after all others, so the saved state of those is of the same step.
+    checkpoint callbacks after all others, so their saved state belongs to the same step.
 
     Args:
         folder: Where to write the two.

@@ -396,7 +396,7 @@ class Throughput(Callback):
 
 
 class ClassProbabilities(Callback):
-    """Logs the probability that the network gives to each class, as a mean over the batch.
+    """Logs the predicted probability of each class, as a mean over the batch.
 
     An untrained network predicts all classes equally often; a collapsed one predicts one class. The
     scalars are `probabilities/<class name>`. They are computed again in evaluation mode, which does
@@ -404,7 +404,7 @@ class ClassProbabilities(Callback):
 
     Args:
         every_n_steps: Optimizer steps between two records (at least 1); 50 in document A. With
-            several steps per execution, the record is of the last step of the one that is due.
+            several steps per execution, the last step of a block is recorded.
 
     Raises:
         ValueError: `every_n_steps` is below 1.

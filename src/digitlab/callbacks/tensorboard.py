@@ -55,7 +55,7 @@ def writers(loggers: Iterable[Logger]) -> list["SummaryWriter"]:
 
 
 @contextmanager
-def unless_it_fails(what: str) -> Iterator[None]:
+def unless_it_fails(name: str) -> Iterator[None]:
     """Print an error of the `with` block, so that a trained run still gets its scores."""
     try:
         yield
@@ -63,7 +63,7 @@ def unless_it_fails(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # a user's network may do anything
         reason = str(error).partition("\n")[0]
-        print(f"TensorBoard has no {what} of this network: {type(error).__name__}: {reason}")
+        print(f"TensorBoard has no {name} of this network: {type(error).__name__}: {reason}")
 
 
 def show_picture(loggers: Iterable[Logger], tag: str, picture: Image.Image, step: int) -> None:

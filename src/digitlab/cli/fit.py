@@ -42,8 +42,8 @@ class FitCLI(RunCLI):
     """The options of `digitlab fit`.
 
     Attributes:
-        device: TensorFlow's device in words, and
-        precision: Keras's precision, if the run is a Keras run.
+        device: In a Keras run, the name of TensorFlow's device.
+        precision: In a Keras run, Keras's precision.
     """
 
     device = ""
@@ -51,46 +51,36 @@ class FitCLI(RunCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that only training has."""
-        options: list[tuple[str, Any, Any, str]] = [
-            (
-                *("framework", Literal["torch", "keras"], "torch"),
-                "Train the network in PyTorch, or its Keras twin in Keras.",
-            ),
-            (
-                *("output", Literal["logits", "softmax"], "logits"),
-                "With --framework keras: end the network in logits, or, as document A does, in a "
-                "softmax, with the cross-entropy of clipped probabilities.",
-            ),
-            (
-                *("name", RunName | None, None),
-                "Name of the run: its folder is <data set>-<name> under trainer.default_root_dir. "
-                "Default: the first config's.",
-            ),
-            (
-                *("weights", str | None, None),
-                "File with the initial weights: a checkpoint, a state dict or, in Keras, a model.",
-            ),
-            (
-                *("run", str | None, None),
-                "Resume this run, a folder or latest, with its settings. A larger "
-                "trainer.max_epochs lengthens it.",
-            ),
-            (
-                *("allow_changes", bool, False),
-                "With --run: accept settings that change the result. An unfinished epoch starts "
-                "over, with the weights so far.",
-            ),
-            (
-                *("checkpoint_every_n_steps", PositiveInt | None, None),
-                "Optimizer steps between two checkpoints inside an epoch. Default: none.",
-            ),
-            (
-                *("checkpoint_every_n_minutes", NonNegativeFloat | None, 1.0),
-                "Minutes between two checkpoints inside an epoch; null for none.",
-            ),
-        ]
-        for name, kind, default, text in options:
-            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+        add = parser.add_argument
+        frameworks, outputs = Literal["torch", "keras"], Literal["logits", "softmax"]
+        text = "Train the network in PyTorch, or its Keras twin in Keras."
+        add("--framework", type=frameworks, default="torch", help=text)
+        text = (
+            "With --framework keras: end the network in logits, or, as document A does, in a "
+            "softmax, with the cross-entropy of clipped probabilities."
+        )
+        add("--output", type=outputs, default="logits", help=text)
+        text = (
+            "Name of the run: its folder is <data set>-<name> under trainer.default_root_dir. "
+            "Default: the first config's."
+        )
+        add("--name", type=RunName | None, default=None, help=text)
+        text = "File with the initial weights: a checkpoint, a state dict or, in Keras, a model."
+        add("--weights", type=str | None, default=None, help=text)
+        text = (
+            "Resume this run, a folder or latest, with its settings. A larger trainer.max_epochs "
+            "lengthens it."
+        )
+        add("--run", type=str | None, default=None, help=text)
+        text = (
+            "With --run: accept settings that change the result. An unfinished epoch starts over, "
+            "with the weights so far."
+        )
+        add("--allow_changes", type=bool, default=False, help=text)
+        text = "Optimizer steps between two checkpoints inside an epoch. Default: none."
+        add("--checkpoint_every_n_steps", type=PositiveInt | None, default=None, help=text)
+        text = "Minutes between two checkpoints inside an epoch; null for none."
+        add("--checkpoint_every_n_minutes", type=NonNegativeFloat | None, default=1.0, help=text)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and name a run that has no name after its config or its network."""
@@ -358,7 +348,7 @@ def report_interruption(folder: Path, trainer: Trainer, start: ResumePoint) -> I
         )
         saved = max([start.step, *steps])
         last = folder / run_folder.LAST
-        rest = f"{last} is of step {saved}" if saved else "nothing was saved"
+        rest = f"{last} was saved at step {saved}" if saved else "nothing was saved"
         if isinstance(error, FloatingPointError):
             raise RunError(f"{error}; {rest}") from error
         remedy = f"resume with: digitlab fit --run {folder}"

@@ -97,7 +97,10 @@ def _missing(match: re.Match[str], key: str, options: Iterable[str]) -> str:
 
 
 def _wrong_value(match: re.Match[str], key: str, options: Iterable[str]) -> str:
-    return f"{key} is {match['value']}: it must be {_rules(match.string)}"
+    rules = _rules(match.string)
+    if not rules and key in BASES:
+        rules = f"the name of a subclass of {BASES[key].__name__}"
+    return f"{key} is {match['value']}: {f'it must be {rules}' if rules else 'give another value'}"
 
 
 PATTERNS: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] = [

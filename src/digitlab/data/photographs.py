@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image as a data module holds it, and how it was made.
+    """An image in the format of a data module, and the steps of its preparation.
 
     Args:
         pixels: uint8 `(28, 28)`, light on a black background.

@@ -52,8 +52,7 @@ class KerasClassifier(Classifier):
     rate schedules are those of `Classifier`: the torch optimizer has no parameters to update, and
     only counts steps and holds the learning rate.
 
-    TensorFlow chooses its device by itself; the trainer belongs on the CPU and keeps its default
-    precision.
+    TensorFlow chooses its own device; use a trainer on the CPU with its default precision.
 
     Shape:
         - Input: as for `Classifier`, channels first.
@@ -189,7 +188,7 @@ class KerasClassifier(Classifier):
         """Restore Keras's variables, all or none of them.
 
         Raises:
-            ValueError: The checkpoint is of a PyTorch run, another architecture or optimizer.
+            ValueError: The checkpoint comes from a PyTorch run, another architecture or optimizer.
         """
         if "keras" not in checkpoint:
             raise ValueError(
@@ -298,7 +297,7 @@ def _compile_twin(
 
 
 def _compile_steps(keras_model: Any, policy: Policy, softmax: bool) -> Any:
-    """Make a function that trains on batches one after the other, by Keras's `train_function`.
+    """Make a function that trains on several batches in turn, by Keras's `train_function`.
 
     Its loop is TensorFlow's: the way back to Python costs as much as a small network's step. It
     takes images `(N, 28, 28, C)` and labels `(N,)` of all batches, a learning rate for each, and

@@ -1,6 +1,7 @@
 """The comparison of any PyTorch module with any Keras model: `check`.
 
-`first_divergence` finds the first layer whose output differs.
+`first_divergence` finds the first layer whose output differs. It uses a private name of torch,
+`_C.DisableTorchFunction`: checked against torch 2.15.
 """
 
 import math
@@ -94,7 +95,7 @@ def check(torch_module: nn.Module, keras_model: Any, batches: Iterable[Batch]) -
             `(N,)`, as tensors or arrays. Without images the report fails: nothing was compared.
 
     Raises:
-        ValueError: The weights cannot be matched, a side or a batch is of another type, a side
+        ValueError: The weights cannot be matched, a side or a batch has another type, a side
             computes in neither float32 nor float64, or the Keras model cannot read the images.
         ImportError: The extra `parity` is not installed.
     """

@@ -1,6 +1,6 @@
 """`digitlab report`: runs as one HTML page without external files.
 
-| module | what |
+| module | content |
 |---|---|
 | `command` | the command line |
 | `content` | contents of a run folder, and which files are missing |

@@ -48,7 +48,7 @@ class Theme(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """A figure of curves, for light and dark pages, and the same in words."""
+    """A figure of curves for light and dark pages, with its alternative text."""
 
     light: str
     dark: str

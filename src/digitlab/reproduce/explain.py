@@ -41,7 +41,7 @@ class Cell(NamedTuple):
     """A way to train: a combination of the factors that change the training."""
 
     levels: dict[str, int]  # for each of these factors, 1 if it has the second config's value
-    row: Row  # what the queue trains
+    row: Row  # trained by the queue
     text: str  # the row's config
     cli: FitCLI  # the config, parsed
 

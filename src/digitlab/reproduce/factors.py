@@ -136,7 +136,7 @@ def find_factors(first: FitCLI, second: FitCLI) -> list[Factor]:
     the arguments of all models, such as the optimizer and initial values, are compared one by one.
 
     Raises:
-        InputError: They are of different data sets.
+        InputError: Their data sets differ.
     """
     ours, theirs = config_of(first), config_of(second)
     data = [config["data"]["class_path"] for config in (ours, theirs)]
@@ -167,7 +167,7 @@ def switch(config: Config, factors: Sequence[Factor], source: Config) -> Config:
     for *parents, name in (keys for factor in factors for keys in factor.settings):
         target, theirs = _get(result, parents), _get(source, parents)
         target.pop(name, None)
-        if name in theirs:  # some arguments are of one model only
+        if name in theirs:  # some arguments belong to one model only
             target[name] = copy.deepcopy(theirs[name])
     return result
 

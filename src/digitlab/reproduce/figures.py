@@ -99,7 +99,7 @@ def _make_facets(
 
     Args:
         rows: The rows.
-        groups: What was measured.
+        groups: The measured values.
         alone: A row that gets its own axes, as it would stretch those of its data set.
     """
     facets: dict[str, list[Row]] = {}

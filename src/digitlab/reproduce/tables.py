@@ -24,7 +24,7 @@ MARGINS = {"mnist": 0.5, "fashion_mnist": 1.0, "digits": 1.5}
 """Per data set, the largest difference between two means that does not matter, in points.
 
 The documents distinguish recipes by 2 points (95 and 97%, 85 and 87%), so half of that or less is
-no finding of theirs. It must also exceed what seeds alone shift, or no affordable number of runs
+no finding of theirs. It must also exceed the effect of seeds, or no affordable number of runs
 would prove it: one run's standard deviation is about .2 points on MNIST, .4 on Fashion-MNIST, and
 .2 to 1.9 on the digits, whose test split has 360 images, .28 points each.
 """
