@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 
+from digitlab import parity
 from digitlab.parity import proof
 from digitlab.parity.checks import Check
 from digitlab.parity.proof import run_checks
@@ -98,3 +99,8 @@ def test_a_trajectory_in_float32_starts_anew_where_rounding_spoils_it(
     check = proof._in_float32(model, None, batches, unused, unused, steps=7, seed=0)
     assert check.note == "most in fc1"
     assert len(started) == 3  # the first of these starts passed, so it is the last
+
+
+def test_the_former_name_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="staircase is now run_checks"):
+        assert parity.staircase is run_checks

@@ -259,9 +259,7 @@ class LastCheckpoint(Checkpoint):
         if self.signals:
             self.signals.deferring = True
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save inside an epoch if it is time; stop if a signal has come."""
         seen, self._seen_step = self._seen_step, trainer.global_step
         assert isinstance(pl_module, Classifier)

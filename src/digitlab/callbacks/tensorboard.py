@@ -117,13 +117,7 @@ class ValidationPicture(Callback, ABC):
         self._kept.clear()
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Keep tensors of a batch; its logits are the output of `Classifier.validation_step`."""
         # Other modules' validation steps return nothing, or the loss.
@@ -392,8 +386,7 @@ def write_projector(
         np.savetxt(path, points.numpy(), fmt="%.6g", delimiter="\t")
     rows = [f"{names[i]}\t{names[j]}" for i, j in zip(labels, predicted, strict=True)]
     files.write_text(folder / embedding.metadata_path, "\n".join(["class\tpredicted", *rows, ""]))
-    with files.atomic_write(folder / embedding.sprite.image_path) as path:
-        _sprite(images).save(path)
+    files.write_image(folder / embedding.sprite.image_path, _sprite(images))
     # Last, since it names the others. TensorBoard looks for a file of this name.
     files.write_text(folder / "projector_config.pbtxt", text_format.MessageToString(config))
 

@@ -18,7 +18,6 @@ from PIL import Image
 
 from digitlab import files, run_folder
 from digitlab.checkpoints import load_weights
-from digitlab.classifier import Classifier
 from digitlab.cli.parser import RunCLI, split_off
 from digitlab.data import ImageDataModule
 from digitlab.data.photographs import PreparedImage, open_image
@@ -106,26 +105,6 @@ class Evaluation:
             # TensorFlow chooses its own device, and the saved model knows its precision.
             settings |= {"accelerator": "cpu", "precision": "32-true"}
         return self.cli.instantiate_trainer(**settings)
-
-
-def load_trained(
-    folder: Path, checkpoint: str = "last", flags: Sequence[str] = ()
-) -> tuple[Classifier, ImageDataModule]:
-    """Load the trained network of a run of either framework, and its data module.
-
-    Args:
-        folder: The run folder.
-        checkpoint: `last`, `best`, or the path of a checkpoint.
-        flags: Options of `digitlab test` that win over the run's settings.
-
-    Raises:
-        ValueError, OSError: The run cannot be read, or the weights do not fit.
-        ImportError: The run is a Keras run, and the extra `parity` is not installed.
-    """
-    options = ["--run", str(folder), "--checkpoint", checkpoint, *flags]
-    evaluation = read_evaluation("test", options)
-    evaluation.load()
-    return evaluation.cli.model, evaluation.cli.datamodule
 
 
 def run(name: str, help: str, options: list[str]) -> int:

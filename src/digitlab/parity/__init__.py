@@ -11,6 +11,9 @@ does.
   finds the first layer that differs.
 """
 
+import warnings
+from typing import Any
+
 from digitlab.parity.backend import import_keras, keras_dtype
 from digitlab.parity.checks import Check
 from digitlab.parity.keras_files import KerasNetwork, load_keras_model
@@ -37,3 +40,10 @@ __all__ = [
     "to_keras",
     "to_keras_optimizer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "staircase":  # until the next release
+        warnings.warn("staircase is now run_checks", DeprecationWarning, stacklevel=2)
+        return run_checks
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
