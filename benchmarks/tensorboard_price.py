@@ -38,8 +38,8 @@ TARGET = 2.0
 METHODS = [("scalars", "log_metrics"), ("HPARAMS", "log_hyperparams")]
 METHODS += [("writer", "save"), ("writer", "finalize")]
 """The logger's methods that are timed, with the part that they belong to."""
-CALLBACKS = ("SaveConfig", "Throughput", "ConfusionMatrix", "WorstMistakes")
-CALLBACKS += ("FirstLayerKernels", "ModelGraph", "Projector")
+CALLBACKS = ["SaveConfig", "Throughput", "ConfusionMatrix", "WorstMistakes"]
+CALLBACKS += ["FirstLayerKernels", "ModelGraph", "Projector"]
 """The callbacks whose hooks write for TensorBoard and for nothing else."""
 
 

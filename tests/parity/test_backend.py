@@ -59,7 +59,7 @@ def test_importing_the_package_and_its_modules_imports_neither_tensorflow_nor_ke
     door: Process,
 ) -> None:
     shown = json.loads(door.stdout)
-    assert {"backend", "twins", "weights", "keras_module"} <= set(shown["modules"])
+    assert {"backend", "twins", "weights", "proof"} <= set(shown["modules"])
     assert shown["before"] == []
 
 

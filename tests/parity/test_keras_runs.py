@@ -109,15 +109,14 @@ def test_a_run_leaves_what_a_pytorch_run_leaves(run: Path, torch_run: Path) -> N
     assert others == {"model.keras", "checkpoints/best.keras"}
     assert history_of(run)[0].keys() == history_of(torch_run)[0].keys()
     for name in ("epoch", "step", "learning_rate"):
-        ours, theirs = ([row[name] for row in history_of(it)] for it in (run, torch_run))
-        assert ours == theirs
-    assert config_of(run)["framework"] == "keras"
-    ours, theirs = read_metrics(run), read_metrics(torch_run)
+        columns = [[row[name] for row in history_of(it)] for it in (run, torch_run)]
+        assert columns[0] == columns[1]
+    ours, theirs, config = read_metrics(run), read_metrics(torch_run), config_of(run)
     assert ours.keys() == theirs.keys() | {"output"}
     same = ("model", "dataset", "parameters", "epochs", "optimizer_steps", "precision", "device")
     assert [ours[name] for name in same] == [theirs[name] for name in same]
     assert (ours["framework"], ours["parameters"]) == ("keras", 61_706)  # as LeCun et al. count
-    assert ours["output"] == config_of(run)["output"]
+    assert (ours["framework"], ours["output"]) == (config["framework"], config["output"])
 
 
 def test_scores_are_those_of_keras_s_own_evaluation(run: Path) -> None:

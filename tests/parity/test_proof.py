@@ -101,6 +101,6 @@ def test_a_trajectory_in_float32_starts_anew_where_rounding_spoils_it(
     assert len(started) == 3  # the first of these starts passed, so it is the last
 
 
-def test_the_former_name_warns() -> None:
+def test_the_old_name_of_run_checks_works_with_a_warning() -> None:
     with pytest.warns(DeprecationWarning, match="staircase is now run_checks"):
-        assert parity.staircase is run_checks
+        assert parity.staircase is proof.run_checks

@@ -289,7 +289,7 @@ def make_trainer(
 
 
 def _as_list(given: Any) -> list[Any]:
-    return [] if given is None else list(given) if isinstance(given, list) else [given]
+    return [] if given is None else given if isinstance(given, list) else [given]
 
 
 def _checkpoints(

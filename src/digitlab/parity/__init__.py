@@ -43,7 +43,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "staircase":  # until the next release
-        warnings.warn("staircase is now run_checks", DeprecationWarning, stacklevel=2)
-        return run_checks
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "staircase":
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    warnings.warn("staircase is now run_checks", DeprecationWarning, stacklevel=2)
+    return run_checks

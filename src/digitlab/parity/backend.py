@@ -112,14 +112,6 @@ def limit_gpu_memory(megabytes: int) -> None:
             ) from error
 
 
-def to_tensorflow(tensor: Tensor) -> Any:
-    """Pass a tensor to TensorFlow without a copy, which would take 2% of a small network's step."""
-    tensor = tensor.cpu().contiguous().detach()
-    if tensor.data_ptr() % 64:
-        tensor = tensor.clone()  # TensorFlow's kernels need this alignment
-    return import_tensorflow().experimental.dlpack.from_dlpack(to_dlpack(tensor))
-
-
 def choose_device(accelerator: str) -> str:
     """Let TensorFlow use the device that the trainer's setting names, and describe it.
 
@@ -150,6 +142,14 @@ def describe_device() -> str:
         return name
     threads = config.threading.get_intra_op_parallelism_threads() or torch.get_num_threads()
     return f"cpu ({threads} thread{'' if threads == 1 else 's'})"
+
+
+def to_tensorflow(tensor: Tensor) -> Any:
+    """Pass a tensor to TensorFlow without a copy, which would take 2% of a small network's step."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.data_ptr() % 64:
+        tensor = tensor.clone()  # TensorFlow's kernels need this alignment
+    return import_tensorflow().experimental.dlpack.from_dlpack(to_dlpack(tensor))
 
 
 @contextmanager
