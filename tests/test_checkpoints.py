@@ -142,7 +142,7 @@ def test_a_damaged_file_is_refused(
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "damaged.ckpt"
     path.write_bytes(content if isinstance(content, bytes) else content())
-    assert "is damaged or no checkpoint" in refusal(small_mlp(), path)
+    assert "is damaged, or not a checkpoint" in refusal(small_mlp(), path)
 
 
 def test_a_file_of_the_format_before_torch_1_6_is_refused_wherever_it_is_cut(
@@ -153,7 +153,7 @@ def test_a_file_of_the_format_before_torch_1_6_is_refused_wherever_it_is_cut(
     content = path.read_bytes()
     for end in range(0, len(content), len(content) // 40):
         path.write_bytes(content[:end])
-        assert "is damaged or no checkpoint" in refusal(small_mlp(), path)
+        assert "is damaged, or not a checkpoint" in refusal(small_mlp(), path)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,9 @@ def test_a_keras_model_is_refused_with_the_command_that_converts_it(
     tmp_path: Path, name: str
 ) -> None:
     (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=r"is a Keras model: make a run of it, digitlab convert"):
+    with pytest.raises(
+        ValueError, match=r"is a Keras model: convert it to a run, digitlab convert"
+    ):
         load_weights(LinearClassifier(), tmp_path / name)
 
 

@@ -260,7 +260,7 @@ def test_a_checkpoint_of_weights_alone_is_refused(finished: Path, refused: Any) 
     last = finished / "checkpoints" / "last.ckpt"
     content = torch.load(last, weights_only=True)
     torch.save({name: content[name] for name in ("state_dict", "hyper_parameters")}, last)
-    said = f"{last} is of an older digitlab or of another program, and lacks what resuming needs: "
+    said = f"{last} was written by an older digitlab or another program, and cannot be resumed: "
     assert refused(finished) == f"{said}start a new run, --weights {last}"
 
 
@@ -271,7 +271,7 @@ def test_a_keras_run_may_be_killed_before_its_first_checkpoint(finished: Path) -
 
 
 def test_a_missing_run_is_refused(tmp_path: Path, refused: Any) -> None:
-    assert "is no run folder" in refused(tmp_path / "none")
+    assert "it is not a run folder" in refused(tmp_path / "none")
 
 
 def test_another_number_of_ranks_is_refused_unless_changes_are_allowed() -> None:

@@ -68,7 +68,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no run in .*: train one with digitlab fit"):
         run_folder.find_run("latest", tmp_path)
     claimed = run_folder.create_run_dir(tmp_path, "name")
-    with pytest.raises(ValueError, match=r"version_0 is no run folder, .* or latest"):
+    with pytest.raises(ValueError, match=r"version_0 has no config.yaml, .* or latest"):
         run_folder.find_run(str(claimed))
 
 

@@ -1,4 +1,4 @@
-"""A batch, or a block of several: what loaders serve and models are trained on."""
+"""A batch, and a block of several batches: the output of loaders and input of training."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -43,13 +43,13 @@ def read_checkpoint(path: Path) -> Any:
         raise
     except Exception as error:  # a damaged byte can lead the unpickler anywhere
         raise ValueError(
-            f"{path} is damaged or no checkpoint of plain tensors: give one that loads with "
+            f"{path} is damaged, or not a checkpoint of plain tensors: give one that loads with "
             "torch.load(..., weights_only=True)"
         ) from error
 
 
 def _check_sums(content: io.BytesIO) -> None:
-    """Verify the check sums of the whole archive, of which `torch.load` verifies a part."""
+    """Verify the checksums of the whole archive; `torch.load` verifies only some."""
     if is_zipfile(content):  # torch before 1.6 wrote another format
         with ZipFile(content) as archive:
             if damaged := archive.testzip():
@@ -107,7 +107,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _current_key(key: str) -> str:
-    """Give the key of a callback's state in a checkpoint: its class's name, then its settings.
+    """Return the current key of a callback's state: its class's name, then its settings.
 
     >>> _current_key("StepCheckpoint{'mode': 'max'}")
     "BestCheckpoint{'mode': 'max'}"
@@ -125,7 +125,7 @@ def load_weights(model: Classifier, path: Path) -> None:
             writes it, whose names may lack the prefix `network.`.
 
     Raises:
-        ValueError: The file is no checkpoint, needs code to be loaded, or is of another
+        ValueError: The file is not a checkpoint, needs code to be loaded, or belongs to another
             architecture.
     """
     weights, settings = _read(path)
@@ -150,11 +150,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a file's weights, and the settings of their model if the file has them."""
     if path.is_file() and path.suffix in (".keras", ".h5"):
         raise ValueError(
-            f"{path} is a Keras model: make a run of it, digitlab convert {path} RUN_DIR --config "
-            "CONFIG, and give its checkpoints/last.ckpt"
+            f"{path} is a Keras model: convert it to a run, digitlab convert {path} RUN_DIR "
+            "--config CONFIG, and give its checkpoints/last.ckpt"
         )
     content = read_checkpoint(path)
     settings: dict[str, Any] = {}
+    if isinstance(content, dict) and "keras" in content:
+        raise ValueError(f"{path} is a checkpoint of a Keras run: give that run's model.keras")
     if isinstance(content, dict) and "state_dict" in content:
         settings = content.get("hyper_parameters") or {}
         content = content["state_dict"]

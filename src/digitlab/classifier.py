@@ -1,4 +1,8 @@
-"""What every architecture shares: loss, scores, optimizer."""
+"""`Classifier`, the base of every architecture: loss, scores, optimizer.
+
+It uses private names, checked against Lightning 2.6 (`_trainer`) and torch 2.15 (the base class of
+dropout layers, and the mark of fused optimizers).
+"""
 
 from collections.abc import Iterable
 from typing import Any, Literal, Self
@@ -19,7 +23,7 @@ Phase = Literal["train", "val", "test"]
 
 
 class Classifier(MultiStepModule):
-    """An image classifier: a network that gives logits, with its loss, scores and optimizer.
+    """An image classifier: a network that computes logits, with its loss, scores and optimizer.
 
     An architecture is a subclass whose `__init__` builds the network and passes it on with
     `super().__init__(network=..., **kwargs)`; `digitlab.models` has the documents'.
@@ -120,7 +124,7 @@ class Classifier(MultiStepModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def check_supported(self, trainer: Trainer) -> None:
-        """Refuse what the trainer is asked for and cannot do with this model.
+        """Refuse settings of the trainer that this model does not support.
 
         Raises:
             ValueError: As for `MultiStepModule`; or a gradient scaler and a fused optimizer, which

@@ -1,4 +1,4 @@
-"""Several processes, called ranks: what they share, how they end together, torchrun and SLURM.
+"""Ranks: collective operations, seeds, lost ranks, torchrun and SLURM.
 
 Touches private parts of Lightning, checked against 2.6: the rank before there is a trainer, and the
 launcher's child processes.
@@ -26,8 +26,8 @@ _GRACE = 10.0
 
 
 def is_rank_zero() -> bool:
-    """Tell whether this process writes a run's files; it needs no trainer."""
-    # Where a node starts its processes by itself, their ranks are those on the node.
+    """Return whether this process writes a run's files, without needing a trainer."""
+    # Without torchrun or SLURM, this is the rank on the node.
     return not _get_rank() and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
@@ -38,9 +38,9 @@ def print_rank_zero(text: str, file: TextIO | None = None) -> None:
 
 
 def all_reduce_max(trainer: Trainer, number: int) -> int:
-    """Give the largest of all ranks' numbers, at least 0, to each of them.
+    """Return the largest number of all ranks, each at least 0.
 
-    To be called by all ranks or none.
+    Call it on all ranks or none.
     """
     if trainer.world_size == 1:
         return number
@@ -50,9 +50,9 @@ def all_reduce_max(trainer: Trainer, number: int) -> int:
 
 
 def gather(trainer: Trainer, state: Any) -> list[Any]:
-    """Give each rank the states of all, in the order of ranks; they must pickle.
+    """Return the states of all ranks, in the order of ranks; they must pickle.
 
-    To be called by all ranks or none.
+    Call it on all ranks or none.
     """
     if trainer.world_size == 1:
         return [state]
@@ -110,7 +110,7 @@ _NOTE = ".slurm_job"
 
 
 def requeue() -> str:
-    """Ask SLURM to start this job again, and report in words whether it will."""
+    """Ask SLURM to requeue this job, and return a sentence on the result."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
     try:
@@ -121,7 +121,7 @@ def requeue() -> str:
 
 
 def note_job(folder: Path) -> None:
-    """Note in a new run's folder to which SLURM job it belongs, if any."""
+    """Write the SLURM job, if any, into a new run's folder."""
     if job := _job():
         files.write_text(folder / _NOTE, job)
 

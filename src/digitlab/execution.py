@@ -42,8 +42,8 @@ from digitlab.optimizers import Step, fused_adam_step
 class MultiStepModule(LightningModule):
     """Makes one optimizer step per batch, or several per `training_step`.
 
-    A subclass gives the loss of a batch in `batch_loss` and, for the log, the scores since the last
-    entry in `step_scores`.
+    A subclass computes the loss of a batch in `batch_loss` and, for the log, the scores since the
+    last entry in `step_scores`.
 
     Args:
         steps_per_execution: Optimizer steps per `training_step`, at least 1. It changes speed and
@@ -72,7 +72,7 @@ class MultiStepModule(LightningModule):
         raise NotImplementedError
 
     def step_scores(self) -> dict[str, float]:
-        """Read what is logged beside the learning rate: scores since the last call."""
+        """Return the scores to log with the learning rate: those since the last call."""
         return {}
 
     def training_step(self, batch: Batch | Block, batch_idx: int) -> Tensor | None:
@@ -145,7 +145,7 @@ class MultiStepModule(LightningModule):
                 scheduler.step(metrics[name])
 
     def training_ends_inside_epoch(self) -> bool:
-        """Tell whether `max_steps` or a callback ends training before the epoch's last batch."""
+        """Return whether `max_steps` or a callback ends training before the epoch's last batch."""
         trainer = self.trainer
         stopped = trainer.should_stop and trainer.fit_loop._can_stop_early
         return not trainer.is_last_batch and (stopped or self.global_step == trainer.max_steps)
@@ -154,13 +154,13 @@ class MultiStepModule(LightningModule):
         """Refuse settings of the trainer, its callbacks or this class that K > 1 would ignore.
 
         Raises:
-            ValueError: The message names the setting and what to use instead.
+            ValueError: The message names the setting and a replacement.
         """
         if self.steps_per_execution == 1:
             return
-        for what, remedy in (*_of_trainer(trainer), *_of_callbacks(trainer), *self._of_hooks()):
+        for setting, remedy in (*_of_trainer(trainer), *_of_callbacks(trainer), *self._of_hooks()):
             raise ValueError(
-                f"{what} is not supported with steps_per_execution {self.steps_per_execution}: "
+                f"{setting} is not supported with steps_per_execution {self.steps_per_execution}: "
                 f"{remedy}, or set steps_per_execution to 1"
             )
 
@@ -199,7 +199,7 @@ class MultiStepModule(LightningModule):
         optimizer.step()
 
     def _fast_step(self, optimizer: LightningOptimizer, loss: Tensor, step: Step) -> None:
-        """Do what `_step` does where no layer of Lightning has anything to add.
+        """Do the same as `_step`, where no layer of Lightning has anything to add.
 
         Passing through these layers costs a tenth of a small network's step.
         """
@@ -213,7 +213,7 @@ class MultiStepModule(LightningModule):
         optimizer._on_after_step()
 
     def _can_skip_hooks(self) -> bool:
-        """Tell whether there is no rank to synchronize, no gradient to scale, no hook to call."""
+        """Return whether there is no rank to synchronize, no gradient to scale, no hook to call."""
         shared = ("on_before_zero_grad", "on_before_backward", "on_after_backward")
         trainer = self.trainer
         precision = trainer.precision_plugin
@@ -232,12 +232,13 @@ class MultiStepModule(LightningModule):
 
     def _finish_block(self, steps_before: int) -> None:
         """Count the steps of a block for Lightning's loggers; step the schedulers of an epoch."""
-        # Lightning counts one step per call by itself.
+        # Lightning itself counts one step per call.
         made = self.global_step - steps_before
         epoch_loop = self.trainer.fit_loop.epoch_loop
         epoch_loop._batches_that_stepped += made - 1
-        if getattr(self.trainer.train_dataloader, "batches_left", 0):
-            # `max_steps` has cut the epoch's last block short, which Lightning takes for its end.
+        left = getattr(self.trainer.train_dataloader, "batches_left", 0)
+        if left and self.steps_per_execution > 1:  # else Lightning's own `limit_train_batches`
+            # `max_steps` has cut the epoch's last block short: this is not the end of the epoch.
             epoch_loop.batch_progress.is_last_batch = False
         if self.trainer.is_last_batch:
             self._step_schedulers("epoch")
@@ -270,7 +271,7 @@ def learning_rate(optimizer: Optimizer) -> float | None:
 def epoch_end_step(trainer: Trainer) -> int:
     """Compute the step, from 0, at which an epoch's values are logged.
 
-    Those of an epoch that `max_steps` cut short stand where a longer run replaces them.
+    If `max_steps` cut the epoch short, it is the step at which a longer run replaces them.
     """
     return trainer.global_step - trainer.is_last_batch
 
@@ -287,7 +288,7 @@ def monitored(scheduler: ReduceLROnPlateau) -> str:
 
 
 def overrides(thing: Any, base: type, hook: str) -> bool:
-    """Tell whether an object has a hook of its own, by its class or as an attribute."""
+    """Return whether an object overrides a hook, in its class or as an attribute."""
     return getattr(getattr(thing, hook), "__func__", None) is not getattr(base, hook)
 
 
@@ -330,6 +331,6 @@ def _of_callbacks(trainer: Trainer) -> Iterator[tuple[str, str]]:
 
 
 def _saves_inside_epochs(checkpoint: ModelCheckpoint) -> bool:
-    """Tell whether it is to save inside epochs by Lightning's rule, which may miss a step."""
+    """Return whether it saves inside epochs by Lightning's rule, which may miss a step."""
     wants = checkpoint._every_n_train_steps > 0 or checkpoint._train_time_interval is not None
     return wants and type(checkpoint).on_train_batch_end is ModelCheckpoint.on_train_batch_end

@@ -40,7 +40,7 @@ class ResumePoint:
         step: Optimizer steps that are done.
         world_size: Number of ranks that the run had, 0 if nothing was saved.
         trained: Whether training is complete, and only the results are to be measured.
-        finished: If they are measured too, a sentence that says so.
+        finished: A sentence on its length if they are measured too; otherwise empty.
     """
 
     resumed: bool = False
@@ -63,7 +63,7 @@ class ResumePoint:
             )
 
     def describe(self) -> str:
-        """Describe in words where the run starts."""
+        """Describe where the run starts."""
         if self.checkpoint:
             return f"Resuming from {self.checkpoint}, step {self.step}"
         return "Starting over: nothing was saved"
@@ -73,10 +73,11 @@ def check_resumable(folder: Path) -> None:
     """Refuse a Keras run of version 0.1, before the folder is locked, which leaves a file there.
 
     Raises:
-        ValueError: It is one: it has no checkpoint, and its config.yaml names no framework.
+        ValueError: It is one: it has no checkpoint, and its config.yaml names no framework; or that
+            file is damaged.
     """
     model = folder / run_folder.CHECKPOINTS["keras"]["last"]
-    config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    config = run_folder.read_config(folder)
     if "framework" not in config and model.exists() and not (folder / run_folder.LAST).exists():
         raise ValueError(
             f"{folder} is a Keras run of an older digitlab and has no checkpoint to resume from: "
@@ -102,12 +103,12 @@ def find_resume_point(folder: Path, settings: str, allow_changes: bool = False) 
         raise ValueError(f"{folder} keeps no checkpoints to resume from: start a new run")
     path, content = _read_last(folder)
     if path is None:
-        theirs = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+        theirs = run_folder.read_config(folder)
         _check_same(ours, theirs, folder, allow_changes)
         return ResumePoint(resumed=True)
     if "exact_resume" not in content:
         raise ValueError(
-            f"{path} is of an older digitlab or of another program, and lacks what resuming needs: "
+            f"{path} was written by an older digitlab or another program, and cannot be resumed: "
             f"start a new run, --weights {path}"
         )
     state, step = content["exact_resume"], content["global_step"]
@@ -182,7 +183,7 @@ def _is_below(name: str, groups: tuple[str, ...]) -> bool:
 
 
 def _is_at_limit(trainer: dict[str, Any], epochs: int, steps: int) -> bool:
-    """Tell whether training is complete.
+    """Return whether training is complete.
 
     Raises:
         ValueError: There were more epochs or steps than that.

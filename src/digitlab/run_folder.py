@@ -8,6 +8,7 @@ Keras run also has its trained models, model.keras and checkpoints/best.keras.
 import json
 import math
 import shutil
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,12 @@ CHECKPOINTS: dict[Framework, dict[str, str]] = {
     "keras": {"last": "model.keras", "best": "checkpoints/best.keras"},
 }
 """Where in a run folder each framework's trained models are."""
+
+NEEDED = (
+    *("model.class_path", "data.class_path", "data.init_args"),
+    *("trainer.accelerator", "trainer.precision", "seed_everything"),
+)
+"""The settings that are needed to build a run's network and data."""
 
 
 def create_run_dir(root: Path, name: str) -> Path:
@@ -82,20 +89,51 @@ def find_run(run: str, root: Path = Path("runs")) -> Path:
         return max(configs, key=lambda path: path.stat().st_mtime).parent
     if not Path(run, "config.yaml").is_file():
         raise ValueError(
-            f"{run} is no run folder, as it has no config.yaml: give the folder that "
+            f"{run} has no config.yaml, so it is not a run folder: give the folder that "
             "digitlab fit printed at its end, or latest"
         )
     return Path(run)
 
 
+def read_config(folder: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
+    """Read a run's config.yaml.
+
+    Args:
+        folder: The run folder.
+        needed: Settings that it must have, such as `NEEDED`.
+
+    Raises:
+        ValueError: It is damaged, or lacks a setting.
+        OSError: It cannot be read.
+    """
+    path = folder / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text("utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: it is not valid YAML") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is damaged: it has no settings")
+    for name in needed:
+        value: Any = config
+        for key in name.split("."):
+            if not isinstance(value, dict) or key not in value:
+                raise ValueError(f"{path} is damaged: it lacks {name}, which every run has")
+            value = value[key]
+    return config
+
+
 def framework(folder: Path) -> Framework:
-    """Tell in which framework a run was trained.
+    """Return the framework in which a run was trained.
 
     Runs of version 0.1 do not say so in their config.yaml; in Keras they left a model.keras.
     """
-    config = yaml.safe_load((folder / "config.yaml").read_text("utf-8")) or {}
     old: Framework = "keras" if (folder / CHECKPOINTS["keras"]["last"]).exists() else "torch"
-    found: Framework = config.get("framework", old)
+    named = read_config(folder).get("framework", old)
+    if named not in CHECKPOINTS:
+        raise ValueError(
+            f"{folder / 'config.yaml'} has framework {named}: it must be torch or keras"
+        )
+    found: Framework = named
     return found
 
 

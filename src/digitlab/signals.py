@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: obeyed after the current step in training, else at once.
+"""Signals that ask a run to stop: in training after the current step, otherwise at once.
 
 Replaces a private method of Lightning's, checked against 2.6.
 """
@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import current_thread, main_thread
 from types import FrameType
 
@@ -20,11 +20,12 @@ from digitlab.distributed import all_reduce_max
 class Interrupted(BaseException):
     """A signal asked the run to stop.
 
-    No `Exception`, as it is no error; no `KeyboardInterrupt`, which Lightning turns into exit 1.
+    Not an `Exception`, since it is not an error; not a `KeyboardInterrupt`, which Lightning turns
+    into exit code 1.
 
     Args:
         number: The signal's number.
-        rest: What was saved, and how to resume, in words.
+        rest: A sentence on the saved checkpoint and how to resume.
     """
 
     def __init__(self, number: int, rest: str = "") -> None:
@@ -86,9 +87,10 @@ class StopSignals:
         if not self.deferring or (again and number == signal.SIGINT):
             raise Interrupted(number)
         if not again and self.trainer.is_global_zero:
-            # Not `print`: the signal may have interrupted one.
-            os.write(sys.stderr.fileno(), b"\nstopping after this step; Ctrl-C stops at once\n")
+            # Not `print`: the signal may have interrupted one. Standard error may be closed.
+            with suppress(OSError, AttributeError):
+                os.write(sys.stderr.fileno(), b"\nstopping after this step; Ctrl-C stops at once\n")
 
     def received(self) -> int:
-        """Give the number of a signal that came to any rank, 0 for none; call it in all ranks."""
+        """Return the number of a signal that any rank received, or 0; call it on all ranks."""
         return all_reduce_max(self.trainer, self._number)

@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 
 from digitlab.cli import main
-from digitlab.cli.evaluate import load_trained
 from digitlab.models import MLP
 from tests.commands import config_of, fit, refusal
-from tests.fitting import assert_bitwise_equal
 from tests.tiny import TEST, TinyDataModule
 
 
@@ -135,16 +133,9 @@ def test_a_missing_or_damaged_checkpoint_is_refused_by_name(
 def test_a_missing_run_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "is no run folder" in refusal(capsys, "test", "--run", str(tmp_path))
+    assert "it is not a run folder" in refusal(capsys, "test", "--run", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert "there is no run in runs" in refusal(capsys, "test", "--run", "latest")
-
-
-def test_a_trained_network_is_loaded_with_its_data(run: Path) -> None:
-    model, data = load_trained(run, "best", ["--data.eval_batch_size", "7"])
-    expected = MLP.load_from_checkpoint(run / "checkpoints" / "best.ckpt").state_dict()
-    assert_bitwise_equal(model.state_dict(), expected)
-    assert (data.name, data.eval_batch_size) == ("tiny", 7)
 
 
 @pytest.mark.parametrize("name", ["validate", "test", "predict"])

@@ -71,14 +71,26 @@ def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--model", "LeNet6", "model: 'LeNet6' is no Classifier: did you mean 'LeNet5'?"),
-        ("--model", "digitlab.models.LeNet", "'LeNet' is no Classifier: did you mean 'LeNet5'?"),
+        ("--model", "LeNet6", "model: there is no Classifier 'LeNet6': did you mean 'LeNet5'?"),
+        (
+            "--model",
+            "digitlab.models.LeNet",
+            "there is no Classifier 'LeNet': did you mean 'LeNet5'?",
+        ),
         ("--framework", "tf", "framework is tf: it must be one of 'torch', 'keras'"),
         ("--output", "softmax", "output is softmax: add --framework keras, or leave it out"),
         ("--checkpoint_every_n_steps", "0", "checkpoint_every_n_steps is 0: it must be >0"),
         ("--checkpoint_every_n_minutes", "nan", "every_n_minutes is nan: it must be >=0"),
-        ("--model", "nowhere.LeNet", "model: No module named 'nowhere'"),
-        ("--model.optimizer", "SDG", "model.optimizer: 'SDG' is no Optimizer: did you mean 'SGD'?"),
+        (
+            "--model",
+            "nowhere.LeNet",
+            "model: No module named 'nowhere'",
+        ),
+        (
+            "--model.optimizer",
+            "SDG",
+            "model.optimizer: there is no Optimizer 'SDG': did you mean 'SGD'?",
+        ),
         ("--trainer.callbacks", "ClassProb", "did you mean 'ClassProbabilities'?"),
         ("--model.droput", "0.2", "no option 'model.droput': did you mean 'model.dropout'"),
         ("--model.optimizer.lrr", "1", "'model.optimizer.lrr': did you mean 'model.optimizer.lr'"),
@@ -141,7 +153,7 @@ def test_a_class_of_another_kind_is_answered_with_all_that_there_are(
     monkeypatch.setattr(messages, "_subclasses", lambda _: set(models.__all__))
     choice = ", ".join(sorted(models.__all__))
     said = refusal(capsys, "fit", "--config", config, "--model", value)
-    assert said == f"model: {value!r} is no Classifier: choose from {choice}"
+    assert said == f"model: there is no Classifier {value!r}: choose from {choice}"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +192,7 @@ def test_a_user_s_class_is_found_in_the_current_folder(
         ("trainer: {max_epoch: 3}", "did you mean 'trainer.max_epochs'?"),
         ("modle: LeNet5", "there is no option 'modle': did you mean 'model'?"),
         ("model: {init_args: {droput: 3}}", "did you mean 'model.dropout'?"),
-        ("model: [1, {", "bad.yaml is no valid YAML: "),
+        ("model: [1, {", "bad.yaml is not valid YAML: "),
         ("", "bad.yaml has no settings: write them as `name: value`"),
     ],
 )

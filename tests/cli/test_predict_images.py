@@ -133,7 +133,7 @@ def test_files_that_are_no_images_are_named_and_the_others_classified(
     errors = {row["file"]: row["error"] for row in rows if "error" in row}
     assert errors == {
         "empty.png": "the file is empty",
-        "text.png": f"it is no image that can be read: give a {KINDS}",
+        "text.png": f"it cannot be read as an image: give a {KINDS}",
         "folder": "it is a folder: name the files in it",
         "blank.png": "it is blank: nothing stands out from the ground",
         "locked.png": "Permission denied",

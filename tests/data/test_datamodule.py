@@ -215,7 +215,10 @@ def test_a_data_set_without_statistics_or_a_name_can_be_used() -> None:
         (lambda x, y: (x, y[:-1]), r"labels are int64 \(359,\): .* for each image, int64 \(360,\)"),
         (lambda x, y: (x, y.astype(np.uint8)), r"labels are uint8 \(360,\): .* int64 \(360,\)"),
         (lambda x, y: (x, np.eye(10)[y]), r"labels are float64 \(360, 10\)"),
-        (lambda x, y: (x, y + 1), "labels are from 1 to 10: .* from 0 to 9, the places in class_n"),
+        (
+            lambda x, y: (x, y + 1),
+            "labels are from 1 to 10: .* from 0 to 9, the positions in class_n",
+        ),
         (lambda x, y: (x, y - 1), "labels are from -1 to 8: they must be from 0 to 9"),
     ],
 )

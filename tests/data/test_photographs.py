@@ -88,11 +88,14 @@ def encoded(kind: str = "PNG", image: Image.Image | None = None) -> bytes:
 
 FILES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "the file is empty"),
-    "text": (b"no image at all", "it is no image that can be read: give a PNG, JPEG"),
+    "text": (b"no image at all", "it cannot be read as an image: give a PNG, JPEG"),
     "a truncated PNG": (encoded()[:200], "the image cannot be read: .*truncated"),
     "a truncated JPEG": (encoded("JPEG")[:1500], "the image cannot be read: .*truncated"),
-    "a header alone": (encoded()[:30], "it is no image|cannot be read"),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is no image"),
+    "a header alone": (encoded()[:30], "cannot be read"),
+    "PostScript": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "it cannot be read as an image",
+    ),
     "NaN": (
         encoded("TIFF", Image.fromarray(np.full((9, 9), np.nan, np.float32))),
         "the image cannot be read: it has values that are not finite",

@@ -42,7 +42,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path) ->
     line = log.read_text().splitlines()[-1]
     assert line.startswith("digitlab: error: training failed after 32 steps: ")
     assert "File too large" in line
-    assert line.endswith(f"; {last} is of step 28; resume with: digitlab fit --run {folder}")
+    assert line.endswith(f"; {last} was saved at step 28; resume with: digitlab fit --run {folder}")
     assert "Traceback" not in log.read_text()
     assert [path.name for path in folder.rglob(".*") if path.name != ".lock"] == []
     resume(folder)

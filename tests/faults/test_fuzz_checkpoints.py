@@ -64,7 +64,7 @@ def check_change(path: Path, place: Path, change: Callable[[bytes], bytes]) -> N
         assert equal(content, torch.load(path, weights_only=True))
         return
     assert "\n" not in message
-    assert message.startswith(f"{spoilt} is damaged or no checkpoint of plain tensors: give")
+    assert message.startswith(f"{spoilt} is damaged, or not a checkpoint of plain tensors: give")
     ours = LinearClassifier()
     before = weights(ours)
     with pytest.raises(ValueError, match="is damaged or no checkpoint"):
@@ -118,7 +118,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, how: str) -> None:
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match="no checkpoint of plain tensors"):
+    with pytest.raises(ValueError, match="not a checkpoint of plain tensors"):
         read_checkpoint(path)
     assert not proof.exists()
     torch.load(path, weights_only=False) if how == "torch" else pickle.loads(path.read_bytes())

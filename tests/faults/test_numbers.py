@@ -60,7 +60,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_rate_and_checkpoi
 ) -> None:
     folder, line = stopped(fit(model, tmp_path), tmp_path, partial(spoil_step, step, "loss"))
     last = folder / "checkpoints" / "last.ckpt"
-    left = f"{last} is of step {saved}" if saved else "nothing was saved"
+    left = f"{last} was saved at step {saved}" if saved else "nothing was saved"
     assert line == f"the loss is nan at step {step}, learning rate 0.001; {left}"
     assert last.exists() == bool(saved)
 
@@ -77,7 +77,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, step: int, 
     folder, line = stopped(command, tmp_path, partial(spoil_step, step, "weight"))
     last = folder / "checkpoints" / "last.ckpt"
     said = f"network.fc1.weight is not finite after step {after}, learning rate 0.001; "
-    assert line == f"{said}{last} is of step {20 if step == 24 else 24}"
+    assert line == f"{said}{last} was saved at step {20 if step == 24 else 24}"
     assert not last.with_name("best.ckpt").exists()
 
 

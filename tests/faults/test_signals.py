@@ -99,7 +99,8 @@ def test_a_second_ctrl_c_stops_at_once_and_harms_nothing(tmp_path: Path) -> None
     folder = folder_of(tmp_path)
     assert saved_step(folder) == 10
     last = folder / "checkpoints" / "last.ckpt"
-    said = f"interrupted by Ctrl-C: {last} is of step 10; resume with: digitlab fit --run {folder}"
+    said = f"interrupted by Ctrl-C: {last} was saved at step 10; "
+    said += f"resume with: digitlab fit --run {folder}"
     assert said in log.read_text().splitlines()[-1]
     assert "Traceback" not in log.read_text()
     resume(folder)

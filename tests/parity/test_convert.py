@@ -183,7 +183,7 @@ def test_a_save_that_fails_leaves_nothing(
         (["{run}", "{new}.pt"], "{run} and {new}.pt: one must be a Keras file"),
         (["{new}.h5", "{new}.keras"], "{new}.h5 and {new}.keras: one must be a Keras file"),
         (["{run}", "{new}/file.keras"], "there is no folder {new}: make it first"),
-        (["{new}", "{new}.keras"], "{new} is no run folder, as it has no config.yaml"),
+        (["{new}", "{new}.keras"], "{new} has no config.yaml, so it is not a run folder"),
         (["{run}", "{new}.keras", "--checkpoint", "worst"], "there is no checkpoint worst"),
         (["{run}", "{new}.keras", "--checkpiont", "best"], "checkpiont"),
         (["{new}.keras", "{new}", "--model", "LeNet1", *TINY], "there is no Keras model {new}.k"),
@@ -218,7 +218,7 @@ def test_a_keras_run_is_refused_as_it_has_the_file(
     if not said:  # a run of version 0.1, which has no such setting
         (run / "model.keras").touch()
     answer = refusal(capsys, "convert", str(run), str(tmp_path / "file.keras"))
-    assert answer.startswith(f"{run} is a Keras run: it has a model.keras already")
+    assert answer.startswith(f"{run} is a Keras run: its model.keras is a Keras file already")
     assert names_in(tmp_path) == ["run"]
 
 

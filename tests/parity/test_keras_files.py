@@ -45,7 +45,7 @@ OTHER = "{file} is of another architecture than LeNet1: "
     ("make", "name", "reason"),
     [
         (Path, "no.keras", "there is no Keras model {file}: train one with digitlab fit --fra"),
-        (Path, "model.pt", "{file} is no file of a Keras model: give one that ends in .keras"),
+        (Path, "model.pt", "{file} is not a Keras model file: give one that ends in .keras"),
         (damaged, "cut.keras", "{file} is damaged"),
         (damaged, "cut.h5", "{file} is damaged"),
         (with_code, "code.keras", "needs code of its own to be loaded (Requested the"),

@@ -242,7 +242,8 @@ def test_max_steps_and_limits_stop_inside_a_block(steps: int) -> None:
     fitted = train(model, max_steps=11)
     assert fitted.global_step == 11
     limited = make(lambda: small(steps_per_execution=steps))
-    assert train(limited, limit_train_batches=4, max_epochs=1).global_step == 4
+    fitted = train(limited, limit_train_batches=4, max_epochs=1)
+    assert (fitted.global_step, fitted.is_last_batch) == (4, True)
     one_by_one = make(small)
     train(one_by_one, max_steps=11)
     assert_equal(model.keras_model, one_by_one.keras_model)

@@ -177,10 +177,10 @@ def test_bad_input_is_refused_in_one_line(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, said in {
-        (): "report is of runs: name run folders, or latest",
-        ("--out", "page.html"): "report is of runs: name run folders, or latest",
-        (str(tmp_path),): "is no run folder",
-        (str(run), str(tmp_path / "none")): "is no run folder",
+        (): "no run is named: give run folders, or latest",
+        ("--out", "page.html"): "no run is named: give run folders, or latest",
+        (str(tmp_path),): "it is not a run folder",
+        (str(run), str(tmp_path / "none")): "it is not a run folder",
         (str(run), "--out", str(tmp_path / "page.txt")): "give a file that ends in .html",
         (str(run), "--out", str(tmp_path / "no" / "page.html")): "there is no folder",
         (str(run), "--out", str(tmp_path / "page.html"), "runs/x"): "name the runs first",

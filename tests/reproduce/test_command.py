@@ -119,7 +119,7 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
     ("options", "said"),
     [
         (["B12"], "there is no row B12: did you mean B2?"),
-        (["B1", "--seeds", "1", "B2"], "B2 stands behind an option: name the rows first"),
+        (["B1", "--seeds", "1", "B2"], "B2 comes after an option: name the rows first"),
         (["--seeds", "0"], "seeds is 0: give at least 1"),
         (["--workers", "x"], "workers is x: it must be int"),
         (["--framework", "jax"], "framework is jax: it must be one of"),

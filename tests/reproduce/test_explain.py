@@ -111,7 +111,7 @@ def test_dropout_in_evaluation_is_drawn_by_the_run_s_seed(
 def test_a_folder_of_other_settings_is_not_mixed_with_these(folder: Path, pair: str) -> None:
     config = folder / "configs" / "0.yaml"
     config.write_text(config.read_text().replace("max_epochs: 1", "max_epochs: 2"))
-    with pytest.raises(InputError, match=r"is of other settings than .* move .* away"):
+    with pytest.raises(InputError, match=r"has other settings than .* move .* away"):
         explain_difference(pair, {}, folder.parent, range(1), workers=1, threads=1)
 
 

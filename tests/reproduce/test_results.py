@@ -78,5 +78,5 @@ def test_a_file_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     results.add(path, [RESULT])
     path.write_text(path.read_text().rpartition("1875:")[0] if "half" in text else text)
-    with pytest.raises(ValueError, match=r"results\.csv is no file of results"):
+    with pytest.raises(ValueError, match=r"results\.csv is not a results file"):
         results.read(path)

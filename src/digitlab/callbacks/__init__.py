@@ -1,4 +1,4 @@
-"""What a run does beside training: logging, TensorBoard, pictures, checkpoints and results.
+"""Callbacks of a run: logging, TensorBoard, pictures, checkpoints and results.
 
 The callbacks are for a `Classifier`; `FinalEvaluation`, `ModelGraph` and `Projector` also need one
 of our data modules.

@@ -46,7 +46,7 @@ class FiniteLoss(Callback):
             self.check_losses(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check losses and weights: what is validated may be saved as the best."""
+        """Check losses and weights, which may be saved as the best after the validation."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.check(trainer, pl_module)
 
@@ -84,7 +84,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class ExactResume(Callback):
-    """Makes a resumed fit give, bit for bit, what it would have given without the interruption.
+    """Makes a resumed fit equal, bit for bit, to one that was not interrupted.
 
     It must be among the callbacks both of the run that writes the checkpoint and of the one that
     resumes from it, on the same machine. With digitlab's data modules a checkpoint may be written
@@ -141,7 +141,7 @@ class ExactResume(Callback):
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:
-    """Give the state of all generators, as tensors and plain values."""
+    """Return the state of all generators, as tensors and plain values."""
     name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # a user may draw from it
     state = {
         "torch": torch.get_rng_state(),
@@ -165,8 +165,8 @@ def _restore_random_state(state: dict[str, Any], device: torch.device) -> None:
 def _set_counters(trainer: Trainer, checkpoint: dict[str, Any], repeat_epoch: bool) -> None:
     """Restore the loops' counters, since Lightning's own way loses steps or epochs.
 
-    With `max_steps`, Lightning would end an epoch a second time when resumed at its end; and of a
-    block of steps that `max_steps` cut short, it would drop the rest.
+    With `max_steps`, Lightning would end an epoch a second time when resumed at its end, and drop
+    the rest of a block of steps that `max_steps` cut short.
     """
     # Remove the loop state, or Lightning restores it a second time.
     state = checkpoint.pop("loops")["fit_loop"]
@@ -197,7 +197,7 @@ def _set_counters(trainer: Trainer, checkpoint: dict[str, Any], repeat_epoch: bo
 
 
 def _put_back_the_rest(state: dict[str, Any]) -> bool:
-    """Count a block that `max_steps` cut short, if any, as not served, to serve its rest."""
+    """Count a block that `max_steps` cut short as not served, so that its rest is served."""
     for loader in state["state_dict"].get("combined_loader", []):
         if loader.get("batches", 0) % loader.get("steps_per_execution", 1):
             progress = state["epoch_loop.batch_progress"]
@@ -213,7 +213,7 @@ class LastCheckpoint(Checkpoint):
 
     They are written after each epoch, inside epochs at intervals, when a signal asks the run to
     stop, and where `max_steps` or another callback ends it inside an epoch. Lightning calls
-    checkpoint callbacks after all others, so the saved state of those is of the same step.
+    checkpoint callbacks after all others, so their saved state belongs to the same step.
 
     Args:
         folder: Where to write the two.
@@ -259,15 +259,13 @@ class LastCheckpoint(Checkpoint):
         if self.signals:
             self.signals.deferring = True
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save inside an epoch if it is time; stop if a signal has come."""
         seen, self._seen_step = self._seen_step, trainer.global_step
         assert isinstance(pl_module, Classifier)
         ends = pl_module.training_ends_inside_epoch()
         if trainer.fit_loop._should_accumulate() or (_validates_now(trainer) and not ends):
-            return  # a checkpoint here could not be resumed exactly; wait for what follows
+            return  # a checkpoint here could not be resumed exactly; save after the validation
         number = self.signals.received() if self.signals else 0
         if number or ends or self._is_time(trainer, seen):
             self.save(trainer, pl_module)
@@ -322,7 +320,7 @@ def _validates_now(trainer: Trainer) -> bool:
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Give a file a second name, which stays when another file takes its first."""
+    """Hard-link a file to a second name, which stays when another file replaces the first."""
     if not path.exists():
         return
     with files.atomic_write(previous) as beside:

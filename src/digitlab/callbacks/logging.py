@@ -1,4 +1,4 @@
-"""What a run prints and logs: progress bar, history, epoch lines, throughput, probabilities.
+"""Printing and logging: progress bar, history, epoch lines, throughput, probabilities.
 
 `ProgressBar` overrides `_should_update` of Lightning's bar, a private name: checked against
 Lightning 2.6.
@@ -91,7 +91,7 @@ class ProgressBar(TQDMProgressBar):
         return super().total_train_batches
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Read loss and accuracy so far, and what a module logs with `prog_bar=True`."""
+        """Read loss and accuracy so far, and values that a module logs with `prog_bar=True`."""
         if self.is_disabled:
             return {}
         shown: dict[str, Any] = {}
@@ -122,7 +122,7 @@ class ProgressBar(TQDMProgressBar):
         self.train_progress_bar.clear()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say on the epoch's bar why it stands still."""
+        """Show on the epoch's bar that a validation is running."""
         super().on_validation_start(trainer, pl_module)
         if trainer.state.fn == "fit":
             self.train_progress_bar.set_postfix_str("validating")
@@ -158,7 +158,7 @@ class History(Callback):
         self._learning_rate: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the rows and the state of the epoch under way, for a checkpoint."""
+        """Return the rows and the state of the current epoch, for a checkpoint."""
         return {
             "rows": self.rows,
             "validation": self._validation,
@@ -233,7 +233,7 @@ class PrintEpoch(Callback):
 
 
 def describe_epoch(row: HistoryRow) -> str:
-    """Give the scores of an epoch in one line."""
+    """Format the scores of an epoch in one line."""
     line = f"epoch {row['epoch']:>3}"
     for phase in ("train", "val"):
         loss, accuracy = row[f"{phase}_loss"], row[f"{phase}_accuracy"]
@@ -261,6 +261,11 @@ def named_weights(pl_module: Any) -> Iterable[tuple[str, Tensor]]:
     return getattr(pl_module, "named_weights", pl_module.named_parameters)()  # type: ignore[no-any-return]
 
 
+def count_parameters(tensors: dict[str, tuple[int, ...]]) -> int:
+    """Count the parameters of a layer in a `LayerTable`."""
+    return sum(map(prod, tensors.values()))
+
+
 def tabulate_layers(layers: LayerTable) -> str:
     """Make a table of layers.
 
@@ -271,17 +276,17 @@ def tabulate_layers(layers: LayerTable) -> str:
     6 parameters in 1 tensors
     """
     rows = [("layer", "type", "parameter tensors", "count")]
-    counts = []
     for name, kind, tensors in layers:
         shapes = ", ".join(f"{key} {shape}" for key, shape in tensors.items())
-        counts += [prod(shape) for shape in tensors.values()]
-        rows.append((name, kind, shapes, f"{sum(map(prod, tensors.values())):,}"))
+        rows.append((name, kind, shapes, f"{count_parameters(tensors):,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         f"{name:{widths[0]}}  {kind:{widths[1]}}  {shapes:{widths[2]}}  {count:>{widths[3] + 2}}"
         for name, kind, shapes, count in rows
     ]
-    return "\n".join([*lines, f"{sum(counts):,} parameters in {len(counts)} tensors"])
+    total = sum(count_parameters(tensors) for _, _, tensors in layers)
+    number = sum(len(tensors) for _, _, tensors in layers)
+    return "\n".join([*lines, f"{total:,} parameters in {number} tensors"])
 
 
 class Throughput(Callback):
@@ -292,7 +297,7 @@ class Throughput(Callback):
     epoch. Rates leave validation out and count the images of all processes.
 
     Attributes:
-        seconds: Wall time by phase: `training`, `validation` and what `time` is used for.
+        seconds: Wall time by phase: `training`, `validation` and the phases of `time`.
         images: Images that this process has trained on.
     """
 
@@ -329,7 +334,7 @@ class Throughput(Callback):
             self._started = now
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what was measured so far, for a checkpoint."""
+        """Return the times and counts so far, for a checkpoint."""
         running = {} if self._started is None else {"training": self._trained()[1]}
         return {
             "seconds": {**self.seconds, **running},
@@ -338,7 +343,7 @@ class Throughput(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Add what was measured before a checkpoint to what this process has measured."""
+        """Add the times and counts of a checkpoint to those of this process."""
         for phase, seconds in state_dict["seconds"].items():
             self.seconds[phase] += seconds
         self.images = state_dict["images"]
@@ -391,15 +396,15 @@ class Throughput(Callback):
 
 
 class ClassProbabilities(Callback):
-    """Logs the probability that the network gives to each class, as a mean over the batch.
+    """Logs the predicted probability of each class, as a mean over the batch.
 
-    A network that has learned nothing gives each class its share; one that has collapsed gives all
-    to one class. The scalars are `probabilities/<class name>`. They are computed anew in evaluation
-    mode, which leaves the weights and the random numbers of the run as they are.
+    An untrained network predicts all classes equally often; a collapsed one predicts one class. The
+    scalars are `probabilities/<class name>`. They are computed again in evaluation mode, which does
+    not change the weights and random numbers of the run.
 
     Args:
         every_n_steps: Optimizer steps between two records (at least 1); 50 in document A. With
-            several steps per execution, the record is of the last step of the one that is due.
+            several steps per execution, the last step of a block is recorded.
 
     Raises:
         ValueError: `every_n_steps` is below 1.
@@ -412,14 +417,14 @@ class ClassProbabilities(Callback):
         self._seen_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to count at the step that the run starts or is resumed from."""
+        """Count from the step at which the run starts or resumes."""
         self._seen_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the probabilities if it is time."""
-        # A step may take several batches, and what Lightning calls a batch may be several steps.
+        # A step may take several batches, and a Lightning batch may be several steps.
         seen, self._seen_step = self._seen_step, trainer.global_step
         if self._seen_step // self.every_n_steps == seen // self.every_n_steps:
             return
@@ -438,7 +443,7 @@ class ClassProbabilities(Callback):
 
 
 class GPUMemoryLimit(Callback):
-    """Limits how much of a GPU's memory this process may take, to leave the rest to others.
+    """Limits the GPU memory of this process.
 
     Allocations beyond it fail with an out-of-memory error. The CUDA context itself, some hundreds
     of MB, is not counted. On a CPU this does nothing. In a Keras run, `digitlab fit` sets the limit
@@ -448,7 +453,7 @@ class GPUMemoryLimit(Callback):
         megabytes: Memory for tensors, in MB of 2²⁰ bytes (at least 1); 1024 in document B.
 
     Raises:
-        ValueError: `megabytes` is below 1, or above what the GPU has.
+        ValueError: `megabytes` is below 1, or more than the GPU has.
     """
 
     def __init__(self, megabytes: int = 1024) -> None:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 SCALE = 3
 """Pixels of a picture, in each direction, for one of an image."""
 COLUMNS = 4
-"""Images side by side; what is much wider than 350 pixels, TensorBoard shrinks."""
+"""Images side by side; TensorBoard shrinks pictures much wider than 350 pixels."""
 _CELL = 34  # pixels of a confusion matrix's cell, enough for four digits
 _TILE, _KERNEL = 16, 84  # of a kernel's pixel, and of a kernel, at most
 _MARGIN = 8
@@ -24,12 +24,12 @@ _RIGHT, _FRAME = (33, 102, 172), (200, 200, 200)
 def draw_images(
     images: NDArray[np.uint8], names: Sequence[str], predicted: Sequence[str] = ()
 ) -> Image.Image:
-    """Draw images in rows of four, a name below each and what it was taken for below that.
+    """Draw images in rows of four, each with its class and, below that, the predicted class.
 
     Args:
         images: uint8 `(N, 28, 28)`, N at least 1.
         names: The names of the images' classes, N.
-        predicted: What to write below those, in red; N, or none.
+        predicted: The names of the predicted classes, written in red; N, or none.
 
     Returns:
         An RGB picture.
@@ -55,10 +55,10 @@ def draw_images(
 
 
 def draw_confusion_matrix(counts: NDArray[np.int64], names: Sequence[str]) -> Image.Image:
-    """Draw how many images of a row's class were taken for a column's.
+    """Draw how many images of a row's class were predicted as a column's.
 
-    The colour is the share of the row's images: blue where they are right, red where wrong, and
-    that by its square root, as a good network's errors would not be seen otherwise.
+    The colour is the share of the row's images: blue for correct predictions, red for mistakes.
+    The share of mistakes is drawn by its square root, or a good network's would not be visible.
 
     Args:
         counts: `(K, K)`, at least 0.
@@ -126,7 +126,7 @@ def draw_kernels(kernels: NDArray[np.float32]) -> Image.Image:
         enlarged = small.resize((width, height), Image.Resampling.NEAREST)
         left = place % COLUMNS * (width + _MARGIN) + _MARGIN
         top = place // COLUMNS * (height + _MARGIN) + _MARGIN
-        # A frame, for a kernel near 0 is white as the paper.
+        # A frame, since a kernel near 0 is as white as the background.
         picture.paste(_FRAME, (left - 1, top - 1, left + width + 1, top + height + 1))
         picture.paste(enlarged, (left, top))
     return picture
@@ -152,7 +152,7 @@ def _width(word: str) -> int:
 def _write_upwards(
     picture: Image.Image, word: str, at: tuple[int, int], centred: bool = False
 ) -> None:
-    """Write a word that is read from below, and ends or has its middle at a point."""
+    """Write a word rotated by 90 degrees, starting below a point or centred on it."""
     line = Image.new("RGB", (max(_width(word), 1), _LINE), _PAPER)
     ImageDraw.Draw(line).text((0, _LINE // 2), word, _INK, _font(), anchor="lm")
     turned = line.rotate(90, expand=True)

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: settings, pictures of samples and curves, final scores.
+"""A run's settings, pictures of samples and curves, and final scores, written to its folder.
 
 A module that trains another framework's network has attributes `framework`, `architecture` (the
 model's name) and `run_details` (entries of metrics.json that replace the trainer's). Without them,
@@ -116,7 +116,7 @@ class FinalEvaluation(Callback):
     Args:
         folder: The run folder.
         throughput: Has timed the training.
-        weights: What the initial weights were read from, if anything: `file` and `sha256`.
+        weights: `file` and `sha256` of the initial weights, if they were read from a file.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class FinalEvaluation(Callback):
         self.weights = weights
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what a resumed run would not know, for a checkpoint."""
+        """Return the source of the initial weights, for a checkpoint."""
         return {"weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -189,7 +189,7 @@ class FinalEvaluation(Callback):
             shown.log_hyperparams(parameters, scores, trainer.global_step)
         for logger in trainer.loggers:
             logger.save()
-        # The scores that other commands have written, if any, are of earlier weights.
+        # Scores that other commands have written belong to earlier weights.
         (self.folder / "predictions.csv").unlink(missing_ok=True)
         write_metrics(self.folder, metrics)  # last: this marks the run as finished
         times = ", ".join(f"{phase} {value:.1f} s" for phase, value in seconds.items())
@@ -197,7 +197,7 @@ class FinalEvaluation(Callback):
 
 
 def versions(framework: Framework) -> dict[str, str]:
-    """Give the versions of Python, digitlab and the installed packages that scores depend on."""
+    """Return the versions of Python, digitlab and the installed packages that scores depend on."""
     found = {"python": platform.python_version(), "digitlab": __version__}
     for name in PACKAGES + (("keras", "tensorflow") if framework == "keras" else ()):
         with suppress(PackageNotFoundError):  # digitlab may run from a source tree without them

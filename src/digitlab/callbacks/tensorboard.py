@@ -1,4 +1,4 @@
-"""What TensorBoard shows beside scalars: pictures of validations, kernels, graph and projector.
+"""TensorBoard beside scalars: pictures of validations, kernels, graph and projector.
 
 `FirstLayerKernels`, `ModelGraph` and `Projector` read a PyTorch network. A module that trains
 another framework's network shows it by methods of its own, which are used instead:
@@ -7,7 +7,7 @@ another framework's network shows it by methods of its own, which are used inste
   the first convolution.
 - `trace_graph() -> GraphDef | None`: the graph, TensorBoard's or TensorFlow's message: only its
   `SerializeToString()` is called.
-- `features(images) -> Tensor | None`: what the last fully connected layer is given for
+- `features(images) -> Tensor | None`: the last fully connected layer's input for
   `(N, C, 28, 28)` images, float `(N, D)`.
 
 None stands for a network that has no such thing. `show_graph` uses a private name of torch's
@@ -45,25 +45,25 @@ if TYPE_CHECKING:
 
 
 def of_tensorboard(loggers: Iterable[Logger]) -> list[TensorBoardLogger]:
-    """Give the TensorBoard loggers among `loggers`; equally many in all processes."""
+    """Return the TensorBoard loggers among `loggers`; equally many in all processes."""
     return [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def writers(loggers: Iterable[Logger]) -> list["SummaryWriter"]:
-    """Give the writers of the TensorBoard loggers; only those of the first process write."""
+    """Return the writers of the TensorBoard loggers; only those of rank 0 write."""
     return [logger.experiment for logger in of_tensorboard(loggers)]
 
 
 @contextmanager
-def unless_it_fails(what: str) -> Iterator[None]:
-    """Print why something cannot be shown, instead of ending a trained run without its scores."""
+def unless_it_fails(name: str) -> Iterator[None]:
+    """Print an error of the `with` block, so that a trained run still gets its scores."""
     try:
         yield
     except OSError:  # such as a full disk
         raise
     except Exception as error:  # a user's network may do anything
         reason = str(error).partition("\n")[0]
-        print(f"TensorBoard has no {what} of this network: {type(error).__name__}: {reason}")
+        print(f"TensorBoard has no {name} of this network: {type(error).__name__}: {reason}")
 
 
 def show_picture(loggers: Iterable[Logger], tag: str, picture: Image.Image, step: int) -> None:
@@ -82,7 +82,7 @@ def show_text(loggers: Iterable[Logger], tag: str, text: str, step: int) -> None
 class ValidationPicture(Callback, ABC):
     """Keeps something of each validation batch, and shows one picture of it all in TensorBoard.
 
-    A subclass says what to keep of a batch and how to draw what all processes kept. Nothing is read
+    A subclass chooses the tensors to keep of a batch, and draws those of all ranks. Nothing is read
     back from a GPU before the end of the validation.
     """
 
@@ -94,22 +94,22 @@ class ValidationPicture(Callback, ABC):
 
     @abstractmethod
     def update(self, images: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
-        """Give what to keep of a batch of N images in K classes.
+        """Return the tensors to keep of a batch of N images in K classes.
 
         Args:
-            images: float `(N, C, 28, 28)`, normalized in whatever way.
+            images: float `(N, C, 28, 28)`, with any normalization.
             labels: int64 `(N,)`.
             logits: float32 or wider, `(N, K)`.
         """
 
     @abstractmethod
     def draw(self, kept: Sequence[Tensor], names: Sequence[str]) -> Image.Image | None:
-        """Draw what was kept of at least one batch; None if there is nothing to draw.
+        """Draw the tensors of at least one batch; None if there is nothing to draw.
 
         Args:
-            kept: The tensors that `update` gave, on the CPU; those of all batches and processes
-                are joined along the first dimension.
-            names: Of the classes; classes without a name are named by their numbers.
+            kept: The tensors of `update`, on the CPU; those of all batches and ranks are
+                concatenated along the first dimension.
+            names: The classes' names; a class without one gets its number.
         """
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -117,22 +117,16 @@ class ValidationPicture(Callback, ABC):
         self._kept.clear()
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Look at a batch and its logits, which a `Classifier`'s validation step returns."""
+        """Keep tensors of a batch; its logits are the output of `Classifier.validation_step`."""
         # Other modules' validation steps return nothing, or the loss.
         if isinstance(outputs, Tensor) and outputs.ndim == 2 and _is_shown(trainer):
             images, labels = batch
             self._kept.append(self.update(images, labels, outputs))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the picture, in the first process."""
+        """Draw the picture, in rank 0."""
         if not _is_shown(trainer):
             return
         # Joined before they are copied from the device: one copy each, not one for each batch.
@@ -144,7 +138,7 @@ class ValidationPicture(Callback, ABC):
         kept = [torch.cat(tensors) for tensors in zip(*given, strict=True)]
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         if picture := self.draw(kept, getattr(data, "class_names", ())):
-            # A validation before the first step stands at 0.
+            # A validation before the first step is logged at 0.
             show_picture(trainer.loggers, self.tag, picture, max(trainer.global_step - 1, 0))
 
 
@@ -153,7 +147,7 @@ def _is_shown(trainer: Trainer) -> bool:
 
 
 class ConfusionMatrix(ValidationPicture):
-    """Shows in TensorBoard which classes are taken for which, `val/confusion_matrix`."""
+    """Shows the confusion matrix of a validation in TensorBoard, `val/confusion_matrix`."""
 
     tag = "val/confusion_matrix"
 
@@ -174,7 +168,7 @@ MISTAKES_SHOWN = 16
 
 
 class WorstMistakes(ValidationPicture):
-    """Shows in TensorBoard the wrong predictions that the network is most confident of.
+    """Shows the most confident wrong predictions in TensorBoard.
 
     The picture `val/mistakes` has up to 16 images, the most confident mistake first, each with its
     class, the predicted class, and the probability of the latter.
@@ -237,7 +231,7 @@ class FirstLayerKernels(Callback):
 
 
 def first_kernels(pl_module: Any) -> tuple[str, Tensor] | None:
-    """Give name and weights `(out, in, height, width)` of a network's first convolution."""
+    """Return name and weights `(out, in, height, width)` of a network's first convolution."""
     if hasattr(pl_module, "first_kernels"):
         return pl_module.first_kernels()  # type: ignore[no-any-return]
     layers = pl_module.named_modules()
@@ -264,7 +258,7 @@ class ModelGraph(Callback):
 
 
 def trace_graph(pl_module: Any, data: ImageDataModule) -> Any:
-    """Give a network's graph as a `GraphDef`."""
+    """Return a network's graph as a `GraphDef`."""
     if hasattr(pl_module, "trace_graph"):
         return pl_module.trace_graph()
     (image, _), *_ = data.image_loader(data.arrays("validation")[0][:1])
@@ -273,7 +267,7 @@ def trace_graph(pl_module: Any, data: ImageDataModule) -> Any:
 
 
 def trace(network: nn.Module, images: Tensor) -> Any:
-    """Give the calls of layers and functions that a PyTorch network makes, as a `GraphDef`.
+    """Return the calls of layers and functions that a PyTorch network makes, as a `GraphDef`.
 
     TensorBoard's writer would use `torch.jit.trace`, which is deprecated, keeps 0.2 MB in memory
     for each network, and shows the operations inside layers instead of the layers.
@@ -324,7 +318,7 @@ class Projector(Callback):
     """
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Classify the images once more, and write what the last layer was given."""
+        """Classify the images once more, and write the last layer's inputs."""
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         found = of_tensorboard(trainer.loggers) if trainer.is_global_zero else []
         if not found or not isinstance(data, ImageDataModule):
@@ -346,7 +340,7 @@ class Projector(Callback):
 
 
 def features(pl_module: Any, images: Tensor) -> Tensor | None:
-    """Give what a network's last fully connected layer is given, float `(N, D)`."""
+    """Compute the input of a network's last fully connected layer, float `(N, D)`."""
     if hasattr(pl_module, "features"):
         return pl_module.features(images)  # type: ignore[no-any-return]
     linear = [layer for layer in pl_module.network.modules() if isinstance(layer, nn.Linear)]
@@ -363,14 +357,14 @@ def features(pl_module: Any, images: Tensor) -> Tensor | None:
 def write_projector(
     folder: Path, data: ImageDataModule, points: Tensor, predicted: Sequence[int]
 ) -> None:
-    """Write what the projector shows into a folder of events.
+    """Write the projector's files beside the events.
 
     torch's own `add_embedding` takes 0.6 s for 1,000 points in 84 dimensions, this 0.06.
 
     Args:
-        folder: Where the events are.
-        data: Has the images validated on, whose first N are shown.
-        points: Of these images, on the CPU, `(N, D)`.
+        folder: The folder of the events.
+        data: Its first N validation images are shown.
+        points: Their features, on the CPU, `(N, D)`.
         predicted: Their predicted classes, N.
     """
     from google.protobuf import text_format
@@ -392,14 +386,13 @@ def write_projector(
         np.savetxt(path, points.numpy(), fmt="%.6g", delimiter="\t")
     rows = [f"{names[i]}\t{names[j]}" for i, j in zip(labels, predicted, strict=True)]
     files.write_text(folder / embedding.metadata_path, "\n".join(["class\tpredicted", *rows, ""]))
-    with files.atomic_write(folder / embedding.sprite.image_path) as path:
-        _sprite(images).save(path)
-    # Last, for it names the others. TensorBoard looks for a file of this name.
+    files.write_image(folder / embedding.sprite.image_path, _sprite(images))
+    # Last, since it names the others. TensorBoard looks for a file of this name.
     files.write_text(folder / "projector_config.pbtxt", text_format.MessageToString(config))
 
 
 def _sprite(images: NDArray[np.uint8]) -> Image.Image:
-    """Put images side by side into a square, as the projector wants them."""
+    """Tile images in a square, as the projector expects them."""
     number, height, width = images.shape
     side = math.ceil(math.sqrt(number))
     tiles = np.zeros((side * side, height, width), np.uint8)

@@ -145,7 +145,7 @@ def _renamed(name: str) -> str:
 
 
 def _prepare_process() -> None:
-    """Set what must be set before torch, Lightning and TensorBoard are imported."""
+    """Set up the process before torch, Lightning and TensorBoard are imported."""
     has_gpu = any(any(Path("/dev").glob(name)) for name in ("nv*gpu*", "nvidia*", "dxg", "kfd"))
     if sys.platform == "linux" and not has_gpu:
         # A CUDA build of torch without a GPU otherwise retries to load NVIDIA's library at each
@@ -160,7 +160,7 @@ def _prepare_process() -> None:
 
 
 def _silence() -> None:
-    """Hide messages that a user can do nothing about; called once Lightning is imported."""
+    """Hide messages that a user cannot act on; called once Lightning is imported."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # announcements and advertisements
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # its results

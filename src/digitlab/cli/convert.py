@@ -90,8 +90,8 @@ def _to_file(name: str, source: Path, target: Path, flags: list[str]) -> None:
     with reading_input():
         if run_folder.framework(run_folder.find_run(str(source))) == "keras":
             raise ValueError(
-                f"{source} is a Keras run: it has a model.keras already, which "
-                "digitlab convert MODEL.keras makes a PyTorch run of"
+                f"{source} is a Keras run: its model.keras is a Keras file already; to make it a "
+                "PyTorch run, use digitlab convert MODEL.keras NEW_RUN_DIR"
             )
         evaluation = read_evaluation(name, ["--run", str(source), *flags])
         model, data = evaluation.cli.model, evaluation.cli.datamodule

@@ -18,7 +18,6 @@ from PIL import Image
 
 from digitlab import files, run_folder
 from digitlab.checkpoints import load_weights
-from digitlab.classifier import Classifier
 from digitlab.cli.parser import RunCLI, split_off
 from digitlab.data import ImageDataModule
 from digitlab.data.photographs import PreparedImage, open_image
@@ -27,7 +26,7 @@ from digitlab.scores import describe_score
 from digitlab.signals import StopSignals
 
 COLUMNS = ("file", "class", "class_name", "probability", "probabilities", "error")
-# An evaluation takes these settings of the run's trainer over; one process is enough for it.
+# An evaluation uses these settings of the run's trainer; one process is enough for it.
 TRAINER = ("accelerator", "precision")
 # Settings of the data that may differ from the run's; others would score other images.
 DATA = {"root", "batch_size", "eval_batch_size"}
@@ -108,26 +107,6 @@ class Evaluation:
         return self.cli.instantiate_trainer(**settings)
 
 
-def load_trained(
-    folder: Path, checkpoint: str = "last", flags: Sequence[str] = ()
-) -> tuple[Classifier, ImageDataModule]:
-    """Load the trained network of a run of either framework, and its data module.
-
-    Args:
-        folder: The run folder.
-        checkpoint: `last`, `best`, or the path of a checkpoint.
-        flags: Options of `digitlab test` that win over the run's settings.
-
-    Raises:
-        ValueError, OSError: The run cannot be read, or the weights do not fit.
-        ImportError: The run is a Keras run, and the extra `parity` is not installed.
-    """
-    options = ["--run", str(folder), "--checkpoint", checkpoint, *flags]
-    evaluation = read_evaluation("test", options)
-    evaluation.load()
-    return evaluation.cli.model, evaluation.cli.datamodule
-
-
 def run(name: str, help: str, options: list[str]) -> int:
     """Score a run, or classify images with it; return 1 if an image could not be classified.
 
@@ -177,7 +156,7 @@ def read_evaluation(name: str, options: list[str], help: str = "") -> Evaluation
     if not given:
         raise ValueError(f"{name} needs trained weights: name a run, --run RUN_DIR or latest")
     folder = run_folder.find_run(given[-1])
-    trained = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    trained = run_folder.read_config(folder, run_folder.NEEDED)
     trained = {key: trained[key] for key in ("model", "data", "trainer", "seed_everything")}
     trained["trainer"] = {key: trained["trainer"][key] for key in TRAINER}
     cli = make_cli(name, ["--run", str(folder), *flags], yaml.safe_dump(trained), help)
@@ -301,7 +280,7 @@ def _classify(images: list[str], cli: EvaluationCLI, trainer: Trainer) -> int:
 
 
 def _prepare(path: Path, data: ImageDataModule) -> PreparedImage | str:
-    """Open and prepare an image, or say why it cannot be."""
+    """Open and prepare an image, or return the reason why it cannot be prepared."""
     try:
         image, steps = open_image(path)
         prepared = data.prepare_image(image)
@@ -320,7 +299,7 @@ def _predict(
         columns = (batch[name].tolist() for name in ("class", "probability", "probabilities"))
         for number, probability, probabilities in zip(*columns, strict=True):
             if not math.isfinite(probability):
-                yield {"error": "the network gives a value that is not finite: train it anew"}
+                yield {"error": "the network's output is not finite: train it again"}
                 continue
             yield {
                 "class": number,

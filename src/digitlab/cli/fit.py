@@ -42,8 +42,8 @@ class FitCLI(RunCLI):
     """The options of `digitlab fit`.
 
     Attributes:
-        device: TensorFlow's device in words, and
-        precision: Keras's precision, if the run is a Keras run.
+        device: In a Keras run, the name of TensorFlow's device.
+        precision: In a Keras run, Keras's precision.
     """
 
     device = ""
@@ -51,46 +51,36 @@ class FitCLI(RunCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that only training has."""
-        options: list[tuple[str, Any, Any, str]] = [
-            (
-                *("framework", Literal["torch", "keras"], "torch"),
-                "Train the network in PyTorch, or its Keras twin in Keras.",
-            ),
-            (
-                *("output", Literal["logits", "softmax"], "logits"),
-                "With --framework keras: end in logits, or as document A writes its Keras network: "
-                "in a softmax, with the cross-entropy of clipped probabilities.",
-            ),
-            (
-                *("name", RunName | None, None),
-                "Name of the run: its folder is <data set>-<name> under trainer.default_root_dir. "
-                "Default: the first config's.",
-            ),
-            (
-                *("weights", str | None, None),
-                "Checkpoint or state dict to take the initial weights, and nothing else, from.",
-            ),
-            (
-                *("run", str | None, None),
-                "Resume this run, a folder or latest, with its settings. A larger "
-                "trainer.max_epochs lengthens it.",
-            ),
-            (
-                *("allow_changes", bool, False),
-                "With --run: accept settings that change the result. An unfinished epoch starts "
-                "over, with the weights so far.",
-            ),
-            (
-                *("checkpoint_every_n_steps", PositiveInt | None, None),
-                "Optimizer steps between two checkpoints inside an epoch. Default: none.",
-            ),
-            (
-                *("checkpoint_every_n_minutes", NonNegativeFloat | None, 1.0),
-                "Minutes between two checkpoints inside an epoch; null for none.",
-            ),
-        ]
-        for name, kind, default, text in options:
-            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+        add = parser.add_argument
+        frameworks, outputs = Literal["torch", "keras"], Literal["logits", "softmax"]
+        text = "Train the network in PyTorch, or its Keras twin in Keras."
+        add("--framework", type=frameworks, default="torch", help=text)
+        text = (
+            "With --framework keras: end the network in logits, or, as document A does, in a "
+            "softmax, with the cross-entropy of clipped probabilities."
+        )
+        add("--output", type=outputs, default="logits", help=text)
+        text = (
+            "Name of the run: its folder is <data set>-<name> under trainer.default_root_dir. "
+            "Default: the first config's."
+        )
+        add("--name", type=RunName | None, default=None, help=text)
+        text = "File with the initial weights: a checkpoint, a state dict or, in Keras, a model."
+        add("--weights", type=str | None, default=None, help=text)
+        text = (
+            "Resume this run, a folder or latest, with its settings. A larger trainer.max_epochs "
+            "lengthens it."
+        )
+        add("--run", type=str | None, default=None, help=text)
+        text = (
+            "With --run: accept settings that change the result. An unfinished epoch starts over, "
+            "with the weights so far."
+        )
+        add("--allow_changes", type=bool, default=False, help=text)
+        text = "Optimizer steps between two checkpoints inside an epoch. Default: none."
+        add("--checkpoint_every_n_steps", type=PositiveInt | None, default=None, help=text)
+        text = "Minutes between two checkpoints inside an epoch; null for none."
+        add("--checkpoint_every_n_minutes", type=NonNegativeFloat | None, default=1.0, help=text)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and name a run that has no name after its config or its network."""
@@ -230,7 +220,7 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
         weights: A file of either framework with the initial weights, if any.
 
     Raises:
-        ValueError: Keras cannot do what the settings ask for, or the weights do not fit.
+        ValueError: Keras does not support a setting, or the weights do not fit.
         ImportError: The extra `parity` is not installed.
     """
     from digitlab.parity.backend import POLICIES, choose_device, limit_gpu_memory
@@ -342,7 +332,7 @@ def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer, start: ResumePoint) -> 
 
 @contextmanager
 def report_interruption(folder: Path, trainer: Trainer, start: ResumePoint) -> Iterator[None]:
-    """Train in the `with` block; if it ends early, add to the error how to resume.
+    """Train in the `with` block; on an error, add how to resume.
 
     Raises:
         Interrupted: A signal asked the run to stop.
@@ -358,7 +348,7 @@ def report_interruption(folder: Path, trainer: Trainer, start: ResumePoint) -> I
         )
         saved = max([start.step, *steps])
         last = folder / run_folder.LAST
-        rest = f"{last} is of step {saved}" if saved else "nothing was saved"
+        rest = f"{last} was saved at step {saved}" if saved else "nothing was saved"
         if isinstance(error, FloatingPointError):
             raise RunError(f"{error}; {rest}") from error
         remedy = f"resume with: digitlab fit --run {folder}"
@@ -370,7 +360,7 @@ def report_interruption(folder: Path, trainer: Trainer, start: ResumePoint) -> I
 
 
 def print_next_steps(folder: Path, events: Path | None) -> None:
-    """Print where the results are, and the commands for what to do with them."""
+    """Print where the results are, and commands for the next steps."""
     print(f"\nResults are in {folder}. What to do next:")
     if (folder / "checkpoints").is_dir():
         print(f"  digitlab test --run {folder}\n  digitlab predict --run {folder}")
@@ -411,7 +401,7 @@ def _end_only(trainer: Trainer, signals: StopSignals) -> None:
 
 
 def describe_run(cli: FitCLI, trainer: Trainer) -> str:
-    """Describe in words the data, the network, the device and the seed."""
+    """Describe the data, the network, the device and the seed."""
     data, network = cli.datamodule, cli.config.model.class_path.rpartition(".")[2]
     twin = "'s Keras twin" if cli.config.framework == "keras" else ""
     device = cli.device or describe_device(trainer.strategy.root_device)

@@ -1,11 +1,13 @@
 """jsonargparse's errors, which list every type that was tried, condensed into one line."""
 
 import re
+from argparse import ArgumentError
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
 
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
@@ -13,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from digitlab.classifier import Classifier
 from digitlab.data import ImageDataModule
+from digitlab.errors import InputError
 
 BASES: dict[str, type] = {
     "model": Classifier,
@@ -40,6 +43,25 @@ def explain(message: str, options: Iterable[str]) -> str:
     return f"{key}: {lines[0]}" if key and lines else " ".join(message.split())
 
 
+def option_names(parser: ArgumentParser) -> list[str]:
+    """List the names of a parser's options, without dashes."""
+    return [name.lstrip("-") for action in parser._actions for name in action.option_strings]
+
+
+def parse_words(parser: ArgumentParser, arguments: list[str], words: str) -> Namespace:
+    """Parse a command line of positional words, such as `rows`, and options after them.
+
+    Raises:
+        InputError: The command line is wrong.
+    """
+    try:
+        return parser.parse_args(arguments)
+    except ArgumentError as error:
+        if found := re.search(r"[Uu]nrecognized arguments: ([^-\s]\S*)", str(error)):
+            raise InputError(f"{found[1]} comes after an option: name the {words} first") from error
+        raise InputError(explain(str(error), option_names(parser))) from error
+
+
 def _unknown_option(match: re.Match[str], key: str, options: Iterable[str]) -> str:
     name = ".".join(filter(None, (match.groupdict().get("group"), match["name"].lstrip("-"))))
     return f"there is no option {name!r}: {_nearest(name, options)}"
@@ -64,11 +86,7 @@ def _unknown_class(match: re.Match[str], key: str, options: Iterable[str]) -> st
     base, name = BASES.get(key), match["name"].rstrip(".")
     if base is None:  # a class is one of several types that the value might have had
         return f"{key} is {name}: it must be {_rules(match.string)}"
-    return f"{key}: {name!r} is no {base.__name__}: {_nearest(name, _subclasses(base))}"
-
-
-def _not_found(match: re.Match[str], key: str, options: Iterable[str]) -> str:
-    return f"{key}: {match['line']}"
+    return f"{key}: there is no {base.__name__} {name!r}: {_nearest(name, _subclasses(base))}"
 
 
 def _missing(match: re.Match[str], key: str, options: Iterable[str]) -> str:
@@ -79,13 +97,16 @@ def _missing(match: re.Match[str], key: str, options: Iterable[str]) -> str:
 
 
 def _wrong_value(match: re.Match[str], key: str, options: Iterable[str]) -> str:
-    return f"{key} is {match['value']}: it must be {_rules(match.string)}"
+    rules = _rules(match.string)
+    if not rules and key in BASES:
+        rules = f"the name of a subclass of {BASES[key].__name__}"
+    return f"{key} is {match['value']}: {f'it must be {rules}' if rules else 'give another value'}"
 
 
 PATTERNS: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] = [
     (r"Group '(?P<group>\S+)' does not accept option '(?P<name>\S+)'", _unknown_option),
     (r"[Uu]nrecognized arguments: (?P<name>\S+)", _unknown_option),
-    # An optimizer's class path stands behind the option, a model's before it; the last one counts.
+    # An optimizer's class path follows the option, a model's precedes it; the last one counts.
     (
         r"Option '(?P<name>\S+)' is not accepted.*Namespace\(class_path='(?P<owner>[\w.]+)'",
         _unknown_parameter,
@@ -98,7 +119,10 @@ PATTERNS: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] =
     (r"dot import path string: (?P<name>\S+)", _unknown_class),
     (r"does not correspond to a subclass.*Given value: (?P<name>[^\n]+)", _unknown_class),
     (r"module '[\w.]+' has no attribute '(?P<name>\w+)'", _unknown_class),
-    (r"(?P<line>Multiple subclasses with[^\n]+|No module named[^\n]+)", _not_found),
+    (
+        r"(?P<line>Multiple subclasses with[^\n]+|No module named[^\n]+)",
+        lambda match, key, _: f"{key}: {match['line']}",
+    ),
     (r"arguments are required: (?P<name>\w+)", _missing),
     (r"(?:Given value|Got value): (?P<value>[^\n]+)", _wrong_value),
 ]

@@ -21,11 +21,7 @@ from digitlab.cli.parser import check_settings, check_together
 from digitlab.data import ImageLoader
 from digitlab.errors import reading_input
 from digitlab.parity.backend import import_tensorflow
-from digitlab.parity.checks import (
-    HEADING,
-    Check,
-    format_check,
-)
+from digitlab.parity.checks import HEADING, Check, format_check
 from digitlab.parity.keras_files import load_initial_weights
 from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.proof import run_checks
@@ -167,7 +163,7 @@ def _describe(cli: ParityCLI) -> str:
         f"seed {cli.config.seed_everything}",
         ", ".join(f"{name} {number}" for name, number in _versions().items()),
     ]
-    # Settings of a config that change its training, but not what is compared.
+    # Settings that change a config's training, but are not part of the comparison.
     trainer = cli.config.trainer
     settings = {
         "lr_scheduler (the learning rate stays at its first value)": model.lr_scheduler,

@@ -16,7 +16,7 @@ import digitlab.callbacks
 import digitlab.models  # noqa: F401
 from digitlab.callbacks import ProgressBar
 from digitlab.classifier import Classifier
-from digitlab.cli.messages import explain
+from digitlab.cli.messages import explain, option_names
 from digitlab.data import ImageDataModule
 from digitlab.execution import NullProfiler
 
@@ -84,7 +84,7 @@ class RunCLI(LightningCLI):
         try:
             self.config = parser.parse_args(configs + flags)
         except ArgumentError as error:
-            raise ValueError(explain(str(error), _options(parser))) from error
+            raise ValueError(explain(str(error), option_names(parser))) from error
 
     def instantiate_classes(self) -> None:
         """Make the model and the data module."""
@@ -132,13 +132,13 @@ def _check_config(path: str) -> None:
     try:
         settings = yaml.safe_load(Path(path).read_text("utf-8"))
     except RecursionError as error:
-        raise ValueError(f"{path} is no valid YAML: it is nested too deeply") from error
+        raise ValueError(f"{path} is not valid YAML: it is nested too deeply") from error
     # PyYAML's own conversions fail in many ways, such as that of `!!int` without a number.
     except Exception as error:
-        raise ValueError(f"{path} is no valid YAML: {error}") from error
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} has no settings: write them as `name: value`")
-    if not _is_finite(settings):  # jsonargparse would never come to an end
+    if not _is_finite(settings):  # jsonargparse would never finish
         raise ValueError(f"{path} has more than 10,000 values: does an alias contain itself?")
     if "config" in settings:
         raise ValueError(f"{path} sets config: name further configs by --config")
@@ -171,12 +171,8 @@ def split_off(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:
     return known.values, others
 
 
-def _options(parser: LightningArgumentParser) -> list[str]:
-    return [name.lstrip("-") for action in parser._actions for name in action.option_strings]
-
-
 def check_settings(cli: RunCLI) -> None:
-    """Check what the types of options cannot."""
+    """Check rules that the options' types do not express."""
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if cli.config.trainer[name] == 0:
             raise ValueError(f"trainer.{name} is 0: leave at least one step to train")

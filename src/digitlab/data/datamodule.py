@@ -14,7 +14,7 @@ from digitlab.data.loader import EpochSampler, ImageLoader, run_seed
 from digitlab.data.photographs import PreparedImage, prepare_digit
 
 Subset = Literal["train", "validation", "test"]
-"""What a loader serves; `validation` is part of the training split, or the test split."""
+"""The images of a loader; `validation` is part of the training split, or the test split."""
 
 _STAGES: dict[str | None, tuple[Subset, ...]] = {
     "fit": ("train", "validation"),
@@ -39,7 +39,7 @@ class ImageDataModule(LightningDataModule, ABC):
         eval_batch_size: Images per step and process in evaluation, at least 1. It affects results
             by rounding only; 1000 divides the common test splits.
         normalization: `unit` scales pixels to 0..1, `symmetric` to -1..1, and `standard` to mean 0
-            and standard deviation 1 over the training split. `unit` is what most documents use.
+            and standard deviation 1 over the training split. Most documents use `unit`.
         validation_size: Training images to hold out for validation, the same share of each class.
             0 validates on the test split, as published figures do. Use a hold-out to choose
             between models: training then never reads the test split.
@@ -183,7 +183,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return {"train": train, "validation": validation}
 
     def _read(self, split: Split) -> Arrays:
-        """Read a split and check what a subclass's `read` returned."""
+        """Read a split, and check the arrays that a subclass's `read` returned."""
         images, labels = self.read(split)
         fault, classes = None, len(self.class_names)
         count = len(images) if isinstance(images, np.ndarray) and images.ndim else 0
@@ -200,7 +200,7 @@ class ImageDataModule(LightningDataModule, ABC):
         elif labels.min() < 0 or labels.max() >= classes:
             fault = (
                 f"the labels are from {labels.min()} to {labels.max()}: they must be from 0 to "
-                f"{classes - 1}, the places in class_names"
+                f"{classes - 1}, the positions in class_names"
             )
         if fault:
             raise ValueError(f"{type(self).__name__}.read({split!r}): {fault}")

@@ -52,7 +52,7 @@ class MNISTDataModule(ImageDataModule):
 
         Raises:
             OSError: A file is missing or damaged and cannot be downloaded.
-            ValueError: A file is of another data set.
+            ValueError: A file belongs to another data set.
         """
         root = Path(self.root or os.environ.get("DIGITLAB_DATA") or "data").expanduser()
         return read_split(self.dataset, root, split, self.digests[split])

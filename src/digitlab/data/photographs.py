@@ -14,7 +14,7 @@ from scipy import ndimage
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 """The formats that are opened. Pillow's reader of another one, EPS, starts a program."""
 SIDE = 28
-WORKING_PIXELS = 2**20  # in a larger photograph, the digit still has pixels enough for its 20
+WORKING_PIXELS = 2**20  # larger photographs are reduced: the digit needs only 20 of 28 pixels
 BLANK = "it is blank: nothing stands out from the ground"
 
 Floats = NDArray[np.float64]
@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image as a data module holds it, and how it was made.
+    """An image in the format of a data module, and the steps of its preparation.
 
     Args:
         pixels: uint8 `(28, 28)`, light on a black background.
@@ -64,7 +64,7 @@ def open_image(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
             raise ValueError(f"it has more than {limit} pixels: scale it down") from error
         except UnidentifiedImageError as error:
             kinds = "PNG, JPEG, TIFF, BMP, GIF, WebP or PGM"
-            raise ValueError(f"it is no image that can be read: give a {kinds}") from error
+            raise ValueError(f"it cannot be read as an image: give a {kinds}") from error
         except Exception as error:  # a damaged byte can raise any exception in the readers
             reason = str(error) or type(error).__name__
             raise ValueError(f"the image cannot be read: {reason}") from error
@@ -191,7 +191,7 @@ def _ink(grey: Floats) -> tuple[Floats, bool]:
     if contrast < max(8, 3 * noise):
         raise ValueError(BLANK)
     ink = np.minimum(ink / np.percentile(ink[sure], 90), 1)
-    # The edges of a stroke are below the threshold: keep what is connected to sure ink, without
+    # The edges of a stroke are below the threshold: keep the parts that touch sure ink, without
     # specks. In a large image the faintest values are artefacts of JPEG and connect nothing.
     parts, count = ndimage.label(ink > (0.1 if max(ink.shape) > SIDE else 0), np.ones((3, 3)))
     numbers = np.arange(1, count + 1)
@@ -255,7 +255,7 @@ def _fitted(image: Image.Image, side: int) -> tuple[int, int]:
 
 
 def _paste(values: NDArray[np.number], top: int, left: int) -> NDArray[np.uint8]:
-    """Put an image onto 28x28 black pixels, as near to the position as it fits."""
+    """Paste an image onto 28x28 black pixels, as near to the position as it fits."""
     height, width = values.shape
     top, left = min(max(top, 0), SIDE - height), min(max(left, 0), SIDE - width)
     pixels = np.zeros((SIDE, SIDE), np.uint8)

@@ -28,11 +28,7 @@ class PyTorchExampleNet(Classifier):
     """
 
     def __init__(
-        self,
-        dropout: float = 0.5,
-        in_channels: int = 1,
-        num_classes: int = 10,
-        **kwargs: Any,
+        self, dropout: float = 0.5, in_channels: int = 1, num_classes: int = 10, **kwargs: Any
     ) -> None:
         layers = {
             "conv1": nn.Conv2d(in_channels, 10, kernel_size=5),
@@ -67,11 +63,7 @@ class TensorFlowTutorialCNN(Classifier):
     """
 
     def __init__(
-        self,
-        dropout: float = 0.4,
-        in_channels: int = 1,
-        num_classes: int = 10,
-        **kwargs: Any,
+        self, dropout: float = 0.4, in_channels: int = 1, num_classes: int = 10, **kwargs: Any
     ) -> None:
         layers = {
             "conv1": nn.Conv2d(in_channels, 32, kernel_size=5, padding=2),

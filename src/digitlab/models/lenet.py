@@ -11,9 +11,9 @@ from digitlab.classifier import Classifier
 class LeNet5(Classifier):
     """LeNet-5 with rectifiers and max pooling, 61,706 parameters (document B).
 
-    LeCun's network reads 32×32 images, so the first convolution pads by 2. What else differs from
-    the paper: it has scaled hyperbolic tangents, trainable subsampling, a sparse connection table
-    before the second convolution, and radial basis functions at its output.
+    LeCun's network reads 32×32 images, so the first convolution pads by 2. In the paper,
+    the network also has scaled hyperbolic tangents, trainable subsampling, a sparse connection
+    table before the second convolution, and radial basis functions at its output.
 
     Shape:
         - Input: float32 `(N, in_channels, 28, 28)`, normalized images.

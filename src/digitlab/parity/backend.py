@@ -145,7 +145,7 @@ def describe_device() -> str:
 
 
 def to_tensorflow(tensor: Tensor) -> Any:
-    """Hand a tensor to TensorFlow without a copy, which takes 2% of a small network's step."""
+    """Pass a tensor to TensorFlow without a copy, which would take 2% of a small network's step."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.data_ptr() % 64:
         tensor = tensor.clone()  # TensorFlow's kernels need this alignment
@@ -184,8 +184,13 @@ def _silent_stderr() -> Iterator[None]:
 
     TensorFlow's libraries write there directly, whatever `TF_CPP_MIN_LOG_LEVEL` is.
     """
-    sys.stderr.flush()
-    saved = os.dup(2)
+    try:
+        saved = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    if sys.stderr:
+        sys.stderr.flush()
     with tempfile.TemporaryFile() as kept:
         os.dup2(kept.fileno(), 2)
         try:

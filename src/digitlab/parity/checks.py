@@ -42,7 +42,7 @@ class Check:
     """A row of a parity table.
 
     Args:
-        name: What was compared, such as `logits, float64`.
+        name: The quantity compared, such as `logits, float64`.
         compared: Number of values compared; a check that compared nothing fails.
         difference: Largest absolute difference, relative to the largest absolute value, unless the
             function that makes the check says otherwise.

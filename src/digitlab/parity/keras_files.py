@@ -51,7 +51,7 @@ class KerasNetwork(nn.Module):
 
 
 def channels_last(images: Tensor) -> Any:
-    """Hand images `(N, C, H, W)` to TensorFlow as `(N, H, W, C)`."""
+    """Pass images `(N, C, H, W)` to TensorFlow as `(N, H, W, C)`."""
     return to_tensorflow(images.permute(0, 2, 3, 1))
 
 
@@ -65,7 +65,7 @@ def as_logits(outputs: NDArray[Any], are_probabilities: bool) -> Tensor:
 
 
 def ends_in_softmax(keras_model: Any) -> bool:
-    """Tell whether a Keras model returns probabilities instead of logits."""
+    """Return whether a Keras model returns probabilities instead of logits."""
     last = keras_model.layers[-1]
     activation = getattr(last, "activation", None)
     return type(last).__name__ == "Softmax" or getattr(activation, "__name__", "") == "softmax"
@@ -78,7 +78,7 @@ def load_keras_model(path: Path) -> Any:
         ValueError: There is no such file, it is damaged, or it needs code to be loaded.
     """
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} is no file of a Keras model: give one that ends in .keras or .h5")
+        raise ValueError(f"{path} is not a Keras model file: give one that ends in .keras or .h5")
     if not path.is_file():
         raise ValueError(
             f"there is no Keras model {path}: train one with digitlab fit --framework keras"
@@ -120,7 +120,7 @@ def load_from_keras(model: Classifier, path: Path) -> None:
         for twin in (ours, theirs)
     )
     try:
-        # Compared by kind, since Keras numbers the names of layers that were given none.
+        # Compared by class, since Keras numbers the names of unnamed layers.
         if ours.name == theirs.name and [kind for kind, _ in left] != [kind for kind, _ in right]:
             names = {name for _, name in left} ^ {name for _, name in right}
             differing = ", ".join(sorted(names or {"the order of layers"}))
@@ -136,7 +136,7 @@ def load_classifier(model: Classifier, path: Path) -> Classifier:
     """Load the Keras model of a run as a classifier, to evaluate it in place of `model`.
 
     Raises:
-        ValueError: As for `load_from_keras`, if `model` is of another architecture, say.
+        ValueError: As for `load_from_keras`, such as another architecture.
     """
     load_from_keras(model, path)  # refuses another architecture
     return Classifier(network=KerasNetwork(load_keras_model(path)))
@@ -165,7 +165,7 @@ class KerasFiles(Callback):
         self._best = -1.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the best accuracy so far, for a checkpoint."""
+        """Return the best accuracy so far, for a checkpoint."""
         return {"best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

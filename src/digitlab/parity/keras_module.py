@@ -52,8 +52,7 @@ class KerasClassifier(Classifier):
     rate schedules are those of `Classifier`: the torch optimizer has no parameters to update, and
     only counts steps and holds the learning rate.
 
-    TensorFlow chooses its device by itself; the trainer belongs on the CPU and keeps its default
-    precision.
+    TensorFlow chooses its own device; use a trainer on the CPU with its default precision.
 
     Shape:
         - Input: as for `Classifier`, channels first.
@@ -73,7 +72,7 @@ class KerasClassifier(Classifier):
         keras_model: The compiled `keras.Model`.
 
     Raises:
-        ValueError: There is no twin of the original, or Keras cannot do what it asks for.
+        ValueError: The original has no twin, or a setting that Keras does not support.
         ImportError: The extra `parity` is not installed.
 
     Examples:
@@ -155,7 +154,7 @@ class KerasClassifier(Classifier):
         self._record_steps(sizes, rates, scores.numpy().tolist())
 
     def _advance_schedule(self) -> float:
-        """Give the learning rate of the next step, and step the scheduler if it goes by steps."""
+        """Return the learning rate of the next step, and step a scheduler with interval `step`."""
         (optimizer,) = self.trainer.optimizers
         rate = float(optimizer.param_groups[0]["lr"])
         self._step_schedulers("step")
@@ -164,7 +163,7 @@ class KerasClassifier(Classifier):
     def _record_steps(
         self, sizes: list[int], rates: list[float], scores: list[tuple[float, float]]
     ) -> None:
-        """Count and log steps that were made, and step the schedulers that go by epochs."""
+        """Count and log finished steps, and step schedulers with interval `epoch`."""
         optimizer, sums = self.optimizers(), self.sums["train"]
         assert isinstance(optimizer, LightningOptimizer)
         group = optimizer.param_groups[0]
@@ -189,7 +188,7 @@ class KerasClassifier(Classifier):
         """Restore Keras's variables, all or none of them.
 
         Raises:
-            ValueError: The checkpoint is of a PyTorch run, another architecture or optimizer.
+            ValueError: The checkpoint comes from a PyTorch run, another architecture or optimizer.
         """
         if "keras" not in checkpoint:
             raise ValueError(
@@ -215,7 +214,7 @@ class KerasClassifier(Classifier):
 
     @property
     def run_details(self) -> dict[str, str]:
-        """What metrics.json stores of TensorFlow's side: precision, device and output."""
+        """Entries of metrics.json from TensorFlow's side: precision, device and output."""
         (precision,) = (name for name, policy in POLICIES.items() if policy == self.policy)
         return {"precision": precision, "device": describe_device(), "output": self.output}
 
@@ -233,7 +232,7 @@ class KerasClassifier(Classifier):
         ]
 
     def first_kernels(self) -> tuple[str, Tensor] | None:
-        """Give the first convolution's name and kernels `(out, in, height, width)`, if any."""
+        """Return the first convolution's name and kernels `(out, in, height, width)`, if any."""
         keras = import_keras()
         for layer in keras_layers(self.keras_model):
             if isinstance(layer, keras.layers.Conv2D):
@@ -257,7 +256,7 @@ class KerasClassifier(Classifier):
         return given.flatten(1).float()
 
     def trace_graph(self) -> Any:
-        """Give the graph that Keras computes in inference mode, as a `GraphDef`.
+        """Return the graph that Keras computes in inference mode, as a `GraphDef`.
 
         TensorBoard's own conversion of a model's layers leaves out the operations inside of them,
         and fails for a model that adds a number to a tensor.
@@ -298,11 +297,11 @@ def _compile_twin(
 
 
 def _compile_steps(keras_model: Any, policy: Policy, softmax: bool) -> Any:
-    """Make a function that trains on batches one after the other, by Keras's `train_function`.
+    """Make a function that trains on several batches in turn, by Keras's `train_function`.
 
     Its loop is TensorFlow's: the way back to Python costs as much as a small network's step. It
     takes images `(N, 28, 28, C)` and labels `(N,)` of all batches, a learning rate for each, and
-    the size of the first; and gives mean loss and accuracy of each, float64 `(batches, 2)`.
+    the size of the first; and returns the mean loss and accuracy of each, float64 `(batches, 2)`.
     """
     tensorflow = import_tensorflow()
     floats = "float64" if policy == "float64" else "float32"
@@ -366,14 +365,14 @@ def _check_original(original: Classifier) -> None:
 
 
 def _unsupported_settings(trainer: Trainer, policy: Policy) -> Iterator[tuple[str, str]]:
-    """Find what Keras's training step cannot honour, and what to do instead."""
+    """Yield each setting that Keras's training step cannot honour, and the remedy."""
     precision = str(trainer.precision)
     if precision not in POLICIES:
         yield f"precision {precision}", f"use one of {', '.join(POLICIES)}"
     elif precision != "32-true" and (needed := POLICIES[precision]) != policy:
         yield f"precision {precision} of the trainer", f'make the model with policy="{needed}"'
     if trainer.world_size > 1:
-        yield f"{trainer.world_size} processes", "set devices and num_nodes to 1"
+        yield f"training in {trainer.world_size} processes", "set devices and num_nodes to 1"
     if (norm := trainer.gradient_clip_val) is not None:
         yield f"gradient_clip_val {norm}", "use the model's gradient_clip_norm"
     if (batches := trainer.accumulate_grad_batches) != 1:

@@ -1,6 +1,7 @@
 """The comparison of any PyTorch module with any Keras model: `check`.
 
-`first_divergence` finds the layer from which on the two compute something else.
+`first_divergence` finds the first layer whose output differs. It uses a private name of torch,
+`_C.DisableTorchFunction`: checked against torch 2.15.
 """
 
 import math
@@ -94,7 +95,7 @@ def check(torch_module: nn.Module, keras_model: Any, batches: Iterable[Batch]) -
             `(N,)`, as tensors or arrays. Without images the report fails: nothing was compared.
 
     Raises:
-        ValueError: The weights cannot be matched, a side or a batch is of another type, a side
+        ValueError: The weights cannot be matched, a side or a batch has another type, a side
             computes in neither float32 nor float64, or the Keras model cannot read the images.
         ImportError: The extra `parity` is not installed.
     """
@@ -186,7 +187,7 @@ def _pairs(module: nn.Module, keras_model: Any, images: Tensor) -> tuple[list[Pa
 
 
 def _keep_worst(worst: dict[str, Check], row: Check) -> None:
-    """Keep a batch's row if it is the worst of its name so far, and add up what was compared."""
+    """Keep a batch's row if it is the worst of its name so far, and add up the counts."""
     before = worst.setdefault(row.name, replace(row, compared=0))
     # NaN is worse than any number, but compares as false.
     worse = not row.difference <= before.difference and not np.isnan(before.difference)
@@ -204,7 +205,7 @@ def _name_divergence(module: nn.Module, keras_model: Any, images: Tensor) -> str
 
 
 def first_divergence(module: nn.Module, keras_model: Any, images: Tensor) -> str | None:
-    """Name the first Keras layer from which on a model computes something else than a module.
+    """Name the first Keras layer whose output differs from the module's.
 
     A layer agrees if PyTorch computes its output anywhere: in a layer, or by a function within a
     `forward`. One that does not agree is excused if everything that depends on it agrees again, as
@@ -375,7 +376,7 @@ def _layouts(step: _Step) -> Iterator[Array]:
 
 
 def _close(ours: Array, theirs: Array, tolerance: float) -> bool:
-    """Tell whether two arrays agree, image by image and value by value, whatever their shapes."""
+    """Return whether two arrays agree, image by image and value by value, whatever their shapes."""
     if ours.size != theirs.size or len(ours) != len(theirs):
         return False
     left, right = ours.reshape(len(ours), -1), theirs.reshape(len(ours), -1)

@@ -12,13 +12,7 @@ from torch import Tensor, nn
 
 from digitlab.classifier import Classifier
 from digitlab.parity.backend import keras_dtype
-from digitlab.parity.checks import (
-    Check,
-    gradients,
-    logits,
-    parameter_counts,
-    round_trip,
-)
+from digitlab.parity.checks import Check, gradients, logits, parameter_counts, round_trip
 from digitlab.parity.optimizers import exact_optimizer, to_keras_optimizer
 from digitlab.parity.trajectory import Batch, MakeOptimizer, trajectory
 from digitlab.parity.weights import to_keras
@@ -130,7 +124,7 @@ def _annotate(check: Check, note: str) -> Check:
 
 
 def _substitution(stock: torch.optim.Optimizer) -> str:
-    """Name what replaces a config's optimizer; nothing if it is exact itself."""
+    """Name the replacement of a config's optimizer; empty if that is exact itself."""
     exact = exact_optimizer(stock, [nn.Parameter(torch.zeros(1))])
     if type(exact) is not type(stock):
         return f"{type(exact).__name__} in place of {type(stock).__name__}"

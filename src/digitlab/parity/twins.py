@@ -149,7 +149,7 @@ def tensorflow_tutorial_cnn(
 
 
 def fast_cnn(in_channels: int = 1, num_classes: int = 10, softmax: bool = False) -> Any:
-    """Build the network of `configs/mnist/fast99.yaml`, 212,682 parameters (of no document)."""
+    """Build the network of `configs/mnist/fast99.yaml`, 212,682 parameters (not in A or B)."""
     layers = import_keras().layers
     stack = [
         layers.Conv2D(16, 5, strides=2, name="conv1"),
@@ -224,7 +224,7 @@ def _import(kind: type[Any]) -> Callable[..., Any]:
 
 
 def _has_network_of(model: Classifier, kind: type[Any]) -> bool:
-    """Tell whether a subclass has its parent's network, without which the twin would not fit.
+    """Return whether a subclass has its parent's network, without which the twin would not fit.
 
     Layers print their settings, so networks that print alike have equal layers in equal order.
     """

@@ -1,6 +1,6 @@
 """Copies weights between PyTorch and Keras: matches layers, and converts the layout of weights.
 
-`LAYOUTS` has the order of axes of each kind of layer. A dense layer behind a flattening needs more:
+`LAYOUTS` has the order of axes of each kind of layer. A dense layer after a flattening needs more:
 PyTorch flattens channels first and Keras channels last, so `flattened_in` finds the flattening.
 """
 
@@ -30,7 +30,7 @@ class Layout:
         source: Name of the tensor in the PyTorch layer.
         axes: The tensor's axes in Keras's order.
         per_input: Whether the variable's first axis is the layer's input features, whose order
-            changes behind a flattening.
+            changes after a flattening.
     """
 
     source: str
@@ -124,7 +124,7 @@ def inputs_within(model: Any) -> dict[int, Any]:
 
 
 def _origin(tensor: Any, within: dict[int, Any]) -> tuple[Any, list[Any]]:
-    """Return the last operation that moved or mixed a tensor's features, and what it read."""
+    """Return the last operation that moved or mixed a tensor's features, and its inputs."""
     while True:
         operation, node, index = tensor._keras_history
         read = operation._inbound_nodes[node].input_tensors

@@ -1,9 +1,9 @@
 """`digitlab report`: runs as one HTML page without external files.
 
-| module | what |
+| module | content |
 |---|---|
 | `command` | the command line |
-| `content` | what a run folder holds, and what of it is missing |
+| `content` | contents of a run folder, and which files are missing |
 | `predictions` | the network's layers, predictions and worst mistakes |
 | `page` | the page, from `page.html.jinja` and `page.css` |
 """

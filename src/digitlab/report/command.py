@@ -1,13 +1,11 @@
 """The command line of `digitlab report`."""
 
-import re
-from argparse import ArgumentError
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
 from digitlab import files, run_folder
-from digitlab.cli.messages import explain
+from digitlab.cli.messages import parse_words
 from digitlab.errors import InputError, reading_input
 from digitlab.report.content import read_run
 from digitlab.report.page import render
@@ -45,12 +43,7 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
         "for several runs in the current folder."
     )
     parser.add_argument("--out", type=Path | None, default=None, help=of_out)
-    try:
-        given = parser.parse_args(options)
-    except ArgumentError as error:
-        if found := re.search(r"[Uu]nrecognized arguments: ([^-\s]\S*)", str(error)):
-            raise InputError(f"{found[1]} stands behind an option: name the runs first") from error
-        raise InputError(explain(str(error), ["out", "help"])) from error
+    given = parse_words(parser, options, "runs")
     if not given.runs:
-        raise InputError("report is of runs: name run folders, or latest")
+        raise InputError("no run is named: give run folders, or latest")
     return given

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from digitlab import __version__
+from digitlab.callbacks.logging import count_parameters
 from digitlab.report.content import Run
 from digitlab.report.predictions import Outcome, Predictions
 
 NOTHING = "—"
-"""What a table shows if a run has no value."""
+"""Shown in a table where a run has no value."""
 FRAMEWORKS = {"torch": "PyTorch", "keras": "Keras"}
 SCORES = {"test": "Test", "val": "Validation", "train": "Training"}
 PHASES = {"train": ("training", "--"), "val": ("validation", "-")}
@@ -47,7 +48,7 @@ class Theme(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """A figure of curves, for light and dark pages, and the same in words."""
+    """A figure of curves for light and dark pages, with its alternative text."""
 
     light: str
     dark: str
@@ -109,7 +110,8 @@ def render(found: Sequence[tuple[Run, Outcome]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number, "png": png}
+    filters = {"percent": percent, "number": number, "png": png, "parameters": count_parameters}
+    environment.filters |= filters
     curves = [render_curves(runs, names, quantity) for quantity in ("accuracy", "loss")]
     return environment.get_template("page.html.jinja").render(
         title=", ".join(names),

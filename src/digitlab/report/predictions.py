@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 
-from digitlab.classifier import Classifier
+from digitlab.callbacks.logging import LayerTable, layer_table
 from digitlab.cli.evaluate import Evaluation, read_evaluation
 from digitlab.data.datamodule import Subset
 from digitlab.errors import InputError, reading_input
@@ -17,16 +17,6 @@ from digitlab.scores import name_classes
 
 SHOWN_MISTAKES = 24
 """Four rows of the page."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer of the network."""
-
-    name: str
-    kind: str
-    tensors: dict[str, tuple[int, ...]]  # the shapes of its parameters by their names
-    count: int  # of its parameters
 
 
 @dataclass(frozen=True)
@@ -65,9 +55,9 @@ class Predictions(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A network's layers and predictions, as far as they can be made."""
+    """A network's layers and predictions; `why` says why there are no predictions."""
 
-    layers: tuple[Layer, ...] = ()
+    layers: LayerTable = []  # noqa: RUF012  # never changed
     predictions: Predictions | None = None
     why: str = ""  # the reason if there are no predictions
 
@@ -89,30 +79,17 @@ def predict(command: str, run: Run) -> Outcome:
     device = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
     quiet = ["--trainer.enable_progress_bar", "false"]
     weights = ["--checkpoint", str(entry.get("checkpoint") or "last")]
-    layers: tuple[Layer, ...] = ()
+    layers: LayerTable = []
     try:
         with reading_input():
             options = ["--run", str(run.folder), *weights, *device, *quiet]
             evaluation = read_evaluation(command, options)
-            layers = list_layers(evaluation.cli.model)
+            layers = layer_table(evaluation.cli.model)
             split: Subset = "test" if entry else evaluation.cli.datamodule.validation_split
             evaluation.load()
             return Outcome(layers, _predict(evaluation, split))
     except InputError as error:
         return Outcome(layers, why=" ".join(str(error).split()))
-
-
-def list_layers(model: Classifier) -> tuple[Layer, ...]:
-    """List a network's layers."""
-    return tuple(
-        Layer(
-            name,
-            type(layer).__name__,
-            {key: tuple(tensor.shape) for key, tensor in layer.named_parameters()},
-            sum(tensor.numel() for tensor in layer.parameters()),
-        )
-        for name, layer in model.network.named_children()
-    )
 
 
 def _predict(evaluation: Evaluation, split: Subset) -> Predictions:

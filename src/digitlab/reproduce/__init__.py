@@ -1,13 +1,13 @@
 """`digitlab reproduce`: the documents' figures, measured over seeds in both frameworks.
 
-| module | what |
+| module | content |
 |---|---|
 | `command` | the command line, and `--report` |
 | `rows` | the rows: a config each, with its published figure |
 | `queue` | trains rows, several runs at a time, and survives interruption |
 | `results` | the CSV file of the runs' results |
 | `statistics` | intervals, and two one-sided tests |
-| `tables`, `figures` | what `--report` writes |
+| `tables`, `figures` | tables and figures of `--report` |
 | `explain` | `--explain`: how much each setting adds to the difference of two configs |
 | `factors` | the settings in which two configs differ |
 | `effects` | effects and interactions of those settings, as tables and a figure |

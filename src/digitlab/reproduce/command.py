@@ -1,7 +1,6 @@
 """`digitlab reproduce`: train the documents' rows over seeds, and report the results."""
 
 import re
-from argparse import ArgumentError
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from digitlab import files
-from digitlab.cli.messages import explain
+from digitlab.cli.messages import parse_words
 from digitlab.errors import InputError, reading_input
 from digitlab.reproduce import figures, results, tables
 from digitlab.reproduce.explain import explain_difference, explanation_tables
@@ -53,14 +52,7 @@ def run(name: str, help: str, options: list[str]) -> int:
 
 
 def _parse(name: str, help: str, options: list[str]) -> Namespace:
-    parser = _make_parser(name, help)
-    try:
-        given = parser.parse_args(options)
-    except ArgumentError as error:
-        if found := re.search(r"[Uu]nrecognized arguments: ([^-\s]\S*)", str(error)):
-            raise InputError(f"{found[1]} stands behind an option: name the rows first") from error
-        names = [name for action in parser._actions for name in action.option_strings]
-        raise InputError(explain(str(error), [name.lstrip("-") for name in names])) from error
+    given = parse_words(_make_parser(name, help), options, "rows")
     _check(given)
     given.workers = given.workers or max(1, cpu_count() // given.threads)
     return given

@@ -81,7 +81,7 @@ def read_measured(folder: Path) -> Measured:
         InputError: There is no grid, or no seed has all cells.
     """
     if not (folder / "factors.json").is_file():
-        raise InputError(f"{folder} is no explanation, as it has no factors.json: run --explain")
+        raise InputError(f"{folder} has no factors.json: run --explain first")
     about = json.loads((folder / "factors.json").read_text("utf-8"))
     factors = [Factor(**factor) for factor in about["factors"]]
     grid = read_table(folder / "grid.csv").astype(float)

@@ -41,7 +41,7 @@ class Cell(NamedTuple):
     """A way to train: a combination of the factors that change the training."""
 
     levels: dict[str, int]  # for each of these factors, 1 if it has the second config's value
-    row: Row  # what the queue trains
+    row: Row  # trained by the queue
     text: str  # the row's config
     cli: FitCLI  # the config, parsed
 
@@ -57,7 +57,7 @@ class Grid(NamedTuple):
 
     @property
     def of_evaluation(self) -> list[str]:
-        """The factors in all combinations of which each trained network is evaluated."""
+        """The factors of evaluation: a trained network is evaluated in all their combinations."""
         return [factor.name for factor in self.factors if not factor.needs_training]
 
     def is_done(self, item: Item) -> bool:
@@ -118,7 +118,7 @@ class Grid(NamedTuple):
         for path in (index, *self.out.glob("configs/*.yaml")):
             if path.exists() and path.read_text("utf-8") != texts.get(path):
                 raise InputError(
-                    f"{path} is of other settings than {' and '.join(self.names)} have now: "
+                    f"{path} has other settings than {' and '.join(self.names)} now: "
                     f"move {self.out} away, or give another --out"
                 )
         (self.out / "configs").mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def make_grid(first: Row, second: Row, out: Path) -> Grid:
         try:
             cli = factors.parse_config(config)
         except ValueError as error:
-            raise InputError(f"{row.name} does not go together: {error}") from error
+            raise InputError(f"the settings of {row.name} do not fit together: {error}") from error
         cells[path.stem] = Cell(levels, row, yaml.safe_dump(config, sort_keys=False), cli)
     return Grid((first.name, second.name), configs, found, cells, out)
 

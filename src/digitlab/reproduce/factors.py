@@ -38,7 +38,7 @@ _TOGETHER: dict[str, tuple[Keys, ...]] = {
     ),
     IMAGES: (("trainer", "limit_val_batches"), (*_DATA, "eval_batch_size")),
 }
-# The others of the trainer's some 40 settings that change what a network learns.
+# The trainer's other settings that change the weights; it has some 40.
 _TRAINER = (
     *("devices", "num_nodes", "precision", "callbacks", "plugins", "sync_batchnorm"),
     *("limit_train_batches", "overfit_batches", "accumulate_grad_batches"),
@@ -84,11 +84,11 @@ def _parse(options: list[str], base: str = "{}") -> FitCLI:
 
 
 def config_of(cli: FitCLI) -> Config:
-    """Give all settings of a parsed config, except the run's name."""
+    """Return all settings of a parsed config, except the run's name."""
     config: Config = yaml.safe_load(cli.dump())
     config["name"] = None
     trainer = config["trainer"]
-    # The library's own callbacks do not change what is learned.
+    # The library's own callbacks do not change the weights.
     ours, callbacks = "digitlab.callbacks.", trainer["callbacks"] or []
     others = [callback for callback in callbacks if not callback["class_path"].startswith(ours)]
     # Without the last two a run leaves no weights to evaluate.
@@ -106,7 +106,7 @@ def batches_evaluated(cli: FitCLI) -> int:
     """Count the batches of the test split that `trainer.limit_val_batches` leaves, from the first.
 
     As in Lightning, a fraction means whole batches. 0 means no validation during training; the
-    test split is evaluated nevertheless, so here it means all.
+    test split is still evaluated, so here it means all.
     """
     every = len(cli.datamodule.test_dataloader())
     limit = cli.config.trainer.limit_val_batches
@@ -136,7 +136,7 @@ def find_factors(first: FitCLI, second: FitCLI) -> list[Factor]:
     the arguments of all models, such as the optimizer and initial values, are compared one by one.
 
     Raises:
-        InputError: They are of different data sets.
+        InputError: Their data sets differ.
     """
     ours, theirs = config_of(first), config_of(second)
     data = [config["data"]["class_path"] for config in (ours, theirs)]
@@ -162,18 +162,18 @@ def find_factors(first: FitCLI, second: FitCLI) -> list[Factor]:
 
 
 def switch(config: Config, factors: Sequence[Factor], source: Config) -> Config:
-    """Give a config in which the factors' values are those of `source`."""
+    """Return a config with the factors' values from `source`."""
     result = copy.deepcopy(config)
     for *parents, name in (keys for factor in factors for keys in factor.settings):
         target, theirs = _get(result, parents), _get(source, parents)
         target.pop(name, None)
-        if name in theirs:  # some arguments are of one model only
+        if name in theirs:  # some arguments belong to one model only
             target[name] = copy.deepcopy(theirs[name])
     return result
 
 
 def _differences(ours: Any, theirs: Any, keys: Keys = ()) -> Iterator[Keys]:
-    """Give the keys of all settings that differ, down to where classes do."""
+    """Yield the keys of all settings that differ; a differing class is one setting."""
     if not isinstance(ours, dict) or not isinstance(theirs, dict):
         if ours != theirs:
             yield keys

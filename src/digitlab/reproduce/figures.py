@@ -99,7 +99,7 @@ def _make_facets(
 
     Args:
         rows: The rows.
-        groups: What was measured.
+        groups: The measured values.
         alone: A row that gets its own axes, as it would stretch those of its data set.
     """
     facets: dict[str, list[Row]] = {}
@@ -278,7 +278,7 @@ def _finish_axes(axes: Axes, title: str) -> None:
 
 
 def _measured_rows(rows: Mapping[str, Row], groups: Groups[Any]) -> list[Row]:
-    """Give the documents' rows that were measured."""
+    """Return the documents' rows that were measured."""
     measured = {name for name, _ in groups}
     return [row for row in rows.values() if row.in_documents and row.name in measured]
 

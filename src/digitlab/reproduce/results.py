@@ -41,7 +41,7 @@ class Result:
 
     @property
     def key(self) -> tuple[str, Framework, int]:
-        """The row, framework and seed: what identifies the run."""
+        """The row, framework and seed, which identify the run."""
         return self.row, self.framework, self.seed
 
     @classmethod
@@ -83,7 +83,7 @@ def read(path: Path) -> list[Result]:
     try:
         return [_parse(line) for line in read_table(path).to_dict("records")]
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path} is no file of results: {error}") from error
+        raise InputError(f"{path} is not a results file: {error}") from error
 
 
 def add(path: Path, results: Sequence[Result]) -> None:

@@ -1,4 +1,4 @@
-"""The rows that can be reproduced: every shipped config, with what was published of it."""
+"""The rows that can be reproduced: every shipped config, with its published figure."""
 
 import hashlib
 import json
@@ -65,7 +65,7 @@ class Row(NamedTuple):
 
     @property
     def after(self) -> Path | None:
-        """The config from whose last weights it starts, if any."""
+        """The config whose last weights it starts from, if any."""
         stem = self.config.stem
         first = stem.removesuffix("_continued")
         return self.config.with_stem(first) if first != stem else None
@@ -88,10 +88,12 @@ def read_rows(folder: Path = CONFIGS) -> dict[str, Row]:
     """
     rows = [_read_row(path) for path in sorted(folder.glob("*/*.yaml"))]
     if not rows:
-        raise ValueError(f"there are no configs in {folder}: call it where digitlab was cloned to")
+        raise ValueError(
+            f"there are no configs in {folder}: run the command in a clone of digitlab"
+        )
     for name, count in Counter(row.name for row in rows).items():
         if count > 1:
-            raise ValueError(f"{count} configs open with `# {name}:`: let only one of them do so")
+            raise ValueError(f"{count} configs open with `# {name}:`: only one may")
     return {row.name: row for row in sorted(rows, key=_order)}
 
 

@@ -99,7 +99,7 @@ def compare(ours: Sequence[float], theirs: Sequence[float], margin: float) -> Co
         counts = f"{len(ours)} and {len(theirs)} values"
         raise ValueError(f"{counts}, margin {margin}: give some of each")
     difference = float(mean(ours) - mean(theirs))
-    # Where all runs of a side agree, by chance as they are few, the spread of others is unknown.
+    # If all runs of a side agree, which few runs do by chance, their spread is unknown.
     if min(len(ours), len(theirs)) < 2 or variance(ours) == variance(theirs) == 0:
         return Comparison(difference, _EVERYTHING, 1.0, 1.0, "inconclusive")
     left, right = np.asarray(ours, float), np.asarray(theirs, float)

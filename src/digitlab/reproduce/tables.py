@@ -24,7 +24,7 @@ MARGINS = {"mnist": 0.5, "fashion_mnist": 1.0, "digits": 1.5}
 """Per data set, the largest difference between two means that does not matter, in points.
 
 The documents distinguish recipes by 2 points (95 and 97%, 85 and 87%), so half of that or less is
-no finding of theirs. It must also exceed what seeds alone shift, or no affordable number of runs
+no finding of theirs. It must also exceed the effect of seeds, or no affordable number of runs
 would prove it: one run's standard deviation is about .2 points on MNIST, .4 on Fashion-MNIST, and
 .2 to 1.9 on the digits, whose test split has 360 images, .28 points each.
 """
@@ -66,7 +66,7 @@ def markdown_table(
 
 
 def results_table(rows: Mapping[str, Row], results: Sequence[Result], aligned: bool = False) -> str:
-    """Show what was measured in both frameworks beside what was published."""
+    """Show the measured accuracies of both frameworks beside the published figure."""
     groups = group_accuracies(results)
     lines = []
     for row in rows.values():
@@ -262,7 +262,7 @@ def _comparisons(
 
 
 def _command(rows: Mapping[str, Row], runs: Sequence[Result]) -> str:
-    """Give the command that trains an experiment's runs."""
+    """Return the command that trains an experiment's runs."""
     measured, seeds = {run.row for run in runs}, {run.seed for run in runs}
     names = " ".join(name for name in rows if name in measured)
     frameworks = {run.framework for run in runs}
