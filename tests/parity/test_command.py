@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import os
 import re
 from importlib import import_module
@@ -11,103 +12,13 @@ import torch
 
 from digitlab.cli import main
 from digitlab.data import MNISTDataModule
+from digitlab.parity import proof
 from digitlab.parity.checks import HEADING, Check
-from digitlab.parity.proof import run_checks
 from tests.commands import config_of, refusal
-from tests.parity.nets import RECIPES, digit_batches, digit_images, make, random_batches
 from tests.tiny import TinyDataModule
 
 command = import_module("digitlab.cli.parity")
 ADAM = "torch.optim.Adam"
-SLOW = pytest.mark.slow
-EXACT = {"pytorch_example_net", "tensorflow_tutorial_cnn"}  # SGD is the same in both
-
-
-# Of the others the default tests compare logits and gradients (test_twins).
-DEFAULT = ["nn128", "mlp512", "lenet5", "pytorch_example_net"]
-CASES = [pytest.param(name, 7, 32, id=name) for name in DEFAULT]
-CASES += [pytest.param(name, 200, 360, id=f"{name}-200", marks=SLOW) for name in RECIPES]
-
-
-@pytest.mark.parametrize(("name", "steps", "images"), CASES)
-def test_every_architecture_equals_its_twin_with_its_documents_optimizer(
-    name: str, steps: int, images: int
-) -> None:
-    checks = list(run_checks(make(name), digit_batches(steps), *digit_images(images), steps=steps))
-    required = {check.name: check for check in checks if not check.informational}
-    assert all(check.passed for check in required.values()), checks
-    parameters = sum(parameter.numel() for parameter in make(name).parameters())
-    short = min(steps, 5)
-    assert {name: check.compared for name, check in required.items()} == {
-        "parameters": len(list(make(name).parameters())),
-        "round trip of the weights": parameters,
-        "logits, float64": 10 * images,
-        "logits, float32": 10 * images,
-        "loss, float64": 1,
-        "gradients, float64": parameters,
-        f"{steps} training steps, float64": steps * (parameters + 1),
-        f"{short} training steps, float32": short * (parameters + 1),
-    }
-    others = [check for check in checks if check.informational]
-    assert len(others) == (name not in EXACT)
-    for stock in others:  # PyTorch's own class, which must differ or the exact one has no purpose
-        assert not stock.passed
-        assert stock.difference > 1e-6
-
-
-def test_the_model_stays_as_it_is() -> None:
-    model = make("nn128")
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    batches = random_batches(2)
-    assert len(list(run_checks(model, batches, *batches[0], steps=2))) == 9
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key])
-    assert next(model.parameters()).dtype == torch.float32
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_each_check_is_yielded_as_soon_as_it_is_made() -> None:
-    shown: list[str] = []
-
-    def progress(batches: object, description: str, steps: int) -> object:
-        shown.append(f"{description}, {steps}")
-        return batches
-
-    batches = random_batches(7)
-    model = make("linear")
-    checks = run_checks(model, batches, *batches[0], steps=7, progress=progress)  # type: ignore[arg-type]
-    names = []
-    for check in checks:
-        names.append(check.name)
-        if check.name.startswith("gradients"):
-            assert not shown  # no trajectory was begun before it was asked for
-    assert shown == ["Trajectory in float64, 7", "stock Adam, 7"]
-    assert names[-1] == "7 training steps, float64, stock Adam"
-
-
-def test_a_trajectory_in_float32_starts_anew_where_rounding_spoils_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    started: list[float] = []
-
-    def spoilt(module: object, twin: object, batches: list, *others: object) -> Check:
-        started.append(float(batches[0][0].mean()))
-        return Check("trajectory", 1, 1e-3 if len(started) < 3 else 1e-7, 1e-5, "most in fc1")
-
-    batches = random_batches(7)
-    monkeypatch.setattr(command, "trajectory", spoilt)
-    model = make("linear")
-    check = command._in_float32(model, None, batches, None, None, steps=7, seed=0)
-    assert check.passed
-    assert check.note == "from batch 1 on 1.0e-03; from batch 2 on 1.0e-03; most in fc1"
-    assert started == [float(images.mean()) for images, _ in batches[:3]]
-    del started[:]
-    check = command._in_float32(model, None, batches, None, None, steps=6, seed=0)
-    assert not check.passed  # 6 batches give two starts
-    assert len(started) == 2
-    check = command._in_float32(model, None, batches, None, None, steps=7, seed=0)
-    assert check.note == "most in fc1"
-    assert len(started) == 3  # the first of these starts passed, so it is the last
 
 
 def options(root: Path, *others: str, model: str = "LinearClassifier") -> list[str]:
@@ -155,7 +66,7 @@ def test_a_config_is_proved_and_the_proof_is_kept(
 def test_a_check_that_fails_is_written_and_gives_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "exact_optimizer", lambda _, weights: torch.optim.Adam(weights))
+    monkeypatch.setattr(proof, "exact_optimizer", lambda _, weights: torch.optim.Adam(weights))
     assert main(options(tmp_path)) == 1
     out = capsys.readouterr().out
     assert "\nFAILED: 2 of 8 checks, first 2 training steps, float64\n" in out
@@ -166,34 +77,38 @@ def test_a_check_that_fails_is_written_and_gives_exit_code_1(
     assert failed == [f"2 training steps, {dtype}" for dtype in ("float64", "float32")]
 
 
-@pytest.mark.parametrize("informational", [None, True])
-def test_a_run_that_compared_nothing_fails(
-    informational: bool | None,
+NOTHING = "nothing was compared"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], NOTHING),
+        ([Check("stock", 1, 0.0, 1e-12, informational=True)], NOTHING),
+        ([Check("empty", 0, 0.0, 1.0), Check("broken", 1, math.nan, 1.0)], "2 of 2 checks, first"),
+    ],
+)
+def test_a_comparison_without_values_or_without_numbers_fails(
+    rows: list[Check],
+    message: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rows = [] if informational is None else [Check("stock", 1, 0.0, 1e-12, informational=True)]
     monkeypatch.setattr(command, "run_checks", lambda *others: iter(rows))
     assert main(options(tmp_path)) == 1
-    assert "\nFAILED: nothing was compared\n" in capsys.readouterr().out
-
-
-def test_a_check_without_values_or_without_a_number_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = [Check("empty", 0, 0.0, 1e-12), Check("broken", 1, float("nan"), 1e-12)]
-    monkeypatch.setattr(command, "run_checks", lambda *others: iter(rows))
-    assert main(options(tmp_path)) == 1
+    assert f"\nFAILED: {message}" in capsys.readouterr().out
     (folder,) = tmp_path.glob("*/version_*")
     checks = result_of(folder)["checks"]
-    assert [check["passed"] for check in checks] == [False, False]
-    assert [check["difference"] for check in checks] == [0.0, None]  # JSON has no NaN
+    assert not any(check["passed"] and not check["informational"] for check in checks)
+    written = [None if math.isnan(row.difference) else row.difference for row in rows]
+    assert [check["difference"] for check in checks] == written  # JSON has no NaN
 
 
 def test_settings_that_are_not_compared_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(command, "run_checks", lambda *others: iter([Check("one", 1, 0.0, 1.0)]))
     model = [
         *("--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "1"),
         *("--model.gradient_clip_norm", "0.5", "--model.dropout_in_evaluation", "true"),
@@ -317,7 +232,7 @@ def test_the_images_are_the_configs_own(
 SHIPPED = sorted(Path(__file__).parents[2].glob("configs/*/*.yaml"))
 
 
-@SLOW
+@pytest.mark.slow
 @pytest.mark.parametrize("config", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 @pytest.mark.usefixtures("real_data")
 def test_every_shipped_config_can_be_compared(
