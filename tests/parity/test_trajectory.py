@@ -162,7 +162,12 @@ def walk(
     return trajectory(module, twin, batches, ours, theirs, steps)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+# The formula of each is tested by itself in test_optimizers.
+DEFAULT = ("momentum", "Adam", "KerasRMSprop")
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS if name not in DEFAULT]
+
+
+@pytest.mark.parametrize("name", [*DEFAULT, *OTHERS])
 def test_the_exact_class_follows_keras_and_pytorchs_own_does_not(name: str) -> None:
     module = make("nn128").double()
     twin = to_keras(module)
