@@ -1,4 +1,4 @@
-"""Independent references: the documents' shapes written by hand, and optimizers in NumPy."""
+"""Independent references: the documents' shapes, optimizers in NumPy, a program in Keras alone."""
 
 from collections.abc import Callable, Sequence
 from inspect import signature
@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from digitlab.parity.backend import Policy, import_keras, keras_dtype
 from digitlab.parity.optimizers import KerasAdam, KerasRMSprop
+from tests import tiny
 
 Array = NDArray[Any]
 
@@ -148,3 +150,59 @@ def in_numpy(
         formula(weight, history, **settings)
         for weight, history in zip(start, histories, strict=True)
     ]
+
+
+SEED = 3
+EPOCHS = 2
+
+
+def plain_keras(
+    build: Callable[[], Any],
+    optimizer: Callable[[Any], Any],
+    steps_per_execution: int = 1,
+    policy: Policy = "float32",
+    rates: Sequence[float] = (),
+    softmax: bool = False,
+    epochs: int = EPOCHS,
+    indices: NDArray[Any] | None = None,
+) -> tuple[Any, list[dict[str, float]]]:
+    """Reference: a program in Keras alone, on the same images in the same order.
+
+    Returns:
+        The model, and each epoch's logs.
+    """
+    keras = import_keras()
+    images, labels = tiny.TRAIN
+    images = (images[..., None] / np.float32(255)).astype(np.float32)
+    labels = labels.astype(np.int64)
+    if softmax:
+        labels = keras.utils.to_categorical(labels)
+    callbacks = []
+    step = -1
+
+    def change_rate(batch: int, logs: Any) -> None:
+        nonlocal step
+        step += 1
+        model.optimizer.learning_rate = rates[step]
+
+    if rates:
+        callbacks = [keras.callbacks.LambdaCallback(on_train_batch_begin=change_rate)]
+    with keras_dtype(policy):
+        keras.utils.set_random_seed(SEED)
+        model = build()
+        model.compile(
+            optimizer(keras.optimizers),
+            keras.losses.CategoricalCrossentropy()
+            if softmax
+            else keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+            steps_per_execution=steps_per_execution,
+        )
+        logs = []
+        for epoch in range(epochs):
+            order = np.random.default_rng([SEED, epoch]).permutation(len(labels))
+            order = order if indices is None else indices
+            options = {"batch_size": 32, "shuffle": False, "verbose": 0, "callbacks": callbacks}
+            fitted = model.fit(images[order], labels[order], **options)
+            logs.append({name: values[0] for name, values in fitted.history.items()})
+    return model, logs

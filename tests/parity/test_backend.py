@@ -31,10 +31,7 @@ def run_python(program: str, **environment: str) -> Process:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=env)
 
 
-@pytest.fixture(scope="module")
-def door() -> Process:
-    """A new process of a user of another backend, which imports Keras here and computes."""
-    program = """
+PROGRAM = """
 import importlib, json, pkgutil, sys
 import torch
 torch.set_num_threads(2)
@@ -52,33 +49,21 @@ shape = layer(keras.ops.ones((2, 4))).shape
 print(json.dumps({"modules": modules, "before": before, "order": order, "threads": threads,
                   "shape": tuple(shape), "backend": keras.backend.backend()}))
 """
-    return run_python(program, KERAS_BACKEND="torch")
 
 
-def test_importing_the_package_and_its_modules_imports_neither_tensorflow_nor_keras(
-    door: Process,
-) -> None:
-    shown = json.loads(door.stdout)
-    assert {"backend", "twins", "weights", "proof"} <= set(shown["modules"])
-    assert shown["before"] == []
-
-
-def test_the_door_imports_triton_before_tensorflow(door: Process) -> None:
-    shown = json.loads(door.stdout)
-    assert shown["order"] == (["triton"] if find_spec("triton") else []) + ["tensorflow"]
-
-
-def test_the_door_and_a_first_operation_say_nothing(door: Process) -> None:
-    assert json.loads(door.stdout)["shape"] == [2, 3]
-    assert door.stderr == ""
-
-
-def test_a_users_keras_backend_is_overridden(door: Process) -> None:
-    assert json.loads(door.stdout)["backend"] == "tensorflow"
-
-
-def test_tensorflow_computes_in_as_many_threads_as_torch(door: Process) -> None:
-    assert json.loads(door.stdout)["threads"] == 2
+def test_tensorflow_is_imported_late_after_triton_in_silence_and_with_torchs_threads() -> None:
+    """In a new process of a user of another backend, which imports Keras here and computes."""
+    process = run_python(PROGRAM, KERAS_BACKEND="torch")
+    assert process.stderr == ""
+    shown = json.loads(process.stdout)
+    assert {"backend", "twins", "weights", "keras_module"} <= set(shown.pop("modules"))
+    assert shown == {
+        "before": [],
+        "order": (["triton"] if find_spec("triton") else []) + ["tensorflow"],
+        "shape": [2, 3],
+        "backend": "tensorflow",
+        "threads": 2,
+    }
 
 
 def installed(*names: str) -> Callable[[str], object]:
@@ -231,12 +216,12 @@ def test_the_import_lets_the_memory_of_every_gpu_grow(gpus: Any) -> None:
     assert gpus.calls == [("first", "grows", True), ("second", "grows", True)]
 
 
-def test_every_gpu_is_limited_once_its_memory_no_longer_grows(gpus: Any) -> None:
+@pytest.mark.parametrize("count", [2, 0])
+def test_every_gpu_is_limited_once_its_memory_no_longer_grows(gpus: Any, count: int) -> None:
+    del gpus.names[count:]
     limit_gpu_memory(1024)
-    assert gpus.calls == [
-        *[("first", "grows", False), ("first", 1024)],
-        *[("second", "grows", False), ("second", 1024)],
-    ]
+    expected = [((name, "grows", False), (name, 1024)) for name in gpus.names]
+    assert gpus.calls == [call for calls in expected for call in calls]
 
 
 @pytest.mark.parametrize("megabytes", [0, -1])
@@ -253,9 +238,3 @@ def test_a_limit_that_comes_too_late_is_refused(gpus: Any) -> None:
     gpus.set_logical_device_configuration = refuse
     with pytest.raises(ValueError, match=r"megabytes is 5, .* before the first model is made"):
         limit_gpu_memory(5)
-
-
-def test_without_a_gpu_there_is_nothing_to_limit(gpus: Any) -> None:
-    gpus.names.clear()
-    limit_gpu_memory(1)
-    assert gpus.calls == []

@@ -132,15 +132,6 @@ def test_the_coarser_side_sets_the_tolerance() -> None:
     assert (check.name, check.tolerance) == ("logits, float32", 1e-5)
 
 
-def test_half_precision_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="a side computes in bfloat16: compare in float32"):
-        logits(DocumentStyle().bfloat16(), keras_style(), IMAGES)
-    with keras_dtype("mixed_float16"):
-        twin = keras_style()
-    with pytest.raises(ValueError, match="a side computes in float16: compare in float32"):
-        logits(DocumentStyle(), twin, IMAGES)
-
-
 def test_comparing_gradients_leaves_the_parameters_own_alone() -> None:
     model, twin = keras_pair(DocumentStyle(), keras_style())
     model.f1.weight.grad = torch.ones(16, 16)

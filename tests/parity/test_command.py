@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -75,34 +76,38 @@ def test_a_check_that_fails_is_written_and_gives_exit_code_1(
     assert failed == [f"2 training steps, {dtype}" for dtype in ("float64", "float32")]
 
 
-@pytest.mark.parametrize("informational", [None, True])
-def test_a_run_that_compared_nothing_fails(
-    informational: bool | None,
+NOTHING = "nothing was compared"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], NOTHING),
+        ([Check("stock", 1, 0.0, 1e-12, informational=True)], NOTHING),
+        ([Check("empty", 0, 0.0, 1.0), Check("broken", 1, math.nan, 1.0)], "2 of 2 checks, first"),
+    ],
+)
+def test_a_comparison_without_values_or_without_numbers_fails(
+    rows: list[Check],
+    message: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rows = [] if informational is None else [Check("stock", 1, 0.0, 1e-12, informational=True)]
     monkeypatch.setattr(command, "run_checks", lambda *others: iter(rows))
     assert main(options(tmp_path)) == 1
-    assert "\nFAILED: nothing was compared\n" in capsys.readouterr().out
-
-
-def test_a_check_without_values_or_without_a_number_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = [Check("empty", 0, 0.0, 1e-12), Check("broken", 1, float("nan"), 1e-12)]
-    monkeypatch.setattr(command, "run_checks", lambda *others: iter(rows))
-    assert main(options(tmp_path)) == 1
+    assert f"\nFAILED: {message}" in capsys.readouterr().out
     (folder,) = tmp_path.glob("*/version_*")
     checks = result_of(folder)["checks"]
-    assert [check["passed"] for check in checks] == [False, False]
-    assert [check["difference"] for check in checks] == [0.0, None]  # JSON has no NaN
+    assert not any(check["passed"] and not check["informational"] for check in checks)
+    written = [None if math.isnan(row.difference) else row.difference for row in rows]
+    assert [check["difference"] for check in checks] == written  # JSON has no NaN
 
 
 def test_settings_that_are_not_compared_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(command, "run_checks", lambda *others: iter([Check("one", 1, 0.0, 1.0)]))
     model = [
         *("--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "1"),
         *("--model.gradient_clip_norm", "0.5", "--model.dropout_in_evaluation", "true"),

@@ -50,7 +50,10 @@ def weights_of(folder: Path, checkpoint: str = "last") -> dict[str, torch.Tensor
     return weights
 
 
-@pytest.mark.parametrize(("name", "checkpoint"), [("file.keras", "last"), ("file.h5", "best")])
+@pytest.mark.parametrize(
+    ("name", "checkpoint"),
+    [("file.keras", "last"), pytest.param("file.h5", "best", marks=pytest.mark.slow)],
+)
 def test_a_run_becomes_a_file_and_the_file_a_run_of_the_same_bits(
     run: Path, tmp_path: Path, name: str, checkpoint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,7 +98,7 @@ def test_a_file_that_ends_in_a_softmax_becomes_a_run(tmp_path: Path) -> None:
     assert main(["test", "--run", str(new)]) == 0
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
+@pytest.mark.parametrize("policy", ["mixed_float16", "float64"])
 def test_a_model_of_any_precision_becomes_a_run_with_its_weights(
     policy: Policy, tmp_path: Path
 ) -> None:

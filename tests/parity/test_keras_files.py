@@ -1,22 +1,28 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from lightning import Callback
 
 from digitlab.models import LeNet1, LeNet5
 from digitlab.parity import twins
 from digitlab.parity.backend import import_keras
 from digitlab.parity.keras_files import (
+    KerasFiles,
     KerasNetwork,
     load_classifier,
     load_from_keras,
     load_initial_weights,
+    load_keras_model,
     save_keras_model,
 )
 from digitlab.parity.weights import to_keras
 from tests.fitting import assert_bitwise_equal, checkpoint_of
+from tests.parity.test_keras_module import Curves, make, small, train
 
 Maker = Callable[[Path], object]
 
@@ -87,3 +93,35 @@ def test_initial_weights_are_read_from_either_frameworks_file(tmp_path: Path) ->
         other = LeNet5()
         load_initial_weights(other, tmp_path / name)
         assert_bitwise_equal(other.state_dict(), model.state_dict())
+
+
+def test_other_programs_find_the_last_and_the_best_model(tmp_path: Path) -> None:
+    model, curves = make(small), Curves()
+    weights = []
+
+    class Weights(Callback):
+        def on_validation_end(self, *args: Any) -> None:
+            weights.append(model.keras_model.get_weights())
+
+    train(model, KerasFiles(tmp_path), curves, Weights(), max_epochs=4)
+    accuracies = [score["accuracy"] for score in curves.val]
+    expected = {
+        "model.keras": weights[-1],
+        "checkpoints/best.keras": weights[int(np.argmax(accuracies))],
+    }
+    for name, theirs in expected.items():
+        for ours, their in zip(
+            load_keras_model(tmp_path / name).get_weights(), theirs, strict=True
+        ):
+            np.testing.assert_array_equal(ours, their)
+    assert len(list(tmp_path.rglob("*.keras"))) == 2  # and nothing that is half written
+
+
+def test_a_resumed_run_knows_the_best_so_far(tmp_path: Path) -> None:
+    files, again = KerasFiles(tmp_path), KerasFiles(tmp_path)
+    train(make(small), files, max_epochs=1)
+    again.load_state_dict(files.state_dict())
+    written = (tmp_path / "checkpoints" / "best.keras").stat().st_mtime_ns
+    untrained = make(lambda: small(optimizer=lambda p: torch.optim.SGD(p, lr=0.0)))
+    train(untrained, again, max_epochs=1)
+    assert (tmp_path / "checkpoints" / "best.keras").stat().st_mtime_ns == written

@@ -60,15 +60,6 @@ def test_a_round_trip_gives_the_same_bits(name: str) -> None:
     assert all(map(np.array_equal, second.get_weights(), expected))
 
 
-def test_a_dense_kernel_is_the_transpose() -> None:
-    ours, theirs = nn.Linear(4, 3), dense(fc=3)
-    copy_weights(ours, theirs)
-    kernel, bias = theirs.get_weights()
-    for feature, unit in np.ndindex(4, 3):
-        assert kernel[feature, unit] == ours.weight[unit, feature].item()
-    assert bias.tolist() == ours.bias.tolist()
-
-
 def test_a_convolution_gives_at_a_pixel_what_the_kernel_says() -> None:
     theirs = float64_model((5, 6, 2), lambda layers: layers.Conv2D(3, (2, 3)))
     kernel, bias = random_weights(theirs)  # 2 rows, 3 columns, 2 channels in, 3 out
