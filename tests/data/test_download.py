@@ -202,12 +202,6 @@ def test_a_data_set_may_name_no_archives(tmp_path: Path) -> None:
     assert read().startswith(line)
 
 
-@pytest.mark.parametrize("dataset", [datasets.MNIST, datasets.FashionMNIST, datasets.KMNIST])
-def test_torchvision_s_classes_name_the_archives_and_mirrors(dataset: Any) -> None:
-    assert {name for name, _ in dataset.resources} == {f"{name}.gz" for name in FILES}
-    assert all(mirror.startswith("http") and mirror.endswith("/") for mirror in dataset.mirrors)
-
-
 # Downloads.
 
 
