@@ -395,12 +395,9 @@ def test_a_class_name_with_a_slash_stays_in_one_group(monkeypatch: pytest.Monkey
 
 def test_under_accumulation_and_mixed_precision_a_step_is_recorded_once() -> None:
     logger = Recording()
-    options: dict[str, Any] = {
-        "accumulate_grad_batches": 3,
-        "max_epochs": 2,
-        "log_every_n_steps": 7,
-    }
-    fit(None, ClassProbabilities(1), logger=logger, precision="bf16-mixed", **options)
+    options: dict[str, Any] = {"accumulate_grad_batches": 3, "precision": "bf16-mixed"}
+    options |= {"max_epochs": 2, "log_every_n_steps": 7}
+    fit(None, ClassProbabilities(1), logger=logger, **options)
     recorded, ours = probabilities(logger)
     assert recorded == [0, 1, 2, 3, 4, 5]
     torch.testing.assert_close(ours.sum(1), torch.ones(6), rtol=0, atol=1e-6)  # in float32

@@ -77,11 +77,12 @@ def at_call(
     setattr(owner, name, count)
 
 
+# A fault in an optimizer step, counted from 1; by default, the process is killed before it.
 at_step = partial(partial, at_call, Classifier, "on_before_optimizer_step")
 
 
 def kill_before_keras_step(step: int) -> None:
-    """A fault: killed before an optimizer step by Keras, which makes the steps of a block inside TensorFlow."""
+    """The same for Keras, which makes the steps of a block inside TensorFlow."""
     from digitlab.parity.keras_module import KerasClassifier
 
     made, original = 0, KerasClassifier.training_step

@@ -15,6 +15,7 @@ from tests.faults.runs_of_tiny import (
     COMMAND,
     MLP,
     at_call,
+    at_step,
     fit,
     killed,
     killed_again,
