@@ -103,11 +103,12 @@ def names(folder: Path) -> list[str]:
 # Files that are there.
 
 
-def test_archives_are_read_and_left_as_they_are(raw: Path) -> None:
-    assert outcome(raw.parents[1]) == ""
+def test_archives_are_read_and_left_as_they_are(tmp_path: Path) -> None:
+    raw = fill(tmp_path, PACKED)
+    assert outcome(tmp_path) == ""
     assert names(raw) == sorted(tiny.ARCHIVES)
     assert {path.name: path.read_bytes() for path in raw.iterdir()} == tiny.ARCHIVES
-    assert names(raw.parents[1]) == ["TinyMNIST"]
+    assert names(tmp_path) == ["TinyMNIST"]
 
 
 STATES = ["missing", "good", "cut", "other"]

@@ -60,16 +60,13 @@ RUNS = {
 
 KILLS = (11, 19, 13)  # resumed from step 8, from 25, an epoch's end, and from 36
 slow = partial(pytest.param, marks=pytest.mark.slow)
-in_keras = partial(
-    pytest.param, "keras", marks=[pytest.mark.slow, pytest.mark.xdist_group("keras")]
-)
+IN_KERAS = ("dropout, blocks", "momentum", "schedule by step, blocks", "plateau", "max_steps")
 CASES = [
     ("torch", "dropout, blocks", KILLS),
     ("torch", "plateau", (36,)),
-    pytest.param("keras", "dropout, blocks", (36,), marks=pytest.mark.xdist_group("keras")),
+    ("keras", "dropout, blocks", (36,)),
     *(slow("torch", run, KILLS) for run in RUNS if run != "dropout, blocks"),
-    *(in_keras(run, KILLS) for run in ("dropout, blocks", "momentum", "schedule by step, blocks")),
-    *(in_keras(run, KILLS) for run in ("plateau", "max_steps")),
+    *(slow("keras", run, KILLS) for run in IN_KERAS),
 ]
 
 
