@@ -24,9 +24,9 @@ PROMISES = (
     Promise(
         _KILLED,
         "SIGKILL three times, with each kind of schedule, validation, precision and limit",
-        ("test_resume.py",),
+        ("test_resume.py::test_a_run",),
     ),
-    Promise(_KILLED, "SIGKILL once, every shipped architecture", ("test_architectures.py",)),
+    Promise(_KILLED, "SIGKILL once, every shipped architecture", ("test_resume.py::test_a_k",)),
     Promise(
         _KILLED,
         "SIGKILL while a file is written or renamed, in validation, in the final evaluation",
@@ -118,24 +118,22 @@ PROMISES = (
         "several processes are one run: each image once, one log, exact resume",
         "two processes and two torchrun nodes, killed, stopped, unequal batches",
         (
-            "test_processes.py",
-            "test_torchrun.py",
-            "test_launched.py::test_ctrl",
-            "test_launched.py::test_sigterm",
-            "test_launched.py::test_whoever",
+            "test_ranks.py",
+            "test_launchers.py::test_two",
+            "test_launchers.py::test_a_signal",
+            "test_launchers.py::test_sigterm",
         ),
     ),
     Promise(
         "a process that dies ends the run with an error",
         "SIGKILL of a process, and of the first one",
-        ("test_launched.py::test_a_process", "test_launched.py::test_all"),
+        ("test_launchers.py::test_the_loss",),
     ),
     Promise(
         "a number that is none stops the run",
         "NaN in a batch, infinity in a weight, a learning rate of 1e38",
         (
             "test_numbers.py::test_a_loss",
-            "test_numbers.py::test_without",
             "test_numbers.py::test_weights",
             "test_numbers.py::test_a_rate",
         ),

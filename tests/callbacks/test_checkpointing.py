@@ -90,7 +90,7 @@ def test_a_killed_run_is_resumed_bit_for_bit(
     assert same_rows == rows
 
 
-@pytest.mark.parametrize("end", [2, 5, 6, 7, 9, 12])
+@pytest.mark.parametrize("end", [2, 7, 9])
 def test_a_run_that_max_steps_ended_inside_a_block_is_lengthened_bit_for_bit(
     tmp_path: Path, end: int
 ) -> None:

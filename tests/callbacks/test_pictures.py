@@ -42,13 +42,6 @@ def test_any_name_can_be_drawn(name: str) -> None:
     pictures.draw_confusion_matrix(np.eye(2, dtype=np.int64), [name] * 2)
 
 
-def test_long_names_have_room() -> None:
-    images = np.zeros((1, 28, 28), np.uint8)
-    picture = np.asarray(pictures.draw_images(images, ["a name that is wider than its image"]))
-    assert picture.shape[1] > 200
-    assert (picture[:, [0, -1]] == 255).all()
-
-
 def test_a_confusion_matrix_is_blue_where_right_and_red_where_wrong() -> None:
     counts = np.array([[3, 1, 0], [0, 0, 0], [0, 0, 7]])
     picture = pictures.draw_confusion_matrix(counts, list("abc"))
@@ -63,7 +56,11 @@ def test_a_confusion_matrix_is_blue_where_right_and_red_where_wrong() -> None:
     assert corners == [[part_blue, half_red, white], [white] * 3, [white, white, blue]]
 
 
-def test_long_names_of_classes_are_written_upwards() -> None:
+def test_long_names_have_room_and_those_of_a_matrix_are_written_upwards() -> None:
+    images = np.zeros((1, 28, 28), np.uint8)
+    picture = np.asarray(pictures.draw_images(images, ["a name that is wider than its image"]))
+    assert picture.shape[1] > 200
+    assert (picture[:, [0, -1]] == 255).all()
     counts = np.eye(2, dtype=np.int64)
     short = pictures.draw_confusion_matrix(counts, ["a", "b"])
     long = pictures.draw_confusion_matrix(counts, ["Ankle boot", "Sneaker"])

@@ -279,6 +279,7 @@ def test_runs_without_validation_or_of_one_epoch_have_curves(tmp_path: Path, cou
     assert len(np.unique(pixels(figure, tmp_path / "curves.png"))) > 20
 
 
+@pytest.mark.slow  # in the default tier, `tests/faults` fills the disk of a checkpoint
 def test_a_full_disk_is_reported_and_the_run_is_finished_when_there_is_room(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

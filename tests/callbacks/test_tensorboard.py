@@ -16,6 +16,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch import Tensor, nn
 
 from digitlab.callbacks import (
+    ClassProbabilities,
     ConfusionMatrix,
     FirstLayerKernels,
     ModelGraph,
@@ -251,63 +252,48 @@ def test_only_what_there_is_is_shown_and_once_a_validation(
     assert (tmp_path / "projector").exists() == projector
 
 
-class Untraceable(nn.Module):
+class Untraceable(nn.Sequential):
     """Looks its width up in a table, but the trace has no number to look up."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = {784: 1}
-        self.fc = nn.Linear(784, 10)
-
     def forward(self, images: Tensor) -> Tensor:
-        flat = images.flatten(1)
-        logits: Tensor = self.fc(flat) * self.table[flat.shape[1]]
+        logits: Tensor = super().forward(images) * {784: 1}[images.flatten(1).shape[1]]
         return logits
 
 
-class Spare(nn.Module):
+class Spare(nn.Sequential):
     """Does not call its last fully connected layer."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(784, 10)
-        self.auxiliary = nn.Linear(784, 3)
-
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.fc(images.flatten(1))
+        logits: Tensor = self[1](self[0](images))
         return logits
 
 
-class Rows(nn.Module):
-    """Its last fully connected layer is given a sequence: the 28 rows of an image."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(28, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.fc(images[:, 0]).mean(1)
-        return logits
+LINEAR = nn.Flatten(), nn.Linear(784, 10)
+# Its last fully connected layer is given a sequence: the 28 rows of an image.
+ROWS = nn.Sequential(nn.Flatten(1, 2), nn.Linear(28, 10), nn.Conv1d(28, 1, 1), nn.Flatten())
 
 
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Untraceable, "TensorBoard has no graph of this network: KeyError: Proxy("),
-        (Spare, "TensorBoard has no projector of this network: ValueError: its last fully"),
-        (Rows, ""),
+        (Untraceable(*LINEAR), "TensorBoard has no graph of this network: KeyError: Proxy("),
+        (
+            Spare(*LINEAR, nn.Linear(784, 3)),
+            "TensorBoard has no projector of this network: ValueError: its last fully",
+        ),
+        (ROWS, ""),
     ],
 )
 def test_what_cannot_be_shown_is_said_and_ends_no_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], network: type[nn.Module], message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], network: nn.Module, message: str
 ) -> None:
-    fit(tmp_path, Classifier(network()))
+    fit(tmp_path, Classifier(network))
     out = capsys.readouterr().out
     assert message in out
     assert out.count("TensorBoard has no") == bool(message)
-    assert events.read(tmp_path).Tags()["graph"] == (network is not Untraceable)
-    assert (tmp_path / "projector_config.pbtxt").exists() == (network is not Spare)
-    if network is Rows:  # a point for each image, not for each row
+    assert events.read(tmp_path).Tags()["graph"] == (not isinstance(network, Untraceable))
+    assert (tmp_path / "projector_config.pbtxt").exists() == (not isinstance(network, Spare))
+    if network is ROWS:  # a point for each image, not for each row
         assert np.loadtxt(tmp_path / "projector" / "features.tsv").shape == (50, 28 * 28)
 
 
@@ -380,7 +366,9 @@ def test_weights_and_random_numbers_are_those_of_a_run_without(
         assert model.training
         return weights(model), torch.get_rng_state()
 
-    (plain, numbers), (shown, same_numbers) = train([]), train(all_callbacks())
+    (plain, numbers), (shown, same_numbers) = (
+        train(callbacks) for callbacks in ([], [*all_callbacks(), ClassProbabilities(1)])
+    )
     assert_bitwise_equal(shown, plain)
     assert torch.equal(numbers, same_numbers)
 

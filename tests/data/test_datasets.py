@@ -92,10 +92,3 @@ def test_real_data_sets_have_their_published_facts(
     moments = mean / 255, np.sqrt(square - mean**2) / 255
     assert tuple(round(float(moment), 4) for moment in moments) == data.mean_std
     assert np.bincount(data.arrays("test")[1]).tolist() == test_counts
-
-
-@pytest.mark.usefixtures("real_data")
-def test_document_a_s_training_images_are_the_last_55000_of_mnist() -> None:
-    data = MNISTDataModule(train_images=(5000, 60_000))
-    whole, _ = MNISTDataModule().arrays("train")
-    assert np.array_equal(data.arrays("train")[0], whole[-55_000:])

@@ -58,10 +58,6 @@ def test_the_order_is_numpy_s_permutation_seeded_with_seed_and_epoch() -> None:
         assert served(loader) == [order[:3], order[3:6], order[6:]]
 
 
-def test_an_unshuffled_order_is_that_of_the_data_set() -> None:
-    assert flat(served(numbered(EpochSampler(23)))) == list(range(23))
-
-
 @pytest.mark.parametrize("world_size", [2, 3, 7])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_the_ranks_batches_are_together_the_batch_of_one_process(
@@ -165,26 +161,6 @@ def test_images_made_on_a_gpu_are_bit_identical_to_torchvisions_transforms(
     scale = {"unit": None, "symmetric": (0.5, 0.5), "standard": data.mean_std}[normalization]
     loader = ImageLoader(*data.arrays("train"), EpochSampler(200), 32, scale, "cuda")
     assert_bit_identical(loader, reference_images(data, "train"))
-
-
-def test_images_keep_their_labels() -> None:
-    data = TinyDataModule()
-    images, labels = data.arrays("train")
-    label_of = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
-    for batch, batch_labels in data.train_dataloader():
-        assert batch_labels.dtype == torch.int64
-        pixels = batch.mul(255).round().to(torch.uint8).numpy()
-        assert [label_of[image.tobytes()] for image in pixels] == batch_labels.tolist()
-
-
-@pytest.mark.parametrize(
-    ("images", "batch_size", "steps"), [(60_000, 128, 469), (60_000, 64, 938), (200, 32, 7)]
-)
-def test_an_epoch_has_as_many_steps_as_in_the_documents(
-    images: int, batch_size: int, steps: int
-) -> None:
-    one = np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.int64)
-    assert len(ImageLoader(*one, EpochSampler(images), batch_size)) == steps
 
 
 # The position.

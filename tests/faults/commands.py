@@ -23,17 +23,16 @@ class Command:
     Args:
         words: What stands after `python -m`.
         log: The file that what it prints is appended to.
-        terminal: What it has as standard error in place of the file.
     """
 
-    def __init__(self, words: Sequence[str], log: Path, terminal: int | None = None) -> None:
+    def __init__(self, words: Sequence[str], log: Path) -> None:
         self.log = log
         self._mark = uuid4().hex
         with log.open("ab") as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", *words],
                 stdout=file,
-                stderr=subprocess.STDOUT if terminal is None else terminal,
+                stderr=subprocess.STDOUT,
                 env=os.environ | {_MARK: self._mark},
                 start_new_session=True,
             )
@@ -78,18 +77,16 @@ class Command:
 
 
 @contextmanager
-def command(words: Sequence[str], log: Path, terminal: int | None = None) -> Iterator[Command]:
+def command(words: Sequence[str], log: Path) -> Iterator[Command]:
     """Starts a command, of which nothing is left after the `with` block."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    started = Command(words, log, terminal)
+    started = Command(words, log)
     try:
         yield started
     finally:
         started.kill()
 
 
-def digitlab(
-    arguments: Sequence[str], place: Path, terminal: int | None = None
-) -> AbstractContextManager[Command]:
+def digitlab(arguments: Sequence[str], place: Path) -> AbstractContextManager[Command]:
     """Starts `digitlab`; what it prints is appended to `place/log`."""
-    return command(["digitlab", *arguments], place / "log", terminal)
+    return command(["digitlab", *arguments], place / "log")

@@ -1,16 +1,35 @@
 """What several files of faults need."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.faults.runs_of_tiny import COMMAND, fit, left_alone
+from tests.faults.ranks import ranks_left_alone
+from tests.faults.runs_of_tiny import fit, left_alone
 
 collect_ignore = ["warm.py"]  # it is no test, but for processes that are forked
 
+Alone = Callable[..., Path]
+"""Gives the finished run of a model, which tests only read: `alone(model, ranks=2)`."""
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, tiny_for_module: None) -> Path:
-    """A run of `COMMAND` that nothing happens to."""
-    place = tmp_path_factory.mktemp("alone")
-    return left_alone(fit(COMMAND, place), place)
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one worker run these tests: its fork server and its finished runs serve them all."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group("faults"))
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """Trains a model to the end without a fault, once a session."""
+
+    @cache
+    def train(model: str, ranks: int = 0, framework: str = "torch") -> Path:
+        place = tmp_path_factory.mktemp("alone")
+        command = fit(model, place, framework=framework)
+        return ranks_left_alone(command, place, ranks) if ranks else left_alone(command, place)
+
+    return train

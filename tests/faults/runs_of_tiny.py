@@ -1,12 +1,13 @@
 """Command lines of short runs, and how they are killed."""
 
+import os
 from functools import partial
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
 from digitlab.classifier import Classifier
-from tests.faults.victims import SIGKILLED, kill_self, run
+from tests.faults.victims import SIGKILLED, Fault, kill_self, run
 
 STEPS = 25  # in an epoch: 200 images in batches of 8
 MLP = "MLP --model.hidden_features [16] --model.dropout 0.3"
@@ -50,9 +51,34 @@ def resume(folder: Path, *options: str) -> str:
     return said
 
 
-def kill_before_step(step: int) -> None:
-    """A fault: the process is killed when it is about to make its `step`-th optimizer step."""
-    in_call(Classifier, "on_before_optimizer_step", step)
+def send(*numbers: int) -> None:
+    """Sends signals to this process."""
+    for number in numbers:
+        os.kill(os.getpid(), number)
+
+
+def at_call(
+    owner: Any, name: str, number: int, then: Fault = kill_self, after: bool = False
+) -> None:
+    """A fault: something happens before the `number`-th call of a function, or right after it."""
+    owner = locate(owner) if isinstance(owner, str) else owner  # a module does not pickle
+    calls, original = 0, getattr(owner, name)
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number and not after:
+            then()
+        result = original(*args, **kwargs)
+        if calls == number and after:
+            then()
+        return result
+
+    setattr(owner, name, count)
+
+
+# A fault in an optimizer step, counted from 1; by default, the process is killed before it.
+at_step = partial(partial, at_call, Classifier, "on_before_optimizer_step")
 
 
 def kill_before_keras_step(step: int) -> None:
@@ -71,24 +97,6 @@ def kill_before_keras_step(step: int) -> None:
     KerasClassifier.training_step = count  # type: ignore[method-assign]
 
 
-def in_call(owner: Any, name: str, number: int, after: bool = False) -> None:
-    """A fault: the process is killed at the `number`-th call of a function, or right after it."""
-    owner = locate(owner) if isinstance(owner, str) else owner  # a module does not pickle
-    calls, original = 0, getattr(owner, name)
-
-    def count(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls < number:
-            return original(*args, **kwargs)
-        if after:
-            original(*args, **kwargs)
-        kill_self()
-        raise AssertionError
-
-    setattr(owner, name, count)
-
-
 def killed(command: list[str], place: Path, fault: Any) -> Path:
     """Runs a command that a fault kills, and gives its run folder."""
     log = log_of(place)
@@ -104,5 +112,5 @@ def killed_again(folder: Path, fault: Any) -> None:
 
 
 def kill_before(*steps: int, framework: str = "torch") -> list[Any]:
-    kill = {"torch": kill_before_step, "keras": kill_before_keras_step}[framework]
-    return [partial(kill, step) for step in steps]
+    kill = {"torch": at_step, "keras": partial(partial, kill_before_keras_step)}[framework]
+    return [kill(step) for step in steps]

@@ -12,29 +12,20 @@ from typing import Any
 import pytest
 
 from digitlab import checkpoints
-from digitlab.classifier import Classifier
-from tests.faults.runs_of_tiny import MLP, fit, folder_of, left_alone, log_of, resume
+from tests.faults.conftest import Alone
+from tests.faults.runs_of_tiny import MLP, at_step, fit, folder_of, log_of, resume
 from tests.faults.victims import differences, run
 
 
-def fill_disk_at(step: int, size: int) -> None:
-    """A fault: from a step on, no file of this process may become larger than some bytes."""
-    made, original = 0, Classifier.on_before_optimizer_step
-
-    def count(self: Classifier, optimizer: Any) -> None:
-        nonlocal made
-        made += 1
-        if made == step:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write fails instead: EFBIG
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-        original(self, optimizer)
-
-    Classifier.on_before_optimizer_step = count  # type: ignore[method-assign]
+def fill_disk(size: int) -> None:
+    """From here on, no file of this process may become larger than some bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write fails instead: EFBIG
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path, alone: Alone) -> None:
     log = log_of(tmp_path)
-    assert run(fit(MLP, tmp_path), log, partial(fill_disk_at, 30, 100_000)) == 1
+    assert run(fit(MLP, tmp_path), log, at_step(30, partial(fill_disk, 100_000))) == 1
     folder = folder_of(tmp_path)
     last = folder / "checkpoints" / "last.ckpt"
     assert last.stat().st_size > 100_000  # as events are not, by then
@@ -46,8 +37,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path) ->
     assert "Traceback" not in log.read_text()
     assert [path.name for path in folder.rglob(".*") if path.name != ".lock"] == []
     resume(folder)
-    alone = tmp_path / "alone"
-    assert differences(folder, left_alone(fit(MLP, alone), alone)) == []
+    assert differences(folder, alone(MLP)) == []
 
 
 @pytest.fixture
@@ -64,7 +54,7 @@ def small_disk(tmp_path: Path) -> Any:
 
 @pytest.mark.slow
 def test_a_run_on_a_full_disk_ends_in_a_line_and_is_resumed_when_there_is_room(
-    tmp_path: Path, small_disk: Path
+    tmp_path: Path, small_disk: Path, alone: Alone
 ) -> None:
     log = tmp_path / "log"
     assert run(fit(MLP, small_disk), log) == 1
@@ -75,8 +65,7 @@ def test_a_run_on_a_full_disk_ends_in_a_line_and_is_resumed_when_there_is_room(
     room = tmp_path / "room"
     shutil.copytree(folder, room)
     resume(room)
-    alone = tmp_path / "alone"
-    assert differences(room, left_alone(fit(MLP, alone), alone)) == []
+    assert differences(room, alone(MLP)) == []
 
 
 def test_a_folder_that_cannot_be_written_is_refused_in_a_line(tmp_path: Path) -> None:

@@ -20,26 +20,23 @@ from hypothesis import strategies as st
 from digitlab.cli import fit, main
 
 # The same examples in every run, so that a failure is of the change that is being tested.
-few = settings(deadline=None, max_examples=60, derandomize=True)
 many = settings(deadline=None, max_examples=3000, derandomize=True)
 
-MODEL = ["num_classes", "in_features", "optimizer", "lr_scheduler", "steps_per_execution"]
-MODEL += ["initialization", "gradient_clip_norm", "network", "unknown"]
-DATA = ["batch_size", "eval_batch_size", "normalization", "validation_size", "validation_seed"]
-DATA += ["train_images", "root", "unknown"]
-TRAINER = ["max_epochs", "min_epochs", "max_steps", "max_time", "limit_train_batches", "precision"]
-TRAINER += ["limit_val_batches", "overfit_batches", "val_check_interval", "log_every_n_steps"]
-TRAINER += ["check_val_every_n_epoch", "callbacks", "logger", "profiler", "enable_checkpointing"]
-TRAINER += ["gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "unknown"]
-TRAINER += ["accelerator", "strategy", "devices", "num_nodes", "deterministic", "benchmark"]
-TRAINER += ["num_sanity_val_steps", "reload_dataloaders_every_n_epochs", "plugins", "barebones"]
+MODEL = "num_classes in_features optimizer lr_scheduler steps_per_execution initialization"
+MODEL += " gradient_clip_norm network unknown"
+DATA = "batch_size eval_batch_size normalization validation_size validation_seed train_images root"
+TRAINER = "max_epochs min_epochs max_steps max_time limit_train_batches precision limit_val_batches"
+TRAINER += " overfit_batches val_check_interval log_every_n_steps check_val_every_n_epoch callbacks"
+TRAINER += " logger profiler enable_checkpointing gradient_clip_val gradient_clip_algorithm plugins"
+TRAINER += " accumulate_grad_batches unknown accelerator strategy devices num_nodes deterministic"
+TRAINER += " benchmark num_sanity_val_steps reload_dataloaders_every_n_epochs barebones"
 KEYS = [
     *("seed_everything", "name", "config", "weights", "model", "data", "trainer", "unknown"),
     *("model.class_path", "model.init_args", "model.dict_kwargs", "data.class_path"),
     *("data.init_args", "data.unknown", "model.unknown"),
-    *(f"model.init_args.{name}" for name in MODEL),
-    *(f"data.init_args.{name}" for name in DATA),
-    *(f"trainer.{name}" for name in TRAINER),
+    *(f"model.init_args.{name}" for name in MODEL.split()),
+    *(f"data.init_args.{name}" for name in DATA.split()),
+    *(f"trainer.{name}" for name in TRAINER.split()),
     *(f"model.init_args.optimizer.{name}" for name in ("class_path", "init_args.lr", "lr")),
     *(f"model.init_args.lr_scheduler.{name}" for name in ("class_path", "init_args")),
 ]
@@ -51,13 +48,8 @@ WORDS += ["SGD", "StepLR", "TinyDataModule", "torch.nn.ReLU", "os.path", "nowher
 WORDS += ["a.", "simple", "norm", "bf16-mixed", "16-mixed", "00:00:00:01", "ddp", "EarlyStopping"]
 WORDS += ["ModelCheckpoint", "CSVLogger", "unit", "keras", "${x}", "{", "%s", "a\nb", "é", "\0"]
 scalars = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.sampled_from(NUMBERS),
-    st.sampled_from(FLOATS),
-    st.sampled_from(WORDS),
-    st.dates(),
-    st.binary(max_size=3),
+    st.none() | st.booleans() | st.dates() | st.binary(max_size=3),
+    st.sampled_from(NUMBERS) | st.sampled_from(FLOATS) | st.sampled_from(WORDS),
 )
 values = st.recursive(
     scalars,
@@ -103,14 +95,8 @@ BROKEN = [
     *("model: !x MLP", "%YAML 9.9\n---\na: 1", "a: 1\n---\nb: 2", "\ta: 1", "? [1]\n: 2", "1: 2"),
     *("null: 1", "? {a: 1}\n: 2", "<<: 3", "<<: {trainer: {max_epochs: 0}}", "trainer: {<<: [1]}"),
     *("trainer: {max_epochs: 1, max_epochs: 2}", "model.class_path: MLP", "trainer.max_epochs: x"),
-    *(
-        "a: 2001-99-99",
-        "a: 1:99:99",
-        "a: 0b2",
-        "a: .nan",
-        "seed_everything: .inf",
-        "name: 2001-1-1",
-    ),
+    *("a: 2001-99-99", "a: 1:99:99", "a: 0b2", "a: .nan"),
+    *("seed_everything: .inf", "name: 2001-1-1"),
 ]
 pieces = st.sampled_from(["model", "trainer", ": ", "\n", "  ", "- ", "[", "]", "{", "}", ","])
 pieces |= st.sampled_from(
@@ -181,8 +167,7 @@ CHECKS: dict[str, tuple[Any, Any]] = {"values": (edits, check_edited), "text": (
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_only_prepared")
-@pytest.mark.parametrize("examples", [few, many])
 @pytest.mark.parametrize("kind", CHECKS)
-def test_a_config_is_taken_or_refused_in_one_line(kind: str, examples: settings) -> None:
+def test_a_config_is_taken_or_refused_in_one_line(kind: str) -> None:
     drawn, checked = CHECKS[kind]
-    examples(given(drawn)(checked))()
+    many(given(drawn)(checked))()

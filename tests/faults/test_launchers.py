@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from digitlab.checkpoints import read_checkpoint
 from tests.faults.commands import DDP, Command, command, digitlab
 from tests.faults.ranks import (
     PATIENCE,
@@ -65,23 +66,27 @@ def resumed_equals_left_alone(place: Path, model: str, line: str = "", nodes: bo
     assert differences(folder, alone) == []
 
 
-def test_the_loss_of_a_rank_ends_the_run_which_is_resumed_exactly(tmp_path: Path) -> None:
-    with digitlab([*fit(MLP, tmp_path / "runs", ENDLESS), *DDP], tmp_path) as started:
-        wait_for(lambda: trains(tmp_path / "runs"))
-        (other,) = started.others()
-        os.kill(other, signal.SIGKILL)
-        # Either rank 0 gets an error first, or Lightning ends it.
-        assert started.end() in (1, SIGKILLED)
-    resumed_equals_left_alone(tmp_path / "runs", MLP)
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_the_loss_of_a_rank_ends_the_run_and_spares_its_checkpoint(
+    tmp_path: Path, victim: int
+) -> None:
+    with digitlab([*fit(MLP, tmp_path, ENDLESS), *DDP], tmp_path) as started:
+        wait_for(lambda: trains(tmp_path))
+        os.kill([started.first, *started.others()][victim], signal.SIGKILL)
+        # Without rank 1, either rank 0 gets an error first, or Lightning ends it.
+        assert started.end() in ((1, SIGKILLED) if victim else (SIGKILLED,))
+    if victim == 0:
+        assert last_line(started) == "digitlab: error: the connection to another rank is lost"
+    assert read_checkpoint(folder_of(tmp_path) / "checkpoints" / "last.ckpt")["global_step"] >= 4
 
 
 @pytest.mark.slow
-def test_the_loss_of_rank_0_ends_the_others(tmp_path: Path) -> None:
-    with digitlab([*fit(MLP, tmp_path, ENDLESS), *DDP], tmp_path) as started:
-        wait_for(lambda: trains(tmp_path))
-        os.kill(started.first, signal.SIGKILL)
-        assert started.end() == SIGKILLED
-    assert last_line(started) == "digitlab: error: the connection to another rank is lost"
+def test_two_ranks_that_lightning_starts_share_a_run_folder(tmp_path: Path) -> None:
+    with digitlab([*fit(MLP, tmp_path, 1), *DDP], tmp_path) as started:
+        assert started.end() == 0
+    assert started.said().count("Results are in") == 1
+    assert "sync_dist" not in started.said()
+    assert (folder_of(tmp_path) / "metrics.json").is_file()
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ import torch
 
 from digitlab.checkpoints import read_checkpoint
 from digitlab.classifier import Classifier
-from tests.faults.runs_of_tiny import BLOCKS, MLP, fit, folder_of, left_alone, log_of
+from tests.faults.conftest import Alone
+from tests.faults.runs_of_tiny import COMMAND, MLP, fit, folder_of, left_alone, log_of
 from tests.faults.victims import differences, run
 
 
@@ -44,15 +45,19 @@ def stopped(command: list[str], place: Path, fault: Any) -> tuple[Path, str]:
     return folder, log.read_text("utf-8").splitlines()[-1].removeprefix("digitlab: error: ")
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("model", "step", "saved"),
     [
         (MLP, 30, 28),
-        (f"{MLP} {BLOCKS}", 2, None),
-        pytest.param(MLP, 1, None, marks=pytest.mark.slow),
-        pytest.param(MLP, 25, 24, marks=pytest.mark.slow),  # the epoch's last
-        pytest.param(f"{MLP} {BLOCKS}", 31, 29, marks=pytest.mark.slow),
-        pytest.param(f"{MLP} {BLOCKS}", 75, 74, marks=pytest.mark.slow),
+        slow(MLP, 1, None),
+        slow(MLP, 25, 24),  # the epoch's last
+        slow(f"{MLP} --checkpoint_every_n_steps 1000", 20, None),
+        slow(COMMAND, 2, None),
+        slow(COMMAND, 31, 29),
+        slow(COMMAND, 75, 74),
     ],
 )
 def test_a_loss_that_is_no_number_stops_the_run_and_names_step_rate_and_checkpoint(
@@ -65,19 +70,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_rate_and_checkpoi
     assert last.exists() == bool(saved)
 
 
-def test_without_a_checkpoint_in_between_the_step_is_named_too(tmp_path: Path) -> None:
-    command = [*fit(MLP, tmp_path), "--checkpoint_every_n_steps", "1000"]
-    _, line = stopped(command, tmp_path, partial(spoil_step, 20, "loss"))
-    assert line == "the loss is nan at step 20, learning rate 0.001; nothing was saved"
-
-
-@pytest.mark.parametrize(("step", "after"), [(24, 24), (25, 25)])
-def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, step: int, after: int) -> None:
+@pytest.mark.parametrize(("step", "saved"), [slow(24, 20), (25, 24)])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, step: int, saved: int) -> None:
     command = fit("LinearClassifier", tmp_path)
     folder, line = stopped(command, tmp_path, partial(spoil_step, step, "weight"))
     last = folder / "checkpoints" / "last.ckpt"
-    said = f"network.fc1.weight is not finite after step {after}, learning rate 0.001; "
-    assert line == f"{said}{last} was saved at step {20 if step == 24 else 24}"
+    said = f"network.fc1.weight is not finite after step {step}, learning rate 0.001; "
+    assert line == f"{said}{last} was saved at step {saved}"
     assert not last.with_name("best.ckpt").exists()
 
 
@@ -88,13 +87,10 @@ def test_a_rate_that_is_too_large_is_named(tmp_path: Path) -> None:
     assert "is nan at step 2, learning rate 1e+38; nothing was saved" in line
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
-    command = f"{MLP} {BLOCKS}"
-    first, second, third = (
-        left_alone([*fit(command, tmp_path / name), "--seed_everything", seed], tmp_path / name)
-        for name, seed in (("first", "5"), ("second", "5"), ("third", "6"))
-    )
-    assert differences(first, second) == []
-    assert differences(first, third) == [
-        *("last", "best", "history.csv", "metrics.json", "events", "pictures"),
-    ]
+@pytest.mark.parametrize("seed", [0, slow(6)])
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(
+    tmp_path: Path, alone: Alone, seed: int
+) -> None:
+    command = [*fit(COMMAND, tmp_path), "--seed_everything", str(seed)]
+    parts = ["last", "best", "history.csv", "metrics.json", "events", "pictures"]
+    assert differences(left_alone(command, tmp_path), alone(COMMAND)) == (parts if seed else [])

@@ -14,19 +14,22 @@ from torch import Tensor, nn
 from digitlab.classifier import Classifier
 from digitlab.cli import main
 from digitlab.data.loader import EpochSampler
+from tests.faults.conftest import Alone
 from tests.faults.ranks import ranks_left_alone, run_ranks, said
 from tests.faults.runs_of_tiny import (
     BLOCKS,
+    COMMAND,
     MLP,
+    at_step,
     fit,
     folder_of,
-    kill_before_step,
     left_alone,
 )
 from tests.faults.victims import differences, equal, pictures
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
 PLAIN = "MLP --model.hidden_features [16] --model.dropout 0"
-NORMALIZED = "tests.faults.test_processes.Normalized"
+NORMALIZED = "tests.faults.test_ranks.Normalized"
 HOLD_OUT = "--data.validation_size 49 --data.eval_batch_size 24"
 
 
@@ -79,7 +82,11 @@ def test_two_processes_serve_every_image_once_an_epoch_in_one_run_folder(tmp_pat
     assert epochs[0] != epochs[1] != epochs[2]
     assert said(tmp_path, 1) == ""
     assert said(tmp_path).count("epoch   1 ") == said(tmp_path).count("Results are in") == 1
+    assert "sync_dist" not in said(tmp_path)
     assert len(list(folder_of(tmp_path).glob("events.*"))) == 1
+    metrics = json.loads((folder_of(tmp_path) / "metrics.json").read_text("utf-8"))
+    assert (metrics["train"]["n"], metrics["test"]["n"]) == (200, 50)
+    assert metrics["optimizer_steps"] == 39  # 100 images a rank, 8 at a time
 
 
 @pytest.mark.slow
@@ -100,7 +107,7 @@ def test_every_image_counts_once_where_processes_have_other_numbers_of_batches(
     assert float(last["val_loss"]) == pytest.approx(theirs["loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize("blocks", [pytest.param("", marks=pytest.mark.slow), BLOCKS])
+@pytest.mark.parametrize("blocks", [slow(""), BLOCKS])
 def test_two_processes_train_what_one_does_with_their_batches_together(
     tmp_path: Path, blocks: str
 ) -> None:
@@ -118,26 +125,23 @@ def test_two_processes_train_what_one_does_with_their_batches_together(
 
 
 @pytest.mark.parametrize(
-    ("blocks", "steps"),
+    ("model", "steps"),
     # Saved at step 4 or 8 of 13, inside an epoch; at its end; and again before anything new.
-    [pytest.param("", (6, 14, 2), marks=pytest.mark.slow), (BLOCKS, (7, 2, 14))],
-    ids=["steps", "blocks"],
+    [slow(MLP, (6, 14, 2)), slow(COMMAND, (7, 2, 14)), (COMMAND, (7,))],
 )
 def test_two_processes_that_were_killed_end_where_two_left_alone_do(
-    tmp_path: Path, blocks: str, steps: tuple[int, ...]
+    tmp_path: Path, alone: Alone, model: str, steps: tuple[int, ...]
 ) -> None:
-    model = f"{MLP} {blocks}"
-    alone = ranks_left_alone(fit(model, tmp_path / "alone"), tmp_path / "alone")
     place = tmp_path / "killed"
     arguments = fit(model, place)
     for step in steps:
-        fault = partial(kill_before_step, step)
+        fault = at_step(step)
         assert run_ranks(arguments, place, faults={0: fault, 1: fault}) == [-9, -9], said(place)
         arguments = ["fit", "--run", str(folder_of(place))]
     assert run_ranks(arguments, place) == [0, 0], said(place)
     assert "Resuming from" in said(place)
     assert said(place, 1) == ""
-    assert differences(folder_of(place), alone) == []
+    assert differences(folder_of(place), alone(model, 2)) == []
     assert run_ranks(arguments, place) == [0, 0]
     assert (said(place).count("is finished"), said(place, 1)) == (1, "")
 
@@ -153,9 +157,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(tmp_path: Path) -> N
     assert all(value.isfinite().all() for value in weights.values())
 
 
-@pytest.mark.slow
-def test_processes_of_a_run_draw_other_random_numbers(tmp_path: Path) -> None:
-    folder = ranks_left_alone(fit(MLP, tmp_path, epochs=1), tmp_path)
-    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+def test_processes_of_a_run_draw_other_random_numbers(alone: Alone) -> None:
+    state = torch.load(alone(COMMAND, 2) / "checkpoints" / "last.ckpt", weights_only=True)
     first, second = state["exact_resume"]["processes"]
     assert not equal(first["random"]["torch"], second["random"]["torch"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.conftest import Alone
 from tests.faults.runs_of_tiny import (
     BLOCKS,
     MLP,
@@ -57,34 +58,51 @@ RUNS = {
 }
 
 
-DEFAULT = ("dropout, blocks", "plateau", "hold-out", "max_steps inside a block")
+KILLS = (11, 19, 13)  # resumed from step 8, from 25, an epoch's end, and from 36
+slow = partial(pytest.param, marks=pytest.mark.slow)
 IN_KERAS = ("dropout, blocks", "momentum", "schedule by step, blocks", "plateau", "max_steps")
 CASES = [
-    pytest.param("torch", run, marks=[] if run in DEFAULT else pytest.mark.slow) for run in RUNS
-]
-CASES += [
-    pytest.param(
-        "keras",
-        run,
-        marks=[pytest.mark.xdist_group("keras"), *[pytest.mark.slow] * (run != "dropout, blocks")],
-    )
-    for run in IN_KERAS
+    ("torch", "dropout, blocks", KILLS),
+    ("keras", "dropout, blocks", (36,)),
+    *(slow("torch", run, KILLS) for run in RUNS if run != "dropout, blocks"),
+    *(slow("keras", run, KILLS) for run in IN_KERAS),
 ]
 
 
-@pytest.mark.parametrize(("framework", "run"), CASES)
-def test_a_run_that_was_killed_three_times_ends_where_one_left_alone_does(
-    tmp_path: Path, framework: str, run: str
+@pytest.mark.parametrize(("framework", "run", "kills"), CASES)
+def test_a_run_that_was_killed_ends_where_one_left_alone_does(
+    tmp_path: Path, alone: Alone, framework: str, run: str, kills: tuple[int, ...]
 ) -> None:
-    fit_it = partial(fit, RUNS[run], framework=framework)
-    alone = left_alone(fit_it(tmp_path / "alone"), tmp_path / "alone")
-    # It is resumed from step 8, from 25, an epoch's end, and from 36; in single steps or blocks.
-    first, second, third = kill_before(11, 19, 13, framework=framework)
-    folder = killed(fit_it(tmp_path / "killed"), tmp_path / "killed", first)
-    killed_again(folder, second)
-    killed_again(folder, third)
+    first, *others = kill_before(*kills, framework=framework)
+    folder = killed(fit(RUNS[run], tmp_path, framework=framework), tmp_path, first)
+    for fault in others:
+        killed_again(folder, fault)
     assert "Resuming from" in resume(folder)
-    assert differences(folder, alone) == []
+    assert differences(folder, alone(RUNS[run], framework=framework)) == []
     for tag, curve in scalars(folder).items():
         steps = [step for step, _ in curve]
         assert steps == sorted(set(steps)) or tag == "epoch"  # which is logged with every record
+
+
+CONFIGS = sorted(Path(__file__).parents[2].glob("configs/digits/*.yaml"))
+BF16 = "--trainer.precision bf16-mixed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [BLOCKS, "--model.steps_per_execution 1", BF16])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_a_killed_run_of_the_config_ends_where_one_left_alone_does(
+    tmp_path: Path, config: Path, variant: str
+) -> None:
+    def fit(place: Path) -> list[str]:
+        short = "--trainer.max_epochs 2 --trainer.limit_train_batches 10 --trainer.accelerator cpu"
+        often = "--trainer.log_every_n_steps 2 --checkpoint_every_n_steps 3"
+        where = ["--trainer.default_root_dir", str(place)]
+        return ["fit", "--config", str(config), *where, *f"{short} {often} {variant}".split()]
+
+    alone, other = tmp_path / "alone", tmp_path / "killed"
+    # In blocks of 4, the tenth step is the last of the first epoch's, the 18th in the next.
+    (fault,) = kill_before(18)
+    folder = killed(fit(other), other, fault)
+    resume(folder)
+    assert differences(folder, left_alone(fit(alone), alone)) == []

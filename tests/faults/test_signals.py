@@ -1,50 +1,30 @@
 """Ctrl-C and SIGTERM end a run at a step, and what was trained is kept."""
 
-import os
-import re
 import signal
-import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from digitlab.callbacks import LastCheckpoint
 from digitlab.classifier import Classifier
-from tests.faults.runs_of_tiny import (
-    BLOCKS,
-    MLP,
-    fit,
-    folder_of,
-    left_alone,
-    log_of,
-    resume,
-)
-from tests.faults.victims import differences, run, start
+from tests.faults.conftest import Alone
+from tests.faults.runs_of_tiny import COMMAND, MLP, at_call, fit, folder_of, log_of, resume, send
+from tests.faults.victims import Fault, differences, run
 
 CODES = {signal.SIGTERM: (143, "SIGTERM"), signal.SIGINT: (130, "Ctrl-C")}
 slow = partial(pytest.param, marks=pytest.mark.slow)
 BOTH = pytest.mark.parametrize("number", CODES)
 
 
-def signal_self(owner: type, name: str, call: int, *numbers: int) -> None:
+def at_step(step: int, *numbers: int) -> Fault:
+    return at_call_of(Classifier, "on_before_optimizer_step", step, *numbers)
+
+
+def at_call_of(owner: type, name: str, call: int, *numbers: int) -> Fault:
     """A fault: the process gets signals in the `call`-th call of a method."""
-    calls, original = 0, getattr(owner, name)
-
-    def count(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            for number in numbers:
-                os.kill(os.getpid(), number)
-        return original(*args, **kwargs)
-
-    setattr(owner, name, count)
-
-
-at_step = partial(partial, signal_self, Classifier, "on_before_optimizer_step")
+    return partial(at_call, owner, name, call, partial(send, *numbers))
 
 
 def saved_step(folder: Path) -> int:
@@ -57,14 +37,14 @@ def saved_step(folder: Path) -> int:
     ("model", "step", "saved"),
     [
         slow(MLP, 30, 30),
-        (f"{MLP} {BLOCKS}", 30, 33),  # blocks of four end at 25, 29, 33
+        (COMMAND, 30, 33),  # blocks of four end at 25, 29, 33
         slow(f"{MLP} --trainer.accumulate_grad_batches 3", 5, 5),
         slow(MLP, 25, 25),  # the epoch's last, which its validation follows
         slow(f"{MLP} --trainer.val_check_interval 10", 10, 11),
     ],
 )
 def test_the_step_in_hand_is_finished_and_saved(
-    tmp_path: Path, number: signal.Signals, model: str, step: int, saved: int
+    tmp_path: Path, alone: Alone, number: signal.Signals, model: str, step: int, saved: int
 ) -> None:
     command, log = fit(f"{model} --checkpoint_every_n_steps 1000", tmp_path), log_of(tmp_path)
     code, name = CODES[number]
@@ -76,42 +56,40 @@ def test_the_step_in_hand_is_finished_and_saved(
     assert saved_step(folder) == saved
     assert "Traceback" not in log.read_text()
     resume(folder)
-    alone = tmp_path / "alone"
-    assert differences(folder, left_alone(fit(model, alone), alone)) == []
+    assert differences(folder, alone(model)) == []
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_again_and_again_ends_as_one_left_alone(tmp_path: Path) -> None:
-    command = f"{MLP} {BLOCKS}"
-    assert run(fit(command, tmp_path), log_of(tmp_path), at_step(1, signal.SIGTERM)) == 143
+def test_a_run_that_is_stopped_again_and_again_ends_as_one_left_alone(
+    tmp_path: Path, alone: Alone
+) -> None:
+    assert run(fit(COMMAND, tmp_path), log_of(tmp_path), at_step(1, signal.SIGTERM)) == 143
     folder, log = folder_of(tmp_path), tmp_path / "log"
     times = 0
     while (code := run(["fit", "--run", str(folder)], log, at_step(6, signal.SIGINT))) == 130:
         times += 1
     assert (code, times) == (0, 8)  # at steps 12, 20, 29, 37, 45, 54, 62 and 70
-    alone = tmp_path / "alone"
-    assert differences(folder, left_alone(fit(command, alone), alone)) == []
+    assert differences(folder, alone(COMMAND)) == []
 
 
-def test_a_second_ctrl_c_stops_at_once_and_harms_nothing(tmp_path: Path) -> None:
-    command, log = f"{MLP} --checkpoint_every_n_steps 10", log_of(tmp_path)
+def test_a_second_ctrl_c_stops_at_once_and_harms_nothing(tmp_path: Path, alone: Alone) -> None:
+    command, log = f"{COMMAND} --checkpoint_every_n_steps 10", log_of(tmp_path)
     assert run(fit(command, tmp_path), log, at_step(18, signal.SIGINT, signal.SIGINT)) == 130
     folder = folder_of(tmp_path)
-    assert saved_step(folder) == 10
+    assert saved_step(folder) == 12
     last = folder / "checkpoints" / "last.ckpt"
-    said = f"interrupted by Ctrl-C: {last} was saved at step 10; "
+    said = f"interrupted by Ctrl-C: {last} was saved at step 12; "
     said += f"resume with: digitlab fit --run {folder}"
     assert said in log.read_text().splitlines()[-1]
     assert "Traceback" not in log.read_text()
     resume(folder)
-    alone = tmp_path / "alone"
-    assert differences(folder, left_alone(fit(command, alone), alone)) == []
+    assert differences(folder, alone(COMMAND)) == []
 
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_while_it_saves_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     log = log_of(tmp_path)
-    fault = partial(signal_self, LastCheckpoint, "save", 9, signal.SIGINT, signal.SIGINT)
+    fault = at_call_of(LastCheckpoint, "save", 9, signal.SIGINT, signal.SIGINT)
     assert run(fit(MLP, tmp_path), log, fault) == 130
     folder = folder_of(tmp_path)
     assert [path.name for path in folder.rglob(".*") if path.name != ".lock"] == []
@@ -121,40 +99,22 @@ def test_a_second_ctrl_c_while_it_saves_leaves_a_whole_checkpoint(tmp_path: Path
 @pytest.mark.slow
 @BOTH
 def test_after_training_a_signal_ends_the_evaluation_at_once(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, alone: Alone, number: signal.Signals
 ) -> None:
     log = log_of(tmp_path)
-    fault = partial(signal_self, Classifier, "evaluate", 1, number)
+    fault = at_call_of(Classifier, "evaluate", 1, number)
     assert run(fit(MLP, tmp_path), log, fault) == CODES[number][0]
     folder = folder_of(tmp_path)
     assert not (folder / "metrics.json").exists()
     resume(folder)
-    alone = tmp_path / "alone"
-    assert differences(folder, left_alone(fit(MLP, alone), alone)) == []
+    assert differences(folder, alone(MLP)) == []
 
 
 @BOTH
-def test_an_evaluation_stops_at_once(tmp_path: Path, number: signal.Signals) -> None:
-    folder = left_alone(fit("LinearClassifier", tmp_path), tmp_path)
+def test_an_evaluation_stops_at_once(
+    tmp_path: Path, finished_run: Path, number: signal.Signals
+) -> None:
     log = tmp_path / "test.log"
-    fault = partial(signal_self, Classifier, "test_step", 1, number)
-    assert run(["test", "--run", str(folder)], log, fault) == CODES[number][0]
+    fault = at_call_of(Classifier, "test_step", 1, number)
+    assert run(["test", "--run", str(finished_run)], log, fault) == CODES[number][0]
     assert log.read_text() == f"digitlab: interrupted by {CODES[number][1]}\n"
-
-
-@pytest.mark.slow
-def test_a_signal_at_any_time_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
-    command = f"{MLP} {BLOCKS} --trainer.max_epochs 60"
-    process = start(fit(command, tmp_path), log_of(tmp_path))
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("*/*/history.csv")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert process.pid
-    os.kill(process.pid, signal.SIGTERM)
-    process.join(timeout=60)
-    assert process.exitcode == 143
-    folder = folder_of(tmp_path)
-    said = (tmp_path / "log").read_text()
-    assert re.search(rf"saved \S+ at step {saved_step(folder)};", said)
-    assert "stopping after this step" in said
-    assert f"step {saved_step(folder)}\n" in resume(folder)

@@ -5,33 +5,22 @@ import signal
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from digitlab.classifier import Classifier
-from tests.faults.ranks import Environment, codes, ranks, ranks_left_alone, said
-from tests.faults.runs_of_tiny import BLOCKS, MLP, fit, folder_of
+from tests.faults.conftest import Alone
+from tests.faults.ranks import Environment, codes, ranks, said
+from tests.faults.runs_of_tiny import COMMAND, MLP, at_step, fit, folder_of, send
 from tests.faults.victims import Fault, differences
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
 REQUEUED = 128 + signal.SIGUSR1
 
 
-def signal_at_step(step: int, number: int) -> None:
-    """A fault: the process gets a signal in its `step`-th optimizer step."""
-    made, original = 0, Classifier.on_before_optimizer_step
-
-    def count(self: Classifier, optimizer: Any) -> None:
-        nonlocal made
-        made += 1
-        if made == step:
-            os.kill(os.getpid(), number)
-        original(self, optimizer)
-
-    Classifier.on_before_optimizer_step = count  # type: ignore[method-assign]
-
-
-make_room = partial(partial, signal_at_step, number=signal.SIGUSR1)
+def make_room(step: int) -> Fault:
+    """A fault: the process gets SLURM's signal in an optimizer step."""
+    fault: Fault = at_step(step, partial(send, signal.SIGUSR1))
+    return fault
 
 
 @pytest.fixture
@@ -74,21 +63,19 @@ def run(
 @pytest.mark.parametrize(
     ("model", "size", "job", "asked"),
     [
-        (MLP, 1, {"JOB_ID": "4242"}, "requeue 4242\n"),
+        slow(MLP, 1, {"JOB_ID": "4242"}, "requeue 4242\n"),
         # The second process gets the signal alone.
         (
-            f"{MLP} {BLOCKS}",
+            COMMAND,
             2,
             {"JOB_ID": "4245", "ARRAY_JOB_ID": "4242", "ARRAY_TASK_ID": "3"},
             "requeue 4242_3\n",
         ),
     ],
-    ids=["job", "array, two processes"],
 )
 def test_a_job_saves_is_requeued_and_ends_where_one_left_alone_does(
-    tmp_path: Path, cluster: Path, model: str, size: int, job: Environment, asked: str
+    cluster: Path, alone: Alone, model: str, size: int, job: Environment, asked: str
 ) -> None:
-    alone = ranks_left_alone(fit(model, tmp_path / "alone"), tmp_path / "alone", size)
     arguments = fit(model, cluster / "runs")
     faults = {size - 1: make_room(7)}
     # One code for the job: srun may take the others' for failures, and end the first too soon.
@@ -99,12 +86,12 @@ def test_a_job_saves_is_requeued_and_ends_where_one_left_alone_does(
     assert last.endswith(f"SLURM starts job {asked.split()[1]} again")
     assert run(cluster, arguments, job | {"RESTART_COUNT": "1"}, size=size) == [0] * size
     assert said(cluster).startswith("Resuming from ")
-    assert differences(folder_of(cluster / "runs"), alone) == []
+    assert differences(folder_of(cluster / "runs"), alone(model, size)) == []
 
 
 @pytest.mark.slow
 def test_each_step_of_a_job_resumes_its_own_run_and_a_new_one_starts_its_own(
-    tmp_path: Path, cluster: Path
+    cluster: Path,
 ) -> None:
     arguments = fit(MLP, cluster / "runs")
     one = {"JOB_ID": "1", "STEP_ID": "0"}
@@ -119,6 +106,7 @@ def test_each_step_of_a_job_resumes_its_own_run_and_a_new_one_starts_its_own(
     assert "version_3" in said(cluster)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_not_requeued_says_so_and_has_saved(tmp_path: Path) -> None:
     cluster = stand_in(tmp_path, code=1)
     arguments = fit(MLP, cluster / "runs")
