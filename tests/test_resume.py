@@ -198,7 +198,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
     capsys.readouterr()
     resume(half)
     said = capsys.readouterr()
-    assert (f"digitlab: warning: {last} is damaged or no" in said.err) == damaged
+    assert (f"digitlab: warning: {last} is damaged, or not" in said.err) == damaged
     assert said.out.startswith(f"Resuming from {last.with_name('previous.ckpt')}, step 7\n")
     assert differences(half, finished_run) == []
 
@@ -213,8 +213,8 @@ def test_if_both_checkpoints_are_damaged_nothing_is_overwritten(
     capsys.readouterr()
     assert main(["fit", "--run", str(half)]) == 2
     warning, error = capsys.readouterr().err.splitlines()
-    assert warning.startswith(f"digitlab: warning: {last} is damaged or no")
-    assert error.startswith(f"digitlab: error: {previous} is damaged or no")
+    assert warning.startswith(f"digitlab: warning: {last} is damaged, or not")
+    assert error.startswith(f"digitlab: error: {previous} is damaged, or not")
     assert (last.read_bytes(), previous.read_bytes()) == before
 
 

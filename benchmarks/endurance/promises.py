@@ -9,8 +9,9 @@ class Promise(NamedTuple):
     Args:
         text: The promise.
         fault: What is done to break it.
-        tests: Beginnings of the names of tests below `tests/faults`; `kills` and `fits` stand for
-            those parts of the endurance benchmark.
+        tests: Beginnings of the names of tests below `tests/faults`, now and when
+            docs/results/reliability.json was measured; `kills` and `fits` are those parts of the
+            endurance benchmark.
     """
 
     text: str
@@ -18,7 +19,7 @@ class Promise(NamedTuple):
     tests: tuple[str, ...]
 
 
-_KILLED = "a run ends bitwise where one that was left alone does"
+_KILLED = "a killed run ends bit for bit where an uninterrupted one does"
 PROMISES = (
     Promise(_KILLED, "SIGKILL at random moments, all architectures", ("kills",)),
     Promise(
@@ -26,14 +27,18 @@ PROMISES = (
         "SIGKILL three times, with each kind of schedule, validation, precision and limit",
         ("test_resume.py::test_a_run",),
     ),
-    Promise(_KILLED, "SIGKILL once, every shipped architecture", ("test_resume.py::test_a_k",)),
+    Promise(
+        _KILLED,
+        "SIGKILL once, every shipped architecture",
+        ("test_resume.py::test_a_k", "test_architectures.py"),
+    ),
     Promise(
         _KILLED,
         "SIGKILL while a file is written or renamed, in validation, in the final evaluation",
         ("test_moments.py::test_a_run_that_was_killed", "test_moments.py::test_a_run_that_is"),
     ),
     Promise(
-        "a moved run goes on", "its folder is moved", ("test_moments.py::test_a_run_that_was_m",)
+        "a moved run is resumed", "its folder is moved", ("test_moments.py::test_a_run_that_was_m",)
     ),
     Promise(
         "a lengthened run is the longer run",
@@ -45,7 +50,7 @@ PROMISES = (
         ),
     ),
     Promise(
-        "what is no longer the same run is refused by name",
+        "a run is not resumed with other settings; the error names them",
         "changed settings, fewer epochs, weights alone, another framework, two processes at once",
         (
             "test_refusals.py::test_a_changed",
@@ -62,7 +67,7 @@ PROMISES = (
         ),
     ),
     Promise(
-        "changes that are asked for are taken",
+        "changes that the user allows are accepted",
         "`--allow_changes true`, and settings that change no result",
         (
             "test_refusals.py::test_a_change_that",
@@ -85,8 +90,8 @@ PROMISES = (
         ("test_signals.py",),
     ),
     Promise(
-        "a pre-empted SLURM job goes on by itself",
-        "SIGUSR1 under a `scontrol` that is ours",
+        "a pre-empted SLURM job resumes by itself",
+        "SIGUSR1, with a stand-in for `scontrol`",
         ("test_slurm.py",),
     ),
     Promise(
@@ -95,22 +100,22 @@ PROMISES = (
         ("test_files.py",),
     ),
     Promise(
-        "checkpoints run no code, and changed bytes are noticed",
+        "checkpoints run no code, and changed bytes are detected",
         "10,150 random changes of a file, each a flip, cut, insertion or overwriting; hidden code",
         ("test_fuzz_checkpoints.py",),
     ),
     Promise(
-        "data files are the known ones, or refused",
+        "data files have known digests, or are refused",
         "files truncated, swapped, flipped, of wrong length; disks full, closed and shared",
         ("test_data.py", "test_fuzz_data.py"),
     ),
     Promise(
-        "a download that fails, or that several begin, gives whole files or an error",
+        "a download gives whole files or an error",
         "a mirror that cuts or falls silent; up to four processes at once",
         ("test_sharing.py",),
     ),
     Promise(
-        "any config is taken, or refused in a line",
+        "any config is accepted, or refused in one line",
         "3,060 random configs, 3,060 random texts",
         ("test_fuzz_configs.py",),
     ),
@@ -122,24 +127,30 @@ PROMISES = (
             "test_launchers.py::test_two",
             "test_launchers.py::test_a_signal",
             "test_launchers.py::test_sigterm",
+            *("test_processes.py", "test_torchrun.py", "test_launched.py::test_ctrl"),
+            *("test_launched.py::test_sigterm", "test_launched.py::test_whoever"),
         ),
     ),
     Promise(
         "a process that dies ends the run with an error",
         "SIGKILL of a process, and of the first one",
-        ("test_launchers.py::test_the_loss",),
+        (
+            "test_launchers.py::test_the_loss",
+            *("test_launched.py::test_a_process", "test_launched.py::test_all"),
+        ),
     ),
     Promise(
-        "a number that is none stops the run",
+        "NaN or infinity stops the run",
         "NaN in a batch, infinity in a weight, a learning rate of 1e38",
         (
             "test_numbers.py::test_a_loss",
+            "test_numbers.py::test_without",
             "test_numbers.py::test_weights",
             "test_numbers.py::test_a_rate",
         ),
     ),
     Promise(
-        "a seed is a result",
+        "the same seed gives the same bits",
         "the same seed twice, and another",
         ("test_numbers.py::test_the_same",),
     ),

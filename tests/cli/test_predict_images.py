@@ -180,7 +180,7 @@ def test_a_network_that_gives_no_number_is_an_error_for_its_images(
     torch.save({name: torch.full_like(value, torch.nan) for name, value in state.items()}, broken)
     options = ["--run", str(run), "--checkpoint", str(broken), "--json", "rows.json"]
     assert main(["predict", "seven.png", *options]) == 1
-    assert "seven.png: the network gives a value that is not finite" in capsys.readouterr().err
+    assert "seven.png: the network's output is not finite" in capsys.readouterr().err
     assert list(read_json(pictures / "rows.json")[0]) == ["file", "error"]
 
 

@@ -66,7 +66,8 @@ def resumed_equals_left_alone(place: Path, model: str, line: str = "", nodes: bo
     assert differences(folder, alone) == []
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_the_loss_of_a_rank_ends_the_run_and_spares_its_checkpoint(
     tmp_path: Path, victim: int
 ) -> None:

@@ -63,7 +63,7 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
 IN_KERAS = ("dropout, blocks", "momentum", "schedule by step, blocks", "plateau", "max_steps")
 CASES = [
     ("torch", "dropout, blocks", KILLS),
-    ("keras", "dropout, blocks", (36,)),
+    slow("keras", "dropout, blocks", (36,)),
     *(slow("torch", run, KILLS) for run in RUNS if run != "dropout, blocks"),
     *(slow("keras", run, KILLS) for run in IN_KERAS),
 ]

@@ -51,6 +51,7 @@ print(json.dumps({"modules": modules, "before": before, "order": order, "threads
 """
 
 
+@pytest.mark.slow
 def test_tensorflow_is_imported_late_after_triton_in_silence_and_with_torchs_threads() -> None:
     """In a new process of a user of another backend, which imports Keras here and computes."""
     process = run_python(PROGRAM, KERAS_BACKEND="torch")
@@ -95,6 +96,7 @@ def test_tensorflow_imported_before_triton_is_refused_with_the_remedy(
     assert "triton" not in sys.modules, "it was imported in the order that aborts"
 
 
+@pytest.mark.slow
 def test_the_package_is_refused_before_it_imports_triton_in_the_order_that_aborts() -> None:
     program = """
 import sys, types
@@ -108,6 +110,7 @@ except ImportError as error:
     assert not find_spec("triton") or shown.startswith("False TensorFlow was imported before")
 
 
+@pytest.mark.slow
 def test_tensorflow_may_come_first_where_there_is_no_triton(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

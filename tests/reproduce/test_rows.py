@@ -42,7 +42,7 @@ def test_a_row_is_chosen_once_and_whatever_the_case_of_its_name() -> None:
 
 
 def test_rows_need_configs_of_different_names(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there are no configs in .*: call it where digitlab"):
+    with pytest.raises(ValueError, match=r"there are no configs in .*: run the command in a clone"):
         read_rows(tmp_path)
     (tmp_path / "mnist").mkdir()
     for name in ("one", "two"):
