@@ -120,6 +120,7 @@ def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: 
         ("--trainer.callbacks", "Throughput", "Found more than one stateful callback of type"),
         ("--trainer.accelerator", "tpu", "torch_xla"),
         ("--trainer.max_epochs", "0", "trainer.max_epochs is 0: leave at least one step to train"),
+        ("--trainer.limit_train_batches", "1" + 400 * "0", "a number in trainer is too large"),
         ("--trainer.limit_train_batches", "0", "trainer.limit_train_batches is 0: leave at least"),
         ("--name", "../x", "name is ../x: it must be of the form ^"),
         ("--seed_everything", "true", "seed_everything is True: it must be int"),

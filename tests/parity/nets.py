@@ -162,10 +162,14 @@ def make(name: str, **others: Any) -> Classifier:
 
 
 def digit_batches(count: int, batch_size: int = 16) -> list[tuple[Tensor, Tensor]]:
-    """The first batches of a run on the digits with seed 0."""
+    """The first batches of a run on the digits with seed 0, over as many epochs as needed."""
     loader = DigitsDataModule(batch_size=batch_size).train_dataloader()
     loader.sampler.seed = 0
-    return [batch for batch, _ in zip(loader, range(count), strict=False)]
+    batches: list[tuple[Tensor, Tensor]] = []
+    while len(batches) < count:
+        loader.sampler.set_epoch(len(batches) // len(loader))
+        batches += loader
+    return batches[:count]
 
 
 def digit_images(count: int = 32) -> tuple[Tensor, Tensor]:

@@ -114,6 +114,8 @@ class RunCLI(LightningCLI):
             kwargs["profiler"] = NullProfiler()
         try:
             return super().instantiate_trainer(**kwargs)
+        except OverflowError as error:  # `limit_train_batches` of 400 digits, say
+            raise ValueError(f"a number in trainer is too large ({error}): give less") from error
         except (RuntimeError, TypeError, ImportError) as error:  # how it refuses some settings
             raise ValueError(str(error)) from error
 
