@@ -203,7 +203,10 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
         calls=calls,
         names=["first", "second"],
         list_physical_devices=lambda kind: config.names if kind == "GPU" else ["CPU:0"],
-        threading=SimpleNamespace(set_intra_op_parallelism_threads=lambda count: None),
+        threading=SimpleNamespace(
+            set_intra_op_parallelism_threads=lambda count: None,
+            set_inter_op_parallelism_threads=lambda count: None,
+        ),
         experimental=SimpleNamespace(
             set_memory_growth=lambda gpu, grows: calls.append((gpu, "grows", grows))
         ),

@@ -72,7 +72,9 @@ def _import() -> tuple[Any, Any]:
                 "TensorFlow's eager execution is off: leave disable_eager_execution out"
             )
         try:
-            tensorflow.config.threading.set_intra_op_parallelism_threads(torch.get_num_threads())
+            threading = tensorflow.config.threading
+            threading.set_intra_op_parallelism_threads(torch.get_num_threads())
+            threading.set_inter_op_parallelism_threads(torch.get_num_threads())
             for gpu in tensorflow.config.list_physical_devices("GPU"):
                 tensorflow.config.experimental.set_memory_growth(gpu, True)
         except (RuntimeError, ValueError):
