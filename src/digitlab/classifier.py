@@ -145,9 +145,13 @@ class Classifier(MultiStepModule):
 
     def batch_loss(self, batch: Batch) -> Tensor:
         """Compute the mean loss of a training batch, and add it to the score."""
-        if "train" not in self.sums:  # Lightning may resume inside an epoch, without its start hook
-            self.sums["train"] = RunningScore(self.device)
+        self.start_training_score()
         return self._measure("train", batch)[0]
+
+    def start_training_score(self) -> None:
+        """Start a training score if there is none, as in a run resumed inside an epoch."""
+        if "train" not in self.sums:
+            self.sums["train"] = RunningScore(self.device)
 
     def step_scores(self) -> dict[str, float]:
         """Read the training score since the last call."""

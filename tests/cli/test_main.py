@@ -38,6 +38,7 @@ def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
             "parity, reproduce, report",
         ),
         ("keras", "digitlab keras fit is now: digitlab fit --framework keras"),
+        ("keras --help", "digitlab keras fit is now: digitlab fit --framework keras"),
         ("keras fit --config x", "digitlab keras fit is now: digitlab fit --framework keras"),
         ("keras test --run x", "digitlab keras test is now: digitlab test --run RUN_DIR"),
     ],

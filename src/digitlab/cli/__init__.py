@@ -94,7 +94,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"digitlab {__version__}")
         return 0
     if name == "keras":
-        return _error(_renamed(options[0] if options else "fit"))
+        return _error(_renamed(next((it for it in options if not it.startswith("-")), "fit")))
     if name not in COMMANDS:
         nearest = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"

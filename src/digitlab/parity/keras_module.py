@@ -36,7 +36,6 @@ from digitlab.parity.backend import (
 from digitlab.parity.keras_files import KerasNetwork, channels_last
 from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.weights import LAYOUTS, build_twin, keras_layers, to_keras
-from digitlab.scores import RunningScore
 
 _GRADIENT_HOOKS = (
     *("on_before_zero_grad", "on_before_backward", "on_after_backward"),
@@ -143,8 +142,7 @@ class KerasClassifier(Classifier):
 
     def training_step(self, batch: Batch | Block, batch_idx: int) -> None:
         """Train on a batch, or on each batch of a block, by Keras's own training step."""
-        if "train" not in self.sums:  # Lightning may resume inside an epoch
-            self.sums["train"] = RunningScore(self.device)
+        self.start_training_score()
         sizes = [len(labels) for _, labels in self._batches(batch)]
         rates = [self._advance_schedule() for _ in sizes]
         dtype = torch.float64 if self.policy == "float64" else torch.float32
