@@ -19,6 +19,9 @@ from filelock import FileLock, Timeout
 from digitlab.files import write_text
 
 Framework = Literal["torch", "keras"]
+FRAMEWORKS: dict[Framework, str] = {"torch": "PyTorch", "keras": "Keras"}
+"""The frameworks' names, in the order in which they are shown."""
+
 LAST = "checkpoints/last.ckpt"
 """The checkpoint to resume from, in a run folder."""
 

@@ -1,12 +1,20 @@
 """Results of runs: a CSV file with a line for each run, which several processes may append to."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
 from filelock import FileLock
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    NotEmptyStr,
+    PositiveInt,
+    restricted_string_type,
+)
 
 from digitlab import files, run_folder
 from digitlab.errors import InputError
@@ -49,29 +57,37 @@ class Result:
         """Read the result of a finished run from its folder.
 
         Raises:
-            ValueError: The run was not measured on the test split, or its loss is not finite.
+            ValueError: The run was not measured on the test split, its loss is not finite, or its
+                metrics.json is damaged.
         """
         metrics = run_folder.read_metrics(folder)
-        if metrics.get("test", {}).get("loss") is None:
-            raise ValueError(f"{folder} has no loss on the test split: it diverged, or held out")
-        of_torch = metrics["framework"] == "torch"
-        packages = ("torch", "lightning") if of_torch else ("keras", "tensorflow")
-        return cls(
-            row=row.name,
-            config=f"{row.dataset}/{row.config.stem}",
-            recipe=row.recipe,
-            framework=metrics["framework"],
-            seed=metrics["seed"],
-            test_accuracy=metrics["test"]["accuracy"],
-            test_loss=round(metrics["test"]["loss"], 6),
-            train_accuracy=round(metrics["train"]["accuracy"], 6),
-            optimizer_steps=metrics["optimizer_steps"],
-            train_seconds=round(metrics["phases"]["training"], 1),
-            train_curve=_read_curve(folder, "train/accuracy"),
-            val_curve=_read_curve(folder, "val/accuracy"),
-            device=metrics["device"],
-            versions=", ".join(f"{name} {metrics['versions'][name]}" for name in packages),
-        )
+        try:
+            if metrics.get("test", {}).get("loss") is None:
+                raise ValueError(
+                    f"{folder} has no loss on the test split: it diverged, or held out"
+                )
+            of_torch = metrics["framework"] == "torch"
+            packages = ("torch", "lightning") if of_torch else ("keras", "tensorflow")
+            return cls(
+                row=row.name,
+                config=f"{row.dataset}/{row.config.stem}",
+                recipe=row.recipe,
+                framework=metrics["framework"],
+                seed=metrics["seed"],
+                test_accuracy=metrics["test"]["accuracy"],
+                test_loss=round(metrics["test"]["loss"], 6),
+                train_accuracy=round(metrics["train"]["accuracy"], 6),
+                optimizer_steps=metrics["optimizer_steps"],
+                train_seconds=round(metrics["phases"]["training"], 1),
+                train_curve=_read_curve(folder, "train/accuracy"),
+                val_curve=_read_curve(folder, "val/accuracy"),
+                device=metrics["device"],
+                versions=", ".join(f"{name} {metrics['versions'][name]}" for name in packages),
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder / 'metrics.json'} is damaged: train the run again"
+            ) from error
 
 
 def read(path: Path) -> list[Result]:
@@ -80,10 +96,15 @@ def read(path: Path) -> list[Result]:
     Raises:
         InputError: The file is damaged, or of another kind.
     """
-    try:
-        return [_parse(line) for line in read_table(path).to_dict("records")]
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path} is not a results file: {error}") from error
+    results: dict[Any, Result] = {}
+    for number, line in enumerate(read_table(path).to_dict("records"), start=1):
+        try:
+            result = _parse(line)
+            if results.setdefault(result.key, result) is not result:
+                raise ValueError(f"{result.row} {result.framework} seed {result.seed} is repeated")
+        except ValueError as error:
+            raise damaged(path, f"in run {number}, {error}") from error
+    return [*results.values()]
 
 
 def add(path: Path, results: Sequence[Result]) -> None:
@@ -92,10 +113,22 @@ def add(path: Path, results: Sequence[Result]) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV file with every cell as text; an empty table if there is no file."""
+    """Read a CSV file with every cell as text; an empty table if there is no file.
+
+    Raises:
+        InputError: It is not a CSV file.
+    """
     if not path.exists():
         return pd.DataFrame()
-    return pd.read_csv(path, dtype=object, keep_default_na=False, na_filter=False)
+    try:
+        return pd.read_csv(path, dtype=object, keep_default_na=False, na_filter=False)
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
+
+
+def damaged(path: Path, reason: str) -> InputError:
+    """Make the error for a file that cannot be read."""
+    return InputError(f"{path} is damaged or of another kind: {reason}; restore it or move it away")
 
 
 def append(path: Path, lines: Sequence[dict[str, Any]], key: list[str]) -> None:
@@ -137,17 +170,26 @@ def _format(result: Result) -> dict[str, Any]:
 
 
 def _parse(line: dict[str, str]) -> Result:
-    if not line.get("versions"):
-        raise ValueError(f"the line of {line.get('row')} is not complete")
-    parsers: dict[str, Callable[[str], Any]] = {
-        **dict.fromkeys(("seed", "optimizer_steps"), int),
-        **dict.fromkeys(("test_accuracy", "test_loss", "train_accuracy"), float),
-        **dict.fromkeys(("train_curve", "val_curve"), _parse_curve),
-        "train_seconds": lambda text: float(text) if text else None,
-    }
-    return Result(**{name: parsers.get(name, str)(text) for name, text in line.items()})
+    values: dict[str, Any] = {}
+    for name in (field.name for field in fields(Result)):
+        try:
+            values[name] = _PARSERS.get(name, NotEmptyStr)(line.get(name, ""))
+        except ValueError as error:
+            raise ValueError(f"{name} is {line.get(name, '')[:20]!r}") from error
+    return Result(**values)
 
 
 def _parse_curve(text: str) -> Curve:
     points = (point.split(":") for point in text.split())
-    return tuple((int(step), float(value)) for step, value in points)
+    return tuple((PositiveInt(step), ClosedUnitInterval(value)) for step, value in points)
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "framework": restricted_string_type("FrameworkName", "^(torch|keras)$"),
+    "seed": NonNegativeInt,
+    **dict.fromkeys(("test_accuracy", "train_accuracy"), ClosedUnitInterval),
+    "test_loss": NonNegativeFloat,
+    "optimizer_steps": PositiveInt,
+    "train_seconds": lambda text: NonNegativeFloat(text) if text else None,
+    **dict.fromkeys(("train_curve", "val_curve"), _parse_curve),
+}

@@ -5,21 +5,25 @@ Results of unknown rows are left out, and so are rows without a result.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TypeVar
 
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row
-from digitlab.reproduce.statistics import Comparison, Interval, compare, summarize
-from digitlab.run_folder import Framework
+from digitlab.reproduce.statistics import (
+    Comparison,
+    Interval,
+    Summary,
+    compare,
+    summarize,
+)
+from digitlab.run_folder import FRAMEWORKS, Framework
 
 T = TypeVar("T")
 Groups = dict[tuple[str, Framework], list[T]]
 """Values of the runs of a row in a framework."""
 
 NONE = "—"
-FRAMEWORKS: dict[Framework, str] = {"torch": "PyTorch", "keras": "Keras"}
-"""The frameworks' names, in the order in which they are shown."""
-
 MARGINS = {"mnist": 0.5, "fashion_mnist": 1.0, "digits": 1.5}
 """Per data set, the largest difference between two means that does not matter, in points.
 
@@ -38,7 +42,9 @@ AS_PUBLISHED = (
 )
 """Document B's comparisons: a network, its row in PyTorch, and its row in Keras."""
 
-_PREDICTION = "95% prediction interval for one more run"
+_INTERVALS = ("95% interval of the mean", "95% prediction interval for one more run")
+_MEANS = ("PyTorch, % (n)", "Keras, % (n)")
+_DIFFERENCE = ("difference, points", "95% interval")
 
 
 def group(results: Iterable[Result], value: Callable[[Result], T]) -> Groups[T]:
@@ -70,12 +76,11 @@ def results_table(rows: Mapping[str, Row], results: Sequence[Result], aligned: b
     groups = group_accuracies(results)
     lines = []
     for row in rows.values():
-        ours, theirs = _by_framework(groups, row.name)
-        if ours or theirs:
-            name = row.name if row.in_documents else NONE
+        values = _by_framework(groups, row.name)
+        if any(values):
             config = f"`{row.dataset}/{row.config.stem}`"
-            measured = (*_measured_cells(ours), *_measured_cells(theirs))
-            lines.append([name, config, row.published or NONE, *measured])
+            start = [row.name if row.in_documents else NONE, config, row.published or NONE]
+            lines.append([*start, *chain.from_iterable(map(_measured_cells, values))])
     head = ["row", "config", "published", "PyTorch, %", "n", "Keras, %", "n"]
     return markdown_table(head, lines, aligned)
 
@@ -85,12 +90,11 @@ def intervals_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
     lines = []
     for row, framework, values in _ordered(rows, group_accuracies(results)):
         summary = summarize(values)
-        deviation = NONE if math.isnan(summary.deviation) else f"{summary.deviation:.2f}"
-        intervals = map(_interval_cell, (summary.mean_interval, summary.prediction_interval))
-        measured = (str(summary.n), f"{summary.mean:.2f}", deviation, *intervals)
+        deviation = NONE if summary.n == 1 else f"{summary.deviation:.2f}"
+        measured = (str(summary.n), f"{summary.mean:.2f}", deviation, *_interval_cells(summary))
         lines.append([_name_cell(row), FRAMEWORKS[framework], *measured, row.published or NONE])
-    head = ["row", "framework", "n", "mean, %", "standard deviation", "95% interval of the mean"]
-    return markdown_table([*head, _PREDICTION, "published"], lines)
+    head = ["row", "framework", "n", "mean, %", "standard deviation", *_INTERVALS, "published"]
+    return markdown_table(head, lines)
 
 
 def experiment_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
@@ -102,13 +106,12 @@ def experiment_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
     """
     runs = [result for result in results if result.row in rows]
     groups = group_accuracies(runs)
-    lines = []
-    for row, framework, values in _ordered(rows, groups):
-        summary = summarize(values)
-        intervals = map(_interval_cell, (summary.mean_interval, summary.prediction_interval))
-        start = (_name_cell(row), FRAMEWORKS[framework], *_measured_cells(values))
-        lines.append([*start, *intervals])
-    head = ["row", "framework", "test accuracy, %", "n", "95% interval of the mean", _PREDICTION]
+    lines = [
+        [_name_cell(row), FRAMEWORKS[framework], *_measured_cells(values)]
+        + _interval_cells(summarize(values))
+        for row, framework, values in _ordered(rows, groups)
+    ]
+    head = ["row", "framework", "test accuracy, %", "n", *_INTERVALS]
     parts = [markdown_table(head, lines)]
     for row, found, margin in _comparisons(rows, groups):
         difference, interval = _difference_cells(found)
@@ -129,11 +132,13 @@ def same_recipe_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str
     lines = []
     for row, found, margin in _comparisons(rows, groups):
         means = map(_mean_cell, _by_framework(groups, row.name))
+        difference, interval = _difference_cells(found)
         p = f"{found.p_equivalence:.3f}" if found.p_equivalence >= 0.001 else "< 0.001"
-        shown = (*_difference_cells(found), f"{margin}", p if _is_known(found.interval) else NONE)
-        lines.append([_name_cell(row), *means, *shown, found.verdict])
-    head = ["row", "PyTorch, % (n)", "Keras, % (n)", "difference, points", "95% interval", "margin"]
-    return markdown_table([*head, "p (not equivalent)", "verdict"], lines)
+        p = NONE if interval == NONE else p
+        start = [_name_cell(row), *means, difference, interval]
+        lines.append([*start, f"{margin}", p, found.verdict])
+    head = ["row", *_MEANS, *_DIFFERENCE, "margin", "p (not equivalent)", "verdict"]
+    return markdown_table(head, lines)
 
 
 def as_published_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
@@ -145,17 +150,17 @@ def as_published_table(rows: Mapping[str, Row], results: Sequence[Result]) -> st
     groups = group_accuracies(results)
     lines = []
     for network, *names in AS_PUBLISHED:
-        ours, theirs = groups.get((names[0], "torch")), groups.get((names[1], "keras"))
-        if ours and theirs and rows.keys() >= {*names}:
+        values = [groups.get(key, []) for key in zip(names, FRAMEWORKS, strict=True)]
+        if all(values) and rows.keys() >= {*names}:
             pair = [rows[name] for name in names]
-            found = compare(ours, theirs, MARGINS[pair[0].dataset])
-            published = (row.published or NONE for row in pair)
-            shown = (_mean_cell(ours), _mean_cell(theirs), *_difference_cells(found))
-            start = (" : ".join(names), network, pair[0].dataset)
-            lines.append([*start, *published, *shown, found.verdict])
+            found = compare(*values, MARGINS[pair[0].dataset])
+            published = [row.published or NONE for row in pair]
+            start = [" : ".join(names), network, pair[0].dataset, *published]
+            lines.append([*start, *map(_mean_cell, values), *_difference_cells(found)])
+            lines[-1].append(found.verdict)
     head = ["rows", "network", "data set", "PyTorch, published", "Keras, published"]
-    head += ["PyTorch, % (n)", "Keras, % (n)", "difference, points", "95% interval"]
-    return markdown_table([*head, 'verdict ("different": so are the recipes)'], lines)
+    head += [*_MEANS, *_DIFFERENCE, 'verdict ("different": so are the recipes)']
+    return markdown_table(head, lines)
 
 
 def prediction_table(
@@ -180,7 +185,7 @@ def prediction_table(
         low, high = summarize(before).prediction_interval
         for result in sorted(runs, key=lambda run: run.seed):
             value, verdict = 100 * result.test_accuracy, NONE
-            if _is_known((low, high)):
+            if math.isfinite(low):
                 # 1e-9: rounding, where all runs of the reference have the same accuracy.
                 inside.append(low - 1e-9 <= value <= high + 1e-9)
                 verdict = "inside" if inside[-1] else "outside"
@@ -202,7 +207,7 @@ def _measured_cells(values: list[float]) -> tuple[str, str]:
     if not values:
         return "", ""
     summary = summarize(values)
-    deviation = "" if math.isnan(summary.deviation) else f" ± {summary.deviation:.2f}"
+    deviation = "" if summary.n == 1 else f" ± {summary.deviation:.2f}"
     return f"{summary.mean:.2f}{deviation}", str(summary.n)
 
 
@@ -225,16 +230,16 @@ def _mean_cell(values: list[float]) -> str:
 
 def _difference_cells(found: Comparison) -> tuple[str, str]:
     interval = ", ".join(map(signed, found.interval))
-    return signed(found.difference), f"[{interval}]" if _is_known(found.interval) else NONE
+    return signed(found.difference), f"[{interval}]" if math.isfinite(found.interval[0]) else NONE
+
+
+def _interval_cells(summary: Summary) -> list[str]:
+    return [_interval_cell(summary.mean_interval), _interval_cell(summary.prediction_interval)]
 
 
 def _interval_cell(ends: Interval) -> str:
     low, high = max(ends[0], 0), min(ends[1], 100)
-    return f"[{low:.2f}, {high:.2f}]" if _is_known(ends) else NONE
-
-
-def _is_known(interval: Interval) -> bool:
-    return all(math.isfinite(end) for end in interval)
+    return f"[{low:.2f}, {high:.2f}]" if math.isfinite(ends[0]) else NONE
 
 
 def _by_framework(groups: Groups[float], name: str) -> list[list[float]]:
