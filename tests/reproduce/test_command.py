@@ -126,7 +126,7 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
         (["--sedes", "1"], "there is no option 'sedes': did you mean 'seeds'?"),
         (["B1_as_published", "--framework", "keras"], "B1_as_published needs torch"),
         (["B1", "--explain", "B1:B2"], "leave the rows out"),
-        (["--report", "--out", "nowhere"], "there are no results in nowhere: name the --out"),
+        (["--report", "--out", "nowhere"], "there are no results in nowhere/results.csv: name the"),
         (["--pages", "README.md"], "give it too"),
         (["--report", "--pages", "none.md"], "there is no page none.md"),
         (["--report", "B1"], "leave rows and --explain out"),

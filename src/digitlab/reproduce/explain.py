@@ -20,16 +20,19 @@ from digitlab.cli.fit import FitCLI
 from digitlab.errors import InputError, reading_input
 from digitlab.reproduce import factors
 from digitlab.reproduce.effects import (
+    UnfinishedError,
     draw_effects,
     effects_table,
     interactions_table,
+    read_grid,
     read_measured,
 )
 from digitlab.reproduce.factors import DROPOUT, IMAGES, Factor
 from digitlab.reproduce.queue import Item, Queue
-from digitlab.reproduce.results import append, read_table
+from digitlab.reproduce.results import append
 from digitlab.reproduce.rows import Row, choose
 from digitlab.scores import Score
+from digitlab.terminal import printable
 
 MOST_TRAINED = 6
 """Factors of the training at most: each more doubles the number of runs."""
@@ -63,9 +66,8 @@ class Grid(NamedTuple):
     def is_done(self, item: Item) -> bool:
         """Return whether the accuracies of an item are in the grid."""
         levels = self.cells[item.row.config.stem].levels | {"seed": item.seed}
-        wanted = {name: str(value) for name, value in levels.items()}.items()
-        lines = read_table(self.out / "grid.csv").to_dict("records")
-        return any(wanted <= line.items() for line in lines)
+        grid = read_grid(self.out, self.factors)[[*levels]]
+        return bool((grid == [*levels.values()]).all(axis=1).any())
 
     def record(self, item: Item, run: Path) -> str:
         """Evaluate an item's trained network in every way, and add the accuracies to the grid."""
@@ -108,7 +110,7 @@ class Grid(NamedTuple):
         """Write the configs to train, and factors.json, which explains the grid's columns.
 
         Raises:
-            InputError: The folder has runs of other settings.
+            InputError: The folder has runs of other settings, or a damaged grid.csv.
         """
         columns = [{"name": f.name, "first": f.first, "second": f.second} for f in self.factors]
         about = {"first": self.names[0], "second": self.names[1], "factors": columns}
@@ -116,11 +118,12 @@ class Grid(NamedTuple):
         index = self.out / "factors.json"
         texts[index] = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
         for path in (index, *self.out.glob("configs/*.yaml")):
-            if path.exists() and path.read_text("utf-8") != texts.get(path):
+            if path.exists() and path.read_bytes() != texts.get(path, "").encode():
                 raise InputError(
                     f"{path} has other settings than {' and '.join(self.names)} now: "
                     f"move {self.out} away, or give another --out"
                 )
+        read_grid(self.out, self.factors)
         (self.out / "configs").mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
             files.write_text(path, text)
@@ -202,7 +205,7 @@ def explain_difference(
         grid.write()
     print(f"{grid.names[0]} and {grid.names[1]} differ in:")
     for factor in grid.factors:
-        print(f"  {factor.name}: {factor.first} → {factor.second}")
+        print(f"  {printable(factor.name)}: {factor.first} → {factor.second}")
     items = [Item(cell.row, "torch", seed) for seed in seeds for cell in grid.cells.values()]
     print(
         f"{len(grid.cells)} ways to train × {len(seeds)} seeds = {len(items)} runs, each evaluated "
@@ -211,11 +214,11 @@ def explain_difference(
     queue = Queue(grid.out, grid.is_done, grid.record, workers=workers, threads=threads)
     failed = queue.work(items)
     for item in failed:
-        print(f"{item} failed: see {queue.log(item)}")
+        print(f"{item} failed: see {printable(queue.log(item))}")
     try:
         _write_report(grid.out)
-    except ValueError as error:  # a run failed, or another process still trains it
-        print(error)
+    except UnfinishedError as error:  # a run failed, or another process still trains it
+        print(printable(error))
     return 1 if failed else 0
 
 
@@ -223,7 +226,7 @@ def explanation_tables(folder: Path) -> dict[str, str]:
     """Read a grid, and make its Markdown tables by their names.
 
     Raises:
-        ValueError: There is no grid, or none of its seeds is complete.
+        InputError: As `read_measured` says.
     """
     measured = read_measured(folder)
     tables = {f"{folder.name}-effects": effects_table(measured)}
@@ -236,13 +239,14 @@ def _write_report(folder: Path) -> None:
     measured = read_measured(folder)
     files.write_figure(folder / "effects.png", draw_effects(measured))
     text = "\n\n".join(explanation_tables(folder).values())
-    print(f"\n{text}\n\nWritten to {folder / 'tables.md'} and {folder / 'effects.png'}")
+    written = printable(f"{folder / 'tables.md'} and {folder / 'effects.png'}")
+    print(f"\n{text}\n\nWritten to {written}")
     title = f"# From {measured.first} to {measured.second}"
     files.write_text(folder / "tables.md", f"{title}\n\n{text}\n\n![Effects](effects.png)\n")
 
 
 def _find_row(name: str, rows: dict[str, Row]) -> Row:
     if name.endswith((".yaml", ".yml")):
-        return Row(name, Path(name))
+        return Row(printable(name), files.expand_path(name))
     (row,) = choose([name], rows)
     return rows.get(f"{row.name}_as_published", row)

@@ -121,9 +121,10 @@ def read_table(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame()
     try:
-        return pd.read_csv(path, dtype=object, keep_default_na=False, na_filter=False)
+        table = pd.read_csv(path, dtype=object, keep_default_na=False, na_filter=False)
     except ValueError as error:
         raise damaged(path, str(error)) from error
+    return table.map(files.from_csv_cell)
 
 
 def damaged(path: Path, reason: str) -> InputError:
@@ -139,7 +140,8 @@ def append(path: Path, lines: Sequence[dict[str, Any]], key: list[str]) -> None:
         new = pd.DataFrame(lines, dtype=object).fillna("").astype(str)
         table = pd.concat([old, new]).drop_duplicates(key)
         if len(table) > len(old):
-            files.write_text(path, table.to_csv(index=False, lineterminator="\n"))
+            text = table.map(files.csv_cell).to_csv(index=False, lineterminator="\n")
+            files.write_text(path, text)
 
 
 def lock(out: Path, name: str) -> FileLock:
@@ -175,7 +177,7 @@ def _parse(line: dict[str, str]) -> Result:
         try:
             values[name] = _PARSERS.get(name, NotEmptyStr)(line.get(name, ""))
         except ValueError as error:
-            raise ValueError(f"{name} is {line.get(name, '')[:20]!r}") from error
+            raise ValueError(f"{name} is {line.get(name, '')!r:.30}") from error
     return Result(**values)
 
 

@@ -9,10 +9,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from digitlab import run_folder
 from digitlab.errors import InputError
 from digitlab.run_folder import Framework
+from digitlab.terminal import printable
 
 CONFIGS = Path("configs")
 _TORCH_ONLY = {"dropout_in_evaluation", "label_smoothing"}
@@ -55,14 +55,11 @@ class Row(NamedTuple):
         """Read the config's settings.
 
         Raises:
-            InputError: The config is damaged, or has no model.
+            ValueError: The config is damaged, or has no model.
         """
-        try:
-            settings = yaml.safe_load(self.config.read_text("utf-8"))
-        except (ValueError, yaml.YAMLError, RecursionError) as error:
-            raise InputError(f"{self.config} is damaged: it is not valid YAML") from error
-        if not isinstance(settings, dict) or "model" not in settings:
-            raise InputError(f"{self.config} is damaged or no config: it names no model")
+        settings = run_folder.read_settings(self.config)
+        if "model" not in settings:
+            raise InputError(f"{self.config} names no model: it is damaged, or not a config")
         return settings
 
     @property
@@ -145,7 +142,7 @@ def _read_row(config: Path) -> Row:
     head = comment.partition(":")[0]
     published = comment.partition("Published: ")[2].partition(". ")[0].rstrip(".")
     name = head if _DOCUMENTS.fullmatch(head) else f"{config.parent.name}/{config.stem}"
-    return Row(name, config, published)
+    return Row(printable(name), config, printable(published))
 
 
 def _order(row: Row) -> tuple[str, int, str]:

@@ -18,6 +18,7 @@ from digitlab.reproduce.statistics import (
     summarize,
 )
 from digitlab.run_folder import FRAMEWORKS, Framework
+from digitlab.terminal import command
 
 T = TypeVar("T")
 Groups = dict[tuple[str, Framework], list[T]]
@@ -106,11 +107,10 @@ def experiment_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
     """
     runs = [result for result in results if result.row in rows]
     groups = group_accuracies(runs)
-    lines = [
-        [_name_cell(row), FRAMEWORKS[framework], *_measured_cells(values)]
-        + _interval_cells(summarize(values))
-        for row, framework, values in _ordered(rows, groups)
-    ]
+    lines = []
+    for row, framework, values in _ordered(rows, groups):
+        measured = (*_measured_cells(values), *_interval_cells(summarize(values)))
+        lines.append([_name_cell(row), FRAMEWORKS[framework], *measured])
     head = ["row", "framework", "test accuracy, %", "n", *_INTERVALS]
     parts = [markdown_table(head, lines)]
     for row, found, margin in _comparisons(rows, groups):
@@ -268,9 +268,9 @@ def _comparisons(
 
 def _command(rows: Mapping[str, Row], runs: Sequence[Result]) -> str:
     """Return the command that trains an experiment's runs."""
-    measured, seeds = {run.row for run in runs}, {run.seed for run in runs}
-    names = " ".join(name for name in rows if name in measured)
-    frameworks = {run.framework for run in runs}
-    framework = "" if len(frameworks) > 1 else f" --framework {frameworks.pop()}"
-    first = f" --first_seed {min(seeds)}" if min(seeds) else ""
-    return f"digitlab reproduce {names}{framework} --seeds {max(seeds) - min(seeds) + 1}{first}"
+    seeds, frameworks = {run.seed for run in runs}, {run.framework for run in runs}
+    words = [name for name in rows if any(run.row == name for run in runs)]
+    words += [] if len(frameworks) > 1 else ["--framework", *frameworks]
+    words += ["--seeds", f"{max(seeds) - min(seeds) + 1}"]
+    words += ["--first_seed", f"{min(seeds)}"] if min(seeds) else []
+    return command("digitlab", "reproduce", *words)
