@@ -1,4 +1,5 @@
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -47,16 +48,23 @@ def test_rows_are_trained_over_seeds_and_summarized(
         return main(command[3:]) == 0  # in this process
 
     monkeypatch.setattr(Queue, "_call", train)
-    command = ["reproduce", "B1", "tiny/linear", "--framework", "torch", "--out", "out"]
+    out = "my 'out';#"
+    command = ["reproduce", "B1", "tiny/linear", "--framework", "torch", "--out", out]
     command += ["--seeds", "1", "--first_seed", "3", "--workers", "1"]
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert sorted(done(laboratory)) == [("B1", "torch", 3), ("tiny/linear", "torch", 3)]
+    measured = results.read(laboratory / out / "results.csv")
+    assert sorted(it.key for it in measured) == [("B1", "torch", 3), ("tiny/linear", "torch", 3)]
     assert "[2/2]" in shown
     assert "12.5%" in shown
-    first, *_ = results.read(laboratory / "out" / "results.csv")
-    assert first.optimizer_steps == 14
-    assert len(first.val_curve) == 2
+    assert measured[0].optimizer_steps == 14
+    assert len(measured[0].val_curve) == 2
+
+    _, *printed = shlex.split(shown.splitlines()[-1])
+    assert printed == ["reproduce", "--report", "--out", out]
+    assert main(printed) == 0
+    assert (laboratory / out / "tables.md").exists()
+    capsys.readouterr()
 
     assert main(command) == 0
     assert "[1/1]" not in capsys.readouterr().out  # nothing was left to do

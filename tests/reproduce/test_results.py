@@ -67,11 +67,33 @@ def test_validations_within_an_epoch_are_points_of_the_curve(tmp_path: Path) -> 
     assert [step for step, _ in Result.of_run(ROW, folder).val_curve] == [2, 4, 6]
 
 
-@pytest.mark.parametrize("split", [{"test": {"loss": None}}, {"val": {"loss": 0.1}}])
-def test_a_run_that_diverged_or_held_out_has_no_result(split: dict, tmp_path: Path) -> None:
-    (tmp_path / "metrics.json").write_text(json.dumps({"framework": "torch", **split}))
-    with pytest.raises(ValueError, match="has no loss on the test split"):
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"test": {"loss": None}}, "has no loss on the test split: it diverged, or held out"),
+        ({"val": {"loss": 0.1}}, "has no loss on the test split"),
+        ({"test": []}, r"metrics\.json is damaged"),
+        ({"test": {"loss": "1"}}, r"metrics\.json is damaged"),
+        ({"test": {"loss": 1.0}}, r"metrics\.json is damaged, 'accuracy'"),
+    ],
+)
+def test_a_run_without_a_whole_result_is_named(
+    metrics: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    whole = {"framework": "torch", "seed": 0, "train": {"accuracy": 0.5}, "optimizer_steps": 1}
+    (tmp_path / "metrics.json").write_text(json.dumps(whole | metrics))
+    with pytest.raises(ValueError, match=said):
         Result.of_run(ROW, tmp_path)
+
+
+def test_text_is_no_formula_in_a_spreadsheet_and_is_read_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    odd = replace(RESULT, row="=1+1", config="@x/-y", device="'+cpu")
+    results.add(path, [odd])
+    assert path.read_text("utf-8").splitlines()[1].startswith("'=1+1,'@x/-y,")
+    assert results.read(path) == [odd]
+    results.add(path, [odd, replace(odd, seed=5)])
+    assert results.read(path) == [odd, replace(odd, seed=5)]
 
 
 @pytest.mark.parametrize(

@@ -113,10 +113,10 @@ def read_grid(folder: Path, factors: Sequence[Factor]) -> pd.DataFrame:
         InputError: grid.csv is damaged.
     """
     path, names = folder / "grid.csv", [factor.name for factor in factors]
-    table = read_table(path)
+    table, columns = read_table(path), [*names, "seed", "accuracy"]
     try:
-        grid = table.reindex(columns=[*names, "seed", "accuracy"]).astype(float)
-    except ValueError as error:
+        grid = (table if path.exists() else table.reindex(columns=columns))[columns].astype(float)
+    except (KeyError, ValueError) as error:
         raise damaged(path, str(error)) from error
     if not (grid[names].isin([0, 1]).all(axis=None) and grid["accuracy"].between(0, 1).all()):
         raise damaged(path, "a factor is neither 0 nor 1, or an accuracy is not from 0 to 1")

@@ -113,7 +113,7 @@ def _draw_facets(
     """
     facets: dict[str, list[Row]] = {}
     for row in _measured_rows(rows, groups):
-        title = DATASETS[row.dataset] + (f", {alone}" if row.name == alone else "")
+        title = _title(row) + (f", {alone}" if row.name == alone else "")
         facets.setdefault(title, []).append(row)
     heights = [len(facet) + 0.8 for facet in facets.values()]  # 0.8: title and ticks
     figure = _make_figure(8, 1.3 + 0.4 * sum(heights))
@@ -184,7 +184,7 @@ def draw_validation_curves(rows: Mapping[str, Row], results: Sequence[Result]) -
             runs = groups.get((row.name, framework), [])
             curves = [validation for _, validation in runs]
             _draw_mean_curve(axes, curves, framework, False, label=f"{name}, n = {len(runs)}")
-        _finish_axes(axes, f"{_label_row(row)}\n{DATASETS[row.dataset]}")
+        _finish_axes(axes, f"{_label_row(row)}\n{_title(row)}")
         axes.legend(fontsize=7, loc="lower right")
     figure.supxlabel("epoch", fontsize=10)
     figure.supylabel("accuracy on the validated split, %", fontsize=10)
@@ -262,6 +262,10 @@ def _measured_rows(rows: Mapping[str, Row], groups: Groups[Any]) -> list[Row]:
     """Return the documents' rows that were measured."""
     measured = {name for name, _ in groups}
     return [row for row in rows.values() if row.in_documents and row.name in measured]
+
+
+def _title(row: Row) -> str:
+    return DATASETS.get(row.dataset, row.dataset)
 
 
 def _label_row(row: Row) -> str:

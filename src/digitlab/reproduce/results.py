@@ -62,32 +62,35 @@ class Result:
         """
         metrics = run_folder.read_metrics(folder)
         try:
-            if metrics.get("test", {}).get("loss") is None:
-                raise ValueError(
-                    f"{folder} has no loss on the test split: it diverged, or held out"
-                )
-            of_torch = metrics["framework"] == "torch"
-            packages = ("torch", "lightning") if of_torch else ("keras", "tensorflow")
-            return cls(
-                row=row.name,
-                config=f"{row.dataset}/{row.config.stem}",
-                recipe=row.recipe,
-                framework=metrics["framework"],
-                seed=metrics["seed"],
-                test_accuracy=metrics["test"]["accuracy"],
-                test_loss=round(metrics["test"]["loss"], 6),
-                train_accuracy=round(metrics["train"]["accuracy"], 6),
-                optimizer_steps=metrics["optimizer_steps"],
-                train_seconds=round(metrics["phases"]["training"], 1),
-                train_curve=_read_curve(folder, "train/accuracy"),
-                val_curve=_read_curve(folder, "val/accuracy"),
-                device=metrics["device"],
-                versions=", ".join(f"{name} {metrics['versions'][name]}" for name in packages),
-            )
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{folder / 'metrics.json'} is damaged: train the run again"
-            ) from error
+            if metrics.get("test", {}).get("loss") is not None:
+                return cls._of_metrics(row, folder, metrics)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            path = folder / "metrics.json"
+            raise ValueError(f"{path} is damaged, {error}: remove the run, and train it") from error
+        raise ValueError(f"{folder} has no loss on the test split: it diverged, or held out")
+
+    @classmethod
+    def _of_metrics(cls, row: Row, folder: Path, metrics: dict[str, Any]) -> Self:
+        of_torch = metrics["framework"] == "torch"
+        packages = ("torch", "lightning") if of_torch else ("keras", "tensorflow")
+        result = cls(
+            row=row.name,
+            config=f"{row.dataset}/{row.config.stem}",
+            recipe=row.recipe,
+            framework=metrics["framework"],
+            seed=metrics["seed"],
+            test_accuracy=metrics["test"]["accuracy"],
+            test_loss=round(metrics["test"]["loss"], 6),
+            train_accuracy=round(metrics["train"]["accuracy"], 6),
+            optimizer_steps=metrics["optimizer_steps"],
+            train_seconds=round(metrics["phases"]["training"], 1),
+            train_curve=_read_curve(folder, "train/accuracy"),
+            val_curve=_read_curve(folder, "val/accuracy"),
+            device=metrics["device"],
+            versions=", ".join(f"{name} {metrics['versions'][name]}" for name in packages),
+        )
+        _parse(_format(result))  # a check of its values
+        return result
 
 
 def read(path: Path) -> list[Result]:
@@ -137,7 +140,7 @@ def append(path: Path, lines: Sequence[dict[str, Any]], key: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock(path.parent, path.name):
         old = read_table(path)
-        new = pd.DataFrame(lines, dtype=object).fillna("").astype(str)
+        new = pd.DataFrame(lines, dtype=object).astype(str)
         table = pd.concat([old, new]).drop_duplicates(key)
         if len(table) > len(old):
             text = table.map(files.csv_cell).to_csv(index=False, lineterminator="\n")
@@ -163,12 +166,11 @@ def _read_curve(folder: Path, tag: str) -> Curve:
     return tuple((event.step + 1, round(event.value, 6)) for event in events.Scalars(tag))
 
 
-def _format(result: Result) -> dict[str, Any]:
-    curves = {
-        name: " ".join(f"{step}:{value}" for step, value in getattr(result, name))
-        for name in ("train_curve", "val_curve")
-    }
-    return asdict(result) | curves
+def _format(result: Result) -> dict[str, str]:
+    cells = {name: "" if value is None else str(value) for name, value in asdict(result).items()}
+    for name in ("train_curve", "val_curve"):
+        cells[name] = " ".join(f"{step}:{value}" for step, value in getattr(result, name))
+    return cells
 
 
 def _parse(line: dict[str, str]) -> Result:

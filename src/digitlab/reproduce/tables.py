@@ -151,8 +151,8 @@ def as_published_table(rows: Mapping[str, Row], results: Sequence[Result]) -> st
     lines = []
     for network, *names in AS_PUBLISHED:
         values = [groups.get(key, []) for key in zip(names, FRAMEWORKS, strict=True)]
-        if all(values) and rows.keys() >= {*names}:
-            pair = [rows[name] for name in names]
+        pair = [rows[name] for name in names if name in rows]
+        if all(values) and len(pair) == 2 and pair[0].dataset in MARGINS:
             found = compare(*values, MARGINS[pair[0].dataset])
             published = [row.published or NONE for row in pair]
             start = [" : ".join(names), network, pair[0].dataset, *published]
