@@ -63,15 +63,6 @@ def test_a_damaged_config_is_named(text: bytes, tmp_path: Path) -> None:
             read()
 
 
-def test_names_and_comments_of_configs_are_inert_on_a_terminal(tmp_path: Path) -> None:
-    config = tmp_path / "mnist" / "red\x1b[31m.yaml"
-    config.parent.mkdir()
-    config.write_text("# A network. Published: \x1b[5m99%.\nmodel: MLP\n")
-    (row,) = read_rows(tmp_path).values()
-    assert (row.name, row.published) == (r"mnist/red\x1b[31m", r"\x1b[5m99%")
-    assert row.config == config
-
-
 def test_a_recipe_is_of_the_settings_but_not_of_comments_speed_and_threads(tmp_path: Path) -> None:
     adam = "    optimizer:\n      class_path: Adam\n      init_args:\n        lr: 0.01\n"
     texts = {

@@ -54,7 +54,7 @@ def run(name: str, help: str, options: list[str]) -> int:
 
 
 def _parse(name: str, help: str, options: list[str]) -> Namespace:
-    given: Namespace = files.expand_settings(parse_words(_make_parser(name, help), options, "rows"))
+    given = parse_words(_make_parser(name, help), options, "rows")
     least = {"seeds": 1, "first_seed": 0, "workers": 1, "threads": 1, "validate_every": 1}
     for option, low in least.items():
         if given[option] is not None and given[option] < low:
@@ -163,13 +163,13 @@ def _train(given: Namespace, items: list[Item]) -> int:
     failed = queue.work(items)
     if measured := results.read(table):
         rows = {item.row.name: item.row for item in items}
-        print(f"\n{tables.results_table(rows, measured, aligned=True)}")
+        print(printable(f"\n{tables.results_table(rows, measured, aligned=True)}", keep="\n"))
         report = terminal.command("digitlab", "reproduce", "--report", "--out", given.out)
         print(f"\nResults are in {printable(table)}. What to do next:\n  {report}")
         if RECORD.exists() and table != RECORD:
             print(f"  {report} --against {RECORD}  # are they as expected?")
     for item in failed:
-        print(f"{item} failed: see {printable(queue.log(item))}")
+        print(printable(f"{item} failed: see {queue.log(item)}"))
     return 1 if failed else 0
 
 
@@ -193,7 +193,7 @@ def write_report(
         named = read_tables(out, rows)
         if against:
             named["against"] = tables.prediction_table(rows, measured, _read_results(against))
-            print(named["against"])
+            print(printable(named["against"], keep="\n"))
         filled = {page: fill(_read_page(page), named, page) for page in pages}
 
     text = "\n\n".join(f"## {name}\n\n{table}" for name, table in named.items())
@@ -211,7 +211,7 @@ def write_report(
     for name, figure in drawn.items():
         _write_figure(out / f"{name}.png", figure)
     written = [out / "tables.md", *(out / f"{name}.png" for name in drawn), *pages]
-    print(f"{len(measured)} runs; written: {', '.join(map(printable, written))}")
+    print(printable(f"{len(measured)} runs; written: {', '.join(map(str, written))}"))
 
 
 def _read_results(path: Path) -> list[Result]:

@@ -19,7 +19,6 @@ from digitlab.reproduce.figures import BLUE, DPI, ORANGE
 from digitlab.reproduce.results import damaged, read_table
 from digitlab.reproduce.statistics import summarize
 from digitlab.reproduce.tables import markdown_table, signed
-from digitlab.terminal import printable
 
 Values = NDArray[np.float64]
 """One value for each seed."""
@@ -102,8 +101,7 @@ def read_measured(folder: Path) -> Measured:
             f"{folder / 'grid.csv'} has no seed in all {2 ** len(factors)} cells: run the same "
             "--explain again, which trains the missing ones"
         )
-    shown = [Factor(*map(printable, (it.name, it.first, it.second))) for it in factors]
-    return Measured(*map(printable, names), shown, accuracies)
+    return Measured(*names, factors, accuracies)
 
 
 def read_grid(folder: Path, factors: Sequence[Factor]) -> pd.DataFrame:

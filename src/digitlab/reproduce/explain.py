@@ -203,9 +203,9 @@ def explain_difference(
         stems = [re.sub(r"\W+", "_", name.removesuffix(".yaml")).strip("_") for name in names]
         grid = make_grid(first, second, out / f"explain-{'-'.join(stems)}")
         grid.write()
-    print(f"{grid.names[0]} and {grid.names[1]} differ in:")
+    print(printable(f"{grid.names[0]} and {grid.names[1]} differ in:"))
     for factor in grid.factors:
-        print(f"  {printable(factor.name)}: {factor.first} → {factor.second}")
+        print(printable(f"  {factor.name}: {factor.first} → {factor.second}"))
     items = [Item(cell.row, "torch", seed) for seed in seeds for cell in grid.cells.values()]
     print(
         f"{len(grid.cells)} ways to train × {len(seeds)} seeds = {len(items)} runs, each evaluated "
@@ -214,7 +214,7 @@ def explain_difference(
     queue = Queue(grid.out, grid.is_done, grid.record, workers=workers, threads=threads)
     failed = queue.work(items)
     for item in failed:
-        print(f"{item} failed: see {printable(queue.log(item))}")
+        print(printable(f"{item} failed: see {queue.log(item)}"))
     try:
         _write_report(grid.out)
     except UnfinishedError as error:  # a run failed, or another process still trains it
@@ -239,14 +239,14 @@ def _write_report(folder: Path) -> None:
     measured = read_measured(folder)
     files.write_figure(folder / "effects.png", draw_effects(measured))
     text = "\n\n".join(explanation_tables(folder).values())
-    written = printable(f"{folder / 'tables.md'} and {folder / 'effects.png'}")
-    print(f"\n{text}\n\nWritten to {written}")
+    written = f"Written to {folder / 'tables.md'} and {folder / 'effects.png'}"
+    print(printable(f"\n{text}\n", keep="\n"), printable(written), sep="\n")
     title = f"# From {measured.first} to {measured.second}"
     files.write_text(folder / "tables.md", f"{title}\n\n{text}\n\n![Effects](effects.png)\n")
 
 
 def _find_row(name: str, rows: dict[str, Row]) -> Row:
     if name.endswith((".yaml", ".yml")):
-        return Row(printable(name), files.expand_path(name))
+        return Row(name, files.expand_path(name))
     (row,) = choose([name], rows)
     return rows.get(f"{row.name}_as_published", row)

@@ -13,7 +13,6 @@ from digitlab.cli.fit import FitCLI
 from digitlab.cli.parser import check_settings, check_together
 from digitlab.errors import InputError
 from digitlab.reproduce.rows import SPEED
-from digitlab.terminal import printable
 
 Config = dict[str, Any]
 """All settings of a run, nested as in its config.yaml."""
@@ -228,7 +227,7 @@ def _format_value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_format_value, value))}]"
     if not isinstance(value, dict) or "class_path" not in value:
-        return f"{value:g}" if isinstance(value, float) else printable(value)
+        return f"{value:g}" if isinstance(value, float) else str(value)
     of_class = inspect.signature(locate(value["class_path"])).parameters  # type: ignore[arg-type]
     defaults = {name: parameter.default for name, parameter in of_class.items()}
     arguments = ", ".join(

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from digitlab import run_folder
 from digitlab.errors import InputError
 from digitlab.run_folder import Framework
-from digitlab.terminal import printable
 
 CONFIGS = Path("configs")
 _TORCH_ONLY = {"dropout_in_evaluation", "label_smoothing"}
@@ -142,7 +141,7 @@ def _read_row(config: Path) -> Row:
     head = comment.partition(":")[0]
     published = comment.partition("Published: ")[2].partition(". ")[0].rstrip(".")
     name = head if _DOCUMENTS.fullmatch(head) else f"{config.parent.name}/{config.stem}"
-    return Row(printable(name), config, printable(published))
+    return Row(name, config, published)
 
 
 def _order(row: Row) -> tuple[str, int, str]:
