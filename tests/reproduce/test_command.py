@@ -28,7 +28,7 @@ def laboratory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     short = "data: tests.tiny.TinyDataModule\ntrainer:\n  max_epochs: 2\n  accelerator: cpu\n"
     (configs / "linear.yaml").write_text(f"model: LinearClassifier\n{short}")
     (configs / "nn.yaml").write_text(
-        "# B1: A network. Published: 12.5%\x1b[5m.\nmodel:\n  class_path: MLP\n"
+        "# B1: A network. Published: 12.5%\u202e.\nmodel:\n  class_path: MLP\n"
         f"  init_args:\n    hidden_features: [16]\n{short}"
     )
     monkeypatch.chdir(tmp_path)
@@ -56,7 +56,7 @@ def test_rows_are_trained_over_seeds_and_summarized(
     measured = results.read(laboratory / out / "results.csv")
     assert sorted(it.key for it in measured) == [("B1", "torch", 3), ("tiny/linear", "torch", 3)]
     assert "[2/2]" in shown
-    assert r"12.5%\x1b[5m" in shown  # which a terminal does not obey
+    assert r"12.5%\u202e" in shown  # which a terminal does not obey
     assert measured[0].optimizer_steps == 14
     assert len(measured[0].val_curve) == 2
 
