@@ -176,10 +176,10 @@ def _train(given: Namespace, items: list[Item]) -> int:
 def write_report(
     out: Path, rows: dict[str, Row], pages: Sequence[Path] = (), against: Path | None = None
 ) -> None:
-    """Write tables.md and the figures beside the results, and the tables into pages.
+    """Write tables.md and the figures beside the results in `out`, and the tables into pages.
 
     Args:
-        out: The folder of results.csv, and of all else that `read_tables` reads.
+        out: The folder, as `read_tables` reads it.
         rows: The rows by their names.
         pages: Markdown files, in which the tables between marks are replaced.
         against: A results.csv whose prediction intervals judge the runs in `out`.
@@ -234,10 +234,8 @@ def _read_page(path: Path) -> str:
 def read_tables(out: Path, rows: dict[str, Row]) -> dict[str, str]:
     """Make all tables that a folder's results allow, as Markdown by their names.
 
-    Args:
-        out: The folder with results.csv, and perhaps `rerun`, a folder with the results of other
-            seeds, and folders of `--explain`.
-        rows: The rows by their names.
+    Beside results.csv it may have `rerun`, a folder with the results of other seeds, and folders of
+    `--explain`.
     """
     measured = results.read(out / "results.csv")
     named = {

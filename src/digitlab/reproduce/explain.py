@@ -88,12 +88,8 @@ class Grid(NamedTuple):
     def evaluate(self, cli: FitCLI, run: Path, levels: dict[str, int], seed: int) -> Score:
         """Measure a run's last weights on the test split, on the CPU in float32.
 
-        Args:
-            cli: The run's config.
-            run: The run folder.
-            levels: For each factor, 1 if the evaluation has the second config's value. Settings
-                that are no factor are the same in both configs.
-            seed: Seed of dropout, where it is on in evaluation.
+        `levels` has 1 for each factor if the evaluation has the second config's value; settings
+        that are no factor are the same in both. The seed is that of dropout, where it stays on.
         """
         model, data = cli.model, cli.datamodule
         dropout, images = (self.configs[levels.get(name, 1)] for name in (DROPOUT, IMAGES))
@@ -174,7 +170,7 @@ def make_grid(first: Row, second: Row, out: Path) -> Grid:
 def explain_difference(
     pair: str, rows: dict[str, Row], out: Path, seeds: Sequence[int], workers: int, threads: int
 ) -> int:
-    """Measure the effects of all settings in which two configs differ, and report them.
+    """Measure the effects of all settings in which two configs differ; return the exit code.
 
     Args:
         pair: Two configs with a colon between them: names of rows, or paths of YAML files. A row
@@ -184,9 +180,6 @@ def explain_difference(
         seeds: Seeds of the runs, the same for all ways to train.
         workers: Number of runs at a time.
         threads: Number of CPU threads of each.
-
-    Returns:
-        The exit code: 1 if a run failed.
 
     Raises:
         InputError: The input is bad.

@@ -101,19 +101,13 @@ def _draw_facets(
 ) -> Figure:
     """Draw axes for each data set, with a line for each of the documents' rows measured.
 
-    Args:
-        rows: The rows.
-        groups: The measured values, whose means are drawn with intervals.
-        label: Of the x axis.
-        draw: Draws the rest, and returns values that the axis must show.
-        before: Handles for the legend, before those of the frameworks.
-        after: Handles after them.
-        intervals: How many of `_INTERVALS` are drawn.
-        alone: A row that gets its own axes, as it would stretch those of its data set.
+    The row `alone` gets its own axes, as it would stretch those of its data set. `draw` draws what
+    is beside the means, and returns values that the axis must show; the legend has its handles
+    `before` and `after` those of the frameworks.
     """
     facets: dict[str, list[Row]] = {}
     for row in _measured_rows(rows, groups):
-        title = _title(row) + (f", {alone}" if row.name == alone else "")
+        title = DATASETS.get(row.dataset, row.dataset) + (f", {alone}" if row.name == alone else "")
         facets.setdefault(title, []).append(row)
     heights = [len(facet) + 0.8 for facet in facets.values()]  # 0.8: title and ticks
     figure = _make_figure(8, 1.3 + 0.4 * sum(heights))
@@ -184,7 +178,7 @@ def draw_validation_curves(rows: Mapping[str, Row], results: Sequence[Result]) -
             runs = groups.get((row.name, framework), [])
             curves = [validation for _, validation in runs]
             _draw_mean_curve(axes, curves, framework, False, label=f"{name}, n = {len(runs)}")
-        _finish_axes(axes, f"{_label_row(row)}\n{_title(row)}")
+        _finish_axes(axes, f"{_label_row(row)}\n{DATASETS.get(row.dataset, row.dataset)}")
         axes.legend(fontsize=7, loc="lower right")
     figure.supxlabel("epoch", fontsize=10)
     figure.supylabel("accuracy on the validated split, %", fontsize=10)
@@ -195,11 +189,7 @@ def draw_experiment(rows: Mapping[str, Row], results: Sequence[Result]) -> Figur
     """Draw the accuracies of training and validation, axes for each config and framework.
 
     Lines are means over runs, and bands reach from the lowest to the highest. Points of training
-    are means over an epoch, while the weights changed. None if no run has a curve.
-
-    Args:
-        rows: The rows of one experiment.
-        results: All runs.
+    are means over an epoch, while the weights changed. None if no run of these rows has a curve.
     """
     groups = _group_curves(results)
     keys = [(row, framework) for row in rows for framework in FRAMEWORKS]
@@ -262,10 +252,6 @@ def _measured_rows(rows: Mapping[str, Row], groups: Groups[Any]) -> list[Row]:
     """Return the documents' rows that were measured."""
     measured = {name for name, _ in groups}
     return [row for row in rows.values() if row.in_documents and row.name in measured]
-
-
-def _title(row: Row) -> str:
-    return DATASETS.get(row.dataset, row.dataset)
 
 
 def _label_row(row: Row) -> str:

@@ -10,13 +10,7 @@ from typing import TypeVar
 
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row
-from digitlab.reproduce.statistics import (
-    Comparison,
-    Interval,
-    Summary,
-    compare,
-    summarize,
-)
+from digitlab.reproduce.statistics import Comparison, Interval, compare, summarize
 from digitlab.run_folder import FRAMEWORKS, Framework
 from digitlab.terminal import command
 
@@ -92,24 +86,20 @@ def intervals_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
     for row, framework, values in _ordered(rows, group_accuracies(results)):
         summary = summarize(values)
         deviation = NONE if summary.n == 1 else f"{summary.deviation:.2f}"
-        measured = (str(summary.n), f"{summary.mean:.2f}", deviation, *_interval_cells(summary))
-        lines.append([_name_cell(row), FRAMEWORKS[framework], *measured, row.published or NONE])
+        measured = (str(summary.n), f"{summary.mean:.2f}", deviation)
+        intervals = (*map(_interval_cell, summary[3:]), row.published or NONE)
+        lines.append([_name_cell(row), FRAMEWORKS[framework], *measured, *intervals])
     head = ["row", "framework", "n", "mean, %", "standard deviation", *_INTERVALS, "published"]
     return markdown_table(head, lines)
 
 
 def experiment_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
-    """Show an experiment's runs, whether the frameworks agree, and the command that trains them.
-
-    Args:
-        rows: The rows of the experiment.
-        results: The runs, at least one of them of these rows.
-    """
+    """Show the runs of an experiment's rows, whether the frameworks agree, and their command."""
     runs = [result for result in results if result.row in rows]
     groups = group_accuracies(runs)
     lines = []
     for row, framework, values in _ordered(rows, groups):
-        measured = (*_measured_cells(values), *_interval_cells(summarize(values)))
+        measured = (*_measured_cells(values), *map(_interval_cell, summarize(values)[3:]))
         lines.append([_name_cell(row), FRAMEWORKS[framework], *measured])
     head = ["row", "framework", "test accuracy, %", "n", *_INTERVALS]
     parts = [markdown_table(head, lines)]
@@ -169,12 +159,8 @@ def prediction_table(
     """Compare new runs with the 95% prediction intervals of other runs, and count those inside.
 
     Runs compared with one interval are inside or outside together more often than by chance, as
-    the interval itself is off by chance: 95% holds on average over rows.
-
-    Args:
-        rows: The rows to compare.
-        results: The new runs; those with the row, framework and seed of a reference are left out.
-        reference: The runs that give the intervals; rows with fewer than two have none.
+    the interval itself is off by chance: 95% holds on average over rows. Runs with the row,
+    framework and seed of a reference are left out; rows with fewer than two have no interval.
     """
     keys = {result.key for result in reference}
     new = [result for result in results if result.key not in keys]
@@ -231,10 +217,6 @@ def _mean_cell(values: list[float]) -> str:
 def _difference_cells(found: Comparison) -> tuple[str, str]:
     interval = ", ".join(map(signed, found.interval))
     return signed(found.difference), f"[{interval}]" if math.isfinite(found.interval[0]) else NONE
-
-
-def _interval_cells(summary: Summary) -> list[str]:
-    return [_interval_cell(summary.mean_interval), _interval_cell(summary.prediction_interval)]
 
 
 def _interval_cell(ends: Interval) -> str:
