@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="measure in this process")
     args = parser.parse_args()
     if args.once:
-        print(json.dumps(measure(*args.runs, args.threads)))
+        print(json.dumps(measure(args.runs[0], args.threads)))
         return
     rounds: dict[str, list[Any]] = {run: [] for run in args.runs}
     for _ in range(args.rounds):

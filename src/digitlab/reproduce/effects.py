@@ -265,5 +265,5 @@ def _draw_points(
 ) -> None:
     """Draw means with their 95% intervals, in the direction `x` or `y`."""
     means, halves = zip(*map(_mean_and_half, effects), strict=True)
-    points = (means, places) if along == "x" else (places, means)
-    axes.errorbar(*points, capsize=3, **{f"{along}err": halves}, **style)
+    options = {"x": places, "y": places, along: means, f"{along}err": halves}
+    axes.errorbar(capsize=3, **options, **style)

@@ -106,7 +106,7 @@ class Grid(NamedTuple):
         """Write the configs to train, and factors.json, which explains the grid's columns.
 
         Raises:
-            InputError: The folder has runs of other settings, or a damaged grid.csv.
+            InputError: The folder has runs of other settings.
         """
         columns = [{"name": f.name, "first": f.first, "second": f.second} for f in self.factors]
         about = {"first": self.names[0], "second": self.names[1], "factors": columns}
@@ -119,7 +119,6 @@ class Grid(NamedTuple):
                     f"{path} has other settings than {' and '.join(self.names)} now: "
                     f"move {self.out} away, or give another --out"
                 )
-        read_grid(self.out, self.factors)
         (self.out / "configs").mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
             files.write_text(path, text)

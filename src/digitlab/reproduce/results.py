@@ -1,6 +1,6 @@
 """Results of runs: a CSV file with a line for each run, which several processes may append to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -176,8 +176,9 @@ def _format(result: Result) -> dict[str, str]:
 def _parse(line: dict[str, str]) -> Result:
     values: dict[str, Any] = {}
     for name in (field.name for field in fields(Result)):
+        parse: Any = _PARSERS.get(name, NotEmptyStr)
         try:
-            values[name] = _PARSERS.get(name, NotEmptyStr)(line.get(name, ""))
+            values[name] = parse(line.get(name, ""))
         except ValueError as error:
             raise ValueError(f"{name} is {line.get(name, '')!r:.30}") from error
     return Result(**values)
@@ -188,7 +189,7 @@ def _parse_curve(text: str) -> Curve:
     return tuple((PositiveInt(step), ClosedUnitInterval(value)) for step, value in points)
 
 
-_PARSERS: dict[str, Callable[[str], Any]] = {
+_PARSERS: dict[str, Any] = {
     "framework": restricted_string_type("FrameworkName", "^(torch|keras)$"),
     "seed": NonNegativeInt,
     **dict.fromkeys(("test_accuracy", "train_accuracy"), ClosedUnitInterval),

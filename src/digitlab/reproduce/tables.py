@@ -140,14 +140,14 @@ def as_published_table(rows: Mapping[str, Row], results: Sequence[Result]) -> st
     groups = group_accuracies(results)
     lines = []
     for network, *names in AS_PUBLISHED:
-        values = [groups.get(key, []) for key in zip(names, FRAMEWORKS, strict=True)]
+        ours, theirs = (groups.get(key, []) for key in zip(names, FRAMEWORKS, strict=True))
         pair = [rows[name] for name in names if name in rows]
-        if all(values) and len(pair) == 2 and pair[0].dataset in MARGINS:
-            found = compare(*values, MARGINS[pair[0].dataset])
+        if ours and theirs and len(pair) == 2 and pair[0].dataset in MARGINS:
+            found = compare(ours, theirs, MARGINS[pair[0].dataset])
             published = [row.published or NONE for row in pair]
             start = [" : ".join(names), network, pair[0].dataset, *published]
-            lines.append([*start, *map(_mean_cell, values), *_difference_cells(found)])
-            lines[-1].append(found.verdict)
+            shown = (_mean_cell(ours), _mean_cell(theirs), *_difference_cells(found))
+            lines.append([*start, *shown, found.verdict])
     head = ["rows", "network", "data set", "PyTorch, published", "Keras, published"]
     head += [*_MEANS, *_DIFFERENCE, 'verdict ("different": so are the recipes)']
     return markdown_table(head, lines)
