@@ -61,6 +61,7 @@ def measure(run: Path, number: int, seed: int) -> dict[str, Any]:
             file.write_bytes(photograph(image, np.random.default_rng([seed, i])))
         rows = Path(folder, "rows.json")
         words = ["predict", "--run", str(run), "--trainer.accelerator", "cpu", "--json", str(rows)]
+        words += ["--threads", str(torch.get_num_threads())]
         digitlab([*words, *map(str, files)])  # a refused file counts as wrong
         predicted = [row.get("class") for row in json.loads(rows.read_text("utf-8"))]
     correct = sum(ours == label for ours, label in zip(predicted, labels.tolist(), strict=True))

@@ -60,12 +60,13 @@ def main() -> None:
 
 def measure(model: Model, blocks: int) -> dict[str, float]:
     """Return each part's microseconds per optimizer step: the medians over blocks of steps."""
-    cli = FitCLI("fit", ["--config", str(model.path), "--trainer.accelerator", "cpu"])
+    options = ["--trainer.accelerator", "cpu", "--threads", str(torch.get_num_threads())]
+    cli = FitCLI("fit", ["--config", str(model.path), *options])
     seed_everything(0, verbose=False)
     spent: dict[str, float] = defaultdict(float)
     clock = _Clock(spent)
     steps = (WARM_UP + blocks) * cli.model.steps_per_execution
-    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
     trainer = Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -73,7 +74,7 @@ def measure(model: Model, blocks: int) -> dict[str, float]:
         callbacks=[clock],
         enable_progress_bar=False,
         enable_model_summary=False,
-        **options,
+        **quiet,
     )
     with _timed(cli, spent):
         trainer.fit(cli.model, cli.datamodule)

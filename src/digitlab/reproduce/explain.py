@@ -195,6 +195,7 @@ def explain_difference(
         stems = [re.sub(r"\W+", "_", name.removesuffix(".yaml")).strip("_") for name in names]
         grid = make_grid(first, second, out / f"explain-{'-'.join(stems)}")
         grid.write()
+    torch.set_num_threads(threads)  # of the evaluations, which are in this process
     print(printable(f"{grid.names[0]} and {grid.names[1]} differ in:"))
     for factor in grid.factors:
         print(printable(f"  {factor.name}: {factor.first} → {factor.second}"))
