@@ -139,7 +139,8 @@ def _choose_items(given: Namespace, rows: dict[str, Row], seeds: range) -> list[
 def _train(given: Namespace, items: list[Item]) -> int:
     table = given.out / "results.csv"
     timed = (result for result in results.read(table) if result.train_seconds)
-    seconds = tables.group(timed, lambda result: result.train_seconds or 0.0)
+    known = tables.group(timed, lambda result: result.train_seconds or 0.0)
+    seconds = {key: mean(values) for key, values in known.items()}
 
     def is_done(item: Item) -> bool:
         key = (item.row.name, item.framework, item.seed)
@@ -150,16 +151,17 @@ def _train(given: Namespace, items: list[Item]) -> int:
         results.add(table, [result])
         return f"{result.test_accuracy:.2%}"
 
-    def expected_seconds(item: Item) -> float | None:
-        known = seconds.get((item.row.name, item.framework))
-        return mean(known) if known else None
-
     options = []
     if given.validate_every:
         every = ["--trainer.val_check_interval", str(given.validate_every)]
         options = [*every, "--model.steps_per_execution", "1"]  # Lightning counts calls, not steps
-    how = (expected_seconds, given.workers, given.threads, options)
-    queue = Queue(given.out, is_done, record, *how)
+    queue = Queue(
+        *(given.out, is_done, record),
+        expected_seconds=lambda item: seconds.get((item.row.name, item.framework)),
+        workers=given.workers,
+        threads=given.threads,
+        options=options,
+    )
     failed = queue.work(items)
     if measured := results.read(table):
         rows = {item.row.name: item.row for item in items}
