@@ -12,6 +12,7 @@ import yaml
 
 from digitlab import checkpoints, run_folder
 from digitlab.distributed import print_rank_zero
+from digitlab.terminal import command, printable
 
 FREE = (
     "checkpoint_every_n_minutes",
@@ -65,7 +66,7 @@ class ResumePoint:
     def describe(self) -> str:
         """Describe where the run starts."""
         if self.checkpoint:
-            return f"Resuming from {self.checkpoint}, step {self.step}"
+            return f"Resuming from {printable(self.checkpoint)}, step {self.step}"
         return "Starting over: nothing was saved"
 
 
@@ -77,11 +78,12 @@ def check_resumable(folder: Path) -> None:
             file is damaged.
     """
     model = folder / run_folder.CHECKPOINTS["keras"]["last"]
-    config = run_folder.read_config(folder)
+    config = run_folder.read_config(folder, run_folder.NEEDED)
+    run_folder.read_metrics(folder)  # now, and not when the training is done
     if "framework" not in config and model.exists() and not (folder / run_folder.LAST).exists():
         raise ValueError(
             f"{folder} is a Keras run of an older digitlab and has no checkpoint to resume from: "
-            f"start a new run, --framework keras --weights {model}"
+            f"start a new run, {command('--framework', 'keras', '--weights', model)}"
         )
 
 
@@ -109,7 +111,7 @@ def find_resume_point(folder: Path, settings: str, allow_changes: bool = False) 
     if "exact_resume" not in content:
         raise ValueError(
             f"{path} was written by an older digitlab or another program, and cannot be resumed: "
-            f"start a new run, --weights {path}"
+            f"start a new run, {command('--weights', path)}"
         )
     state, step = content["exact_resume"], content["global_step"]
     # Not those in config.yaml, which may have been edited since.
@@ -139,7 +141,7 @@ def _read_last(folder: Path) -> tuple[Path | None, dict[str, Any]]:
         except ValueError as error:
             if path == paths[-1]:
                 raise
-            message = f"digitlab: warning: {error}; resuming from {paths[-1]}"
+            message = printable(f"digitlab: warning: {error}; resuming from {paths[-1]}")
             print_rank_zero(message, sys.stderr)
     return None, {}
 

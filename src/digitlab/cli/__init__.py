@@ -6,6 +6,7 @@ traceback), 130 interrupted by Ctrl-C, 143 by SIGTERM.
 
 import logging
 import os
+import re
 import sys
 import traceback
 import types
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from digitlab import __version__
+from digitlab.terminal import printable
 
 
 class Command(NamedTuple):
@@ -109,7 +111,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(name: str, options: list[str], debug: bool) -> int:
     _prepare_process()
     # torch and Lightning take seconds to import: only now, and only for a command.
-    from digitlab.errors import InputError, RunError, reading_input
+    from digitlab.errors import InputError, RunError, describe_error, reading_input
     from digitlab.signals import Interrupted
 
     _silence()
@@ -120,18 +122,20 @@ def _run(name: str, options: list[str], debug: bool) -> int:
         exit_code: int = run(name, help, options)
         return exit_code
     except Interrupted as interrupt:
-        print(f"digitlab: {interrupt}", file=sys.stderr)
+        print(f"digitlab: {printable(interrupt)}", file=sys.stderr)
         return interrupt.exit_code
     except InputError as error:
         return _error(str(error), debug)
     except (RunError, OSError) as error:  # the latter where the disk is full, say
-        return _error(str(error), debug, code=1)
+        return _error(describe_error(error), debug, code=1)
 
 
 def _error(message: str, debug: bool = False, code: int = 2) -> int:
     if debug:
-        traceback.print_exc()
-    print(f"digitlab: error: {' '.join(message.split())}", file=sys.stderr)
+        print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr, end="")
+    # Inert, and a single line. Spaces stay as they are: a command in the message may quote them.
+    line = re.sub(r"\s*[\r\n]\s*", " ", message.strip())
+    print(f"digitlab: error: {printable(line)}", file=sys.stderr)
     return code
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from digitlab.data.photographs import PreparedImage, open_image
 from digitlab.errors import reading_input
 from digitlab.scores import describe_score
 from digitlab.signals import StopSignals
+from digitlab.terminal import printable
 
 COLUMNS = ("file", "class", "class_name", "probability", "probabilities", "error")
 # An evaluation uses these settings of the run's trainer; one process is enough for it.
@@ -118,6 +120,10 @@ def run(name: str, help: str, options: list[str]) -> int:
         cli, images = evaluation.cli, evaluation.images
         if name == "predict":
             _check_outputs(images, cli.config)
+        else:
+            run_folder.read_metrics(evaluation.folder)  # refused now if it is damaged
+        if not images:
+            run_folder.check_writable(evaluation.folder)
         evaluation.load()
         if not images:
             cli.datamodule.setup(name)
@@ -196,8 +202,9 @@ def _save_score(evaluation: Evaluation, phase: Literal["val", "test"], split: st
         own = evaluation.checkpoint.resolve().parents[1] == folder.resolve()
         entry["chosen_on"] = cli.datamodule.validation_split if own else "unknown"
         sentence += f", which was chosen on the {entry['chosen_on']} images"
+    print(printable(f"{sentence[0].upper()}{sentence[1:]}"), flush=True)  # the disk may be full
     run_folder.update_metrics(folder, {phase: entry})
-    print(f"{sentence[0].upper()}{sentence[1:]}\nWritten to {folder / 'metrics.json'}")
+    print(f"Written to {printable(folder / 'metrics.json')}")
 
 
 def _write_predictions(batches: Sequence[Any], folder: Path) -> None:
@@ -207,10 +214,10 @@ def _write_predictions(batches: Sequence[Any], folder: Path) -> None:
         columns = [it.tolist() if isinstance(it, torch.Tensor) else it for it in batch.values()]
         for values in zip(*columns, strict=True):
             rows.append({"index": len(rows), **dict(zip(batch, values, strict=True))})
-    files.write_csv(folder / "predictions.csv", rows)
     right = sum(row["class"] == row["label"] for row in rows)
-    print(f"{right} of {len(rows)} test images are classified right")
-    print(f"Written to {folder / 'predictions.csv'}")
+    print(f"{right} of {len(rows)} test images are classified right", flush=True)
+    files.write_csv(folder / "predictions.csv", rows)
+    print(f"Written to {printable(folder / 'predictions.csv')}")
 
 
 def split_files(words: list[str]) -> tuple[list[str], list[str]]:
@@ -258,7 +265,7 @@ def _classify(images: list[str], cli: EvaluationCLI, trainer: Trainer) -> int:
     Returns:
         The exit code: 1 if an image could not be classified, else 0.
     """
-    prepared = [_prepare(Path(image), cli.datamodule) for image in images]
+    prepared = [_prepare(image, cli.datamodule) for image in images]
     predictions = _predict(trainer, cli, [it for it in prepared if isinstance(it, PreparedImage)])
     rows: list[dict[str, Any]] = []
     for image, result in zip(images, prepared, strict=True):
@@ -267,11 +274,11 @@ def _classify(images: list[str], cli: EvaluationCLI, trainer: Trainer) -> int:
         name = image.encode("utf-8", "backslashreplace").decode()
         rows.append({"file": name, **found})
         if isinstance(result, str) or "error" in found:
-            print(f"digitlab: error: {name}: {found['error']}", file=sys.stderr)
+            print(printable(f"digitlab: error: {name}: {found['error']}"), file=sys.stderr)
         else:
             text = f"{found['class_name']} ({found['probability']:.2%}); {', '.join(result.steps)}"
             # Flushed, so that lines and errors keep their order where both go to one file.
-            print(f"{name}: {text}", flush=True)
+            print(printable(f"{name}: {text}"), flush=True)
     failures = sum("error" in row for row in rows)
     if len(rows) > 1:
         print(f"{len(rows) - failures} of {len(rows)} images are classified")
@@ -279,10 +286,13 @@ def _classify(images: list[str], cli: EvaluationCLI, trainer: Trainer) -> int:
     return 1 if failures else 0
 
 
-def _prepare(path: Path, data: ImageDataModule) -> PreparedImage | str:
-    """Open and prepare an image, or return the reason why it cannot be prepared."""
+def _prepare(name: str, data: ImageDataModule) -> PreparedImage | str:
+    """Open and prepare an image, or return the reason why it cannot be prepared.
+
+    The shell has expanded the name: a file that is there is opened as it is named.
+    """
     try:
-        image, steps = open_image(path)
+        image, steps = open_image(Path(name) if os.path.lexists(name) else files.expand_path(name))
         prepared = data.prepare_image(image)
     except (ValueError, OSError, MemoryError) as error:
         return getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -321,12 +331,13 @@ def _write_outputs(
                 names = (f"{stem}{f'-{n}' if n > 1 else ''}.png" for n in count(1))
                 name = next(name for name in names if name not in taken)
                 taken.add(name)
-                Image.fromarray(result.pixels).save(Path(config.save_prepared, name))
+                path = Path(config.save_prepared, name)
+                files.write_image(path, Image.fromarray(result.pixels))
     if config.json is not None:
         lines = ",\n".join(json.dumps(row) for row in rows)
         files.write_text(Path(config.json), f"[\n{lines}\n]\n")
     if config.csv is not None:
         files.write_csv(Path(config.csv), [dict.fromkeys(COLUMNS) | row for row in rows])
-    for path in (config.save_prepared, config.json, config.csv):
-        if path is not None:
-            print(f"Written to {path}")
+    for written in (config.save_prepared, config.json, config.csv):
+        if written is not None:
+            print(f"Written to {printable(written)}")

@@ -29,9 +29,10 @@ from digitlab.distributed import (
     requeued,
     watch_ranks,
 )
-from digitlab.errors import InputError, RunError, reading_input
+from digitlab.errors import InputError, RunError, describe_error, reading_input
 from digitlab.resume import ResumePoint, check_resumable, find_resume_point
 from digitlab.signals import Interrupted, StopSignals
+from digitlab.terminal import command, printable
 
 RunName = restricted_string_type(
     "RunName", r"^[\w.+-]*\w[\w.+-]*$", docstring="Part of a folder's name."
@@ -118,7 +119,7 @@ def run(name: str, help: str, options: list[str]) -> int:
                     on_exit.enter_context(run_folder.lock_run(folder))
                 start = find_resume_point(folder, cli.dump(), allow_changes)
             if start.finished:
-                print_rank_zero(f"{folder} is finished: {start.finished}")
+                print_rank_zero(f"{printable(folder)} is finished: {start.finished}")
                 return 0
             throughput = cb.Throughput()
             with throughput.time("data"):
@@ -318,7 +319,6 @@ def _checkpoints(
 def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
     """Train in a run folder, in rank 0, and tell the user about it."""
     if start.resumed:
-        files.remove_partial_files(folder)
         print(start.describe())
     else:
         files.write_text(folder / "config.yaml", cli.dump())
@@ -351,7 +351,7 @@ def report_interruption(folder: Path, trainer: Trainer, start: ResumePoint) -> I
         rest = f"{last} was saved at step {saved}" if saved else "nothing was saved"
         if isinstance(error, FloatingPointError):
             raise RunError(f"{error}; {rest}") from error
-        remedy = f"resume with: digitlab fit --run {folder}"
+        remedy = f"resume with: {command('digitlab', 'fit', '--run', folder)}"
         if isinstance(error, RunError):
             raise RunError(f"{error}; {rest}; {remedy}") from error
         if error.number == signal.SIGUSR1:
@@ -361,12 +361,12 @@ def report_interruption(folder: Path, trainer: Trainer, start: ResumePoint) -> I
 
 def print_next_steps(folder: Path, events: Path | None) -> None:
     """Print where the results are, and commands for the next steps."""
-    print(f"\nResults are in {folder}. What to do next:")
+    print(f"\nResults are in {printable(folder)}. What to do next:")
     if (folder / "checkpoints").is_dir():
-        print(f"  digitlab test --run {folder}\n  digitlab predict --run {folder}")
-        print(f"  digitlab report {folder}")
+        for words in (("test", "--run"), ("predict", "--run"), ("report",)):
+            print(f"  {command('digitlab', *words, folder)}")
     if events:
-        print(f"  tensorboard --logdir {events}")
+        print(f"  {command('tensorboard', '--logdir', events)}")
 
 
 def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
@@ -380,7 +380,8 @@ def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
         with watch_ranks(trainer), signals.handled():
             trainer.fit(cli.model, cli.datamodule, ckpt_path=start.checkpoint)
     except OSError as error:  # a full disk, say
-        raise RunError(f"training failed after {trainer.global_step} steps: {error}") from error
+        reason = describe_error(error)
+        raise RunError(f"training failed after {trainer.global_step} steps: {reason}") from error
     except (ValueError, MisconfigurationException) as error:
         if trainer.global_step in (0, start.step):  # Lightning and callbacks check some things late
             raise InputError(str(error)) from error
@@ -406,7 +407,7 @@ def describe_run(cli: FitCLI, trainer: Trainer) -> str:
     twin = "'s Keras twin" if cli.config.framework == "keras" else ""
     device = cli.device or describe_device(trainer.strategy.root_device)
     return (
-        f"{data.name}: {data.size('train')} training images, "
+        f"{printable(data.name)}: {data.size('train')} training images, "
         f"{data.size('validation')} {data.validation_split} images, "
         f"normalization {data.normalization}\n"
         f"{network}{twin} on {device}, precision {cli.precision or trainer.precision}, "

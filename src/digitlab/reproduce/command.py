@@ -21,6 +21,7 @@ from digitlab.reproduce.queue import Item, Queue
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row, by_experiment, choose, read_rows
 from digitlab.run_folder import Framework
+from digitlab.terminal import command, printable
 
 RECORD = Path("docs", "results", "results.csv")
 """In a clone of digitlab, the runs that its documentation shows."""
@@ -165,13 +166,13 @@ def _train(given: Namespace, items: list[Item]) -> int:
     failed = queue.work(items)
     if measured := results.read(table):
         rows = {item.row.name: item.row for item in items}
-        print(f"\n{tables.results_table(rows, measured, aligned=True)}")
-        report = f"digitlab reproduce --report --out {given.out}"
-        print(f"\nResults are in {table}. What to do next:\n  {report}")
+        print(printable(f"\n{tables.results_table(rows, measured, aligned=True)}", keep="\n"))
+        report = command("digitlab", "reproduce", "--report", "--out", given.out)
+        print(f"\nResults are in {printable(table)}. What to do next:\n  {report}")
         if RECORD.exists() and table != RECORD:
             print(f"  {report} --against {RECORD}  # are they as expected?")
     for item in failed:
-        print(f"{item} failed: see {queue.log(item)}")
+        print(printable(f"{item} failed: see {queue.log(item)}"))
     return 1 if failed else 0
 
 
@@ -199,7 +200,7 @@ def write_report(
             if not reference:
                 raise InputError(f"there are no results in {against}: give another results.csv")
             named["against"] = tables.prediction_table(rows, measured, reference)
-            print(named["against"])
+            print(printable(named["against"], keep="\n"))
         filled = {page: fill(page.read_text("utf-8"), named, page) for page in pages}
 
     text = "\n\n".join(f"## {name}\n\n{table}" for name, table in named.items())
@@ -218,7 +219,7 @@ def write_report(
     for page, page_text in filled.items():
         files.write_text(page, page_text)
     written = [out / "tables.md", *(out / f"{name}.png" for name in drawn), *pages]
-    print(f"{len(measured)} runs; written: {', '.join(map(str, written))}")
+    print(printable(f"{len(measured)} runs; written: {', '.join(map(str, written))}"))
 
 
 def read_tables(out: Path, rows: dict[str, Row]) -> dict[str, str]:
@@ -245,7 +246,7 @@ def read_tables(out: Path, rows: dict[str, Row]) -> dict[str, str]:
         try:
             named |= explanation_tables(grid.parent)
         except ValueError as error:  # not finished yet
-            print(error)
+            print(printable(error))
     return named
 
 

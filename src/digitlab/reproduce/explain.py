@@ -30,6 +30,7 @@ from digitlab.reproduce.queue import Item, Queue
 from digitlab.reproduce.results import append, read_table
 from digitlab.reproduce.rows import Row, choose
 from digitlab.scores import Score
+from digitlab.terminal import printable
 
 MOST_TRAINED = 6
 """Factors of the training at most: each more doubles the number of runs."""
@@ -200,9 +201,9 @@ def explain_difference(
         stems = [re.sub(r"\W+", "_", name.removesuffix(".yaml")).strip("_") for name in names]
         grid = make_grid(first, second, out / f"explain-{'-'.join(stems)}")
         grid.write()
-    print(f"{grid.names[0]} and {grid.names[1]} differ in:")
+    print(printable(f"{grid.names[0]} and {grid.names[1]} differ in:"))
     for factor in grid.factors:
-        print(f"  {factor.name}: {factor.first} → {factor.second}")
+        print(printable(f"  {factor.name}: {factor.first} → {factor.second}"))
     items = [Item(cell.row, "torch", seed) for seed in seeds for cell in grid.cells.values()]
     print(
         f"{len(grid.cells)} ways to train × {len(seeds)} seeds = {len(items)} runs, each evaluated "
@@ -211,11 +212,11 @@ def explain_difference(
     queue = Queue(grid.out, grid.is_done, grid.record, workers=workers, threads=threads)
     failed = queue.work(items)
     for item in failed:
-        print(f"{item} failed: see {queue.log(item)}")
+        print(printable(f"{item} failed: see {queue.log(item)}"))
     try:
         _write_report(grid.out)
     except ValueError as error:  # a run failed, or another process still trains it
-        print(error)
+        print(printable(error))
     return 1 if failed else 0
 
 
@@ -236,13 +237,14 @@ def _write_report(folder: Path) -> None:
     measured = read_measured(folder)
     files.write_figure(folder / "effects.png", draw_effects(measured))
     text = "\n\n".join(explanation_tables(folder).values())
-    print(f"\n{text}\n\nWritten to {folder / 'tables.md'} and {folder / 'effects.png'}")
+    written = f"Written to {folder / 'tables.md'} and {folder / 'effects.png'}"
+    print(f"\n{printable(text, keep=chr(10))}\n\n{printable(written)}")
     title = f"# From {measured.first} to {measured.second}"
     files.write_text(folder / "tables.md", f"{title}\n\n{text}\n\n![Effects](effects.png)\n")
 
 
 def _find_row(name: str, rows: dict[str, Row]) -> Row:
     if name.endswith((".yaml", ".yml")):
-        return Row(name, Path(name))
+        return Row(name, files.expand_path(name))
     (row,) = choose([name], rows)
     return rows.get(f"{row.name}_as_published", row)

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple, Self
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from digitlab import run_folder
+from digitlab import files, run_folder
 from digitlab.reproduce.results import lock
 from digitlab.reproduce.rows import Row
 from digitlab.run_folder import Framework
+from digitlab.terminal import printable
 
 
 class Item(NamedTuple):
@@ -174,7 +175,9 @@ class Queue:
     @contextmanager
     def _lock(self, item: Item, **how: Any) -> Iterator[FileLock]:
         own = lock(self.out, item.name)
-        with own.acquire(**how):
+        with files.naming(self.out):
+            held = own.acquire(**how)
+        with held:
             yield own
 
 
@@ -226,7 +229,7 @@ class _Progress:
         self._done += 1
         self._bar.set_description_str(self._count(), refresh=False)
         self._bar.update(self._seconds[item])
-        self._bar.write(f"[{self._done}/{len(self._seconds)}] {item}: {said}")
+        self._bar.write(printable(f"[{self._done}/{len(self._seconds)}] {item}: {said}"))
 
     def refresh(self) -> None:
         """Show the elapsed time."""

@@ -95,7 +95,8 @@ def read_table(path: Path) -> pd.DataFrame:
     """Read a CSV file with every cell as text; an empty table if there is no file."""
     if not path.exists():
         return pd.DataFrame()
-    return pd.read_csv(path, dtype=object, keep_default_na=False, na_filter=False)
+    table = pd.read_csv(path, dtype=object, keep_default_na=False, na_filter=False)
+    return table.map(files.from_csv_cell)
 
 
 def append(path: Path, lines: Sequence[dict[str, Any]], key: list[str]) -> None:
@@ -106,6 +107,7 @@ def append(path: Path, lines: Sequence[dict[str, Any]], key: list[str]) -> None:
         new = pd.DataFrame(lines, dtype=object).fillna("").astype(str)
         table = pd.concat([old, new]).drop_duplicates(key)
         if len(table) > len(old):
+            table = table.map(files.csv_cell)
             files.write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 

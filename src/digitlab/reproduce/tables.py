@@ -11,6 +11,7 @@ from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row
 from digitlab.reproduce.statistics import Comparison, Interval, compare, summarize
 from digitlab.run_folder import Framework
+from digitlab.terminal import command
 
 T = TypeVar("T")
 Groups = dict[tuple[str, Framework], list[T]]
@@ -264,8 +265,9 @@ def _comparisons(
 def _command(rows: Mapping[str, Row], runs: Sequence[Result]) -> str:
     """Return the command that trains an experiment's runs."""
     measured, seeds = {run.row for run in runs}, {run.seed for run in runs}
-    names = " ".join(name for name in rows if name in measured)
+    names = [name for name in rows if name in measured]
     frameworks = {run.framework for run in runs}
-    framework = "" if len(frameworks) > 1 else f" --framework {frameworks.pop()}"
-    first = f" --first_seed {min(seeds)}" if min(seeds) else ""
-    return f"digitlab reproduce {names}{framework} --seeds {max(seeds) - min(seeds) + 1}{first}"
+    framework = [] if len(frameworks) > 1 else ["--framework", frameworks.pop()]
+    first = ["--first_seed", str(min(seeds))] if min(seeds) else []
+    count = ["--seeds", str(max(seeds) - min(seeds) + 1)]
+    return command("digitlab", "reproduce", *names, *framework, *count, *first)
