@@ -278,7 +278,8 @@ def read_history(folder: Path) -> "pd.DataFrame":
     limits = {"epoch": (0, 1e9), "accuracy": (0, 1), "loss": (-3.5e38, 3.5e38)}  # float32's
     for name, values in history.items():
         least, most = limits[str(name).rpartition("_")[2]]
-        if len(wrong := values[~values.fillna(0).between(least, most)]):
+        is_right = values.between(least, most) | (values.isna() & (name != "epoch"))
+        if len(wrong := values[~is_right]):
             raise ValueError(f"{path} is damaged: it has {name} {wrong.iloc[0]:g}; {_RESTORE}")
     return history
 
