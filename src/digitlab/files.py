@@ -107,9 +107,9 @@ def naming(path: Path, *instead_of: Path) -> Iterator[None]:
         yield
     except OSError as error:
         is_named = error.filename not in (None, *map(str, instead_of), *instead_of)
-        if is_named or (error.errno is None and type(error) is not OSError):  # of the network, say
+        if is_named or error.errno is None:  # a library's own, of the network, say
             raise
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def remove_partial_files(folder: Path) -> None:

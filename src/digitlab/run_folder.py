@@ -238,12 +238,18 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        metrics: Any = json.loads(path.read_text("utf-8"))
+        metrics: Any = json.loads(path.read_text("utf-8"), parse_int=_read_int)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: it is not valid JSON; {_DELETE}") from error
     if not isinstance(metrics, dict):
         raise ValueError(f"{path} is damaged: it is not a JSON object; {_DELETE}")
     return metrics
+
+
+def _read_int(digits: str) -> int:
+    if len(digits) > 18:
+        raise ValueError("more digits than any entry has")
+    return int(digits)
 
 
 _DELETE = "restore it from a copy, or delete it, and digitlab test writes a new one"
@@ -268,12 +274,16 @@ def read_history(folder: Path) -> "pd.DataFrame":
     except OSError:
         raise
     except Exception as error:  # a damaged byte can lead the reader anywhere
-        raise ValueError(f"{path} is damaged: its columns or numbers are wrong") from error
+        raise ValueError(
+            f"{path} is damaged: its columns or numbers are wrong; {_RESTORE}"
+        ) from error
     history = history.where(history.abs() < math.inf)
-    accuracies = history[[name for name in CURVES if name.endswith("accuracy")]]
-    for values, limit in ((history["epoch"], 1e9), (accuracies, 1.0), (history, 3.5e38)):
-        if not (largest := values.abs().max(None)) <= limit and not math.isnan(largest):
-            raise ValueError(f"{path} is damaged: it has {largest:g} where {limit:g} is the most")
+    limits = {"epoch": (0, 1e9), "accuracy": (0, 1), "loss": (-3.5e38, 3.5e38)}  # float32's
+    for name, values in history.items():
+        least, most = limits[str(name).rpartition("_")[2]]
+        is_right = values.between(least, most) | (values.isna() & (name != "epoch"))
+        if len(wrong := values[~is_right]):
+            raise ValueError(f"{path} is damaged: it has {name} {wrong.iloc[0]:g}; {_RESTORE}")
     return history
 
 

@@ -86,9 +86,20 @@ class RunCLI(LightningCLI):
         try:
             self.config = parser.parse_args(configs + flags)
         except ArgumentError as error:
-            raise ValueError(explain(str(error), option_names(parser))) from error
+            message = explain(str(error), option_names(parser))
+            if configs[1] != "{}" and not self._is_valid(parser, configs[:2]):
+                message = f"the run's config.yaml is damaged: {message}"
+            raise ValueError(message) from error
         expand_settings(self.config)
         self.config.trainer.default_root_dir = self.config.trainer.default_root_dir or "runs"
+
+    @staticmethod
+    def _is_valid(parser: LightningArgumentParser, words: list[str]) -> bool:
+        try:
+            parser.parse_args(words)
+        except ArgumentError:
+            return False
+        return True
 
     def instantiate_classes(self) -> None:
         """Make the model and the data module."""
