@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from digitlab import callbacks as cb
 from digitlab import files, run_folder
+from digitlab.callbacks.checkpointing import end_training
 from digitlab.callbacks.results import describe_device
 from digitlab.checkpoints import AtomicCheckpointIO, load_weights, sha256
 from digitlab.classifier import Classifier
@@ -275,7 +276,7 @@ def make_trainer(
         finite,
     ]
     if settings.enable_checkpointing is not False:
-        callbacks += _checkpoints(cli, folder, finite, allow_changes)
+        callbacks += _checkpoints(cli, folder, finite, start, allow_changes)
     plugins = [*_as_list(settings.plugins), AtomicCheckpointIO()]
     if settings.logger not in (None, True):  # the user's own logger, or none
         return cli.instantiate_trainer(*callbacks, plugins=plugins)
@@ -293,11 +294,11 @@ def _as_list(given: Any) -> list[Any]:
 
 
 def _checkpoints(
-    cli: RunCLI, folder: Path, finite: cb.FiniteLoss, allow_changes: bool
+    cli: RunCLI, folder: Path, finite: cb.FiniteLoss, start: ResumePoint, allow_changes: bool
 ) -> list[Callback]:
     config, where = cli.config, folder / "checkpoints"
     every = (config.checkpoint_every_n_steps, config.checkpoint_every_n_minutes)
-    callbacks: list[Callback] = [cb.ExactResume(cli.dump(), repeat_epoch=allow_changes)]
+    callbacks: list[Callback] = [cb.ExactResume(cli.dump(), allow_changes, start.trained)]
     if config.framework == "keras":
         from digitlab.parity.keras_files import KerasFiles
 
@@ -375,7 +376,7 @@ def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
         if isinstance(callback, cb.LastCheckpoint):
             callback.signals = signals
     if start.trained:
-        trainer.fit_loop.run = partial(_end_only, trainer, signals)  # type: ignore[method-assign]
+        trainer.fit_loop.run = partial(end_training, trainer)  # type: ignore[method-assign]
     try:
         with watch_ranks(trainer), signals.handled():
             trainer.fit(cli.model, cli.datamodule, ckpt_path=start.checkpoint)
@@ -390,14 +391,6 @@ def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
             raise
         # Rank 0 reports it. Launchers take another exit code for a failure, and would end rank 0.
         raise SystemExit(0) from None
-
-
-def _end_only(trainer: Trainer, signals: StopSignals) -> None:
-    """Replace the training loop of a run that is trained, but whose results are not written yet."""
-    trainer.fit_loop.setup_data()
-    trainer.fit_loop.on_run_start()
-    signals.deferring = False  # there is no step to wait for
-    trainer.fit_loop.on_run_end()
 
 
 def describe_run(cli: FitCLI, trainer: Trainer) -> str:
