@@ -7,6 +7,7 @@ Lightning 2.6.
 import os
 import random
 import shutil
+import sys
 from copy import deepcopy
 from pathlib import Path
 from time import monotonic
@@ -21,8 +22,9 @@ from torch import Tensor
 from digitlab import files
 from digitlab.callbacks.logging import named_weights
 from digitlab.classifier import Classifier, Phase
-from digitlab.distributed import all_reduce_max, gather
+from digitlab.distributed import all_reduce_max, gather, print_rank_zero
 from digitlab.execution import learning_rate
+from digitlab.numerics import compare_numerics, numerics
 from digitlab.scores import BATCHES_AT_ONCE, RunningScore
 from digitlab.signals import Interrupted, StopSignals
 
@@ -98,14 +100,28 @@ class ExactResume(Callback):
         repeat_epoch: Serve the images of an unfinished epoch from the first again, where the
             position has no meaning any more: the batch size has changed, for example.
         trained: All steps are made, and the fit is only ended, by `end_training`.
+        allow_inexact: Resume on another type of device, or with another number of threads or flag
+            of torch, although the result is then another.
+
+    Attributes:
+        inexact: What made resumes inexact so far, a sentence each.
+
+    Raises:
+        ValueError: `numerics` differ from those of the checkpoint, and `allow_inexact` is false.
     """
 
     def __init__(
-        self, settings: str = "{}", repeat_epoch: bool = False, trained: bool = False
+        self,
+        settings: str = "{}",
+        repeat_epoch: bool = False,
+        trained: bool = False,
+        allow_inexact: bool = False,
     ) -> None:
         self.settings = settings
         self.repeat_epoch = repeat_epoch
         self.trained = trained
+        self.allow_inexact = allow_inexact
+        self.inexact: list[str] = []
         self._random: dict[str, Any] | None = None  # until it is restored
         self._metrics: dict[str, Tensor] = {}  # likewise
 
@@ -121,6 +137,8 @@ class ExactResume(Callback):
             "processes": gather(trainer, state),
             "metrics": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
             "settings": self.settings,
+            "numerics": numerics(trainer, pl_module),
+            "inexact": self.inexact,
             "should_stop": asked,
             "stopped": asked and trainer.fit_loop._can_stop_early,  # not before `min_epochs`
         }
@@ -130,9 +148,16 @@ class ExactResume(Callback):
     ) -> None:
         """Restore running scores and counters; keep the random state until training starts."""
         saved = checkpoint["exact_resume"]
+        # Older versions saved none of what has a default here.
+        before = saved.get("numerics", {})
+        self.inexact = [*saved.get("inexact", [])]
+        for change in compare_numerics(before, trainer, pl_module, self.allow_inexact):
+            self.inexact.append(f"from step {checkpoint['global_step']} on, {change}")
+            message = f"digitlab: warning: the result is not bitwise equal: {self.inexact[-1]}"
+            print_rank_zero(message, sys.stderr)
         # A run that had stopped, and is not only ended, is resumed to make it longer.
         trainer.should_stop = saved["should_stop"] and (self.trained or not saved["stopped"])
-        self._metrics = saved.get("metrics", {})  # older versions did not save them
+        self._metrics = saved.get("metrics", {})
         if trainer.global_rank < len(saved["processes"]):
             state = saved["processes"][trainer.global_rank]
             self._random = state["random"]
