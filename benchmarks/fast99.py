@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args, options = parser.parse_known_args()
-    torch.set_num_threads(args.threads)
+    options += ["--threads", str(args.threads)]
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     measure(args.seeds, options)  # what the first run in a process loads and allocates
     runs = []

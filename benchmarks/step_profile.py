@@ -60,7 +60,8 @@ def main() -> None:
 
 def measure(model: Model, blocks: int) -> dict[str, float]:
     """Give the microseconds per optimizer step of each part: the medians over blocks of steps."""
-    cli = FitCLI("fit", ["--config", str(model.path), "--trainer.accelerator", "cpu"])
+    threads = ["--threads", str(torch.get_num_threads())]
+    cli = FitCLI("fit", ["--config", str(model.path), "--trainer.accelerator", "cpu", *threads])
     seed_everything(0, verbose=False)
     spent: dict[str, float] = defaultdict(float)
     clock = _Clock(spent)

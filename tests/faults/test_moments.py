@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from lightning.pytorch.callbacks import Timer
 
 from digitlab.callbacks import FinalEvaluation, History, LastCheckpoint, SaveFigures
