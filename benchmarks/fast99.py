@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args, options = parser.parse_known_args()
-    torch.set_num_threads(args.threads)
+    options += ["--threads", str(args.threads)]
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     measure(args.seeds, options)  # discarded: the first run loads libraries and allocates
     runs = []

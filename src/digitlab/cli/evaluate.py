@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 import yaml
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from PIL import Image
@@ -43,6 +44,13 @@ class EvaluationCLI(RunCLI):
         parser.add_argument(
             "--checkpoint", type=str, default="last", help="last, best, or a checkpoint's path."
         )
+        text = "CPU threads. Default: the run's."
+        parser.add_argument("--threads", type=PositiveInt | None, default=None, help=text)
+
+    def before_instantiate_classes(self) -> None:
+        """Set the number of threads, which runs of older versions leave to torch."""
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
 
 
 class PredictionCLI(EvaluationCLI):
@@ -94,8 +102,11 @@ class Evaluation:
         if run_folder.framework(self.folder) == "torch":
             load_weights(self.cli.model, self.checkpoint)
         else:
+            from digitlab.parity.backend import set_threads
             from digitlab.parity.keras_files import load_classifier
 
+            if self.cli.config.threads:
+                set_threads(self.cli.config.threads)
             self.cli.model = load_classifier(self.cli.model, self.checkpoint)
 
     def make_trainer(self) -> Trainer:
@@ -163,7 +174,8 @@ def read_evaluation(name: str, options: list[str], help: str = "") -> Evaluation
         raise ValueError(f"{name} needs trained weights: name a run, --run RUN_DIR or latest")
     folder = run_folder.find_run(given[-1])
     trained = run_folder.read_config(folder, run_folder.NEEDED)
-    trained = {key: trained[key] for key in ("model", "data", "trainer", "seed_everything")}
+    kept = ("model", "data", "trainer", "seed_everything", "threads")
+    trained = {key: trained[key] for key in kept if key in trained}
     trained["trainer"] = {key: trained["trainer"][key] for key in TRAINER}
     cli = make_cli(name, ["--run", str(folder), *flags], yaml.safe_dump(trained), help)
     _check_data(cli, trained["data"])
