@@ -82,8 +82,8 @@ def main() -> None:
 
 def measure(seed: int, options: list[str]) -> dict[str, Any]:
     """Train and test once; return seed, accuracy on the test split in per cent, and seconds."""
-    quiet = [*QUIET, "--threads", str(torch.get_num_threads()), "--seed_everything", str(seed)]
-    cli = FitCLI("fit", ["--config", str(CONFIG), *quiet, *options])
+    seeded = ["--config", str(CONFIG), *QUIET, *options, "--seed_everything", str(seed)]
+    cli = FitCLI("fit", seeded)
     cli.datamodule.setup("fit")
     stopwatch = StepSeconds()
     trainer = cli.instantiate_trainer(stopwatch)
