@@ -5,6 +5,7 @@ dropout layers, and the mark of fused optimizers).
 """
 
 from collections.abc import Iterable
+from inspect import signature
 from typing import Any, Literal, Self
 
 import torch
@@ -40,7 +41,8 @@ class Classifier(MultiStepModule):
         network: Maps images to logits.
         optimizer: Makes the optimizer of the parameters. The default is Adam with a learning rate
             of 0.001, as in most of the documents' runs, in its fused implementation, which equals
-            the other except for rounding.
+            the other except for rounding. A model is pickled with it: to pickle yours, give a
+            `functools.partial` or a module's function, not a lambda.
         lr_scheduler: Makes the optimizer's learning rate scheduler. By default the learning rate is
             constant, as in the documents.
         lr_scheduler_interval: Step the scheduler after every epoch or every optimizer step.
@@ -278,6 +280,11 @@ class Classifier(MultiStepModule):
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+# jsonargparse reads the default's class and settings from a lambda; pickle finds it by this name.
+default_optimizer = signature(Classifier.__init__).parameters["optimizer"].default
+default_optimizer.__qualname__ = "default_optimizer"
 
 
 def initialize_as_keras(module: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """What every architecture promises; a new one in `digitlab.models` is covered by being there."""
 
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,18 @@ def test_a_checkpoint_gives_the_model_back_without_running_code(
     assert loaded.hparams == model.hparams
     images = whole("test")[0][:8]
     assert torch.equal(loaded.eval()(images), model.eval()(images))
+
+
+@every_architecture
+def test_it_is_pickled_with_its_default_optimizer(
+    name: str, options: dict[str, Any], count: int
+) -> None:
+    model = make(name, options)
+    copied = pickle.loads(pickle.dumps(model))
+    images = whole("test")[0][:8]
+    assert torch.equal(copied.eval()(images), model.eval()(images))
+    ours, theirs = (one.configure_optimizers().param_groups[0] for one in (model, copied))
+    assert (theirs["lr"], theirs["fused"]) == (ours["lr"], ours["fused"]) == (0.001, True)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")  # on machines of many cores

@@ -211,17 +211,26 @@ class ImageDataModule(LightningDataModule, ABC):
         trainer, blocks = self.trainer, {}
         steps = getattr(trainer and trainer.lightning_module, "steps_per_execution", 1)
         if trainer and steps > 1:  # otherwise Lightning itself stops after the right batch
-            limit, max_steps = trainer.limit_train_batches, trainer.max_steps
+            limit = trainer.limit_train_batches
             blocks = {
                 "steps_per_execution": steps,
                 "limit": limit if isinstance(limit, int) else None,
-                "steps_left": lambda: (
-                    math.inf if max_steps < 0 else max_steps - trainer.global_step
-                ),
+                "steps_left": self._steps_left,
             }
         # `overfit_batches` asks for the same few batches in every epoch.
         shuffle = not getattr(trainer, "overfit_batches", 0)
         return self._loader("train", self.batch_size, shuffle=shuffle, pad=True, **blocks)
+
+    def _steps_left(self) -> float:
+        """Return how many more optimizer steps the trainer wants."""
+        trainer = self.trainer
+        if trainer is None or trainer.max_steps < 0:
+            return math.inf
+        return trainer.max_steps - trainer.global_step
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the trainer behind when pickled or copied, as a `LightningModule` does."""
+        return {**vars(self), "trainer": None}
 
     def train_eval_dataloader(self) -> ImageLoader:
         """Serve the training images, each once and in the data set's order, for an evaluation."""
