@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from digitlab.batches import Batch
 from digitlab.execution import MultiStepModule, epoch_end_step, log_metrics
 from digitlab.scores import RunningScore, Score, describe_predictions
+from digitlab.settings import check_types
 
 Phase = Literal["train", "val", "test"]
 
@@ -61,7 +62,7 @@ class Classifier(MultiStepModule):
             CPUs and GPUs. It changes results by rounding.
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: A setting is of another type, or a number out of its range.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Classifier(MultiStepModule):
         steps_per_execution: int = 1,
         channels_last: bool = False,
     ) -> None:
+        check_types(Classifier, locals())
         super().__init__(steps_per_execution)
         if gradient_clip_norm is not None and not gradient_clip_norm > 0:
             raise ValueError(

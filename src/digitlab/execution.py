@@ -37,9 +37,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from digitlab.batches import Batch, Block
 from digitlab.distributed import seed_per_rank
 from digitlab.optimizers import Step, fused_adam_step
+from digitlab.settings import CheckedSettings
 
 
-class MultiStepModule(LightningModule):
+class MultiStepModule(CheckedSettings, LightningModule):
     """Makes one optimizer step per batch, or several per `training_step`.
 
     A subclass computes the loss of a batch in `batch_loss` and, for the log, the scores since the

@@ -39,7 +39,6 @@ def positions(data: ImageDataModule, split: Any, source: dict[bytes, int] = TRAI
         ({"eval_batch_size": -3}, "eval_batch_size is -3: it must be at least 1"),
         ({"validation_size": -1}, "validation_size is -1: it must be at least 0"),
         ({"validation_seed": -1}, "validation_seed is -1: it must be at least 0"),
-        ({"normalization": "none"}, "normalization is 'none': .* unit, symmetric or standard"),
         ({"train_images": (10, 10)}, r"train_images is \[10, 10\]: .* end greater than the first"),
         ({"train_images": (-1, 10)}, r"train_images is \[-1, 10\]: the first must be at least 0"),
         ({"train_images": (0, 201)}, r"train_images is \[0, 201\]: the end must be at most 200"),

@@ -12,6 +12,7 @@ from PIL.Image import Image
 from digitlab.data.download import Arrays, Split
 from digitlab.data.loader import EpochSampler, ImageLoader, run_seed
 from digitlab.data.photographs import PreparedImage, prepare_digit
+from digitlab.settings import CheckedSettings, check_types
 
 Subset = Literal["train", "validation", "test"]
 """The images of a loader; `validation` is part of the training split, or the test split."""
@@ -24,7 +25,7 @@ _STAGES: dict[str | None, tuple[Subset, ...]] = {
 }
 
 
-class ImageDataModule(LightningDataModule, ABC):
+class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
     """A data set of 28x28 grey images, held in memory and normalized batch by batch.
 
     Batches are tuples of images, float32 `(N, 1, 28, 28)`, and labels, int64 `(N,)`. A model whose
@@ -50,7 +51,7 @@ class ImageDataModule(LightningDataModule, ABC):
             is taken from it. `[5000, 60000]` are the last 55,000 of MNIST. Unset: all.
 
     Raises:
-        ValueError: A value is out of range.
+        ValueError: A value is of another type or out of range.
     """
 
     class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
@@ -67,13 +68,10 @@ class ImageDataModule(LightningDataModule, ABC):
         validation_seed: int = 0,
         train_images: tuple[int, int] | None = None,
     ) -> None:
+        check_types(ImageDataModule, locals())
         super().__init__()
         _check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         _check_at_least(0, validation_size=validation_size, validation_seed=validation_seed)
-        if normalization not in ("unit", "symmetric", "standard"):
-            raise ValueError(
-                f"normalization is {normalization!r}: it must be unit, symmetric or standard"
-            )
         if normalization == "standard" and self.mean_std is None:
             raise ValueError(
                 f"normalization is standard, but {type(self).__name__} has no mean_std: "
