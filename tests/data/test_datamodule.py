@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +187,7 @@ def test_a_data_set_without_statistics_or_a_name_can_be_used() -> None:
         name = None
 
     assert PlainDataModule().name == "plain"
+    assert type("DataModule", (OwnDataModule,), {"name": ""})().name == "datamodule"
     images, labels = PlainDataModule(normalization="symmetric").arrays("test")
     assert np.array_equal(images, DigitsDataModule().arrays("test")[0])
     assert np.array_equal(labels, DigitsDataModule().arrays("test")[1])
@@ -217,6 +220,82 @@ def test_arrays_that_break_a_rule_are_refused_with_the_rule(
     monkeypatch.setattr(OwnDataModule, "alter", staticmethod(alter))
     with pytest.raises(ValueError, match=rf"^OwnDataModule\.read\('test'\): the {message}"):
         OwnDataModule().setup("test")
+
+
+def reversed_in_memory(images: Any, labels: Any) -> tuple[Any, Any]:
+    return images[::-1, :, ::-1], labels[::-1]
+
+
+def read_only(images: Any, labels: Any) -> tuple[Any, Any]:
+    return np.frombuffer(images.tobytes(), np.uint8).reshape(images.shape), labels
+
+
+def mapped(images: Any, labels: Any) -> tuple[Any, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(path := Path(folder, "images.npy"), images)
+        return np.load(path, mmap_mode="r"), labels
+
+
+def in_fortran_order(images: Any, labels: Any) -> tuple[Any, Any]:
+    return np.asfortranarray(images), labels.repeat(2)[::2]
+
+
+@pytest.mark.parametrize("validation_size", [0, 100])
+@pytest.mark.parametrize("alter", [reversed_in_memory, read_only, mapped, in_fortran_order])
+def test_arrays_are_taken_however_they_lie_in_memory(
+    alter: Read, validation_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OwnDataModule, "alter", staticmethod(alter))
+    data = OwnDataModule(validation_size=validation_size)
+    data.setup()  # torch's warning would fail the test
+    expected = alter(*DigitsDataModule().arrays("test"))
+    for ours, theirs in zip(data.arrays("test"), expected, strict=True):
+        assert np.array_equal(ours, theirs)
+    served = torch.cat([images for images, _ in data.test_dataloader()])[:, 0]
+    assert torch.equal(served.mul(255).round().byte(), torch.from_numpy(expected[0].copy()))
+    given = expected[0][:7][::-1]
+    assert sum(len(labels) for _, labels in data.image_loader(given)) == 7
+    assert sum(len(labels) for _, labels in data.train_dataloader()) == data.size("train")
+
+
+@pytest.mark.parametrize("returned", [None, np.zeros((2, 28, 28), np.uint8), (1, 2, 3)])
+def test_read_must_return_two_arrays(returned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OwnDataModule, "read", lambda *_: returned)
+    with pytest.raises(ValueError, match=r"OwnDataModule.read\('test'\) returns .*two NumPy"):
+        OwnDataModule().setup("test")
+
+
+def test_class_names_may_be_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for names in (range(10), list(range(10)), np.arange(10), "0123456789"):
+        monkeypatch.setattr(OwnDataModule, "class_names", names)
+        assert OwnDataModule().class_names == DigitsDataModule.class_names
+    monkeypatch.setattr(OwnDataModule, "class_names", property(lambda self: ("a", "b")))
+    assert OwnDataModule().class_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "values", "rule"),
+    [
+        (
+            "name",
+            ["emnist/letters", "two words", "..", ".hidden", "-x", "a\nb", "x" * 101, 2024],
+            "it names folders, so give at most 100 letters, digits and _ . [+] -",
+        ),
+        ("class_names", [None, [], {0: "a"}, {"a", "b"}, ["a", None], 10], "give a list of texts"),
+    ],
+)
+def test_a_bad_name_is_refused_where_the_data_module_is_made(
+    attribute: str, values: list[Any], rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = OwnDataModule()
+    for value in values:
+        message = rf"OwnDataModule.{attribute} is {re.escape(repr(value))}: {rule}"
+        with pytest.raises(ValueError, match=message):
+            setattr(own, attribute, value)
+        monkeypatch.setattr(OwnDataModule, attribute, value)
+        with pytest.raises(ValueError, match=message):
+            OwnDataModule()
+        monkeypatch.undo()
 
 
 def test_there_may_be_as_many_classes_as_names(monkeypatch: pytest.MonkeyPatch) -> None:

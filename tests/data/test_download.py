@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -139,7 +140,7 @@ def test_a_file_is_read_repaired_or_refused(
         assert line == ""
     elif "other" in (archive, unpacked):
         bad = name if unpacked == "other" else f"{name}.gz"
-        remedy = "delete it and run the command again"
+        remedy = "move it away and run the command again"
         assert line == f"{raw / bad} is damaged or of another data set: {remedy}"
     else:
         bad = name if unpacked == "cut" else f"{name}.gz"
@@ -184,6 +185,7 @@ class OwnFiles(datasets.MNIST):  # type: ignore[misc] # torchvision ships no typ
 
 class OwnFilesDataModule(TinyDataModule):
     dataset = OwnFiles
+    digests = TinyDataModule.digests
 
 
 def test_a_data_set_may_name_no_archives(tmp_path: Path) -> None:
@@ -201,6 +203,44 @@ def test_a_data_set_may_name_no_archives(tmp_path: Path) -> None:
     labels.unlink()
     line = f"{raw}: {labels.name}.gz is missing, and downloading it failed (OwnFiles names no "
     assert read().startswith(line)
+
+
+class CopiedDataModule(TinyDataModule):
+    """Files of its own in the place of the tiny data set's."""
+
+
+class NoDigestsDataModule(TinyDataModule):
+    dataset = OwnFiles
+
+
+class HalfDigestsDataModule(NoDigestsDataModule):
+    digests: ClassVar[Any] = {"train": TinyDataModule.digests["train"], "test": ("1234", "5678")}
+
+
+@pytest.mark.parametrize("data", [NoDigestsDataModule, HalfDigestsDataModule])
+def test_a_subclass_without_digests_of_its_files_is_asked_for_them(
+    tmp_path: Path, data: type[TinyDataModule]
+) -> None:
+    line = outcome(tmp_path, data, "test")
+    assert line.startswith(f"{data.__name__}.digests lacks the SHA-256 digests of OwnFiles's test ")
+    assert "digitlab.data.download.sha256 computes them" in line
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (32, 32)])
+def test_files_of_a_subclass_are_neither_overwritten_nor_to_be_deleted(
+    tmp_path: Path, mirror: Mirror, shape: tuple[int, int]
+) -> None:
+    own = tiny.idx(np.ones((50, *shape), np.uint8))
+    raw = fill(tmp_path, {FILES[2]: gzip.compress(own), FILES[3]: PACKED[FILES[3]]})
+    line = outcome(tmp_path, CopiedDataModule, "test")
+    assert line == (
+        f"{raw / FILES[2]}.gz is damaged or of another data set: give CopiedDataModule.digests of "
+        "its own files"
+    )
+    assert "move it away" in outcome(tmp_path, split="test")
+    assert gzip.decompress((raw / f"{FILES[2]}.gz").read_bytes()) == own
+    assert not mirror.asked
 
 
 # Downloads.

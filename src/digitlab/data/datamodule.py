@@ -1,7 +1,10 @@
 """The base of all data modules: reads and splits images, and serves them in batches."""
 
 import math
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -54,8 +57,9 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         ValueError: A value is of another type or out of range.
     """
 
-    class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
-    """A name for each class, in the order of the labels; as many as there are classes."""
+    class_names: tuple[str, ...] = tuple("0123456789")
+    """A name for each class, in the order of the labels; as many as there are classes. A list of
+    texts or numbers is taken too."""
     mean_std: ClassVar[tuple[float, float] | None] = None
     """Mean and standard deviation of the training split's pixels, from 0 to 1, for `standard`."""
 
@@ -84,8 +88,12 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
                 "and the end greater than the first"
             )
         self.save_hyperparameters(ignore="root")  # a path depends on the machine
-        # The data set's name in run folders and tables; our classes have one.
-        self.name = self.name or type(self).__name__.removesuffix("DataModule").lower()
+        own = type(self)
+        if not isinstance(own.name, property):  # our classes have one
+            plain = own.__name__.removesuffix("DataModule") or own.__name__
+            self.name = self.name or plain.lower()
+        if not isinstance(own.class_names, property):
+            self.class_names = self.class_names
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.normalization = normalization
@@ -93,6 +101,11 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         self.validation_seed = validation_seed
         self.train_images = train_images
         self._subsets: dict[Subset, Arrays] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Check a name of the data set or of its classes, whether a class or an object has it."""
+        check = {"name": _check_name, "class_names": _check_class_names}.get(name)
+        super().__setattr__(name, check(type(self).__name__, value) if check else value)
 
     @property
     def validation_split(self) -> Literal["validation", "test"]:
@@ -182,7 +195,13 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
 
     def _read(self, split: Split) -> Arrays:
         """Read a split, and check the arrays that a subclass's `read` returned."""
-        images, labels = self.read(split)
+        arrays = self.read(split)
+        if not isinstance(arrays, tuple | list) or len(arrays) != 2:
+            raise ValueError(
+                f"{type(self).__name__}.read({split!r}) returns {type(arrays).__name__}: it must "
+                "return two NumPy arrays, the images and the labels"
+            )
+        images, labels = arrays
         fault, classes = None, len(self.class_names)
         count = len(images) if isinstance(images, np.ndarray) and images.ndim else 0
         if not count or _describe(images) != f"uint8 ({count}, 28, 28)":
@@ -283,6 +302,25 @@ def stratified_split(
     positions = np.arange(len(labels))
     rest, chosen = train_test_split(positions, test_size=size, stratify=labels, random_state=seed)
     return np.sort(rest), np.sort(chosen)
+
+
+def _check_name(owner: str, name: Any) -> str:
+    if isinstance(name, str) and len(name) <= 100 and re.fullmatch(r"\w[\w.+-]*", name):
+        return name
+    raise ValueError(
+        f"{owner}.name is {name!r}: it names folders, so give at most 100 letters, digits and "
+        "_ . + -, a letter or a digit first"
+    )
+
+
+def _check_class_names(owner: str, names: Any) -> tuple[str, ...]:
+    given = names.tolist() if isinstance(names, np.ndarray) else names
+    known = isinstance(given, Sequence) and all(isinstance(name, str | Real) for name in given)
+    if not known or not given:
+        raise ValueError(
+            f"{owner}.class_names is {names!r}: give a list of texts or numbers, one for each class"
+        )
+    return tuple(map(str, given))
 
 
 def _describe(array: Any) -> str:

@@ -129,6 +129,8 @@ class ImageLoader:
         self.steps_per_execution = steps_per_execution
         self._limit = limit
         self._steps_left = steps_left
+        # torch takes no reversed arrays, and warns about read-only ones.
+        images, labels = (np.require(it, requirements=["C", "W"]) for it in (images, labels))
         self._images = torch.as_tensor(images, device=device).unsqueeze(1)
         self._labels = torch.as_tensor(labels, device=device)
         # Divide by tensors on the device: CUDA multiplies by the reciprocal of a Python number,
