@@ -98,10 +98,11 @@ def test_a_checkpoint_of_another_architecture_is_refused(
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        ({"fc2.bias": None}, "it has no network.fc2.bias"),
-        ({"fc2.bias": 1.0}, "it has no network.fc2.bias"),
+        ({"fc2.bias": None}, "it has no network.fc2.bias, but fc1.bias"),
+        ({"fc2.bias": 1.0}, "it has no network.fc2.bias, but fc1.bias"),
         ({"fc2.bias": torch.zeros(7)}, "its network.fc2.bias is (7,), not (10,)"),
-        ({"fc9.bias": torch.zeros(7)}, "it has network.fc9.bias, which is unknown"),
+        ({"fc9.bias": torch.zeros(7)}, "it has fc9.bias, which is unknown"),
+        ({"module.fc2.bias": torch.zeros(10)}, "has fc2.bias and module.fc2.bias, as if of two"),
     ],
 )
 def test_a_state_dict_that_does_not_fit_names_the_first_difference(
@@ -111,6 +112,68 @@ def test_a_state_dict_that_does_not_fit_names_the_first_difference(
     changed = {**small_mlp().network.state_dict(), **change}
     torch.save({name: value for name, value in changed.items() if value is not None}, path)
     assert difference in refusal(small_mlp(), path)
+
+
+NETWORK = small_mlp().network.state_dict()
+
+
+def named(prefix: str, weights: dict[str, Tensor] = NETWORK) -> dict[str, Any]:
+    return {prefix + name: value for name, value in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (named(""), ""),
+        (named("network."), ""),
+        (named("module."), "stripped module. from their names"),
+        (named("_orig_mod."), "stripped _orig_mod. from their names"),
+        (named("model."), "stripped model. from their names"),
+        (named("module._orig_mod."), "stripped module._orig_mod. from their names"),
+        (named("network._orig_mod."), "stripped network._orig_mod. from their names"),
+        (named("module.model.network."), "stripped module.model.network. from their names"),
+        (
+            {**NETWORK, "fc2._orig_mod.bias": NETWORK["fc2.bias"], "fc2.bias": None},
+            "stripped _orig_mod. from their names",
+        ),
+        ({"model": named(""), "epoch": 3}, "took the weights under model"),
+        ({"state_dict": named(""), "model": "mlp"}, "took the weights under state_dict"),
+        (
+            {"model_state_dict": named("module."), "optimizer": {"state": {}}},
+            "took the weights under model_state_dict and stripped module. from their names",
+        ),
+        ({"model": {"state_dict": named("")}}, "took the weights under model.state_dict"),
+    ],
+)
+def test_what_other_programs_wrap_around_weights_is_stripped_in_one_printed_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any, said: str
+) -> None:
+    path, ours = tmp_path / "theirs.pt", MLP([16])
+    torch.save({key: value for key, value in content.items() if value is not None}, path)
+    load_weights(ours, path)
+    assert_bitwise_equal(ours.network.state_dict(), NETWORK)
+    assert capsys.readouterr().out == (f"{path}: {said}\n" if said else "")
+
+
+def test_a_model_that_compiles_its_network_gives_and_takes_weights(tmp_path: Path) -> None:
+    class Compiled(MLP):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__([16], **kwargs)
+            self.network = torch.compile(self.network)
+
+    saved, compiled = small_mlp(), Compiled()
+    load_weights(compiled, checkpoint_of(saved, tmp_path / "plain.ckpt"))
+    ours = MLP([16])
+    load_weights(ours, checkpoint_of(compiled, tmp_path / "compiled.ckpt"))
+    assert_bitwise_equal(weights(ours), weights(saved))
+
+
+def test_weights_of_two_models_are_refused_as_ambiguous(tmp_path: Path) -> None:
+    path = tmp_path / "two.pt"
+    torch.save({"model": named(""), "state_dict": named("module.")}, path)
+    assert "holds weights under state_dict and model: save" in refusal(small_mlp(), path)
+    torch.save({**named("model."), **named("module.")}, path)
+    assert "has model.fc1.weight and module.fc1.weight, as if of two" in refusal(small_mlp(), path)
 
 
 def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
