@@ -1,8 +1,4 @@
-"""`Classifier`, the base of every architecture: loss, scores, optimizer.
-
-It uses private names, checked against Lightning 2.6 (`_trainer`) and torch 2.15 (the base class of
-dropout layers, and the mark of fused optimizers).
-"""
+"""`Classifier`, the base of every architecture: loss, scores, optimizer."""
 
 from collections.abc import Iterable
 from inspect import signature
@@ -22,6 +18,15 @@ from digitlab.scores import RunningScore, Score, describe_predictions
 from digitlab.settings import check_types
 
 Phase = Literal["train", "val", "test"]
+
+DROPOUTS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 
 
 class Classifier(MultiStepModule):
@@ -114,7 +119,7 @@ class Classifier(MultiStepModule):
         super().train(mode)
         if self.dropout_in_evaluation:
             for module in self.modules():
-                if isinstance(module, nn.modules.dropout._DropoutNd):
+                if isinstance(module, DROPOUTS):
                     module.train()
         return self
 
@@ -137,7 +142,7 @@ class Classifier(MultiStepModule):
         super().check_supported(trainer)
         if self.gradient_clip_norm is None or trainer.precision != "16-mixed":
             return
-        if any(getattr(it, "_step_supports_amp_scaling", False) for it in trainer.optimizers):
+        if any(group.get("fused") for it in trainer.optimizers for group in it.param_groups):
             raise ValueError(
                 f"gradient_clip_norm is {self.gradient_clip_norm}: a fused optimizer under "
                 "16-mixed cannot be clipped; use bf16-mixed, or an optimizer with fused: false"
@@ -217,7 +222,7 @@ class Classifier(MultiStepModule):
     def predict_step(self, batch: Batch | Tensor, batch_idx: int = 0) -> dict[str, Any]:
         """Classify a batch of images, with or without labels, as `describe_predictions`."""
         images, *labels = (batch,) if isinstance(batch, Tensor) else batch
-        names = getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
+        names = getattr(getattr(self.attached_trainer, "datamodule", None), "class_names", None)
         logits = _at_least_float32(self(images))
         return describe_predictions(logits, labels[0] if labels else None, names)
 
@@ -227,7 +232,8 @@ class Classifier(MultiStepModule):
 
         Inside a run it computes in the run's precision and sums over all processes.
         """
-        precision = self._trainer.precision_plugin if self._trainer else Precision()
+        trainer = self.attached_trainer
+        precision = trainer.precision_plugin if trainer else Precision()
         was_training = self.training
         self.eval()
         sums = RunningScore(self.device)
@@ -277,7 +283,8 @@ class Classifier(MultiStepModule):
         return loss, logits
 
     def _score(self, sums: RunningScore) -> Score:
-        return (sums.reduce(self._trainer.strategy) if self._trainer else sums).score()
+        trainer = self.attached_trainer
+        return (sums.reduce(trainer.strategy) if trainer else sums).score()
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
