@@ -71,11 +71,17 @@ def test_the_seed_decides_about_order_and_dropout() -> None:
     assert not torch.equal(first.network.get_parameter("fc1.weight"), second.network[1].weight)  # type: ignore[index]
 
 
-def test_validation_and_its_sanity_check_leave_training_alone() -> None:
+def test_validation_and_its_sanity_check_leave_weights_and_training_scores_alone() -> None:
     ours, theirs = both(MLP)
-    fit(ours, max_epochs=2, val_check_interval=3, num_sanity_val_steps=2)
-    fit(theirs, max_epochs=2, limit_val_batches=0)
+    loggers = Recording(), Recording()
+    options: dict[str, Any] = {"max_epochs": 2, "log_every_n_steps": BATCHES}
+    often = {"val_check_interval": 0.5, "num_sanity_val_steps": 2}
+    fit(ours, logger=loggers[0], **often, **options)
+    fit(theirs, logger=loggers[1], limit_val_batches=0, **options)
     assert_bitwise_equal(weights(ours), weights(theirs))
+    for name in ("train/loss", "train/accuracy"):
+        assert loggers[0].series(name) == loggers[1].series(name)
+    assert len(loggers[0].series("val/loss")) == 4
 
 
 def saved_and_loaded(thing: Any) -> Any:
