@@ -182,10 +182,6 @@ def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
     assert "plain tensors" in refusal(small_mlp(), tmp_path / "module.pt")
 
 
-def zipped() -> bytes:
-    return checkpoint_of(small_mlp(), Path("model.ckpt")).read_bytes()
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -194,25 +190,19 @@ def zipped() -> bytes:
         b"\x80\x02.",  # leads the unpickler to pop from an empty list
         b"\x80\x02X\x01",  # and to unpack too few bytes
         struct.pack(">IIII", 0x803, 1, 28, 28),
-        lambda: zipped()[:1000],
-        lambda: zipped()[:-100],
     ],
-    ids=["empty", "text", "no value", "cut value", "IDX", "cut early", "cut late"],
+    ids=["empty", "text", "no value", "cut value", "IDX"],
 )
-def test_a_damaged_file_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "damaged.ckpt"
-    path.write_bytes(content if isinstance(content, bytes) else content())
+    path.write_bytes(content)
     assert "is damaged, or not a checkpoint" in refusal(small_mlp(), path)
 
 
-def test_a_file_of_the_format_before_torch_1_6_is_refused_wherever_it_is_cut(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "old.pth"
-    torch.save(small_mlp().state_dict(), path, _use_new_zipfile_serialization=False)
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before torch 1.6"])
+def test_a_file_is_refused_wherever_it_is_cut(tmp_path: Path, legacy: bool) -> None:
+    path = tmp_path / "cut.pth"
+    torch.save(small_mlp().state_dict(), path, _use_new_zipfile_serialization=not legacy)
     content = path.read_bytes()
     for end in range(0, len(content), len(content) // 40):
         path.write_bytes(content[:end])
