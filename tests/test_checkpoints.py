@@ -159,7 +159,7 @@ def test_a_model_that_compiles_its_network_gives_and_takes_weights(tmp_path: Pat
     class Compiled(MLP):
         def __init__(self, **kwargs: Any) -> None:
             super().__init__([16], **kwargs)
-            self.network = torch.compile(self.network)
+            self.network: Any = torch.compile(self.network)
 
     saved, compiled = small_mlp(), Compiled()
     load_weights(compiled, checkpoint_of(saved, tmp_path / "plain.ckpt"))

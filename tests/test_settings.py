@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
 from digitlab.classifier import Classifier
@@ -58,9 +57,10 @@ def test_a_value_of_another_type_is_refused_with_its_name_and_the_rule(
 
 
 def test_values_that_convert_without_loss_are_taken() -> None:
-    MLP(np.array([3, 4]), np.float32(0.1), num_classes=np.int64(3), label_smoothing=0)
-    MLP((), dropout=torch.tensor(0.5))
-    MNISTDataModule(root=Path("data"), train_images=[0, 5], batch_size=np.int32(3))
+    numbers: dict[str, Any] = {"num_classes": np.int64(3), "dropout": np.float32(0.1)}
+    MLP(**numbers, hidden_features=np.array([3, 4]), label_smoothing=0)  # type: ignore[arg-type]
+    of_data: dict[str, Any] = {"root": Path("data"), "train_images": [0, 5]}
+    MNISTDataModule(**of_data, batch_size=np.int32(3))  # type: ignore[arg-type]
     assert OwnModel(unknown=None).network.out_features == 3
 
 

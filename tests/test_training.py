@@ -75,7 +75,7 @@ def test_validation_and_its_sanity_check_leave_weights_and_training_scores_alone
     ours, theirs = both(MLP)
     loggers = Recording(), Recording()
     options: dict[str, Any] = {"max_epochs": 2, "log_every_n_steps": BATCHES}
-    often = {"val_check_interval": 0.5, "num_sanity_val_steps": 2}
+    often: dict[str, Any] = {"val_check_interval": 0.5, "num_sanity_val_steps": 2}
     fit(ours, logger=loggers[0], **often, **options)
     fit(theirs, logger=loggers[1], limit_val_batches=0, **options)
     assert_bitwise_equal(weights(ours), weights(theirs))

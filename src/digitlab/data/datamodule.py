@@ -4,6 +4,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from inspect import getattr_static
 from numbers import Real
 from typing import Any, ClassVar, Literal
 
@@ -88,11 +89,10 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
                 "and the end greater than the first"
             )
         self.save_hyperparameters(ignore="root")  # a path depends on the machine
-        own = type(self)
-        if not isinstance(own.name, property):  # our classes have one
-            plain = own.__name__.removesuffix("DataModule") or own.__name__
-            self.name = self.name or plain.lower()
-        if not isinstance(own.class_names, property):
+        own = type(self).__name__
+        if not isinstance(getattr_static(self, "name"), property):  # our classes have one
+            self.name = self.name or (own.removesuffix("DataModule") or own).lower()
+        if not isinstance(getattr_static(self, "class_names"), property):
             self.class_names = self.class_names
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size

@@ -130,9 +130,9 @@ class ImageLoader:
         self._limit = limit
         self._steps_left = steps_left
         # torch takes no reversed arrays, and warns about read-only ones.
-        images, labels = (np.require(it, requirements=["C", "W"]) for it in (images, labels))
-        self._images = torch.as_tensor(images, device=device).unsqueeze(1)
-        self._labels = torch.as_tensor(labels, device=device)
+        arrays = (np.require(array, requirements=["C", "W"]) for array in (images, labels))
+        self._images, self._labels = (torch.as_tensor(array, device=device) for array in arrays)
+        self._images = self._images.unsqueeze(1)
         # Divide by tensors on the device: CUDA multiplies by the reciprocal of a Python number,
         # which rounds differently from the division on the CPU.
         self._white = torch.tensor([255.0], device=device)
