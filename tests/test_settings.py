@@ -60,7 +60,7 @@ def test_values_that_convert_without_loss_are_taken() -> None:
     numbers: dict[str, Any] = {"num_classes": np.int64(3), "dropout": np.float32(0.1)}
     MLP(**numbers, hidden_features=np.array([3, 4]), label_smoothing=0)  # type: ignore[arg-type]
     of_data: dict[str, Any] = {"root": Path("data"), "train_images": [0, 5]}
-    MNISTDataModule(**of_data, batch_size=np.int32(3))  # type: ignore[arg-type]
+    MNISTDataModule(**of_data, batch_size=np.int32(3))
     assert OwnModel(unknown=None).network.out_features == 3
 
 
