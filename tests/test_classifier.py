@@ -44,7 +44,7 @@ def trained() -> MLP:
 
 
 @pytest.mark.parametrize("batch_size", [7, 50])
-def test_validation_and_test_scores_are_those_of_the_whole_split(
+def test_scores_are_those_of_the_whole_split_by_the_trainer_and_by_evaluate(
     trained: MLP, batch_size: int
 ) -> None:
     loss, accuracy = reference(trained, *whole("test"))
@@ -56,18 +56,10 @@ def test_validation_and_test_scores_are_those_of_the_whole_split(
     close([tested["test/loss"], tested["test/accuracy"]], [loss, accuracy])
     score = trained.epoch_score("test")
     assert (score["correct"], score["n"]) == (round(50 * accuracy), 50)
-
-
-@pytest.mark.parametrize("batch_size", [7, 200])
-def test_evaluate_gives_the_score_of_any_batches_and_of_the_trainer(
-    trained: MLP, batch_size: int
-) -> None:
-    data = TinyDataModule(eval_batch_size=batch_size)
+    assert trained.evaluate(data.test_dataloader()) == score
     score = trained.evaluate(data.train_eval_dataloader())
     close([score["loss"], score["accuracy"]], reference(trained, *whole("train")))
     assert score["n"] == 200
-    trainer().test(trained, data, verbose=False)
-    assert trained.evaluate(data.test_dataloader()) == trained.epoch_score("test")
 
 
 @pytest.mark.parametrize("training", [True, False])

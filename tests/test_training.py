@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import multiprocessing
 import pickle
 from collections.abc import Callable
@@ -145,20 +146,17 @@ def test_clipping_is_that_of_torch(norm: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("name", "values", "rule"),
     [
-        ({"gradient_clip_norm": 0.0}, "gradient_clip_norm is 0.0: give a norm above 0"),
-        ({"gradient_clip_norm": float("nan")}, "gradient_clip_norm is nan: give a norm above 0"),
-        ({"label_smoothing": -0.1}, "label_smoothing is -0.1: it must be from 0 to 1"),
-        ({"label_smoothing": 1.1}, "label_smoothing is 1.1: it must be from 0 to 1"),
-        ({"label_smoothing": float("nan")}, "label_smoothing is nan: it must be from 0 to 1"),
-        ({"steps_per_execution": 0}, "steps_per_execution is 0: it must be at least 1"),
-        ({"steps_per_execution": -2}, "steps_per_execution is -2: it must be at least 1"),
+        ("gradient_clip_norm", [0.0, math.nan], "give a norm above 0"),
+        ("label_smoothing", [-0.1, 1.1, math.nan], "it must be from 0 to 1"),
+        ("steps_per_execution", [0, -2], "it must be at least 1"),
     ],
 )
-def test_arguments_out_of_range_are_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        MLP(**options)
+def test_arguments_out_of_range_are_refused(name: str, values: list[float], rule: str) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=f"{name} is {value}: {rule}"):
+            MLP(**{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("fused", [True, False])
