@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -215,14 +214,11 @@ def test_how_to_resume_can_be_pasted(
 
 
 def test_names_from_files_are_printed_inert(
-    tmp_path: Path,
-    finished_run: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     nasty = "\x1b[31mred\n\u202egnp.png"
-    run = Path(shutil.copytree(finished_run, f"{nasty}/n/version_0"))
+    run = fit(Path(nasty))
     seven().save("x.png")
     Path("x.png").rename(nasty + ".png")
     outputs = ["--json", f"{nasty}.json", "--csv", f"{nasty}.csv"]
