@@ -220,7 +220,7 @@ def find_checkpoint(folder: Path, checkpoint: str) -> Path:
         path = folder / paths[checkpoint]
         remedy = "train the run first, or give the path of a checkpoint"
     else:
-        path = expand_path(checkpoint)
+        path = Path(checkpoint)
         remedy = "give last, best or the path of a checkpoint"
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}: {remedy}")

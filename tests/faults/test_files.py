@@ -134,5 +134,7 @@ def test_the_next_command_removes_what_a_killed_one_left(
     assert run([command, "--run", str(folder)], log, die_at_rename) == -signal.SIGKILL
     (left,) = [path.name for path in folder.glob(".*") if path.name != ".lock"]
     assert left.endswith(written)
+    process = left.strip(".").partition("@")[0]
+    (folder / "checkpoints" / f".{process}.last.ckpt").touch()  # as of version 0.1
     assert main(["report", str(folder)]) == 0
     assert [path.name for path in folder.rglob(".*") if path.name != ".lock"] == []
