@@ -23,6 +23,13 @@ class OwnModel(Classifier):
         super().__init__(nn.Linear(2, width), lr_scheduler_interval=interval)
 
 
+class PassingModel(OwnModel):
+    """Has no settings of its own."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
 own = partial(OwnModel, 3)
 A_LIST, PAIR = "a list, each value a whole number", "a list of 2, each value a whole number"
 REFUSED: list[tuple[Callable[..., Any], str, list[Any], str]] = [
@@ -36,6 +43,7 @@ REFUSED: list[tuple[Callable[..., Any], str, list[Any], str]] = [
     (MLP, "gradient_clip_norm", ["1"], "a number, or null"),
     (MLP, "hidden_features", [None, "16", 16, [16, None], ["16"]], A_LIST),
     (LeNet1, "padding", [None, "valid", 3], "2 or same"),
+    (PassingModel, "width", [None, "3"], "a whole number"),
     (own, "interval", [None, "batch"], "epoch or step"),
     (MNISTDataModule, "normalization", [None, "none", 2], "unit, symmetric or standard"),
     (MNISTDataModule, "batch_size validation_size", [None, "32", 32.0], "a whole number"),
