@@ -206,8 +206,9 @@ def end_training(trainer: Trainer) -> None:
     loop = trainer.fit_loop
     loop.setup_data()
     loop.on_run_start()
-    if loop.epoch_progress.current.processed < loop.epoch_progress.current.started:
-        batches = loop.epoch_loop.batch_progress.current
+    epochs: Any = loop.epoch_progress.current
+    batches: Any = loop.epoch_loop.batch_progress.current
+    if epochs.processed < epochs.started:
         loop.epoch_loop._skip_next_val = batches.completed == batches.processed  # saved after it
         module = trainer.lightning_module
         assert isinstance(module, Classifier)
