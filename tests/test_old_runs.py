@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from digitlab.cli import main
-from tests.commands import refusal
+from digitlab.resume import recorded_threads
+from tests.commands import config_of, refusal
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
 VAL_LOSSES = [1.5919779539108276, 1.4453458786010742, 1.3117889165878296]
@@ -75,10 +76,8 @@ def test_the_weights_of_an_old_run_start_a_new_one(
 def test_an_old_pytorch_run_is_lengthened(copy_run: CopyRun) -> None:
     folder = copy_run("torch")
     before = read_csv(folder / "history.csv")
-    recorded = folder / "metrics.json"
-    recorded.write_text(recorded.read_text("utf-8").replace("(1 thread)", "(2 threads)"), "utf-8")
     assert main(["fit", "--run", str(folder), "--trainer.max_epochs", "3"]) == 0
-    assert read_metrics(folder)["device"] == "cpu (2 threads)"  # as it recorded
+    assert config_of(folder)["threads"] == 1
     rows = read_csv(folder / "history.csv")
     assert rows[:2] == before
     assert [row["step"] for row in rows] == ["90", "180", "270"]
@@ -109,6 +108,18 @@ def test_a_finished_old_pytorch_run_is_left_as_it_is(
     assert main(["fit", "--run", str(folder)]) == 0
     assert "is finished: 2 epochs, 180 steps" in capsys.readouterr().out
     assert read_metrics(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("device", "threads"), [("cpu (1 thread)", 1), ("cpu (24 threads)", 24), ("Tesla T4", 5)]
+)
+def test_an_old_run_is_resumed_with_the_threads_that_it_recorded_else_with_torch_s(
+    device: str, threads: int, copy_run: CopyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 5)
+    folder = copy_run("torch")
+    (folder / "metrics.json").write_text(json.dumps({"device": device}), "utf-8")
+    assert recorded_threads(folder) == threads
 
 
 @pytest.mark.parametrize("options", [[], ["--trainer.max_epochs", "3"]])

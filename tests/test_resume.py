@@ -100,10 +100,11 @@ def test_a_changed_setting_is_refused_by_name(
 )
 def test_an_allowed_change_starts_the_epoch_over(half: Path, options: str, size: int) -> None:
     resume(half, "--allow_changes", "true", *options.split())
+    resume(half, "--trainer.max_epochs", "4")
     metrics = read_metrics(half)
-    assert (metrics["epochs"], metrics["optimizer_steps"]) == (3, 10 + 2 * size)
+    assert (metrics["epochs"], metrics["optimizer_steps"]) == (4, 10 + 3 * size)
     rows = (half / "history.csv").read_text().splitlines()[1:]
-    steps = [["1", "7"], ["2", str(10 + size)], ["3", str(10 + 2 * size)]]
+    steps = [["1", "7"], *([str(epoch), str(10 + (epoch - 1) * size)] for epoch in (2, 3, 4))]
     assert [row.split(",")[:2] for row in rows] == steps
 
 

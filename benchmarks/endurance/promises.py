@@ -35,7 +35,10 @@ PROMISES = (
     Promise(
         _KILLED,
         "SIGKILL while a file is written or renamed, in validation, in the final evaluation",
-        ("test_moments.py::test_a_run_that_was_killed", "test_moments.py::test_a_run_that_is"),
+        (
+            "test_moments.py::test_a_run_that_was_killed",
+            *("test_moments.py::test_a_run_that_is", "test_moments.py::test_a_run_that_ended"),
+        ),
     ),
     Promise(
         "a moved run is resumed", "its folder is moved", ("test_moments.py::test_a_run_that_was_m",)

@@ -87,7 +87,7 @@ def when_time_is_up(then: Any = lambda: None) -> None:
     def check(timer: Timer, trainer: Any) -> None:
         trainer.should_stop = trainer.should_stop or trainer.global_step >= 37
 
-    Timer._check_time_remaining = check  # type: ignore[method-assign]
+    Timer._check_time_remaining = check  # type: ignore[method-assign, assignment]
     then()
 
 

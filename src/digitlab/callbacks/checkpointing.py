@@ -203,15 +203,14 @@ def end_training(trainer: Trainer) -> None:
 
     Where training was ended inside an epoch, its checkpoint was saved before the epoch's end.
     """
-    loop = trainer.fit_loop
+    loop: Any = trainer.fit_loop
     loop.setup_data()
     loop.on_run_start()
-    if loop.epoch_progress.current.processed < loop.epoch_progress.current.started:
-        batches = loop.epoch_loop.batch_progress.current
+    epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
+    if epochs.processed < epochs.started:
         loop.epoch_loop._skip_next_val = batches.completed == batches.processed  # saved after it
         module = trainer.lightning_module
         assert isinstance(module, Classifier)
-        assert loop._data_fetcher is not None
         module._current_fx_name = "on_train_batch_end"
         Classifier.on_train_batch_end(module, None, None, 0)  # logs the score, after callbacks
         loop.epoch_loop.on_advance_end(loop._data_fetcher)  # validates, if it is time
