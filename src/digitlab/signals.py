@@ -17,6 +17,11 @@ from lightning.pytorch import Trainer
 from digitlab.distributed import all_reduce_max
 
 
+# Windows has neither.
+_REQUEUE = getattr(signal, "SIGUSR1", None)
+_HANGUP = getattr(signal, "SIGHUP", None)
+
+
 class Interrupted(BaseException):
     """A signal asked the run to stop.
 
@@ -38,13 +43,20 @@ class Interrupted(BaseException):
         """A shell's code for a program that the signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.number
 
+    @property
+    def asks_to_requeue(self) -> bool:
+        """Whether SLURM is to start the job again."""
+        return self.number == _REQUEUE
+
     def __str__(self) -> str:
         name = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
         return f"interrupted by {name}" + (f": {self.rest}" if self.rest else "")
 
 
 class StopSignals:
-    """Handles Ctrl-C, SIGTERM and, under SLURM, SIGUSR1 while a trainer runs.
+    """Handles Ctrl-C, SIGTERM, SIGHUP and, under SLURM, SIGUSR1 while a trainer runs.
+
+    A process that ignores SIGHUP when it starts, such as that of `nohup`, goes on ignoring it.
 
     Args:
         trainer: Its own handlers are switched off: they save in mid-step, and exit with 0 or 1.
@@ -69,10 +81,12 @@ class StopSignals:
         if current_thread() is not main_thread():  # the only one that may set handlers
             yield
             return
-        self.trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        self.trainer._signal_connector.register_signal_handlers = _register_none  # type: ignore[method-assign]
         numbers = [signal.SIGINT, signal.SIGTERM]
-        if SLURMEnvironment.detect():
-            numbers.append(signal.SIGUSR1)  # as in `sbatch --signal=USR1@90`
+        if _HANGUP and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
+            numbers.append(_HANGUP)
+        if _REQUEUE and SLURMEnvironment.detect():
+            numbers.append(_REQUEUE)  # as in `sbatch --signal=USR1@90`
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
@@ -82,7 +96,7 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = bool(self._number)
-        if self._number != signal.SIGUSR1:  # which asks for more: to be requeued
+        if self._number != _REQUEUE:  # which asks for more: to be requeued
             self._number = number
         if not self.deferring or (again and number == signal.SIGINT):
             raise Interrupted(number)
@@ -94,3 +108,7 @@ class StopSignals:
     def received(self) -> int:
         """Return the number of a signal that any rank received, or 0; call it on all ranks."""
         return all_reduce_max(self.trainer, self._number)
+
+
+def _register_none() -> None:
+    """Replace a method of Lightning's; a lambda would not pickle."""

@@ -1,7 +1,9 @@
 """Command table, help and exit codes; heavy imports happen only when a command runs.
 
 Exit codes: 0 done, 1 a failed check or run, 2 bad input (one line on stderr; `--debug` adds the
-traceback), 130 interrupted by Ctrl-C, 143 by SIGTERM.
+traceback), 129 interrupted by SIGHUP, 130 by Ctrl-C, 143 by SIGTERM. Output that cannot be written
+is dropped; `fit`, `parity` and `reproduce` have results elsewhere and exit as if it had been read.
+Other commands then exit with 1, unless the reader of a pipe has closed it.
 """
 
 import logging
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from digitlab import __version__
+from digitlab.cli.streams import surviving_streams
 
 
 class Command(NamedTuple):
@@ -60,6 +63,7 @@ COMMANDS = {
     ),
 }
 
+_LONG = {"fit", "parity", "reproduce"}
 _LINES = "\n".join(f"  {name:10} {command.help}" for name, command in COMMANDS.items())
 HELP = f"""usage: digitlab COMMAND [options]
 
@@ -85,6 +89,13 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if args is None else args)
+    with surviving_streams() as output:
+        exit_code = _main(arguments)
+    is_lost = output.error and not output.reader_left and _LONG.isdisjoint(arguments)
+    return exit_code or int(bool(is_lost))
+
+
+def _main(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     name, *options = [word for word in arguments if word != "--debug"] or ["--help"]
     if name in ("-h", "--help"):

@@ -1,7 +1,6 @@
 """`digitlab fit`: train a network in a run folder of its own, or resume a run."""
 
 import re
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -354,7 +353,7 @@ def report_interruption(folder: Path, trainer: Trainer, start: ResumePoint) -> I
         remedy = f"resume with: digitlab fit --run {folder}"
         if isinstance(error, RunError):
             raise RunError(f"{error}; {rest}; {remedy}") from error
-        if error.number == signal.SIGUSR1:
+        if error.asks_to_requeue:
             remedy = requeue()
         raise Interrupted(error.number, f"{error.rest or rest}; {remedy}") from None
 
