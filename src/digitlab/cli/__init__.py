@@ -118,12 +118,12 @@ def _main(arguments: list[str]) -> int:
 
 
 def _run(name: str, options: list[str], debug: bool) -> int:
-    _prepare_process()
+    prepare_process()
     # torch and Lightning take seconds to import: only now, and only for a command.
     from digitlab.errors import InputError, RunError, reading_input
     from digitlab.signals import Interrupted
 
-    _silence()
+    silence()
     module, help = COMMANDS[name]
     try:
         with reading_input():  # some commands need an extra
@@ -155,7 +155,7 @@ def _renamed(name: str) -> str:
     return f"digitlab keras {name} is now: digitlab {new}"
 
 
-def _prepare_process() -> None:
+def prepare_process() -> None:
     """Set up the process before torch, Lightning and TensorBoard are imported."""
     has_gpu = any(any(Path("/dev").glob(name)) for name in ("nv*gpu*", "nvidia*", "dxg", "kfd"))
     if sys.platform == "linux" and not has_gpu:
@@ -170,7 +170,7 @@ def _prepare_process() -> None:
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
 
 
-def _silence() -> None:
+def silence() -> None:
     """Hide messages that a user cannot act on; called once Lightning is imported."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # announcements and advertisements

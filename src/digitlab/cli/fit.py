@@ -1,5 +1,6 @@
 """`digitlab fit`: train a network in a run folder of its own, or resume a run."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveInt, restricted_string_type
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -19,11 +19,15 @@ from digitlab import files, run_folder
 from digitlab.callbacks.results import describe_device
 from digitlab.checkpoints import AtomicCheckpointIO, load_weights, sha256
 from digitlab.classifier import Classifier
+from digitlab.cli import prepare_process, silence
 from digitlab.cli.parser import RunCLI, check_settings, check_together, split_off
+from digitlab.cli.refusals import as_input_error, check_monitors
+from digitlab.cli.streams import surviving_streams
 from digitlab.distributed import (
     is_rank_zero,
     note_job,
     print_rank_zero,
+    replace_launcher,
     requeue,
     requeued,
     watch_ranks,
@@ -43,10 +47,12 @@ class FitCLI(RunCLI):
     Attributes:
         device: In a Keras run, the name of TensorFlow's device.
         precision: In a Keras run, Keras's precision.
+        made: The trainer, once it is made.
     """
 
     device = ""
     precision = ""
+    made: Trainer | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that only training has."""
@@ -92,7 +98,8 @@ class FitCLI(RunCLI):
         """Make the trainer; that of a Keras run leaves device and precision to TensorFlow."""
         if self.config.framework == "keras":
             kwargs |= {"accelerator": "cpu", "precision": "32-true"}
-        return super().instantiate_trainer(*others, **kwargs)
+        self.made = super().instantiate_trainer(*others, **kwargs)
+        return self.made
 
 
 def run(name: str, help: str, options: list[str]) -> int:
@@ -129,11 +136,12 @@ def run(name: str, help: str, options: list[str]) -> int:
             else:
                 if not folder:
                     folder = new_run_dir(cli)
-                    on_exit.enter_context(removed_on_error(folder))
+                    on_exit.enter_context(removed_on_error(folder, cli))
                     if is_rank_zero():
                         on_exit.enter_context(run_folder.lock_run(folder))
                 trainer = make_trainer(cli, folder, throughput, weights, start, allow_changes)
             cli.model.check_supported(trainer)
+            check_monitors(cli.model, trainer)
             start.check_processes(trainer.world_size, allow_changes)
         if folder and trainer.is_global_zero and not cli.config.trainer.fast_dev_run:
             _fit_in(folder, cli, trainer, start)
@@ -190,12 +198,14 @@ def remove(folder: Path) -> None:
 
 
 @contextmanager
-def removed_on_error(folder: Path) -> Iterator[None]:
-    """Remove a new run's folder if its input is refused in the `with` block."""
+def removed_on_error(folder: Path, cli: FitCLI) -> Iterator[None]:
+    """Remove a new run's folder after an error before the first step, or input that is refused."""
     try:
         yield
-    except InputError:
-        remove(folder)
+    except Exception as error:
+        refused = isinstance(error, InputError) or not cli.made or cli.made.global_step == 0
+        if refused and not (folder / run_folder.LAST).exists():
+            remove(folder)
         raise
 
 
@@ -375,20 +385,23 @@ def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
             callback.signals = signals
     if start.trained:
         trainer.fit_loop.run = partial(_end_only, trainer, signals)  # type: ignore[method-assign]
+    inside = partial(inside_rank, signals, torch.get_num_threads())
+    replace_launcher(trainer, inside, (Interrupted, FloatingPointError))
     try:
         with watch_ranks(trainer), signals.handled():
             trainer.fit(cli.model, cli.datamodule, ckpt_path=start.checkpoint)
-    except OSError as error:  # a full disk, say
-        raise RunError(f"training failed after {trainer.global_step} steps: {error}") from error
-    except (ValueError, MisconfigurationException) as error:
-        if trainer.global_step in (0, start.step):  # Lightning and callbacks check some things late
-            raise InputError(str(error)) from error
-        raise RuntimeError(f"training failed after {trainer.global_step} steps") from error
     except (Interrupted, FloatingPointError):
         if trainer.is_global_zero:
             raise
         # Rank 0 reports it. Launchers take another exit code for a failure, and would end rank 0.
         raise SystemExit(0) from None
+    except OSError as error:  # a full disk, say
+        raise RunError(f"training failed after {trainer.global_step} steps: {error}") from error
+    except Exception as error:
+        if refused := as_input_error(error, trainer, start.step):
+            raise refused from error
+        error.add_note(f"training failed after {trainer.global_step} steps")
+        raise
 
 
 def _end_only(trainer: Trainer, signals: StopSignals) -> None:
@@ -397,6 +410,18 @@ def _end_only(trainer: Trainer, signals: StopSignals) -> None:
     trainer.fit_loop.on_run_start()
     signals.deferring = False  # there is no step to wait for
     trainer.fit_loop.on_run_end()
+
+
+@contextmanager
+def inside_rank(signals: StopSignals, threads: int) -> Iterator[None]:
+    """Prepare a process that multiprocessing starts as `digitlab` prepares its own."""
+    prepare_process()
+    torch.set_flush_denormal(True)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # or Lightning would choose another number
+    torch.set_num_threads(threads)
+    silence()
+    with surviving_streams(), signals.handled():
+        yield
 
 
 def describe_run(cli: FitCLI, trainer: Trainer) -> str:
