@@ -15,7 +15,6 @@ from lightning.pytorch import Trainer
 
 from digitlab.distributed import all_reduce_max, ignore_lightning_signals
 
-
 # Windows has neither.
 _REQUEUE = getattr(signal, "SIGUSR1", None)
 _HANGUP = getattr(signal, "SIGHUP", None)

@@ -35,13 +35,14 @@ def check_monitors(model: Classifier, trainer: Trainer) -> None:
     if _logs_other_values(model, trainer):
         return
     logged = [name for name in LOGGED if trainer.limit_val_batches or name.startswith("train")]
-    plateaus = [it for it in _schedulers(model) if isinstance(it, ReduceLROnPlateau)]
     each_epoch = trainer.check_val_every_n_epoch in (1, None)
     scheduled = [name for name in logged if each_epoch or name.startswith("train")]
     for owner, name in _monitors(trainer):
         _check(owner, name, logged)
-    for scheduler in plateaus:
-        _check("model.lr_scheduler", monitored(scheduler), scheduled)
+    made: Any = model.configure_optimizers()
+    config = made.get("lr_scheduler", {}) if isinstance(made, dict) else {}
+    for owner, name in _plateaus([config.get("scheduler")]):
+        _check(owner, name, scheduled)
 
 
 def _check(owner: str, name: str, logged: list[str]) -> None:
@@ -65,9 +66,10 @@ def _monitors(trainer: Trainer) -> Iterator[tuple[str, str]]:
             yield type(callback).__name__, name
 
 
-def _schedulers(model: Classifier) -> list[Any]:
-    made: Any = model.configure_optimizers()
-    return [made["lr_scheduler"]["scheduler"]] if isinstance(made, dict) else []
+def _plateaus(schedulers: list[Any]) -> Iterator[tuple[str, str]]:
+    for scheduler in schedulers:
+        if isinstance(scheduler, ReduceLROnPlateau):
+            yield "model.lr_scheduler", monitored(scheduler)
 
 
 def _logs_other_values(model: Classifier, trainer: Trainer) -> bool:
@@ -103,7 +105,8 @@ def as_input_error(error: Exception, trainer: Trainer, first_step: int) -> Input
     whatever they like. A `ValueError` before the first step is taken for bad input, and any other
     error if no code of the user's is involved, whose traceback would help to find it.
     """
-    for owner, name in _monitors(trainer):
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    for owner, name in [*_monitors(trainer), *_plateaus(schedulers)]:
         if name not in (logged := trainer.callback_metrics) and name in str(error):
             return InputError(
                 f"{owner} monitors {name}, which this run does not log then: monitor one of "

@@ -1,11 +1,21 @@
 """Standard streams that may fail: a closed pipe, a full disk or a lost terminal ends no command."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
+
+
+class _Nowhere(io.TextIOBase):
+    """Drops its text."""
+
+    encoding = "utf-8"  # type: ignore[assignment]  # a property in the base
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 class Stream:
@@ -20,7 +30,7 @@ class Stream:
     """
 
     def __init__(self, stream: TextIO | None, name: str = "") -> None:
-        self._stream = stream or _null()
+        self._stream: Any = stream or _Nowhere()
         self._name = name
         self.error: OSError | ValueError | None = None
 
@@ -51,7 +61,7 @@ class Stream:
         try:
             number = self._stream.fileno()
         except (OSError, ValueError, AttributeError):  # closed, or not a file
-            self._stream = _null()
+            self._stream = _Nowhere()
         else:
             with open(os.devnull, "w") as null:
                 os.dup2(null.fileno(), number)
@@ -93,7 +103,3 @@ def _open_closed_descriptors() -> None:
             os.dup2(null, number)
             if null != number:
                 os.close(null)
-
-
-def _null() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")
