@@ -4,12 +4,14 @@ import os
 import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from digitlab.checkpoints import read_checkpoint
 from tests.faults.commands import DDP, Command, command, digitlab
+from tests.faults.conftest import Alone
 from tests.faults.ranks import (
     PATIENCE,
     free_port,
@@ -19,8 +21,18 @@ from tests.faults.ranks import (
     trains,
     wait_for,
 )
-from tests.faults.runs_of_tiny import BLOCKS, MLP, fit, folder_of
-from tests.faults.victims import SIGKILLED, differences
+from tests.faults.runs_of_tiny import (
+    BLOCKS,
+    COMMAND,
+    MLP,
+    at_step,
+    fit,
+    folder_of,
+    log_of,
+    resume,
+    send,
+)
+from tests.faults.victims import SIGKILLED, differences, run
 
 ENDLESS = 100_000  # epochs; with --run, another number may be given
 TORCHRUN = "torch.distributed.run"
@@ -82,12 +94,44 @@ def test_the_loss_of_a_rank_ends_the_run_and_spares_its_checkpoint(
 
 
 @pytest.mark.slow
-def test_two_ranks_that_lightning_starts_share_a_run_folder(tmp_path: Path) -> None:
-    with digitlab([*fit(MLP, tmp_path, 1), *DDP], tmp_path) as started:
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_ranks_that_lightning_starts_train_as_those_of_torchrun(
+    tmp_path: Path, alone: Alone, strategy: str
+) -> None:
+    with digitlab([*fit(MLP, tmp_path), *DDP, "--trainer.strategy", strategy], tmp_path) as started:
         assert started.end() == 0
     assert started.said().count("Results are in") == 1
     assert "sync_dist" not in started.said()
-    assert (folder_of(tmp_path) / "metrics.json").is_file()
+    assert differences(folder_of(tmp_path), alone(MLP, 2)) == []
+
+
+def test_forked_ranks_stop_together_and_are_resumed(tmp_path: Path, alone: Alone) -> None:
+    arguments = [*fit(COMMAND, tmp_path), *DDP, "--trainer.strategy", "ddp_fork"]
+    fault = at_step(7, partial(send, signal.SIGTERM))  # in both
+    assert run(arguments, log_of(tmp_path), fault) == 143
+    said = log_of(tmp_path).read_text()
+    assert f"saved {folder_of(tmp_path)}/checkpoints/last.ckpt at step 8; resume" in said
+    assert "Traceback" not in said
+    resume(folder_of(tmp_path))
+    assert differences(folder_of(tmp_path), alone(COMMAND, 2)) == []
+
+
+def test_the_loss_of_a_forked_rank_is_one_line(tmp_path: Path) -> None:
+    arguments = [*fit(MLP, tmp_path), *DDP, "--trainer.strategy", "ddp_fork"]
+    assert run(arguments, log_of(tmp_path), at_step(6)) == 1
+    *_, last = log_of(tmp_path).read_text().splitlines()
+    assert "digitlab: error: rank " in last
+    assert "terminated with signal SIGKILL" in last
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_process_that_spawned_ranks_stops_them(tmp_path: Path) -> None:
+    arguments = [*fit(MLP, tmp_path, ENDLESS), *DDP, "--trainer.strategy", "ddp_spawn"]
+    with digitlab(arguments, tmp_path) as started:
+        wait_for(lambda: trains(tmp_path))
+        os.kill(started.first, signal.SIGTERM)
+        assert started.end() == 143
+    assert "interrupted by SIGTERM: saved " in last_line(started)
 
 
 @pytest.mark.slow
