@@ -99,7 +99,7 @@ def test_ranks_that_lightning_starts_train_as_those_of_torchrun(
     tmp_path: Path, alone: Alone, strategy: str
 ) -> None:
     with digitlab([*fit(MLP, tmp_path), *DDP, "--trainer.strategy", strategy], tmp_path) as started:
-        assert started.end() == 0
+        assert started.end(PATIENCE) == 0
     assert started.said().count("Results are in") == 1
     assert "sync_dist" not in started.said()
     assert differences(folder_of(tmp_path), alone(MLP, 2)) == []
