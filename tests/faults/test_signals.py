@@ -81,19 +81,6 @@ def test_the_signals_that_windows_lacks_are_not_needed(monkeypatch: pytest.Monke
     assert not raised.value.asks_to_requeue
 
 
-@pytest.mark.slow
-def test_a_run_that_is_stopped_again_and_again_ends_as_one_left_alone(
-    tmp_path: Path, alone: Alone
-) -> None:
-    assert run(fit(COMMAND, tmp_path), log_of(tmp_path), at_step(1, signal.SIGTERM)) == 143
-    folder, log = folder_of(tmp_path), tmp_path / "log"
-    times = 0
-    while (code := run(["fit", "--run", str(folder)], log, at_step(6, signal.SIGINT))) == 130:
-        times += 1
-    assert (code, times) == (0, 8)  # at steps 12, 20, 29, 37, 45, 54, 62 and 70
-    assert differences(folder, alone(COMMAND)) == []
-
-
 def test_a_second_ctrl_c_stops_at_once_and_harms_nothing(tmp_path: Path, alone: Alone) -> None:
     command, log = f"{COMMAND} --checkpoint_every_n_steps 10", log_of(tmp_path)
     assert run(fit(command, tmp_path), log, at_step(18, signal.SIGINT, signal.SIGINT)) == 130

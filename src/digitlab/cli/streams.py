@@ -12,7 +12,7 @@ from typing import Any, TextIO
 class _Nowhere(io.TextIOBase):
     """Drops its text."""
 
-    encoding = "utf-8"  # type: ignore[assignment]  # a property in the base
+    encoding = "utf-8"
 
     def write(self, text: str) -> int:
         return len(text)
@@ -84,7 +84,7 @@ def surviving_streams() -> Iterator[Stream]:
     _open_closed_descriptors()
     before = sys.stdout, sys.stderr
     output, errors = Stream(sys.stdout, "standard output"), Stream(sys.stderr)
-    sys.stdout, sys.stderr = output, errors  # type: ignore[assignment]
+    sys.stdout, sys.stderr = output, errors
     try:
         yield output
     finally:
