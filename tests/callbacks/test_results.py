@@ -24,7 +24,6 @@ from digitlab import callbacks
 from digitlab.callbacks import (
     FinalEvaluation,
     History,
-    PrintEpoch,
     SaveConfig,
     SaveFigures,
     Throughput,
@@ -115,30 +114,6 @@ def test_the_file_says_what_the_scores_belong_to(
         f"({test['correct']}/50), test loss {test['loss']:.4f}"
     )
     assert [phase.split()[0] for phase in times.split(", ")] == [*phases]
-
-
-class AnotherFramework(MLP):
-    """A network whose layers torch does not know."""
-
-    framework, architecture = "keras", "LeNet5"
-
-    def layer_table(self) -> list[tuple[str, str, dict[str, tuple[int, ...]]]]:
-        return [("first", "Dense", {"kernel": (784, 10), "bias": (10,)}), ("last", "Softmax", {})]
-
-    def named_weights(self) -> list[tuple[str, torch.Tensor]]:
-        return [("first/kernel", torch.zeros(2, 2)), ("first/bias", torch.zeros(1))]
-
-
-def test_a_module_of_another_framework_lists_its_own_layers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    metrics = fit(tmp_path, AnotherFramework([16]), TinyDataModule())
-    expected = {"framework": "keras", "model": "LeNet5", "parameters": 5}
-    assert {key: metrics[key] for key in expected} == expected
-    assert {"torch", "keras", "tensorflow"} <= metrics["versions"].keys()
-    history = History(tmp_path / "history.csv")
-    trainer(callbacks=[history, PrintEpoch(history)]).fit(AnotherFramework([16]), TinyDataModule())
-    assert "first  Dense    kernel (784, 10), bias (10,)" in capsys.readouterr().out
 
 
 def test_versions_are_those_of_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from sklearn.metrics import confusion_matrix
-from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch import Tensor, nn
 
@@ -179,39 +178,10 @@ def test_the_projector_shows_the_first_thousand_images_and_a_line_for_each(
     assert [row.split()[0] for row in labels[1]] == shown
 
 
-class AnotherFramework(MLP):
-    """Shows its network by methods of its own."""
-
-    def first_kernels(self) -> tuple[str, Tensor]:
-        return "model.first", torch.eye(3)[None, None]
-
-    def trace_graph(self) -> Any:
-        graph = GraphDef()
-        graph.node.add(name="its own")
-        return graph
-
-    def features(self, images: Tensor) -> Tensor:
-        return images.flatten(1)[:, :3]
-
-
 class Nothing(MLP):
-    """Says that it has nothing to show."""
+    """Its own methods, in place of those that read a PyTorch network, have nothing to show."""
 
     first_kernels = trace_graph = features = lambda *_: None
-
-
-def test_a_module_may_show_its_network_by_methods_of_its_own(tmp_path: Path) -> None:
-    fit(tmp_path / "own", AnotherFramework([16]))
-    _, shown = events.pictures(tmp_path / "own")["weights/first"][-1]
-    np.testing.assert_array_equal(
-        shown, np.asarray(draw_kernels(np.eye(3, dtype=np.float32)[None]))
-    )
-    assert [node.name for node in events.read(tmp_path / "own").Graph().node] == ["its own"]
-    assert np.loadtxt(tmp_path / "own" / "projector" / "features.tsv").shape == (50, 3)
-    fit(tmp_path / "none", Nothing([16]))
-    assert not [tag for tag in events.pictures(tmp_path / "none") if tag.startswith("weights/")]
-    assert not events.read(tmp_path / "none").Tags()["graph"]
-    assert not (tmp_path / "none" / "projector").exists()
 
 
 class Silent(Classifier):
@@ -244,6 +214,7 @@ class Perfect(MLP):
     [
         (Silent, {}, {"weights/0"}, False),
         (ReturnsTheLoss, {}, set(), True),
+        (Nothing, {}, {"val/confusion_matrix", "val/mistakes"}, False),
         (Perfect, {}, {"val/confusion_matrix"}, True),
         (LeNet5, {"limit_val_batches": 0}, {"weights/conv1"}, True),
         (LeNet5, {"num_sanity_val_steps": 2}, {*DRAWN}, True),

@@ -12,14 +12,18 @@ import sys
 import traceback
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from digitlab import __version__
 from digitlab.cli.streams import surviving_streams
+
+if TYPE_CHECKING:
+    from digitlab.signals import StopSignals
 
 
 class Command(NamedTuple):
@@ -182,3 +186,22 @@ def silence() -> None:
         r"You requested to overfit but enabled .* dataloader shuffling",  # it is off already
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def inside_rank(signals: "StopSignals", threads: int) -> Iterator[None]:
+    """Prepare a process that multiprocessing starts for a rank, as `main` and `fit` do their own.
+
+    Args:
+        signals: Handles those that the rank receives.
+        threads: The main process's number of threads, for torch.
+    """
+    import torch
+
+    prepare_process()
+    torch.set_flush_denormal(True)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # or Lightning would choose another number
+    torch.set_num_threads(threads)
+    silence()
+    with surviving_streams(), signals.handled():
+        yield

@@ -1,6 +1,5 @@
 """`digitlab fit`: train a network in a run folder of its own, or resume a run."""
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,10 +18,9 @@ from digitlab import files, run_folder
 from digitlab.callbacks.results import describe_device
 from digitlab.checkpoints import AtomicCheckpointIO, load_weights, sha256
 from digitlab.classifier import Classifier
-from digitlab.cli import prepare_process, silence
+from digitlab.cli import inside_rank
 from digitlab.cli.parser import RunCLI, check_settings, check_together, split_off
 from digitlab.cli.refusals import as_input_error, check_monitors
-from digitlab.cli.streams import surviving_streams
 from digitlab.distributed import (
     is_rank_zero,
     note_job,
@@ -410,18 +408,6 @@ def _end_only(trainer: Trainer, signals: StopSignals) -> None:
     trainer.fit_loop.on_run_start()
     signals.deferring = False  # there is no step to wait for
     trainer.fit_loop.on_run_end()
-
-
-@contextmanager
-def inside_rank(signals: StopSignals, threads: int) -> Iterator[None]:
-    """Prepare a process that multiprocessing starts as `digitlab` prepares its own."""
-    prepare_process()
-    torch.set_flush_denormal(True)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # or Lightning would choose another number
-    torch.set_num_threads(threads)
-    silence()
-    with surviving_streams(), signals.handled():
-        yield
 
 
 def describe_run(cli: FitCLI, trainer: Trainer) -> str:
