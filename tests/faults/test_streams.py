@@ -64,3 +64,11 @@ def test_text_that_a_stream_s_encoding_lacks_is_escaped_and_a_closed_stream_take
     raw.close()
     print("more", file=stream, flush=True)
     assert stream.error
+
+
+def test_a_descriptor_that_failed_takes_what_other_code_writes_there() -> None:
+    reader, pipe = os.pipe()
+    os.close(reader)
+    with open(pipe, "w") as file:
+        print("lost", file=Stream(file), flush=True)
+        assert os.write(pipe, b"of a library in C") == 17
