@@ -58,8 +58,10 @@ def options(place: Path, words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("CALL EarlyStopping CALL.monitor val_loss", "EarlyStopping monitors val_loss, which this"),
-        ("CALL EarlyStopping CALL.monitor val_loss", "did you mean val/loss?"),
+        (
+            "CALL EarlyStopping CALL.monitor val_loss",
+            "EarlyStopping monitors val_loss, which this ru",
+        ),
         ("CALL EarlyStopping CALL.monitor valid_acc", "did you mean val/accuracy?"),
         ("CALL EarlyStopping CALL.monitor f1", "monitor one of val/loss, val/accuracy, train/loss"),
         ("CALL ModelCheckpoint CALL.monitor accuracy", "ModelCheckpoint monitors accuracy, "),
@@ -80,6 +82,7 @@ def options(place: Path, words: str) -> list[str]:
         ("--trainer.strategy dpp", "invalid strategy name: `strategy='dpp'`"),
         ("--trainer.strategy fsdp", "requires a GPU accelerator"),
         ("--trainer.logger WandbLoger", "did you mean 'WandbLogger'?"),
+        ("--trainer.logger CSVLogger --trainer.logger.save_dir /dev/null/x", "'/dev/null/x'"),
         ("--trainer.logger CSVLogger --trainer.logger.dir x", "no option 'trainer.logger.dir'"),
         ("--data MINSTDataModule", "MNISTDataModule"),
         (f"CALL {HERE}.Fails", "planted"),

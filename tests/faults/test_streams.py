@@ -24,7 +24,7 @@ def full() -> None:
 def closed() -> None:
     for number in (0, 1, 2):
         os.close(number)
-    sys.stdout = sys.stderr = None  # type: ignore[assignment]  # as Python starts then
+    sys.stdout = sys.stderr = None  # as Python starts then
 
 
 def lost(terminal: bool) -> None:

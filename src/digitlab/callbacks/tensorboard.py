@@ -253,7 +253,7 @@ class ModelGraph(Callback):
                 for writer in writers(found):
                     # Its public functions take a PyTorch network, or an ONNX file.
                     event = Event(graph_def=graph.SerializeToString())
-                    writer.file_writer.add_event(event)
+                    writer.file_writer.add_event(event)  # type: ignore[attr-defined]  # untyped
 
 
 def trace_graph(pl_module: Any, data: ImageDataModule) -> Any:

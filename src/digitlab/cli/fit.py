@@ -393,11 +393,11 @@ def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
             raise
         # Rank 0 reports it. Launchers take another exit code for a failure, and would end rank 0.
         raise SystemExit(0) from None
-    except OSError as error:  # a full disk, say
-        raise RunError(f"training failed after {trainer.global_step} steps: {error}") from error
     except Exception as error:
         if refused := as_input_error(error, trainer, start.step):
             raise refused from error
+        if isinstance(error, OSError):  # a full disk, say
+            raise RunError(f"training failed after {trainer.global_step} steps: {error}") from error
         error.add_note(f"training failed after {trainer.global_step} steps")
         raise
 

@@ -20,6 +20,7 @@ from digitlab.execution import monitored
 LOGGED = ("val/loss", "val/accuracy", "train/loss", "train/accuracy")
 """The values that every `Classifier` logs once an epoch."""
 
+_WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
 _INSTALLED = tuple({str(Path(path)) for path in sysconfig.get_paths().values()})
 
 
@@ -114,8 +115,10 @@ def as_input_error(error: Exception, trainer: Trainer, first_step: int) -> Input
             )
     if trainer.global_step not in (0, first_step):
         return None
-    if isinstance(error, ValueError | MisconfigurationException):
+    if isinstance(error, (ValueError, MisconfigurationException, *_WRONG_PATH)):
         return InputError(str(error))
+    if isinstance(error, OSError):  # a full disk, say
+        return None
     frames = []
     traceback = error.__traceback__
     while traceback:
@@ -129,5 +132,5 @@ def as_input_error(error: Exception, trainer: Trainer, first_step: int) -> Input
     if modules[-1] == "digitlab" or any(own):
         return None
     selves = [frame.f_locals.get("self") for frame in reversed(frames)]
-    owner = next((it for it in selves if isinstance(it, Callback | Logger)), error)
-    return InputError(f"{type(owner).__name__}: {error}")
+    named = next((it for it in selves if isinstance(it, Callback | Logger)), error)
+    return InputError(f"{type(named).__name__}: {error}")
