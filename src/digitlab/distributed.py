@@ -123,20 +123,24 @@ def _register_none() -> None:
     """Do nothing; a lambda would not pickle."""
 
 
+Reported = Callable[[BaseException, Trainer], BaseException | None]
+
+
 class RankLauncher(_MultiProcessingLauncher):
     """Starts ranks by multiprocessing, as `ddp_spawn`, `ddp_fork` and `ddp_notebook` do.
 
     Args:
         launcher: Lightning's, which it replaces.
         inside: Makes the context in which each rank trains.
-        reported: Errors that all ranks raise together, and that rank 0 hands to the main process.
+        reported: Gives what the main process raises for an error that all ranks raise together;
+            None for any other error.
     """
 
     def __init__(
         self,
         launcher: _MultiProcessingLauncher,
         inside: Callable[[], AbstractContextManager[None]],
-        reported: tuple[type[BaseException], ...],
+        reported: Reported,
     ) -> None:
         super().__init__(launcher._strategy, launcher._start_method)
         self.inside = inside
@@ -151,10 +155,12 @@ class RankLauncher(_MultiProcessingLauncher):
                 super()._wrapping_function(
                     process_idx, trainer, function, args, kwargs, queue, states
                 )
-            except self.reported as error:
+            except BaseException as error:
+                if (reported := self.reported(error, trainer)) is None:
+                    raise
                 if process_idx == 0:
                     saved = [getattr(it, "saved_step", 0) for it in trainer.checkpoint_callbacks]
-                    queue.put((error, saved))
+                    queue.put((reported, saved))
 
     def _recover_results_in_main_process(self, worker_output: Any, trainer: Trainer) -> None:
         if not isinstance(worker_output[0], BaseException):
@@ -168,7 +174,7 @@ class RankLauncher(_MultiProcessingLauncher):
 def replace_launcher(
     trainer: Trainer,
     inside: Callable[[], AbstractContextManager[None]],
-    reported: tuple[type[BaseException], ...],
+    reported: Reported,
 ) -> None:
     """Let ranks that multiprocessing starts, if any, train in a context; see `RankLauncher`."""
     launcher = trainer.strategy.launcher

@@ -97,6 +97,14 @@ def test_the_loss_of_a_forked_rank_is_one_line(tmp_path: Path) -> None:
     assert "terminated with signal SIGKILL" in last
 
 
+def test_a_start_that_forked_ranks_refuse_is_one_line_and_leaves_no_folder(tmp_path: Path) -> None:
+    words = ["--trainer.callbacks", "tests.cli.test_refusals.Fails"]
+    assert run([*fit(MLP, tmp_path), *by("ddp_fork"), *words], log_of(tmp_path)) == 2
+    assert log_of(tmp_path).read_text().endswith("digitlab: error: planted\n")
+    assert "Traceback" not in log_of(tmp_path).read_text()
+    assert not list(tmp_path.glob("*/*"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_loss_of_a_rank_ends_the_run_and_spares_its_checkpoint(

@@ -20,7 +20,7 @@ from digitlab.checkpoints import AtomicCheckpointIO, load_weights, sha256
 from digitlab.classifier import Classifier
 from digitlab.cli import inside_rank
 from digitlab.cli.parser import RunCLI, check_settings, check_together, split_off
-from digitlab.cli.refusals import as_input_error, check_monitors
+from digitlab.cli.refusals import as_input_error, check_monitors, error_of_ranks
 from digitlab.distributed import (
     is_rank_zero,
     note_job,
@@ -384,7 +384,7 @@ def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
     if start.trained:
         trainer.fit_loop.run = partial(_end_only, trainer, signals)  # type: ignore[method-assign]
     inside = partial(inside_rank, signals, torch.get_num_threads())
-    replace_launcher(trainer, inside, (Interrupted, FloatingPointError))
+    replace_launcher(trainer, inside, partial(error_of_ranks, start.step))
     try:
         with watch_ranks(trainer), signals.handled():
             trainer.fit(cli.model, cli.datamodule, ckpt_path=start.checkpoint)
