@@ -84,9 +84,10 @@ def _logs_other_values(model: Classifier, trainer: Trainer) -> bool:
         if _is_known(kind):
             return False
         for name, value in vars(kind).items():
-            if name == "__init__" and "log" not in _names(value.__code__):
-                continue
-            if isinstance(value, FunctionType | property | classmethod | staticmethod):
+            if name == "__init__" and isinstance(value, FunctionType):
+                if "log" in _names(value.__code__):
+                    return True
+            elif callable(value) or hasattr(value, "__get__"):  # a method or a property
                 return True
     return False
 
