@@ -84,7 +84,7 @@ def measure_apart(run: str, threads: int) -> dict[str, Any]:
 
 def measure(run: str) -> dict[str, Any]:
     """Train, and give the seconds of the whole fit and of each part."""
-    cli.prepare_process()  # as the command does before it imports the rest
+    cli._prepare_process()  # as the command does before it imports the rest
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import TensorBoardLogger
 

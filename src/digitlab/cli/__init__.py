@@ -122,12 +122,12 @@ def _main(arguments: list[str]) -> int:
 
 
 def _run(name: str, options: list[str], debug: bool) -> int:
-    prepare_process()
+    _prepare_process()
     # torch and Lightning take seconds to import: only now, and only for a command.
     from digitlab.errors import InputError, RunError, reading_input
     from digitlab.signals import Interrupted
 
-    silence()
+    _silence()
     module, help = COMMANDS[name]
     try:
         with reading_input():  # some commands need an extra
@@ -159,7 +159,7 @@ def _renamed(name: str) -> str:
     return f"digitlab keras {name} is now: digitlab {new}"
 
 
-def prepare_process() -> None:
+def _prepare_process() -> None:
     """Set up the process before torch, Lightning and TensorBoard are imported."""
     has_gpu = any(any(Path("/dev").glob(name)) for name in ("nv*gpu*", "nvidia*", "dxg", "kfd"))
     if sys.platform == "linux" and not has_gpu:
@@ -174,7 +174,7 @@ def prepare_process() -> None:
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
 
 
-def silence() -> None:
+def _silence() -> None:
     """Hide messages that a user cannot act on; called once Lightning is imported."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # announcements and advertisements
@@ -198,10 +198,10 @@ def inside_rank(signals: "StopSignals", threads: int) -> Iterator[None]:
     """
     import torch
 
-    prepare_process()
+    _prepare_process()
     torch.set_flush_denormal(True)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # or Lightning would choose another number
     torch.set_num_threads(threads)
-    silence()
+    _silence()
     with surviving_streams(), signals.handled():
         yield
