@@ -74,7 +74,7 @@ def options(place: Path, words: str) -> list[str]:
         (f"CALL {HERE}.Logs CALL+ ModelCheckpoint CALL.monitor owm", "train/accuracy, own"),
         (f"--model {HERE}.WithF1 {PLATEAU} val/f2", "lr_scheduler monitors val/f2, which this"),
         # Of Lightning's own callbacks, settings and loggers.
-        ("CALL LearningRateFinder", "LearningRateFinder: "),
+        ("CALL LearningRateFinder", "LearningRateFinder"),
         ("CALL BackboneFinetuning", "BackboneFinetuning: 'LinearClassifier' object has no attr"),
         ("CALL EarlyStopping CALL.monitor val/loss CALL.patence 3", "'trainer.callbacks.patience'"),
         ("CALL EarlyStopping CALL.monitor val/loss CALL.mode low", "`mode` can be min, max, got"),
