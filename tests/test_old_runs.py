@@ -75,7 +75,10 @@ def test_the_weights_of_an_old_run_start_a_new_one(
 def test_an_old_pytorch_run_is_lengthened(copy_run: CopyRun) -> None:
     folder = copy_run("torch")
     before = read_csv(folder / "history.csv")
+    recorded = folder / "metrics.json"
+    recorded.write_text(recorded.read_text("utf-8").replace("(1 thread)", "(2 threads)"), "utf-8")
     assert main(["fit", "--run", str(folder), "--trainer.max_epochs", "3"]) == 0
+    assert read_metrics(folder)["device"] == "cpu (2 threads)"  # as it recorded
     rows = read_csv(folder / "history.csv")
     assert rows[:2] == before
     assert [row["step"] for row in rows] == ["90", "180", "270"]
@@ -84,9 +87,13 @@ def test_an_old_pytorch_run_is_lengthened(copy_run: CopyRun) -> None:
     assert read_metrics(folder)["optimizer_steps"] == 270
 
 
-def test_an_old_pytorch_run_is_resumed_inside_an_epoch(copy_run: CopyRun) -> None:
+def test_an_old_pytorch_run_is_resumed_inside_an_epoch(
+    copy_run: CopyRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = copy_run("interrupted")
     assert main(["fit", "--run", str(folder)]) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == f"{folder} has no number of threads: using 1, see --threads"
     resumed, whole = (read_csv(path / "history.csv") for path in (folder, OLD_RUNS / "torch"))
     assert without_seconds(resumed[0]) == without_seconds(whole[0])
     expected = pytest.approx(without_seconds(whole[1]), rel=1e-4)  # other CPUs round differently

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from digitlab import files
 from digitlab.classifier import Classifier
+from digitlab.terminal import command
 
 _RENAMED_CALLBACKS = {
     "Results": "FinalEvaluation",
@@ -150,8 +151,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a file's weights, and the settings of their model if the file has them."""
     if path.is_file() and path.suffix in (".keras", ".h5"):
         raise ValueError(
-            f"{path} is a Keras model: convert it to a run, digitlab convert {path} RUN_DIR "
-            "--config CONFIG, and give its checkpoints/last.ckpt"
+            f"{path} is a Keras model: convert it to a run, {command('digitlab', 'convert', path)} "
+            "RUN_DIR --config CONFIG, and give its checkpoints/last.ckpt"
         )
     content = read_checkpoint(path)
     settings: dict[str, Any] = {}

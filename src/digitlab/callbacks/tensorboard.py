@@ -38,6 +38,7 @@ from digitlab.data import ImageDataModule
 from digitlab.distributed import gather
 from digitlab.execution import epoch_end_step
 from digitlab.scores import evaluating, name_classes
+from digitlab.terminal import printable
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -62,7 +63,8 @@ def unless_it_fails(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # a user's network may do anything
         reason = str(error).partition("\n")[0]
-        print(f"TensorBoard has no {name} of this network: {type(error).__name__}: {reason}")
+        said = f"TensorBoard has no {name} of this network: {type(error).__name__}: {reason}"
+        print(printable(said))
 
 
 def show_picture(loggers: Iterable[Logger], tag: str, picture: Image.Image, step: int) -> None:

@@ -8,6 +8,7 @@ Other commands then exit with 1, unless the reader of a pipe has closed it.
 
 import logging
 import os
+import re
 import sys
 import traceback
 import types
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from digitlab import __version__
 from digitlab.cli.streams import surviving_streams
+from digitlab.terminal import printable
 
 if TYPE_CHECKING:
     from digitlab.signals import StopSignals
@@ -124,7 +126,7 @@ def _main(arguments: list[str]) -> int:
 def _run(name: str, options: list[str], debug: bool) -> int:
     _prepare_process()
     # torch and Lightning take seconds to import: only now, and only for a command.
-    from digitlab.errors import InputError, RunError, reading_input
+    from digitlab.errors import InputError, RunError, describe_error, reading_input
     from digitlab.signals import Interrupted
 
     _silence()
@@ -135,18 +137,20 @@ def _run(name: str, options: list[str], debug: bool) -> int:
         exit_code: int = run(name, help, options)
         return exit_code
     except Interrupted as interrupt:
-        print(f"digitlab: {interrupt}", file=sys.stderr)
+        print(f"digitlab: {printable(interrupt)}", file=sys.stderr)
         return interrupt.exit_code
     except InputError as error:
         return _error(str(error), debug)
     except (RunError, OSError) as error:  # the latter where the disk is full, say
-        return _error(str(error), debug, code=1)
+        return _error(describe_error(error), debug, code=1)
 
 
 def _error(message: str, debug: bool = False, code: int = 2) -> int:
     if debug:
-        traceback.print_exc()
-    print(f"digitlab: error: {' '.join(message.split())}", file=sys.stderr)
+        print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr, end="")
+    # Inert, and a single line. Spaces stay as they are: a command in the message may quote them.
+    line = re.sub(r"\s*[\r\n]\s*", " ", message.strip())
+    print(f"digitlab: error: {printable(line)}", file=sys.stderr)
     return code
 
 

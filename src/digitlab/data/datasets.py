@@ -1,7 +1,6 @@
 """The data sets: MNIST, Fashion-MNIST and scikit-learn's digits."""
 
 import os
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +11,7 @@ from torchvision import datasets
 from digitlab.data.datamodule import ImageDataModule, stratified_split
 from digitlab.data.download import Arrays, Split, read_split, sha256
 from digitlab.data.photographs import PreparedImage, prepare_digit, prepare_garment
+from digitlab.files import expand_path
 
 
 class MNISTDataModule(ImageDataModule):
@@ -54,7 +54,7 @@ class MNISTDataModule(ImageDataModule):
             OSError: A file is missing or damaged and cannot be downloaded.
             ValueError: A file belongs to another data set.
         """
-        root = Path(self.root or os.environ.get("DIGITLAB_DATA") or "data").expanduser()
+        root = expand_path(self.root or os.environ.get("DIGITLAB_DATA") or "data")
         return read_split(self.dataset, root, split, self.digests[split])
 
 
