@@ -251,21 +251,6 @@ def test_a_run_without_checkpoints_proposes_no_test(
     assert "digitlab test" not in capsys.readouterr().out
 
 
-def test_an_error_in_the_middle_of_training_is_no_bad_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = LinearClassifier.training_step
-
-    def fail(self: LinearClassifier, batch: Any, batch_idx: int) -> Any:
-        if batch_idx == 3:
-            raise ValueError("planted")
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(LinearClassifier, "training_step", fail)
-    with pytest.raises(RuntimeError, match="training failed after 3 steps"):
-        fit(tmp_path)
-
-
 def test_a_fit_prints_data_layers_epochs_times_scores_and_next_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,7 +1,6 @@
 """`digitlab fit`: train a network in a run folder of its own, or resume a run."""
 
 import re
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -11,7 +10,6 @@ from typing import Any, Literal
 import torch
 import yaml
 from jsonargparse.typing import NonNegativeFloat, PositiveInt, restricted_string_type
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -22,12 +20,15 @@ from digitlab.callbacks.checkpointing import end_training
 from digitlab.callbacks.results import describe_device
 from digitlab.checkpoints import load_weights, sha256
 from digitlab.classifier import Classifier
+from digitlab.cli import inside_rank
 from digitlab.cli.parser import RunCLI, check_settings, check_together, split_off
+from digitlab.cli.refusals import as_input_error, check_monitors, error_of_ranks
 from digitlab.cli.trainer import as_list, check_callbacks, make_trainer
 from digitlab.distributed import (
     is_rank_zero,
     note_job,
     print_rank_zero,
+    replace_launcher,
     requeue,
     requeued,
     watch_ranks,
@@ -49,10 +50,12 @@ class FitCLI(RunCLI):
     Attributes:
         device: In a Keras run, the name of TensorFlow's device.
         precision: In a Keras run, Keras's precision.
+        made: The trainer, once it is made.
     """
 
     device = ""
     precision = ""
+    made: Trainer | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that only training has."""
@@ -112,7 +115,8 @@ class FitCLI(RunCLI):
         """Make the trainer; that of a Keras run leaves device and precision to TensorFlow."""
         if self.config.framework == "keras":
             kwargs |= {"accelerator": "cpu", "precision": "32-true"}
-        return super().instantiate_trainer(*others, **kwargs)
+        self.made = super().instantiate_trainer(*others, **kwargs)
+        return self.made
 
 
 def run(name: str, help: str, options: list[str]) -> int:
@@ -151,11 +155,12 @@ def run(name: str, help: str, options: list[str]) -> int:
             else:
                 if not folder:
                     folder = new_run_dir(cli)
-                    on_exit.enter_context(removed_on_error(folder))
+                    on_exit.enter_context(removed_on_error(folder, cli))
                     if is_rank_zero():
                         on_exit.enter_context(run_folder.lock_run(folder))
                 trainer = make_trainer(cli, folder, throughput, weights, start, allow_changes)
             cli.model.check_supported(trainer)
+            check_monitors(cli.model, trainer)
             start.check_processes(trainer.world_size, allow_changes)
             inexact = allow_changes or cli.config.allow_inexact_resume
             compare_numerics(start.numerics, trainer, cli.model, inexact)
@@ -217,12 +222,14 @@ def remove(folder: Path) -> None:
 
 
 @contextmanager
-def removed_on_error(folder: Path) -> Iterator[None]:
-    """Remove a new run's folder if its input is refused in the `with` block."""
+def removed_on_error(folder: Path, cli: FitCLI) -> Iterator[None]:
+    """Remove a new run's folder after an error before the first step, or input that is refused."""
     try:
         yield
-    except InputError:
-        remove(folder)
+    except Exception as error:
+        refused = isinstance(error, InputError) or not cli.made or cli.made.global_step == 0
+        if refused and not (folder / run_folder.LAST).exists():
+            remove(folder)
         raise
 
 
@@ -310,7 +317,7 @@ def report_interruption(folder: Path, trainer: Trainer, start: ResumePoint) -> I
         remedy = f"resume with: {command('digitlab', 'fit', '--run', folder)}"
         if isinstance(error, RunError):
             raise RunError(f"{error}; {rest}; {remedy}") from error
-        if error.number == signal.SIGUSR1:
+        if error.asks_to_requeue:
             remedy = requeue()
         raise Interrupted(error.number, f"{error.rest or rest}; {remedy}") from None
 
@@ -332,21 +339,26 @@ def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
             callback.signals = signals
     if start.trained:
         trainer.fit_loop.run = partial(end_training, trainer)  # type: ignore[method-assign]
+    inside = partial(inside_rank, signals, torch.get_num_threads())
+    replace_launcher(trainer, inside, partial(error_of_ranks, start.step))
     try:
         with watch_ranks(trainer), signals.handled():
             trainer.fit(cli.model, cli.datamodule, ckpt_path=start.checkpoint)
-    except OSError as error:  # a full disk, say
-        reason = describe_error(error)
-        raise RunError(f"training failed after {trainer.global_step} steps: {reason}") from error
-    except (ValueError, MisconfigurationException) as error:
-        if trainer.global_step in (0, start.step):  # Lightning and callbacks check some things late
-            raise InputError(str(error)) from error
-        raise RuntimeError(f"training failed after {trainer.global_step} steps") from error
     except (Interrupted, FloatingPointError):
         if trainer.is_global_zero:
             raise
         # Rank 0 reports it. Launchers take another exit code for a failure, and would end rank 0.
         raise SystemExit(0) from None
+    except Exception as error:
+        if refused := as_input_error(error, trainer, start.step):
+            raise refused from error
+        if isinstance(error, OSError):  # a full disk, say
+            reason = describe_error(error)
+            raise RunError(
+                f"training failed after {trainer.global_step} steps: {reason}"
+            ) from error
+        error.add_note(f"training failed after {trainer.global_step} steps")
+        raise
 
 
 def describe_run(cli: FitCLI, trainer: Trainer) -> str:
