@@ -235,7 +235,9 @@ class KerasClassifier(Classifier):
         for layer in keras_layers(self.keras_model):
             if isinstance(layer, keras.layers.Conv2D):
                 kernel = keras.ops.convert_to_numpy(layer.kernel)
-                return layer.name, torch.from_numpy(LAYOUTS["Conv2D"]["kernel"].to_torch(kernel))
+                return layer.name, torch.from_numpy(
+                    LAYOUTS["Conv2D"]["kernel"][0].to_torch(kernel)[0]
+                )
         return None
 
     def features(self, images: Tensor) -> Tensor | None:

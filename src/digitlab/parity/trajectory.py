@@ -19,13 +19,13 @@ from torch.nn.functional import cross_entropy
 
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
 from digitlab.parity.checks import TOLERANCES, Check, keras_images, precision, torch_images
+from digitlab.parity.flattening import feature_orders
+from digitlab.parity.graph import Graph
 from digitlab.parity.weights import (
     Array,
     Layout,
     Match,
     copy_weights,
-    flattened_in,
-    inputs_within,
     keras_layers,
     match,
 )
@@ -87,7 +87,9 @@ def torch_with_masks(module: nn.Module, masks: DropoutMasks) -> nn.Module:
 def keras_with_masks(keras_model: Any, masks: DropoutMasks) -> Any:
     """Copy a Keras model without its weights, with dropout layers as `torch_with_masks`."""
     indices = {id(layer): index for index, layer in enumerate(_keras_dropouts(keras_model))}
-    within = inputs_within(keras_model)
+    graph = Graph(keras_model)
+    orders = feature_orders(graph)
+    features = {id(call.operation): orders.of_input(call) for call in reversed(graph.calls)}
 
     def clone(layer: Any) -> Any:
         if id(layer) not in indices:
@@ -95,7 +97,9 @@ def keras_with_masks(keras_model: Any, masks: DropoutMasks) -> Any:
         kind = type(layer).__name__
         if kind not in _KERAS_DROPOUTS or getattr(layer, "noise_shape", None):
             raise ValueError(_unknown(layer.name, kind, "Dropout or SpatialDropout1D, 2D or 3D"))
-        draw = _keras_mask(layer, indices[id(layer)], flattened_in(layer.input, within), masks)
+        flattened = features[id(layer)]
+        order = flattened.order if flattened else None
+        draw = _keras_mask(layer, indices[id(layer)], order, masks)
         return _masked_layer()(draw, name=layer.name, dtype=layer.dtype_policy)
 
     return import_keras().models.clone_model(keras_model, clone_function=clone, recursive=True)
@@ -145,7 +149,7 @@ def _keras_mask(
             return mask.reshape(batch, *[1] * len(space), channels)
         if space:
             return np.moveaxis(masks.mask(index, (batch, channels, *space), rate), 1, -1)
-        return _FEATURES.to_keras(masks.mask(index, shape, rate), flattened).T
+        return _FEATURES.to_keras(masks.mask(index, shape, rate), inputs=flattened).T
 
     return draw
 
@@ -216,7 +220,7 @@ def trajectory(
     ours = _TorchSide(torch_with_masks(module, masks), make_optimizer)
     theirs = _KerasSide(keras_with_masks(keras_model, masks), make_keras_optimizer, dtype)
     copy_weights(ours.module, theirs.model)
-    pairs = match(ours.module, theirs.model)
+    pairs = match(ours.module, theirs.model).pairs
     worst, largest_loss, done = _Worst(TOLERANCES[dtype]), 0.0, 0
     for done, (images, labels) in enumerate(islice(batches, steps), start=1):
         masks.step = done - 1
@@ -224,7 +228,7 @@ def trajectory(
         largest_loss = max(largest_loss, abs(our_loss), abs(their_loss))
         worst.add(done, "the loss", 1, abs(our_loss - their_loss) / (largest_loss or 1))
         for pair, difference in _differences(pairs, is_double=dtype == "float64"):
-            worst.add(done, pair.torch_name, pair.tensor.numel(), difference)
+            worst.add(done, pair.torch_name, pair.variable.value.shape.num_elements(), difference)
     if done < steps:
         raise ValueError(f"steps is {steps}, but there are only {done} batches: take fewer steps")
     name = f"{steps} training step{'s' * (steps > 1)}, {dtype}"
@@ -236,7 +240,8 @@ def _differences(pairs: list[Match], is_double: bool) -> Iterator[tuple[Match, f
     scales: dict[str, float] = {}
     differences = []
     for pair in pairs:
-        ours, theirs = pair.tensor.detach().cpu().numpy(), pair.to_torch(pair.variable)
+        # In Keras's layout, where two tensors that are added up are one.
+        ours, theirs = pair.to_keras(), np.asarray(pair.variable)
         size = max(_size(ours, is_double), _size(theirs, is_double))
         key = "" if is_double else pair.layer
         before = scales.get(key, 0.0)

@@ -1,0 +1,151 @@
+"""In which order features stand after a flattening, at every value of a Keras model.
+
+PyTorch flattens an image channels first, Keras channels last. A dense layer behind the flattening
+has its weights in that order. So has one whose output is added to such features, or reshaped to an
+image.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from digitlab.parity.backend import import_keras
+from digitlab.parity.graph import Call, Graph
+from digitlab.parity.layouts import Shape
+
+
+class Features(NamedTuple):
+    """Features that were flattened: their shape, and whether its last axis is the channels'."""
+
+    shape: Shape
+    channels_last: bool
+
+    @property
+    def order(self) -> Shape | None:
+        """The shape if the features stand in another order than PyTorch's, else None."""
+        return self.shape if self.channels_last and len(self.shape) > 1 else None
+
+
+@dataclass
+class Orders:
+    """The order of the features at every value of a graph.
+
+    Args:
+        features: By index of a value `(N, F)` what was flattened; None if nothing was.
+        is_last: By index of another value, whether its channels are last, unlike PyTorch's.
+        outputs: By the `id` of a dense layer, the order of its output features if that is not its
+            own, but that of the features to which its output is added.
+    """
+
+    features: dict[int, Features | None]
+    is_last: dict[int, bool]
+    outputs: dict[int, Features]
+
+    def of_input(self, call: Call) -> Features | None:
+        """Return what was flattened to make a call's first input."""
+        return self.features.get(call.inputs[0]) if call.inputs else None
+
+
+def feature_orders(graph: Graph, in_torch_order: frozenset[int] = frozenset()) -> Orders:
+    """Find the order of the features at every value.
+
+    Args:
+        graph: The model.
+        in_torch_order: The indices of inputs whose axes are in PyTorch's order. Others with three
+            axes besides the batch are images, channels last.
+    """
+    outputs: dict[int, Features] = {}
+    while True:
+        orders = Orders({}, {}, outputs)
+        for i in graph.inputs:
+            is_image = len(graph.symbolic[i].shape) > 3 and i not in in_torch_order
+            orders.is_last[i], orders.features[i] = is_image, None
+        found: dict[int, Features] = {}
+        for call in graph.calls:
+            _add(call, graph, orders, found)
+        if found.keys() <= outputs.keys():
+            return orders
+        outputs = outputs | found
+
+
+def _add(call: Call, graph: Graph, orders: Orders, found: dict[int, Features]) -> None:
+    """Add the order of what a call makes; and to `found`, dense layers that must follow another."""
+    read = call.inputs
+    for made in call.makes:
+        shape = tuple(graph.symbolic[made].shape)
+        if len(shape) != 2:
+            orders.is_last[made] = _is_channels_last(call, graph, orders)
+            source = read[0] if read else None
+            flat = source is not None and len(graph.symbolic[source].shape) == 2
+            if flat and len(shape) > 3 and orders.is_last[made] and shape[-1] != 1:
+                _follow(source, Features(shape[1:], True), graph, orders, found)
+            continue
+        orders.features[made] = None
+        if _is_flattening(call) and read:
+            before = tuple(graph.symbolic[read[0]].shape)
+            if len(before) > 2:
+                is_last = orders.is_last[read[0]]
+                if getattr(call.operation, "data_format", None) == "channels_first":
+                    before, is_last = (before[0], *before[2:], before[1]), True
+                orders.features[made] = Features(before[1:], is_last)
+            else:
+                orders.features[made] = orders.features.get(read[0])
+        elif id(call.operation) in orders.outputs:
+            orders.features[made] = orders.outputs[id(call.operation)]
+        elif _keeps_order(call, graph):
+            known = [features for i in read if (features := orders.features.get(i))]
+            moved = next((features for features in known if features.order), None)
+            orders.features[made] = moved or (known[0] if known else None)
+            if moved:
+                for i in read:
+                    if not orders.features.get(i) and _is_same(i, made, graph):
+                        _follow(i, moved, graph, orders, found)
+
+
+def _is_same(first: int, second: int, graph: Graph) -> bool:
+    return tuple(graph.symbolic[first].shape) == tuple(graph.symbolic[second].shape)
+
+
+def _follow(
+    index: int | None, features: Features, graph: Graph, orders: Orders, found: dict[int, Features]
+) -> None:
+    """Let the dense layer that makes a value give its features in another order."""
+    call = next((it for it in graph.calls if index in it.makes), None)
+    while call and _keeps_order(call, graph) and call.inputs:
+        call = next((it for it in graph.calls if call and call.inputs[0] in it.makes), None)
+    if call and isinstance(call.operation, import_keras().layers.Dense):
+        found[id(call.operation)] = features
+
+
+def _is_flattening(call: Call) -> bool:
+    return type(call.operation).__name__ in ("Flatten", "Reshape")
+
+
+def _keeps_order(call: Call, graph: Graph) -> bool:
+    """Return whether a call computes each feature from the one at the same place."""
+    kind, weights = type(call.operation).__name__, getattr(call.operation, "weights", [])
+    same = any(_is_same(i, call.makes[0], graph) for i in call.inputs)
+    moves = kind in ("Permute", "Transpose", "Flip", "Roll")
+    return same and not moves and (not weights or "Normalization" in kind or kind == "PReLU")
+
+
+def _is_channels_last(call: Call, graph: Graph, orders: Orders) -> bool:
+    operation, kind = call.operation, type(call.operation).__name__
+    before = orders.is_last.get(call.inputs[0], True) if call.inputs else False
+    if kind == "Permute":
+        return _moved(before, (0, *operation.dims))
+    if kind == "Transpose":
+        rank = len(graph.symbolic[call.makes[0]].shape)
+        return _moved(before, tuple(operation.axes or reversed(range(rank))))
+    if data_format := getattr(operation, "data_format", None):
+        return bool(data_format == "channels_last")
+    if "Conv" in kind or "Pool" in kind:
+        return True
+    if _keeps_order(call, graph) or not getattr(operation, "weights", []):
+        return before
+    return False  # PyTorch's dense and recurrent layers read the last axis, too
+
+
+def _moved(is_last: bool, axes: Shape) -> bool:
+    """Return whether channels are last behind a permutation."""
+    place = axes.index(len(axes) - 1 if is_last else 1)
+    return place == len(axes) - 1 or (place != 1 and is_last)
