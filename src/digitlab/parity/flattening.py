@@ -45,14 +45,18 @@ class Orders:
         return self.features.get(call.inputs[0]) if call.inputs else None
 
 
-def feature_orders(graph: Graph, in_torch_order: frozenset[int] = frozenset()) -> Orders:
+def feature_orders(graph: Graph, in_torch_order: frozenset[int] | None = None) -> Orders:
     """Find the order of the features at every value.
 
     Args:
         graph: The model.
-        in_torch_order: The indices of inputs whose axes are in PyTorch's order. Others with three
-            axes besides the batch are images, channels last.
+        in_torch_order: The indices of inputs whose axes are in PyTorch's order. If that is not
+            known, inputs with three axes besides the batch are channels last, but for grey and
+            colour images whose first axis alone can be the channels'.
     """
+    if in_torch_order is None:
+        shapes = {i: tuple(graph.symbolic[i].shape[1:]) for i in graph.inputs}
+        in_torch_order = frozenset(i for i, shape in shapes.items() if _is_channels_first(shape))
     outputs: dict[int, Features] = {}
     while True:
         orders = Orders({}, {}, outputs)
@@ -65,6 +69,10 @@ def feature_orders(graph: Graph, in_torch_order: frozenset[int] = frozenset()) -
         if found.keys() <= outputs.keys():
             return orders
         outputs = outputs | found
+
+
+def _is_channels_first(shape: Shape) -> bool:
+    return len(shape) == 3 and shape[0] in (1, 3) and shape[0] != shape[2]
 
 
 def _add(call: Call, graph: Graph, orders: Orders, found: dict[int, Features]) -> None:
