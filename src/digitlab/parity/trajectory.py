@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import batch_norm, cross_entropy
 
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
 from digitlab.parity.checks import TOLERANCES, Check, keras_images, precision, torch_images
@@ -82,6 +82,57 @@ def torch_with_masks(module: nn.Module, masks: DropoutMasks) -> nn.Module:
             raise ValueError(_unknown(name, kind, "nn.Dropout or nn.Dropout1d, 2d or 3d"))
         copy.set_submodule(name, _MaskedDropout(layer.p, index, _DROPOUTS[kind], masks))
     return copy
+
+
+class KerasBatchNorm(nn.Module):
+    """Batch normalization whose running variance is updated as Keras's is.
+
+    PyTorch updates `running_var` with the unbiased variance of the batch, n / (n - 1) times the
+    biased one, with which Keras updates `moving_variance`; n is the number of values of a channel.
+    All else is equal: PyTorch's momentum m is Keras's 1 - m.
+
+    Args:
+        layer: A `nn.BatchNorm1d`, 2d or 3d, whose parameters and buffers it takes over.
+
+    Raises:
+        ValueError: The layer averages over all batches (`momentum=None`), which Keras does not.
+    """
+
+    def __init__(self, layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> None:
+        super().__init__()
+        if layer.momentum is None:
+            raise ValueError("a BatchNorm has momentum=None, which Keras has not: give a number")
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.momentum, self.eps = layer.momentum, layer.eps
+        self.weight, self.bias = layer.weight, layer.bias
+        self.register_buffer("running_mean", layer.running_mean)
+        self.register_buffer("running_var", layer.running_var)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize `(N, C, ...)`, and update the running statistics in training mode."""
+        if not self.training:
+            mean, variance = self.running_mean, self.running_var
+            return batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        variance, mean = torch.var_mean(x.detach(), axes, unbiased=False)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+        return batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+
+def is_batch_norm(layer: nn.Module) -> bool:
+    """Return whether a layer is a batch normalization with running statistics."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return isinstance(layer, kinds) and bool(layer.track_running_stats)
+
+
+def with_keras_batch_norms(module: nn.Module) -> nn.Module:
+    """Put `KerasBatchNorm` in the place of a module's batch normalizations, and return it."""
+    for name, layer in list(module.named_modules()):
+        if is_batch_norm(layer):
+            module.set_submodule(name, KerasBatchNorm(layer))
+    return module
 
 
 def keras_with_masks(keras_model: Any, masks: DropoutMasks) -> Any:
@@ -193,6 +244,7 @@ def trajectory(
     make_keras_optimizer: Callable[[], Any],
     steps: int,
     seed: int = 0,
+    exact_norms: bool = True,
 ) -> Check:
     """Train copies of both sides on the same batches, and compare them after every step.
 
@@ -210,6 +262,7 @@ def trajectory(
         make_keras_optimizer: Makes Keras's, in the precision of the model.
         steps: Number of steps, at least 1.
         seed: Seed of the dropout masks.
+        exact_norms: Whether `KerasBatchNorm` takes the place of PyTorch's batch normalization.
 
     Raises:
         ValueError: There are fewer batches; or the sides have other weights or dropout layers.
@@ -217,7 +270,8 @@ def trajectory(
     check_dropouts(module, keras_model)
     dtype = precision(module, keras_model)
     masks = DropoutMasks(seed)
-    ours = _TorchSide(torch_with_masks(module, masks), make_optimizer)
+    copy = torch_with_masks(module, masks)
+    ours = _TorchSide(with_keras_batch_norms(copy) if exact_norms else copy, make_optimizer)
     theirs = _KerasSide(keras_with_masks(keras_model, masks), make_keras_optimizer, dtype)
     copy_weights(ours.module, theirs.model)
     pairs = match(ours.module, theirs.model).pairs
