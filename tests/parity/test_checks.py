@@ -11,14 +11,13 @@ from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
 from digitlab.parity.checks import (
     HEADING,
     Check,
-    evaluation_mode,
     format_check,
     gradients,
-    keras_images,
     logits,
     parameter_counts,
     round_trip,
 )
+from digitlab.parity.sides import evaluation_mode, keras_images
 from digitlab.parity.weights import to_keras
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import (

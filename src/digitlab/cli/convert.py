@@ -17,7 +17,6 @@ from digitlab.cli.evaluate import read_evaluation
 from digitlab.cli.fit import FitCLI
 from digitlab.data import ImageDataModule
 from digitlab.errors import RunError, reading_input
-from digitlab.parity.checks import TOLERANCES, copy_in, relative_difference
 from digitlab.parity.keras_files import (
     SUFFIXES,
     KerasNetwork,
@@ -25,6 +24,7 @@ from digitlab.parity.keras_files import (
     load_keras_model,
     save_keras_model,
 )
+from digitlab.parity.sides import TOLERANCES, copy_in, relative_difference
 from digitlab.parity.weights import keras_layers, to_keras
 
 USAGE = (

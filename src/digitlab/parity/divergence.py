@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from digitlab.parity.backend import import_keras, import_tensorflow
-from digitlab.parity.checks import (
+from digitlab.parity.flattening import Orders, feature_orders
+from digitlab.parity.graph import CopiedModel, Graph
+from digitlab.parity.sides import (
     TOLERANCES,
     Inputs,
     in_torch_layout,
@@ -21,8 +23,6 @@ from digitlab.parity.checks import (
     torch_inputs,
     torch_output,
 )
-from digitlab.parity.flattening import Orders, feature_orders
-from digitlab.parity.graph import CopiedModel, Graph
 from digitlab.parity.weights import Array
 
 

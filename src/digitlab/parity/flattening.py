@@ -77,55 +77,54 @@ def _is_channels_first(shape: Shape) -> bool:
 
 def _add(call: Call, graph: Graph, orders: Orders, found: dict[int, Features]) -> None:
     """Add the order of what a call makes; and to `found`, dense layers that must follow another."""
-    read = call.inputs
     for made in call.makes:
         shape = tuple(graph.symbolic[made].shape)
-        if len(shape) != 2:
-            orders.is_last[made] = _is_channels_last(call, graph, orders)
-            source = read[0] if read else None
-            flat = source is not None and len(graph.symbolic[source].shape) == 2
-            if flat and len(shape) > 3 and orders.is_last[made] and shape[-1] != 1:
-                _follow(source, Features(shape[1:], True), graph, orders, found)
+        if len(shape) == 2:
+            orders.features[made] = _features(call, graph, orders, found)
             continue
-        orders.features[made] = None
-        if _is_flattening(call) and read:
-            before = tuple(graph.symbolic[read[0]].shape)
-            if len(before) > 2:
-                is_last = orders.is_last[read[0]]
-                if getattr(call.operation, "data_format", None) == "channels_first":
-                    before, is_last = (before[0], *before[2:], before[1]), True
-                orders.features[made] = Features(before[1:], is_last)
-            else:
-                orders.features[made] = orders.features.get(read[0])
-        elif id(call.operation) in orders.outputs:
-            orders.features[made] = orders.outputs[id(call.operation)]
-        elif _keeps_order(call, graph):
-            known = [features for i in read if (features := orders.features.get(i))]
-            moved = next((features for features in known if features.order), None)
-            orders.features[made] = moved or (known[0] if known else None)
-            if moved:
-                for i in read:
-                    if not orders.features.get(i) and _is_same(i, made, graph):
-                        _follow(i, moved, graph, orders, found)
+        orders.is_last[made] = _is_channels_last(call, graph, orders)
+        is_image = len(shape) > 3 and orders.is_last[made] and shape[-1] != 1
+        if is_image and call.inputs and len(graph.symbolic[call.inputs[0]].shape) == 2:
+            # Features that become an image: the dense layer gives them in the image's order.
+            _follow(call.inputs[0], Features(shape[1:], True), graph, found)
+
+
+def _features(
+    call: Call, graph: Graph, orders: Orders, found: dict[int, Features]
+) -> Features | None:
+    """Return what was flattened to make a call's output `(N, F)`."""
+    if id(call.operation) in orders.outputs:
+        return orders.outputs[id(call.operation)]
+    if type(call.operation).__name__ in ("Flatten", "Reshape") and call.inputs:
+        read = call.inputs[0]
+        shape = tuple(graph.symbolic[read].shape)
+        if len(shape) == 2:
+            return orders.features.get(read)
+        if getattr(call.operation, "data_format", None) == "channels_first":
+            return Features((*shape[2:], shape[1]), True)  # it moves the channels last
+        return Features(shape[1:], orders.is_last[read])
+    if not _keeps_order(call, graph):
+        return None
+    known = [features for i in call.inputs if (features := orders.features.get(i))]
+    moved = next((features for features in known if features.order), None)
+    if moved:
+        for i in call.inputs:
+            if not orders.features.get(i) and _is_same(i, call.makes[0], graph):
+                _follow(i, moved, graph, found)
+    return moved or (known[0] if known else None)
 
 
 def _is_same(first: int, second: int, graph: Graph) -> bool:
     return tuple(graph.symbolic[first].shape) == tuple(graph.symbolic[second].shape)
 
 
-def _follow(
-    index: int | None, features: Features, graph: Graph, orders: Orders, found: dict[int, Features]
-) -> None:
+def _follow(index: int, features: Features, graph: Graph, found: dict[int, Features]) -> None:
     """Let the dense layer that makes a value give its features in another order."""
     call = next((it for it in graph.calls if index in it.makes), None)
     while call and _keeps_order(call, graph) and call.inputs:
         call = next((it for it in graph.calls if call and call.inputs[0] in it.makes), None)
     if call and isinstance(call.operation, import_keras().layers.Dense):
         found[id(call.operation)] = features
-
-
-def _is_flattening(call: Call) -> bool:
-    return type(call.operation).__name__ in ("Flatten", "Reshape")
 
 
 def _keeps_order(call: Call, graph: Graph) -> bool:

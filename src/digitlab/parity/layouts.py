@@ -75,7 +75,7 @@ class Layout:
             *tensors: The tensors, or their gradients.
             shape: The variable's shape, needed where axes are merged.
             inputs: The shape, channels last, whose flattening gave the layer's input features.
-            outputs: The shape, channels last, of which the layer's output features are a flattening.
+            outputs: The same of the layer's output features.
 
         Examples:
             >>> dense = Layout("weight", (1, 0), per_input=True)

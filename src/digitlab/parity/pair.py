@@ -15,24 +15,19 @@ from torch.overrides import TorchFunctionMode
 from digitlab.parity.backend import import_keras, import_tensorflow
 from digitlab.parity.checks import (
     HEADING,
-    TOLERANCES,
     Check,
-    Inputs,
     Loss,
     format_check,
     gradients,
-    keras_inputs,
     logits,
-    outputs,
     parameter_counts,
-    precision,
     round_trip,
-    torch_output,
     training_settings,
 )
 from digitlab.parity.divergence import first_divergence, record_calls
 from digitlab.parity.flattening import feature_orders
 from digitlab.parity.graph import Call, CopiedModel, CopyError, Graph, is_channels_first_on_cpu
+from digitlab.parity.sides import TOLERANCES, Inputs, keras_inputs, outputs, precision, torch_output
 from digitlab.parity.weights import Match, Matcher, Matches, in_copies, in_module
 
 Verdict = Literal["passed", "passed_float32", "failed"]
@@ -129,7 +124,7 @@ def check(
     graph = _graph(torch_module, keras_model, loss)
     for batch in batches:
         inputs, targets = _read(batch, loss, graph)
-        if not len(first := _first(inputs)):
+        if not len(_first(inputs)):
             continue
         if pair is None:
             pair = _Pair(torch_module, keras_model, graph, inputs)
@@ -137,7 +132,6 @@ def check(
         for row in pair.compare(inputs, targets, loss):
             _keep_worst(worst, row)
             suspect = inputs if not row.passed and suspect is None else suspect
-        del first
     if pair is None:
         nothing = Check("logits", 0, 0.0, TOLERANCES["float32"], "there are no examples")
         return Report((nothing,))
@@ -386,7 +380,7 @@ class _Pair:
 
     def name_divergence(self, inputs: Inputs) -> str | None:
         """Find the first layer that differs, on the examples whose outputs differ most."""
-        module, model, pairs = self.doubles or (self.module, self.single, self.pairs)
+        module, model = self.doubles[:2] if self.doubles else (self.module, self.single)
         ours, theirs = outputs(module, model, inputs)
         if ours.shape == theirs.shape:
             by_example = np.abs(ours - theirs).reshape(len(ours), -1).max(1)
