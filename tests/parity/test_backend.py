@@ -11,10 +11,12 @@ import pytest
 
 from digitlab.parity import backend
 from digitlab.parity.backend import (
+    describe_device,
     import_keras,
     import_tensorflow,
     keras_dtype,
     limit_gpu_memory,
+    set_threads,
 )
 
 Process = subprocess.CompletedProcess[str]
@@ -39,11 +41,15 @@ import digitlab.parity
 modules = [module.name for module in pkgutil.iter_modules(digitlab.parity.__path__)]
 for name in modules:
     importlib.import_module(f"digitlab.parity.{name}")
-from digitlab.parity.backend import import_keras, import_tensorflow
+from digitlab.parity.backend import import_keras, import_tensorflow, set_threads
 before = [name for name in ("tensorflow", "keras") if name in sys.modules]
 keras, tensorflow = import_keras(), import_tensorflow()
 order = [name for name in sys.modules if name in ("tensorflow", "triton")]
-threads = tensorflow.config.threading.get_intra_op_parallelism_threads()
+threading = tensorflow.config.threading
+threads = [threading.get_intra_op_parallelism_threads()]
+set_threads(3)
+threads += [threading.get_intra_op_parallelism_threads(),
+            threading.get_inter_op_parallelism_threads()]
 layer = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
 shape = layer(keras.ops.ones((2, 4))).shape
 print(json.dumps({"modules": modules, "before": before, "order": order, "threads": threads,
@@ -63,8 +69,17 @@ def test_tensorflow_is_imported_late_after_triton_in_silence_and_with_torchs_thr
         "order": (["triton"] if find_spec("triton") else []) + ["tensorflow"],
         "shape": [2, 3],
         "backend": "tensorflow",
-        "threads": 2,
+        "threads": [2, 3, 3],
     }
+
+
+def test_threads_cannot_change_once_tensorflow_has_computed() -> None:
+    import_keras().ops.ones(1)
+    set_threads(1)  # as the tests' own setting is
+    message = r"^threads is 2, but TensorFlow's threads in this process are 1: .* another process$"
+    with pytest.raises(ValueError, match=message):
+        set_threads(2)
+    assert describe_device() == "cpu (1 thread)"
 
 
 def installed(*names: str) -> Callable[[str], object]:
