@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -151,6 +150,16 @@ def torch_images(module: nn.Module, images: Tensor) -> Tensor:
 
 
 def keras_images(keras_model: Any, images: Tensor) -> Array:
+    """Convert images `(N, C, H, W)` to the layout and dtype that a Keras model reads.
+
+    Raises:
+        ValueError: As for `arrange`.
+    """
+    array = arrange(images.detach(), keras_model).cpu().numpy()
+    return np.ascontiguousarray(array, dtype=str(sole_input(keras_model).dtype))
+
+
+def arrange(images: Tensor, keras_model: Any) -> Tensor:
     """Convert images `(N, C, H, W)` to the layout that a Keras model with one input reads.
 
     That is `(N, H, W, C)`; or, if only that fits the model's input, `(N, H, W)` of one channel,
@@ -161,21 +170,20 @@ def keras_images(keras_model: Any, images: Tensor) -> Array:
     """
     if images.ndim != 4:
         raise ValueError(f"images are {tuple(images.shape)}: they must be (N, C, H, W)")
-    read = sole_input(keras_model)
-    wanted = tuple(read.shape[1:])
-    array = images.detach().cpu().numpy()
-    layouts = [array.transpose(0, 2, 3, 1), array.reshape(len(array), prod(array.shape[1:])), array]
+    wanted = tuple(sole_input(keras_model).shape[1:])
+    layouts = [images.permute(0, 2, 3, 1), images.flatten(1), images]
     if images.shape[1] == 1:
-        layouts.append(array[:, 0])
+        layouts.append(images[:, 0])
     for layout in layouts:
         shape = layout.shape[1:]
         if len(shape) == len(wanted) and all(
             size in (None, actual) for size, actual in zip(wanted, shape, strict=True)
         ):
-            return np.ascontiguousarray(layout, dtype=str(read.dtype))
+            return layout
+    taken = dict.fromkeys(str(tuple(layout.shape[1:])) for layout in layouts)
     raise ValueError(
         f"{keras_model.name} reads {wanted}, and the images are (C, H, W) = "
-        f"{tuple(images.shape[1:])}: it must read (H, W, C), (H, W), (C·H·W,) or (C, H, W)"
+        f"{tuple(images.shape[1:])}: it must read {', '.join(taken)}"
     )
 
 

@@ -33,7 +33,8 @@ from digitlab.parity.backend import (
     to_tensorflow,
     unchanged_random_state,
 )
-from digitlab.parity.keras_files import KerasNetwork, channels_last
+from digitlab.parity.checks import arrange
+from digitlab.parity.keras_files import KerasNetwork
 from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.weights import LAYOUTS, build_twin, keras_layers, to_keras
 
@@ -146,7 +147,8 @@ class KerasClassifier(Classifier):
         sizes = [len(labels) for _, labels in self._batches(batch)]
         rates = [self._advance_schedule() for _ in sizes]
         dtype = torch.float64 if self.policy == "float64" else torch.float32
-        images, labels = channels_last(batch[0].to(dtype)), to_tensorflow(batch[1])
+        images = to_tensorflow(arrange(batch[0].to(dtype), self.keras_model))
+        labels = to_tensorflow(batch[1])
         with keras_dtype(self.policy):  # which counts while TensorFlow traces the step
             scores = self._train_steps(images, labels, rates, sizes[0])
         self._record_steps(sizes, rates, scores.numpy().tolist())
