@@ -1,6 +1,8 @@
 """A Keras twin in Lightning's Trainer trains the weights of a plain Keras program, bit for bit."""
 
+import pickle
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -428,6 +430,22 @@ def test_tensorboard_is_given_keras_layers_and_operations() -> None:
     np.testing.assert_allclose(features, last(array), rtol=1e-5, atol=1e-6)  # compiled otherwise
     names = {node.name for node in model.trace_graph().node}
     assert {"images", "lenet5_1/conv1_1/convolution"} <= names, names
+
+
+@pytest.mark.parametrize("copy", [deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_model_is_copied_and_pickled_with_its_state(
+    copy: Callable[[KerasClassifier], KerasClassifier],
+) -> None:
+    model = make(small, output="softmax")
+    train(model, max_steps=2)
+    twin, before = copy(model), arrays(model.keras_model)
+    assert_equal(twin.keras_model, model.keras_model)
+    train(twin, max_steps=3)
+    for ours, kept in zip(arrays(model.keras_model), before, strict=True):
+        np.testing.assert_array_equal(ours, kept)
+    train(model, max_steps=3)
+    assert_equal(twin.keras_model, model.keras_model)
+    assert (twin.output, twin.state_dict().keys()) == ("softmax", model.state_dict().keys())
 
 
 def test_the_names_of_a_run_are_the_originals() -> None:
