@@ -1,7 +1,6 @@
 """The comparison of any PyTorch module with any Keras model: `check`.
 
-`first_divergence` finds the first layer whose output differs. It uses a private name of torch,
-`_C.DisableTorchFunction`: checked against torch 2.15.
+`first_divergence` finds the first layer whose output differs.
 """
 
 import math
@@ -257,12 +256,27 @@ class _Record(TorchFunctionMode):
         super().__init__()
         self.computed: list[Array] = []
         self.of_layers: dict[str, list[Array]] = {}
+        self._copying = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a function of torch, and keep the tensors that it returns."""
         result = func(*args, **(kwargs or {}))
-        self.computed += _arrays(result)
+        if not self._copying:
+            self.keep(result)
         return result
+
+    def keep(self, result: Any) -> list[Array]:
+        """Copy the tensors that a function returned, since the next one may overwrite them."""
+        parts = result if isinstance(result, list | tuple) else [result]
+        self._copying = True
+        arrays = [
+            part.detach().cpu().numpy().copy()
+            for part in parts
+            if isinstance(part, Tensor) and part.is_floating_point() and part.ndim > 1
+        ]
+        self._copying = False
+        self.computed += arrays
+        return arrays
 
 
 def _record(module: nn.Module, images: Tensor) -> _Record:
@@ -273,8 +287,7 @@ def _record(module: nn.Module, images: Tensor) -> _Record:
         for name, layer in module.named_modules():
 
             def keep(_: nn.Module, __: Any, result: Any, name: str = name) -> None:
-                arrays = _arrays(result)
-                record.computed += arrays
+                arrays = record.keep(result)
                 for known in {name, name.rpartition(".")[2], name.replace(".", "_")}:
                     record.of_layers.setdefault(known, []).extend(arrays)
 
@@ -284,17 +297,6 @@ def _record(module: nn.Module, images: Tensor) -> _Record:
     record.result = output.cpu().numpy()
     record.computed.append(given.cpu().numpy())
     return record
-
-
-def _arrays(result: Any) -> list[Array]:
-    """Copy the tensors that a function returned, since the next one may overwrite them."""
-    parts = result if isinstance(result, list | tuple) else [result]
-    with torch._C.DisableTorchFunction():
-        return [
-            part.detach().cpu().numpy().copy()
-            for part in parts
-            if isinstance(part, Tensor) and part.is_floating_point() and part.ndim > 1
-        ]
 
 
 def _keras_steps(keras_model: Any, images: Tensor) -> tuple[list[_Step], int]:
