@@ -2,19 +2,23 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from google.protobuf import text_format
+from lightning import LightningModule, Trainer
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from digitlab import models
+from digitlab.callbacks import LastCheckpoint
 from digitlab.callbacks.pictures import draw_confusion_matrix, draw_kernels
 from digitlab.cli import main
 from digitlab.parity import to_keras
@@ -23,6 +27,7 @@ from digitlab.parity.keras_files import load_keras_model
 from digitlab.run_folder import read_metrics
 from tests import commands, events, tiny
 from tests.commands import SHORT, config_of, refusal
+from tests.parity.test_keras_files import GADGETS, write_gadget
 from tests.pictures import SEVEN, seven
 
 # Three epochs of 7 steps that leave mistakes to show.
@@ -289,6 +294,13 @@ def test_precision_and_output_are_those_of_the_model_in_later_commands_too(
     assert (before["precision"], before["output"]) == ("bf16-mixed", "softmax")
     assert main(["test", "--run", str(folder)]) == 0
     assert read_metrics(folder) == before
+    flags = {
+        "--trainer.precision=32-true": "in mixed_bfloat16: set --trainer.precision bf16-mixed",
+        "--trainer.accelerator=gpu": "leave configs/gpu.yaml out, or set --trainer.accelerator auto",
+    }
+    for command, (flag, message) in product(("test", "predict"), flags.items()):
+        assert refusal(capsys, command, "--run", str(folder), flag).endswith(message)
+    assert read_metrics(folder) == before
 
 
 REFUSED = {
@@ -324,6 +336,60 @@ def test_a_model_of_another_architecture_or_framework_is_not_measured_as_the_run
     shown = refusal(capsys, "test", "--run", str(torch_run), "--checkpoint", str(file))
     assert shown.startswith(f"{file} is a Keras model")
     assert read_metrics(run) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["test", "--run", "{run}"],  # a run that somebody mailed
+        ["predict", "--run", "{run}", "--checkpoint", "{file}"],
+        ["convert", "{file}", "{new}", "--model", "LeNet5"],
+        ["fit", "--framework", "keras", "--model", "LeNet5", "--weights", "{file}"],
+        ["parity", "--model", "LeNet5", "--weights", "{file}"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_no_command_runs_the_code_of_a_keras_file(
+    command: list[str],
+    copied: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file, new = tmp_path / "gadget.keras", tmp_path / "new"
+    write_gadget(file, GADGETS["Lambda"])
+    shutil.copy(file, copied / "model.keras")
+    words = [word.format(run=copied, file=file, new=new) for word in command]
+    if "--model" in command:
+        words += ["--data", "tests.tiny.TinyDataModule"]
+        monkeypatch.chdir(tmp_path)
+    assert "needs code of its own" in refusal(capsys, *words)
+    assert not new.exists()
+    assert not list(Path().rglob("harmed"))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_run_killed_in_its_first_epoch_is_tested_and_resumed(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        """Ends a fit as nothing foreseen would."""
+
+    def kill(self: LastCheckpoint, trainer: Trainer, pl_module: LightningModule) -> None:
+        write(self, trainer, pl_module)
+        raise KilledError
+
+    write = LastCheckpoint.save
+    options = ["--checkpoint_every_n_steps", "3", "--model.steps_per_execution", str(steps)]
+    with monkeypatch.context() as patch:
+        patch.setattr(LastCheckpoint, "save", kill)
+        with pytest.raises(KilledError):
+            fit(tmp_path, *options)
+    (folder,) = tmp_path.glob("*/version_0")
+    assert main(["test", "--run", str(folder)]) == 0
+    variables = torch.load(folder / "checkpoints" / "last.ckpt")["keras"]["model"]
+    np.testing.assert_equal(weights_of(folder), [value.numpy() for value in variables])
+    assert main(["fit", "--run", str(folder)]) == 0
 
 
 def test_the_memory_of_gpus_is_limited_before_the_model_is_made(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from digitlab.checkpoints import load_weights
 from digitlab.classifier import Classifier
 from digitlab.files import atomic_write
-from digitlab.parity.backend import import_keras, to_tensorflow
+from digitlab.parity.backend import POLICIES, find_policy, import_keras, to_tensorflow
 from digitlab.parity.checks import arrange, copy_in, outputs, relative_difference, sole_input
 from digitlab.parity.weights import build_twin, keras_layers, load_keras_weights
 
@@ -215,14 +215,27 @@ def in_float32(keras_model: Any) -> Any:
     return copy_in(keras_model, "float32") if low else keras_model
 
 
-def load_classifier(model: Classifier, path: Path) -> Classifier:
+def load_classifier(model: Classifier, path: Path, precision: object = None) -> Classifier:
     """Load the Keras model of a run as a classifier, to evaluate it in place of `model`.
 
+    Args:
+        model: Of the run's architecture.
+        path: The Keras model's file.
+        precision: The trainer's setting, which must be the saved model's.
+
     Raises:
-        ValueError: As for `load_from_keras`, such as another architecture.
+        ValueError: As for `load_from_keras`, such as another architecture, or another precision.
     """
     load_from_keras(model, path)  # refuses another architecture
-    return Classifier(network=KerasNetwork(load_keras_model(path)))
+    keras_model, policy = load_keras_model(path), find_policy(precision)
+    saved = {layer.dtype_policy.name for layer in keras_layers(keras_model) if layer.weights}
+    if policy not in saved:
+        names = [name for name, known in POLICIES.items() if known in saved]
+        raise ValueError(
+            f"trainer.precision is {precision}, but {path} computes in {', '.join(sorted(saved))}: "
+            f"set --trainer.precision {', '.join(names)}"
+        )
+    return Classifier(network=KerasNetwork(keras_model))
 
 
 def load_initial_weights(model: Classifier, path: Path) -> None:
