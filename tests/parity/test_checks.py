@@ -25,7 +25,6 @@ from tests.parity.nets import (
     LABELS,
     DocumentStyle,
     Residual,
-    dense,
     keras_pair,
     keras_residual,
     keras_style,
@@ -33,22 +32,15 @@ from tests.parity.nets import (
 )
 
 
-def test_all_tensors_are_counted_and_their_shapes_compared() -> None:
-    check = parameter_counts(DocumentStyle(), keras_style())
+def test_all_tensors_are_counted_and_a_total_that_disagrees_fails() -> None:
+    model, twin = DocumentStyle(), keras_style()
+    check = parameter_counts(model, twin)
     assert check.passed
     assert (check.compared, check.note) == (8, "630 parameters")
-    with pytest.raises(ValueError, match=r"f1\.weight is \(16, 16\) and .* is \(16, 17\)"):
-        parameter_counts(DocumentStyle(), keras_style(fc1=import_keras().layers.Dense(17)))
-
-
-def test_a_total_count_that_disagrees_fails() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 10))
-    twin = dense((144,))
-    assert parameter_counts(model, twin).passed
-    twin.count_params = lambda: 1451
+    twin.count_params = lambda: 631
     check = parameter_counts(model, twin)
     assert not check.passed
-    assert check.note == "parameters: 1,450 torch, 1,451 keras"
+    assert check.note == "parameters: 630 torch, 631 keras"
 
 
 def test_weights_survive_the_round_trip_bit_for_bit() -> None:
@@ -131,15 +123,6 @@ def test_the_coarser_side_sets_the_tolerance() -> None:
     assert (check.name, check.tolerance) == ("logits, float32", 1e-5)
 
 
-def test_comparing_gradients_leaves_the_parameters_own_alone() -> None:
-    model, twin = keras_pair(DocumentStyle(), keras_style())
-    model.f1.weight.grad = torch.ones(16, 16)
-    with torch.no_grad():
-        assert all(check.passed for check in gradients(model, twin, IMAGES, LABELS))
-    assert model.f1.weight.grad.eq(1).all()
-    assert model.c1.weight.grad is None
-
-
 def test_another_gradient_of_the_same_function_is_found() -> None:
     keras, tensorflow = import_keras(), import_tensorflow()
 
@@ -202,31 +185,17 @@ def test_a_gradient_that_is_zero_but_for_rounding_is_no_difference() -> None:
     assert check.passed, check
 
 
-def test_dropout_is_off_and_every_mode_is_restored() -> None:
+def test_dropout_is_off_and_modes_and_random_state_are_restored() -> None:
     model = models.MLP([16], dropout=0.5, dropout_in_evaluation=True)
     model.train()
     model.network.get_submodule("relu1").eval()
-    modes = [part.training for part in model.modules()]
-    state = torch.get_rng_state()
+    modes, state = [part.training for part in model.modules()], torch.get_rng_state()
     images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     assert logits(model, to_keras(model), images).passed
+    with pytest.raises(KeyError), evaluation_mode(model):  # noqa: PT012
+        torch.rand(1)
+        raise KeyError
     assert [part.training for part in model.modules()] == modes
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_modes_and_random_state_are_restored_after_an_error() -> None:
-    model, state = DocumentStyle(), torch.get_rng_state()
-    model.f1.eval()
-
-    def fail() -> None:
-        with evaluation_mode(model):
-            assert not any(part.training for part in model.modules())
-            torch.rand(1)
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert [part.training for part in model.modules()] == [True, True, True, False, True]
     assert torch.equal(torch.get_rng_state(), state)
 
 

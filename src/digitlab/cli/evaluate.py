@@ -92,9 +92,12 @@ class Evaluation:
         if run_folder.framework(self.folder) == "torch":
             load_weights(self.cli.model, self.checkpoint)
         else:
+            from digitlab.parity.backend import choose_device
             from digitlab.parity.keras_files import load_classifier
 
-            self.cli.model = load_classifier(self.cli.model, self.checkpoint)
+            trainer = self.cli.config.trainer
+            choose_device(trainer.accelerator)
+            self.cli.model = load_classifier(self.cli.model, self.checkpoint, trainer.precision)
 
     def make_trainer(self) -> Trainer:
         """Make the trainer."""
@@ -102,7 +105,7 @@ class Evaluation:
         if self.images:  # all of them
             settings |= {"limit_predict_batches": 1.0, "fast_dev_run": False}
         if run_folder.framework(self.folder) == "keras":
-            # TensorFlow chooses its own device, and the saved model knows its precision.
+            # TensorFlow's device and the saved model's precision were checked by `load`.
             settings |= {"accelerator": "cpu", "precision": "32-true"}
         return self.cli.instantiate_trainer(**settings)
 

@@ -25,6 +25,21 @@ POLICIES: dict[str, Policy] = {
 """Keras's dtype policy for each of Lightning's precisions."""
 
 
+def find_policy(precision: object) -> Policy:
+    """Find Keras's dtype policy for a trainer's setting `precision`; None is its default.
+
+    Raises:
+        ValueError: Keras has none.
+    """
+    name = {"None": "32-true", "32": "32-true", "64": "64-true"}.get(str(precision), str(precision))
+    if name not in POLICIES:
+        raise ValueError(
+            f"trainer.precision is {precision}: Keras has no dtype policy for it; use one of "
+            f"{', '.join(POLICIES)}"
+        )
+    return POLICIES[name]
+
+
 def import_keras() -> Any:
     """Import Keras on TensorFlow, and return the module `keras`.
 
@@ -72,14 +87,40 @@ def _import() -> tuple[Any, Any]:
                 "TensorFlow's eager execution is off: leave disable_eager_execution out"
             )
         try:
-            threading = tensorflow.config.threading
-            threading.set_intra_op_parallelism_threads(torch.get_num_threads())
-            threading.set_inter_op_parallelism_threads(torch.get_num_threads())
+            _set_threads(tensorflow, torch.get_num_threads())
             for gpu in tensorflow.config.list_physical_devices("GPU"):
                 tensorflow.config.experimental.set_memory_growth(gpu, True)
         except (RuntimeError, ValueError):
             pass  # TensorFlow is initialized already; its settings are fixed
     return keras, tensorflow
+
+
+def set_threads(number: int) -> None:
+    """Let TensorFlow compute in as many CPU threads, in an operation and across operations.
+
+    To be called before TensorFlow computes anything; later, only the number that it already has
+    is accepted.
+
+    Raises:
+        ValueError: TensorFlow has computed something with another number of threads.
+    """
+    _set_threads(import_tensorflow(), number)
+
+
+def _set_threads(tensorflow: Any, number: int) -> None:
+    threading = tensorflow.config.threading
+    try:
+        threading.set_intra_op_parallelism_threads(number)
+        threading.set_inter_op_parallelism_threads(number)
+    except RuntimeError as error:
+        # 0 is TensorFlow's default, as many as there are cores.
+        present = threading.get_intra_op_parallelism_threads() or "as many as there are cores"
+        if present == number:
+            present = f"{number} ({threading.get_inter_op_parallelism_threads()} across operations)"
+        raise ValueError(
+            f"threads is {number}, but TensorFlow's threads in this process are {present}: it "
+            "cannot change them once it has computed, so start another process"
+        ) from error
 
 
 def _check_order() -> None:
