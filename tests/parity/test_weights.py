@@ -56,11 +56,11 @@ def test_a_round_trip_gives_the_same_bits(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["Conv1D", "Conv2D", "Conv3D"])
 def test_a_kernel_of_any_dimension_is_that_of_an_einsum(kind: str) -> None:
-    layout, space = LAYOUTS[kind]["kernel"], "xyz"[: int(kind[4])]
+    layout, space = LAYOUTS[kind]["kernel"][0], "xyz"[: int(kind[4])]
     weight = np.random.default_rng(0).random((2, 3, 4, 5, 6)[: 2 + len(space)])
     kernel = layout.to_keras(weight)
     np.testing.assert_array_equal(kernel, np.einsum(f"oi{space}->{space}io", weight))
-    np.testing.assert_array_equal(layout.to_torch(kernel), weight)
+    np.testing.assert_array_equal(layout.to_torch(kernel)[0], weight)
 
 
 def test_copying_is_all_or_nothing() -> None:
@@ -101,9 +101,9 @@ MISFITS: dict[str, tuple[nn.Module, Callable[[Any], Any], str]] = {
         "fc1/bias has no counterpart bias",
     ),
     "kind": (
-        nn.PReLU(4),
-        lambda k: sequential((4,), k.PReLU(name="slopes")),
-        "slopes is a PReLU, whose layout of weights is not known: use layers of Dense, Conv1D",
+        nn.Linear(4, 3),
+        lambda k: sequential((4,), k.EinsumDense("ab,bc->ac", 3, bias_axes="c", name="einsum")),
+        "einsum is a EinsumDense, whose layout of weights is not known: use layers of Dense",
     ),
     "variable": (
         pair(fc1=3),

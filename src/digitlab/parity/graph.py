@@ -136,6 +136,8 @@ class Graph:
 
 def _inputs_of(model: Any) -> list[Any]:
     inputs = getattr(model, "inputs", None)
+    if not inputs and isinstance(model, import_keras().Sequential):
+        raise ValueError(f"{model.name} has no inputs of known shape: give it a keras.Input")
     if not inputs or not getattr(model, "outputs", None):
         raise ValueError(
             f"{model.name} is a {type(model).__name__} without a graph of layers, as a subclassed "

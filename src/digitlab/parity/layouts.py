@@ -325,38 +325,48 @@ def keras_parts(layer: Any) -> list[KerasPart]:
     """Find the parts of a Keras layer that have weights, in PyTorch's order.
 
     Raises:
-        ValueError: A part computes something that no PyTorch layer does.
+        ValueError: A part's layout is not known, or no PyTorch layer computes the same.
     """
-    layers = import_keras().layers
     if not layer.weights:
         return []
-    if isinstance(layer, layers.Bidirectional):
-        inner = (("forward", layer.forward_layer), ("backward", layer.backward_layer))
-    elif isinstance(layer, layers.TimeDistributed):
-        inner = (("", layer.layer),)
-    elif isinstance(layer, layers.RNN):
-        inner = (("", layer.cell),)
-    elif isinstance(layer, layers.StackedRNNCells):
-        inner = tuple((f"cell{i}", cell) for i, cell in enumerate(layer.cells))
-    elif isinstance(layer, layers.MultiHeadAttention):
+    kind = next((it.__name__ for it in type(layer).__mro__ if it.__name__ in LAYOUTS), None)
+    if kind == "GRUCell" and not layer.reset_after:
+        raise ValueError(
+            f"{layer.name} has reset_after=False, which computes another function than "
+            "torch.nn.GRU: use reset_after=True"
+        )
+    if kind:
+        return [KerasPart("", kind, {it.name: it for it in layer.weights})]
+    if isinstance(layer, import_keras().layers.MultiHeadAttention):
         return _projections(layer)
-    elif "SeparableConv" in type(layer).__name__:
+    if "SeparableConv" in type(layer).__name__:
         return _separable(layer)
-    else:
-        kind = next((it.__name__ for it in type(layer).__mro__ if it.__name__ in LAYOUTS), None)
-        if kind == "GRUCell" and not layer.reset_after:
-            raise ValueError(
-                f"{layer.name} has reset_after=False, which computes another function than "
-                "torch.nn.GRU: use reset_after=True"
-            )
-        if kind:
-            return [KerasPart("", kind, {it.name: it for it in layer.weights})]
-        return _of_own_layer(layer)
     return [
         KerasPart(".".join(filter(None, (name, part.name))), part.kind, part.variables)
-        for name, sublayer in inner
+        for name, sublayer in _sublayers(layer)
         for part in keras_parts(sublayer)
-    ]
+    ] or _of_own_layer(layer)
+
+
+def _sublayers(layer: Any) -> list[tuple[str, Any]]:
+    """Return the layers that a layer of Keras wraps, and their names."""
+    layers = import_keras().layers
+    if isinstance(layer, layers.Bidirectional):
+        return [("forward", layer.forward_layer), ("backward", layer.backward_layer)]
+    if isinstance(layer, layers.TimeDistributed):
+        return [("", layer.layer)]
+    if isinstance(layer, layers.RNN):
+        return [("", layer.cell)]
+    if isinstance(layer, layers.StackedRNNCells):
+        return [(f"cell{i}", cell) for i, cell in enumerate(layer.cells)]
+    if isinstance(layer, layers.Pipeline):
+        return [(it.name, it) for it in layer.layers]
+    if type(layer).__module__.startswith("keras."):
+        raise ValueError(
+            f"{layer.name} is a {type(layer).__name__}, whose layout of weights is not known: use "
+            f"layers of {', '.join(it for it in LAYOUTS if it[0].isupper())}"
+        )
+    return []
 
 
 def _projections(layer: Any) -> list[KerasPart]:

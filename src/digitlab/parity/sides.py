@@ -250,10 +250,9 @@ def torch_images(module: nn.Module, images: Tensor) -> Tensor:
 
 
 def keras_images(keras_model: Any, images: Tensor) -> Array:
-    """Convert images `(N, C, H, W)` to the layout that a Keras model with one input reads."""
-    if images.ndim != 4:
-        raise ValueError(f"images are {tuple(images.shape)}: they must be (N, C, H, W)")
-    return keras_inputs(keras_model, images)[0][0]
+    """Convert images `(N, C, H, W)` to the layout and dtype that a Keras model reads."""
+    array = arrange(images.detach(), keras_model).cpu().numpy()
+    return np.ascontiguousarray(array, dtype=str(sole_input(keras_model).dtype))
 
 
 def copy_in(keras_model: Any, policy: Policy) -> Any:
