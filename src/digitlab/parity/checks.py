@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from digitlab.parity.backend import import_keras, import_tensorflow
-from digitlab.parity.layouts import part_of
+from digitlab.parity.layouts import tensor_of
 from digitlab.parity.sides import (
     TOLERANCES,
     Inputs,
@@ -282,12 +282,7 @@ def _torch_gradients(
         for name, gradient in zip(named, found, strict=True)
     }
 
-    def of_path(path: str, third: int) -> Array | None:
-        array = by_name.get(path)
-        part: Array | None = None if array is None else part_of(array, path, third)
-        return part
-
-    arrays = [tuple(of_path(path, pair.third) for path in pair.torch_names) for pair in pairs]
+    arrays = [tuple(tensor_of(by_name, path) for path in pair.torch_names) for pair in pairs]
     return value.detach().cpu().numpy(), arrays
 
 

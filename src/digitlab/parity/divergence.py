@@ -80,7 +80,7 @@ def first_divergence(
     tolerance = TOLERANCES[precision(module, keras_model)]
     record = _record(module, inputs)
     steps, last = _keras_steps(keras_model, inputs)
-    agrees = [_agrees(step, steps, record, tolerance) for step in steps]
+    agrees = _agreements(steps, record, tolerance)
     value = in_torch_layout(record.result, steps[last].value)
     agrees[last] = _close(value, record.result, tolerance)
     guilty = set() if agrees[last] else {last}
@@ -136,8 +136,10 @@ def _record(module: nn.Module, inputs: Inputs) -> _Record:
     with ExitStack() as stack:
         for name, layer in module.named_modules():
 
-            def keep(_: nn.Module, __: Any, result: Any, name: str = name) -> None:
+            def keep(layer: nn.Module, args: Any, result: Any, name: str = name) -> None:
                 record.keep(name, result)
+                if isinstance(layer, nn.RNNBase) and layer.num_layers > 1:
+                    record.keep(name, _inside(layer, args[0]))
 
             stack.enter_context(_hook(layer.register_forward_hook, keep))
         stack.enter_context(torch.no_grad())
@@ -148,6 +150,19 @@ def _record(module: nn.Module, inputs: Inputs) -> _Record:
     for part in parts if isinstance(given, dict | tuple) else [given]:
         record.computed += _arrays(part)
     return record
+
+
+def _inside(layer: nn.RNNBase, x: Tensor) -> list[Tensor]:
+    """Return the outputs of all but the last layer of a stack of recurrent layers."""
+    outputs = []
+    for n in range(1, layer.num_layers):
+        names = ("input_size", "hidden_size", "bias", "batch_first", "bidirectional")
+        options = {name: getattr(layer, name) for name in names}
+        kind: Any = type(layer)
+        lower = kind(num_layers=n, **options).to(x)
+        lower.load_state_dict({key: layer.state_dict()[key] for key in lower.state_dict()})
+        outputs.append(lower(x)[0])
+    return outputs
 
 
 def _arrays(result: Any) -> list[Array]:
@@ -193,19 +208,33 @@ def _flattened(orders: Orders, i: int) -> tuple[int, ...] | None:
     return features.shape if features and len(features.shape) > 1 else None
 
 
-def _agrees(step: _Step, steps: list[_Step], record: _Record, tolerance: float) -> bool:
-    layouts = list(_layouts(step))
+def _agreements(steps: list[_Step], record: _Record, tolerance: float) -> list[bool]:
+    """Return for each step whether PyTorch computes the same somewhere."""
+    agrees: list[bool] = []
+    for step in steps:
+        layouts = list(_layouts(step))
 
-    def among(arrays: list[Array]) -> bool:
-        return any(_close(layout, array, tolerance) for layout in layouts for array in arrays)
+        def among(arrays: list[Array], layouts: list[Array] = layouts) -> bool:
+            return any(_close(layout, array, tolerance) for layout in layouts for array in arrays)
 
-    if not among(record.computed):
-        return False
-    value = step.value
-    unchanged = any(np.array_equal(value, steps[source].value) for source in step.sources)
-    if unchanged or np.ptp(value) == 0:
-        return step.name not in record.of_layers or among(record.of_layers[step.name])
-    return True
+        value, known = step.value, record.of_layers.get(step.name)
+        # What keeps all values in their places, as a reshape does, agrees if what it reads does.
+        same = next((i for i in step.sources if _has_values_of(value, steps[i].value)), None)
+        if value.dtype.kind != "f":  # indices and masks
+            agrees.append(True)
+        elif same is not None and value.shape != steps[same].value.shape:
+            agrees.append(agrees[same])
+        elif not among(record.computed):
+            agrees.append(False)
+        elif known and (same is not None or np.ptp(value) == 0):  # it could agree by chance
+            agrees.append(among(known))
+        else:
+            agrees.append(True)
+    return agrees
+
+
+def _has_values_of(value: Array, source: Array) -> bool:
+    return value.size == source.size and np.array_equal(value.ravel(), source.ravel())
 
 
 def _layouts(step: _Step) -> Iterator[Array]:

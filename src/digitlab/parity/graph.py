@@ -8,6 +8,7 @@ GELU, Python numbers that Keras casts (`Rescaling`, `Normalization`, limits of `
 `exact_constants` computes with all of their digits.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -296,6 +297,13 @@ def computes_in_float32(operation: Any) -> bool:
     return kind in ("UpSampling2D", "Resizing", "Resize") and method != "nearest"
 
 
+def first_line(error: Exception) -> str:
+    """Return what an error says first, without Keras's heading and terminal colours."""
+    text = re.sub(r"\x1b\[[\d;]*m|Exception encountered when calling .*", "", str(error)).strip()
+    line = (text or type(error).__name__).splitlines()[0]
+    return "".join(filter(str.isprintable, line))[:160]
+
+
 class CopiedModel:
     """A Keras model whose layers are copies in one precision, with nothing frozen.
 
@@ -353,8 +361,11 @@ class CopiedModel:
             try:
                 made = evaluate(self.copies[id(call.operation)], args, kwargs)
             except Exception as error:  # a user's layer may raise anything
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-                raise CopyError(f"{call.name} cannot be computed so: {reason}") from error
+                how = "float64" if self.is_double else "float32"
+                raise CopyError(
+                    f"{call.name} cannot be computed in {how} ({first_line(error)}): replace it by "
+                    "layers that can"
+                ) from error
             if watch:
                 self._watch(call, args, kwargs, made)
             return made

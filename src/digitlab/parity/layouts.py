@@ -5,7 +5,7 @@ part for each layer and direction. `torch_parts` and `keras_parts` find them, an
 the variables of each kind of Keras part are made of the tensors of a PyTorch part.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -208,7 +208,9 @@ LAYOUTS: dict[str, dict[str, tuple[Layout, ...]]] = {
 """By kind of a Keras part and name of its variable, the possible layouts."""
 
 
-_LAYER_TENSORS = {"weight", "bias", "running_mean", "running_var"}
+_LAYER_TENSORS = {"weight", "bias", "running_mean", "running_var"} | {
+    f"{kind}_{gate}" for kind in ("weight", "bias") for gate in ("ih", "hh")
+}
 """Names of tensors in PyTorch's layers; parameters of other names are matched singly."""
 
 
@@ -242,15 +244,13 @@ class TorchPart:
         module: Name of the module, as in `named_modules`.
         name: Name of the part within the module; empty if it has no other.
         tensors: Parameters and buffers, or views of them, by their names in the part.
-        paths: The names of the tensors in the root's `state_dict`.
-        third: Which third of an attention's `in_proj` tensors they are.
+        paths: The names of the tensors in the root's `state_dict`; a view's as `tensor_of` reads it.
     """
 
     module: str
     name: str
     tensors: dict[str, Tensor]
     paths: dict[str, str]
-    third: int = 0
 
     @property
     def full_name(self) -> str:
@@ -258,25 +258,43 @@ class TorchPart:
         return ".".join(filter(None, (self.module, self.name)))
 
 
-def part_of(tensor: Any, path: str, third: int) -> Any:
-    """Return the part of a tensor or an array that a `TorchPart` has: of a joint one, a third."""
-    if ".in_proj_" not in f".{path}":
+def tensor_of(named: Mapping[str, Any], path: str) -> Any:
+    """Return the tensor of a path; of one such as `in_proj_weight[1/3]`, the second third.
+
+    Examples:
+        >>> tensor_of({"weight": np.arange(6)}, "weight[1/3]").tolist()
+        [2, 3]
+    """
+    name, _, third = path.partition("[")
+    tensor = named.get(name)
+    if tensor is None or not third:
         return tensor
     size = len(tensor) // 3
-    return tensor[third * size : (third + 1) * size]
+    return tensor[int(third[0]) * size :][:size]
 
 
-def torch_parts(module: nn.Module) -> list[TorchPart]:
+Projections = Literal["heads", "split", "joint"]
+"""How to see projections that are stored as one: an attention's in three; of `nn.Linear`, too, if
+the output is three times as wide as the input; or all of them as one."""
+
+
+def torch_parts(module: nn.Module, projections: Projections = "heads") -> list[TorchPart]:
     """Find the parts of a PyTorch module that have weights, in the order of registration."""
     found: list[TorchPart] = []
     for name, layer in module.named_modules():
-        tensors = dict(layer.named_parameters(recurse=False))
+        tensors: dict[str, Any] = dict(layer.named_parameters(recurse=False))
         tensors |= dict(layer.named_buffers(recurse=False))
         tensors.pop("num_batches_tracked", None)  # Keras has no such counter
         if isinstance(layer, nn.RNNBase):
             found += _recurrent_parts(name, layer, tensors)
         elif isinstance(layer, nn.MultiheadAttention):
-            found += _attention_parts(name, tensors)
+            found += _attention_parts(name, tensors, projections)
+        elif isinstance(layer, nn.Linear) and layer.out_features == 3 * layer.in_features:
+            found += (
+                _thirds(name, tensors, "")
+                if projections == "split"
+                else _plain_parts(name, tensors)
+            )
         else:
             found += _plain_parts(name, tensors)
     return found
@@ -304,25 +322,45 @@ def _recurrent_parts(name: str, layer: nn.RNNBase, tensors: dict[str, Any]) -> I
         )
 
 
-def _attention_parts(name: str, tensors: dict[str, Any]) -> Iterator[TorchPart]:
+def _attention_parts(
+    name: str, tensors: dict[str, Any], projections: Projections
+) -> Iterator[TorchPart]:
     """Yield the three projections into heads, which are usually stored as one."""
-    tensors = {key: tensor for key, tensor in tensors.items() if tensor is not None}
+    if "in_proj_weight" in tensors and projections == "joint":
+        paths = {key: f"{name}.in_proj_{key}".lstrip(".") for key in ("weight", "bias")}
+        joint = {key: it for key in paths if (it := tensors.get(f"in_proj_{key}")) is not None}
+        yield TorchPart(name, "in_proj", joint, {key: paths[key] for key in joint})
+    elif "in_proj_weight" in tensors:
+        yield from _thirds(name, tensors, "in_proj_")
+    else:  # keys and values of other widths than the queries
+        biases = list(_thirds(name, {"in_proj_bias": tensors["in_proj_bias"]}, "in_proj_"))
+        for part in biases:
+            key = f"{part.name[0]}_proj_weight"
+            weight = {"weight": f"{name}.{key}".lstrip(".")}
+            yield TorchPart(
+                name, part.name, {"weight": tensors[key], **part.tensors}, weight | part.paths
+            )
+
+
+def _thirds(name: str, tensors: dict[str, Any], prefix: str) -> Iterator[TorchPart]:
+    """Yield the projections of queries, keys and values that are stored as one."""
+    kinds = [key for key in ("weight", "bias") if tensors.get(prefix + key) is not None]
     for i, part in enumerate(("query", "key", "value")):
-        sources = {"weight": f"{part[0]}_proj_weight", "bias": "in_proj_bias"}
-        if "in_proj_weight" in tensors:
-            sources["weight"] = "in_proj_weight"
-        sources = {kind: source for kind, source in sources.items() if source in tensors}
+        keys = {kind: f"{prefix}{kind}[{i}/3]" for kind in kinds}
         yield TorchPart(
             name,
             part,
-            {kind: part_of(tensors[it], it, i) for kind, it in sources.items()},
-            {kind: f"{name}.{source}".lstrip(".") for kind, source in sources.items()},
-            i,
+            {kind: tensor_of(tensors, key) for kind, key in keys.items()},
+            {kind: f"{name}.{key}".lstrip(".") for kind, key in keys.items()},
         )
 
 
-def keras_parts(layer: Any) -> list[KerasPart]:
+def keras_parts(layer: Any, name: str = "") -> list[KerasPart]:
     """Find the parts of a Keras layer that have weights, in PyTorch's order.
+
+    Args:
+        layer: The layer.
+        name: The name to report, if the layer is within another.
 
     Raises:
         ValueError: A part's layout is not known, or no PyTorch layer computes the same.
@@ -332,7 +370,7 @@ def keras_parts(layer: Any) -> list[KerasPart]:
     kind = next((it.__name__ for it in type(layer).__mro__ if it.__name__ in LAYOUTS), None)
     if kind == "GRUCell" and not layer.reset_after:
         raise ValueError(
-            f"{layer.name} has reset_after=False, which computes another function than "
+            f"{name or layer.name} has reset_after=False, which computes another function than "
             "torch.nn.GRU: use reset_after=True"
         )
     if kind:
@@ -342,9 +380,9 @@ def keras_parts(layer: Any) -> list[KerasPart]:
     if "SeparableConv" in type(layer).__name__:
         return _separable(layer)
     return [
-        KerasPart(".".join(filter(None, (name, part.name))), part.kind, part.variables)
-        for name, sublayer in _sublayers(layer)
-        for part in keras_parts(sublayer)
+        KerasPart(".".join(filter(None, (within, part.name))), part.kind, part.variables)
+        for within, sublayer in _sublayers(layer)
+        for part in keras_parts(sublayer, layer.name)
     ] or _of_own_layer(layer)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from digitlab.parity.backend import Policy, import_keras
-from digitlab.parity.graph import CopiedModel, copy_layer
+from digitlab.parity.graph import CopiedModel, copy_layer, first_line
 from digitlab.parity.weights import Array, keras_layers
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -77,7 +77,7 @@ def torch_output(module: nn.Module, inputs: Inputs) -> Tensor:
             shapes = ", ".join(str(tuple(it.shape)) for it in _flat(inputs))
             raise ValueError(
                 f"{type(module).__name__} cannot compute inputs of shape {shapes} "
-                f"({_first_line(error)}): give what it reads, images as (N, C, H, W)"
+                f"({first_line(error)}): give what it reads, images as (N, C, H, W)"
             ) from error
     sole: Tensor = sole_output(output)
     return sole
@@ -97,14 +97,8 @@ def keras_output(keras_model: Any, read: list[Any]) -> Any:
             given if len(read) > 1 or isinstance(given, dict) else read[0], training=False
         )
     except Exception as error:  # a user's layer may raise anything
-        raise ValueError(f"{keras_model.name} cannot be computed: {_first_line(error)}") from error
+        raise ValueError(f"{keras_model.name} cannot be computed: {first_line(error)}") from error
     return sole_output(output)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-    plain = "".join(char for char in lines[0] if char.isprintable())
-    return f"{type(error).__name__}: {plain[:160]}"
 
 
 def _flat(inputs: Inputs) -> list[Tensor]:
@@ -228,6 +222,8 @@ def _arranged(name: str, tensor: Tensor, wanted: tuple[int | None, ...]) -> tupl
     if tensor.ndim > 2:
         layouts.insert(0 if is_image else 1, (tensor.movedim(1, -1), False))
         layouts.insert(1 if is_image else 2, (tensor.flatten(1), True))
+    if tensor.ndim > 4:  # steps of images
+        layouts.insert(1, (tensor.movedim(2, -1), False))
     if is_image and tensor.shape[1] == 1:
         layouts.append((tensor[:, 0], True))
     for layout, as_in_torch in layouts:

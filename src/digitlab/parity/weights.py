@@ -26,7 +26,7 @@ from digitlab.parity.layouts import (
     TorchPart,
     channels_last,
     keras_parts,
-    part_of,
+    tensor_of,
     torch_parts,
 )
 from digitlab.parity.twins import find_twin
@@ -46,7 +46,6 @@ class Match:
         layout: How the variable is made of the tensors.
         inputs: The order of the layer's input features, if it is not PyTorch's.
         outputs: The order of the layer's output features, if it is not PyTorch's.
-        third: Which third of an attention's joint tensors it is.
     """
 
     layer: str
@@ -56,7 +55,6 @@ class Match:
     layout: Layout
     inputs: Shape | None = None
     outputs: Shape | None = None
-    third: int = 0
 
     @property
     def torch_name(self) -> str:
@@ -178,7 +176,7 @@ def in_module(pairs: list[Match], module: nn.Module) -> list[Match]:
     return [
         replace(
             pair,
-            tensors=tuple(part_of(named[path], path, pair.third) for path in pair.torch_names),
+            tensors=tuple(tensor_of(named, path) for path in pair.torch_names),
         )
         for pair in pairs
     ]
@@ -218,12 +216,16 @@ class Matcher:
         self.theirs = {id(it): keras_parts(it) for it in graph.layers if hasattr(it, "weights")}
         self.theirs = {key: parts for key, parts in self.theirs.items() if parts}
         layers = [layer for layer in graph.layers if id(layer) in self.theirs]
-        self.free = torch_parts(module)
         wanted = sum(map(len, self.theirs.values()))
-        if len(self.free) > wanted:
-            self.free = _without_tied(self.free)
-        self.named = _by_name(module, self.free, layers, self.theirs)
-        if not self.named and len(self.free) != wanted:
+        for projections in ("heads", "split", "joint"):
+            self.free = torch_parts(module, projections)
+            if len(self.free) > wanted:
+                self.free = _without_tied(self.free)
+            self.named = _by_name(module, self.free, layers, self.theirs)
+            if self.named or len(self.free) == wanted:
+                break
+        else:
+            self.free = torch_parts(module)
             left = ", ".join(part.full_name for part in self.free)
             right = ", ".join(layer.name for layer in layers)
             raise ValueError(
@@ -264,7 +266,6 @@ class Matcher:
                         layout,
                         inputs,
                         outputs.order if outputs else None,
-                        ours.third,
                     )
                 )
         self.result.pairs += new
@@ -381,6 +382,7 @@ def _pairs(layer: str, theirs: KerasPart, ours: TorchPart) -> list[tuple[Any, La
         if not set(layouts[0].sources) <= set(ours.tensors):
             raise ValueError(
                 f"{where}/{name} has no counterpart {ours.full_name}.{source}".replace(" .", " ")
+                + ": give both layers the same weights, as use_bias=True and bias=True do"
             )
         shape, actual = tuple(variable.shape), tuple(ours.tensors[source].shape)
         layout = next((it for it in layouts if it.torch_shape(shape) == actual), None)
@@ -392,5 +394,8 @@ def _pairs(layer: str, theirs: KerasPart, ours: TorchPart) -> list[tuple[Any, La
         left -= set(layout.sources)
         found.append((variable, layout))
     if left:
-        raise ValueError(f"{ours.paths[min(left)]} has no counterpart in the Keras layer {where}")
+        raise ValueError(
+            f"{ours.paths[min(left)]} has no counterpart in the Keras layer {where}: give both "
+            "layers the same weights, as bias=True and use_bias=True do"
+        )
     return found
