@@ -89,7 +89,11 @@ def parameter_counts(
     The totals are the frameworks' own, which do not depend on how layers are matched here.
     """
     pairs = match(module, keras_model).pairs if pairs is None else pairs
-    ours = sum(tensor.numel() for tensor in tensors(module).values())
+    matched = {name.partition("[")[0] for pair in pairs for name in pair.torch_names}
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    # Buffers without a counterpart, such as a mean to subtract, are constants and no weights.
+    counted = [it for name, it in tensors(module).items() if name in matched | parameters]
+    ours = sum(tensor.numel() for tensor in counted)
     theirs = keras_model.count_params()
     # PyTorch's recurrent layers add up two biases where Keras has one.
     twice = sum(pair.tensors[1].numel() for pair in pairs if pair.layout.join == "add")

@@ -339,6 +339,23 @@ class CopiedModel:
         }
         self.rounded: dict[str, float] = {}
 
+    def _evaluate(self, call: Call, args: Any, kwargs: Any, is_exact: bool) -> Any:
+        """Evaluate the copy of a call's layer, with or without all digits of its constants."""
+        copy = self.copies[id(call.operation)]
+        if self.is_double and getattr(copy, "input_mean", None) is not None:  # a Normalization
+            dtype, built = (np.float64 if is_exact else np.float32), copy._build_input_shape
+            copy.input_mean, copy.input_variance = (
+                np.asarray(value, dtype)
+                for value in (call.operation.input_mean, call.operation.input_variance)
+            )
+            copy.build(built)
+        with exact_constants(is_exact):
+            return evaluate(copy, *import_keras().tree.map_structure(self._copied, (args, kwargs)))
+
+    def _copied(self, value: Any) -> Any:
+        """Return the copy of a variable that is an argument of a call, and others as they are."""
+        return self.variables.get(id(value), value)
+
     def run(
         self,
         inputs: Sequence[Any],
@@ -359,7 +376,7 @@ class CopiedModel:
         def compute(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             before(call, args)
             try:
-                made = evaluate(self.copies[id(call.operation)], args, kwargs)
+                made = self._evaluate(call, args, kwargs, self.is_exact)
             except Exception as error:  # a user's layer may raise anything
                 how = "float64" if self.is_double else "float32"
                 raise CopyError(
@@ -370,13 +387,11 @@ class CopiedModel:
                 self._watch(call, args, kwargs, made)
             return made
 
-        with exact_constants(self.is_exact):
-            return self.graph.run(inputs, compute)
+        return self.graph.run(inputs, compute)
 
     def _watch(self, call: Call, args: Any, kwargs: Any, made: Any) -> None:
         copy, tree = self.copies[id(call.operation)], import_keras().tree
-        with exact_constants(not self.is_exact):
-            other = evaluate(copy, args, kwargs)
+        other = self._evaluate(call, args, kwargs, not self.is_exact)
         if difference := _largest_difference(made, other):
             self.rounded[call.name] = max(self.rounded.get(call.name, 0.0), difference)
         if copy is call.operation or isinstance(copy, _ChannelsFirst):

@@ -228,12 +228,38 @@ class KerasPart:
     kind: str
     variables: dict[str, Any]
 
-    def layouts(self, variable: str) -> tuple[Layout, ...]:
-        """Return the possible layouts of a variable, none if it is not known."""
-        if self.kind == "parameters":
-            axes = tuple(range(len(self.variables[variable].shape)))
-            return (Layout(variable, axes), Layout(variable, axes, (axes[1:],)))
-        return LAYOUTS[self.kind].get(variable, ())
+    def layouts(self, variable: str, tensors: Mapping[str, Tensor]) -> tuple[Layout, ...]:
+        """Return the possible layouts of a variable, none if it is not known.
+
+        Args:
+            variable: The variable's name.
+            tensors: Those of a PyTorch part.
+        """
+        if self.kind != "parameters":
+            return LAYOUTS[self.kind].get(variable, ())
+        if len(tensors) != 1:
+            return ()
+        ((source, tensor),) = tensors.items()
+        shape = tuple(self.variables[variable].shape)
+        as_they_are = tuple(range(len(shape)))
+        merged = _merged(shape, tuple(tensor.shape))
+        moved = [(*as_they_are[1:], 0)] if len(shape) > 2 else []
+        return (
+            Layout(source, as_they_are, merged),
+            *(Layout(source, axes) for axes in moved),
+        )
+
+
+def _merged(shape: Shape, target: Shape) -> tuple[Shape, ...] | None:
+    """Return the groups of axes that make one shape of another by leaving out axes of size 1."""
+    left, groups = list(range(len(shape))), []
+    for size in target:
+        group = []
+        while left and (size != 1 and (not group or shape[group[-1]] == 1)):
+            group.append(left.pop(0))
+        groups.append(tuple(group))
+    groups[-1:] = [(*groups[-1], *left)] if groups else [tuple(left)]
+    return tuple(groups)
 
 
 @dataclass(frozen=True)
@@ -244,7 +270,7 @@ class TorchPart:
         module: Name of the module, as in `named_modules`.
         name: Name of the part within the module; empty if it has no other.
         tensors: Parameters and buffers, or views of them, by their names in the part.
-        paths: The names of the tensors in the root's `state_dict`; a view's as `tensor_of` reads it.
+        paths: The names of the tensors in the root's `state_dict`, as `tensor_of` reads them.
     """
 
     module: str
@@ -256,6 +282,12 @@ class TorchPart:
     def full_name(self) -> str:
         """The module's name and the part's."""
         return ".".join(filter(None, (self.module, self.name)))
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is a buffer that is no layer's, such as a mean to subtract."""
+        known = set(self.tensors) & _LAYER_TENSORS
+        return not known and not any(isinstance(it, nn.Parameter) for it in self.tensors.values())
 
 
 def tensor_of(named: Mapping[str, Any], path: str) -> Any:

@@ -200,6 +200,11 @@ class Matcher:
         graph: The Keras side.
         orders: The order of its features.
         read: By name of a PyTorch module, in the order of calls, what it read; if that is known.
+        choices: Where several PyTorch layers read the same as a Keras layer, which to take; by
+            default always the first.
+
+    Attributes:
+        options: Where several PyTorch layers read the same, how many.
 
     Raises:
         ValueError: As for `match`.
@@ -211,8 +216,10 @@ class Matcher:
         graph: Graph,
         orders: Orders,
         read: Mapping[str, list[Array]] | None = None,
+        choices: Sequence[int] = (),
     ) -> None:
         self.module, self.orders, self.read = module, orders, read or {}
+        self.choices, self.options = choices, list[int]()
         self.theirs = {id(it): keras_parts(it) for it in graph.layers if hasattr(it, "weights")}
         self.theirs = {key: parts for key, parts in self.theirs.items() if parts}
         layers = [layer for layer in graph.layers if id(layer) in self.theirs]
@@ -221,6 +228,8 @@ class Matcher:
             self.free = torch_parts(module, projections)
             if len(self.free) > wanted:
                 self.free = _without_tied(self.free)
+            if len(self.free) > wanted:
+                self.free = [part for part in self.free if not part.is_constant]
             self.named = _by_name(module, self.free, layers, self.theirs)
             if self.named or len(self.free) == wanted:
                 break
@@ -273,6 +282,7 @@ class Matcher:
 
     def finish(self) -> Matches:
         """Return all matches, once all calls were added."""
+        self.free = [part for part in self.free if not part.is_constant]
         if self.free:
             raise ValueError(
                 f"the Keras model has no weights for {self.free[0].full_name} of "
@@ -306,11 +316,20 @@ class Matcher:
                 for order in orders
                 if any(_is_same(value, read, order) for read in self.read.get(ours.module, ()))
             ]
-            if len({ours.full_name for ours, _ in agreeing}) > 1:
+            several = list(
+                {ours.full_name: (ours, order) for ours, order in reversed(agreeing)}.values()
+            )
+            if len(several) > 1:
+                place = len(self.options)
+                self.options.append(len(several))
                 self.result.ambiguous.append(call.name)
-            if agreeing:
-                return agreeing[0]
-        return fitting[0], orders[0]
+                several.reverse()
+                return several[self.choices[place] if place < len(self.choices) else 0]
+            if several:
+                return several[0]
+        names = set(theirs.variables)
+        own = [it for it in fitting if theirs.kind == "parameters" and set(it.tensors) == names]
+        return (own or fitting)[0], orders[0]
 
 
 def _is_same(theirs: Array, ours: Array, order: Shape | None) -> bool:
@@ -344,9 +363,18 @@ def _by_name(
         inside = [it for it in ours if f"{it.full_name}.".startswith(f"{name}.")]
         if len(inside) != len(theirs[id(layer)]):
             return {}
-        found[id(layer)] = inside
+        found[id(layer)] = _in_order_of(theirs[id(layer)], inside)
     taken = [part.full_name for parts in found.values() for part in parts]
     return found if len(set(taken)) == len(taken) else {}
+
+
+def _in_order_of(theirs: list[KerasPart], ours: list[TorchPart]) -> list[TorchPart]:
+    """Put parts that are single parameters in the order of the Keras variables of their names."""
+    names = [next(iter(it.variables)) if it.kind == "parameters" else "" for it in theirs]
+    by_name = {part.name: part for part in ours if part.name}
+    if all(name in by_name for name in names):
+        return [by_name[name] for name in names]
+    return ours
 
 
 def _without_tied(parts: list[TorchPart]) -> list[TorchPart]:
@@ -370,9 +398,7 @@ def _pairs(layer: str, theirs: KerasPart, ours: TorchPart) -> list[tuple[Any, La
     where, left = "/".join(filter(None, (layer, theirs.name))), set(ours.tensors)
     found = []
     for name, variable in theirs.variables.items():
-        layouts = theirs.layouts(name)
-        if theirs.kind == "parameters" and len(ours.tensors) == 1:
-            layouts = tuple(replace(it, source=next(iter(ours.tensors))) for it in layouts)
+        layouts = theirs.layouts(name, ours.tensors)
         if not layouts:
             raise ValueError(
                 f"{where}/{name} is a variable whose layout is not known: use a {theirs.kind} "
