@@ -323,7 +323,6 @@ class Matcher:
                 place = len(self.options)
                 self.options.append(len(several))
                 self.result.ambiguous.append(call.name)
-                several.reverse()
                 return several[self.choices[place] if place < len(self.choices) else 0]
             if several:
                 return several[0]
