@@ -236,6 +236,22 @@ def gradients(
     ]
 
 
+def wrong_gradients(
+    module: nn.Module,
+    keras_model: Any,
+    inputs: Inputs,
+    targets: Tensor,
+    loss: Loss,
+    pairs: list[Match],
+    tolerance: float,
+) -> list[Match]:
+    """Return the pairs whose gradients differ; the arguments are those of `gradients`."""
+    _, ours = _torch_gradients(module, pairs, inputs, targets, loss)
+    _, theirs = _keras_gradients(keras_model, pairs, inputs, targets, loss)
+    differences = gradient_differences(pairs, ours, theirs)
+    return [pair for pair in pairs if not differences.get(pair.torch_name, 0.0) <= tolerance]
+
+
 Gradients = list[tuple[Array | None, ...]]
 
 
@@ -293,6 +309,11 @@ def _torch_gradients(
 def _torch_loss(output: Tensor, targets: Tensor, loss: Loss) -> Tensor:
     if loss == "cross_entropy":
         return functional.cross_entropy(output, targets)
+    if targets.numel() != output.numel():
+        raise ValueError(
+            f"targets are {tuple(targets.shape)} and the output is {tuple(output.shape)}: for "
+            f"loss={loss} give targets of the output's shape"
+        )
     targets = targets.reshape(output.shape).to(output.dtype)
     if loss == "binary":
         return functional.binary_cross_entropy_with_logits(output, targets)
@@ -317,6 +338,8 @@ def _keras_gradients(
         if loss == "cross_entropy":
             function = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=dtype)
         else:
+            if wanted.ndim > 2 and wanted.shape != output.shape:
+                wanted = np.moveaxis(wanted, 1, -1)
             wanted = wanted.reshape(output.shape)
             kinds = {
                 "binary": keras.losses.BinaryCrossentropy,

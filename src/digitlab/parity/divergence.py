@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from digitlab.parity.backend import import_keras, import_tensorflow
-from digitlab.parity.flattening import Orders, feature_orders
+from digitlab.parity.flattening import feature_orders
 from digitlab.parity.graph import CopiedModel, Graph
+from digitlab.parity.layouts import Array, Order, channels_last
 from digitlab.parity.sides import (
     TOLERANCES,
     Inputs,
@@ -23,7 +24,6 @@ from digitlab.parity.sides import (
     torch_inputs,
     torch_output,
 )
-from digitlab.parity.weights import Array
 
 
 def record_calls(module: nn.Module, inputs: Inputs) -> dict[str, list[Array]]:
@@ -45,7 +45,11 @@ def record_calls(module: nn.Module, inputs: Inputs) -> dict[str, list[Array]]:
 
 @contextmanager
 def _hook(register: Callable[..., Any], function: Any, **options: Any) -> Iterator[None]:
-    handle = register(function, **options)
+    try:
+        handle = register(function, **options)
+    except RuntimeError:  # a ScriptModule calls no hooks
+        yield
+        return
     try:
         yield
     finally:
@@ -99,7 +103,7 @@ class _Step:
     name: str
     value: Array
     sources: tuple[int, ...]
-    flattened: tuple[int, ...] | None
+    orders: list[Order | None]
 
 
 class _Record(TorchFunctionMode):
@@ -196,16 +200,12 @@ def _keras_steps(keras_model: Any, inputs: Inputs) -> tuple[list[_Step], int]:
         for i in call.makes:
             made[i] = len(steps)
             value = import_keras().ops.convert_to_numpy(values[i])
-            steps.append(_Step(call.name, value, sources, _flattened(orders, i)))
+            features = orders.features.get(i)
+            steps.append(_Step(call.name, value, sources, features.orders if features else []))
     last = made.get(graph.outputs[0])
     if last is None:
         raise ValueError(f"{graph.name} returns its input: it must have a layer")
     return steps, last
-
-
-def _flattened(orders: Orders, i: int) -> tuple[int, ...] | None:
-    features = orders.features.get(i)
-    return features.shape if features and len(features.shape) > 1 else None
 
 
 def _agreements(steps: list[_Step], record: _Record, tolerance: float) -> list[bool]:
@@ -240,8 +240,8 @@ def _has_values_of(value: Array, source: Array) -> bool:
 def _layouts(step: _Step) -> Iterator[Array]:
     """Yield an output in each layout that PyTorch may have: channels last, first, or flattened."""
     yield step.value
-    if step.flattened and step.value.ndim == 2:
-        yield np.moveaxis(step.value.reshape(-1, *step.flattened), -1, 1)
+    if step.value.ndim == 2:
+        yield from (step.value[:, np.argsort(channels_last(it))] for it in step.orders if it)
     elif step.value.ndim > 2:
         yield np.moveaxis(step.value, -1, 1)
 

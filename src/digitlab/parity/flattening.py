@@ -6,23 +6,42 @@ image.
 """
 
 from dataclasses import dataclass
+from itertools import product
+from math import prod
 from typing import NamedTuple
 
 from digitlab.parity.backend import import_keras
 from digitlab.parity.graph import Call, Graph
-from digitlab.parity.layouts import Shape
+from digitlab.parity.layouts import Order, Shape
+
+_MOST_BLOCKS = 3  # 8 orders to try
 
 
 class Features(NamedTuple):
-    """Features that were flattened: their shape, and whether its last axis is the channels'."""
+    """Features that were flattened, in blocks: the shape of each, and if its channels are last."""
 
-    shape: Shape
-    channels_last: bool
+    blocks: tuple[tuple[Shape, bool], ...]
 
     @property
-    def order(self) -> Shape | None:
-        """The shape if the features stand in another order than PyTorch's, else None."""
-        return self.shape if self.channels_last and len(self.shape) > 1 else None
+    def order(self) -> Order | None:
+        """The order if it is not PyTorch's, else None."""
+        order = tuple(shape if is_last else (prod(shape),) for shape, is_last in self.blocks)
+        return order if any(len(shape) > 1 for shape in order) else None
+
+    @property
+    def orders(self) -> list[Order | None]:
+        """The order, and then those in which blocks are in PyTorch's order, or are not."""
+        blocks = self.blocks[:_MOST_BLOCKS]
+        switched = (
+            Features(
+                (
+                    *((s, last != it) for (s, last), it in zip(blocks, bits, strict=True)),
+                    *self.blocks[_MOST_BLOCKS:],
+                )
+            )
+            for bits in product((False, True), repeat=len(blocks))
+        )
+        return list(dict.fromkeys(it.order for it in switched))
 
 
 @dataclass
@@ -86,7 +105,7 @@ def _add(call: Call, graph: Graph, orders: Orders, found: dict[int, Features]) -
         is_image = len(shape) > 3 and orders.is_last[made] and shape[-1] != 1
         if is_image and call.inputs and len(graph.symbolic[call.inputs[0]].shape) == 2:
             # Features that become an image: the dense layer gives them in the image's order.
-            _follow(call.inputs[0], Features(shape[1:], True), graph, found)
+            _follow(call.inputs[0], Features(((shape[1:], True),)), graph, found)
 
 
 def _features(
@@ -101,8 +120,15 @@ def _features(
         if len(shape) == 2:
             return orders.features.get(read)
         if getattr(call.operation, "data_format", None) == "channels_first":
-            return Features((*shape[2:], shape[1]), True)  # it moves the channels last
-        return Features(shape[1:], orders.is_last[read])
+            return Features((((*shape[2:], shape[1]), True),))  # it moves the channels last
+        return Features(((shape[1:], orders.is_last[read]),))
+    if type(call.operation).__name__ == "Concatenate" and all(
+        len(graph.symbolic[i].shape) == 2 for i in call.inputs
+    ):
+        whole = [(tuple(graph.symbolic[i].shape[1:]), False) for i in call.inputs]
+        parts = [orders.features.get(i) for i in call.inputs]
+        blocks = [it.blocks if it else (own,) for it, own in zip(parts, whole, strict=True)]
+        return Features(tuple(block for of_part in blocks for block in of_part))
     if not _keeps_order(call, graph):
         return None
     known = [features for i in call.inputs if (features := orders.features.get(i))]
@@ -147,9 +173,19 @@ def _is_channels_last(call: Call, graph: Graph, orders: Orders) -> bool:
         return bool(data_format == "channels_last")
     if "Conv" in kind or "Pool" in kind:
         return True
+    if kind == "Reshape" and call.inputs and len(graph.symbolic[call.inputs[0]].shape) == 2:
+        readers = [it for it in graph.calls if call.makes[0] in it.inputs]
+        return not any(_reads_channels_first(it) for it in readers)
     if _keeps_order(call, graph) or not getattr(operation, "weights", []):
         return before
     return False  # PyTorch's dense and recurrent layers read the last axis, too
+
+
+def _reads_channels_first(call: Call) -> bool:
+    operation = call.operation
+    if type(operation).__name__ == "Permute":
+        return _moved(False, (0, *operation.dims))
+    return getattr(operation, "data_format", None) == "channels_first"
 
 
 def _moved(is_last: bool, axes: Shape) -> bool:

@@ -188,6 +188,11 @@ def copy_layer(layer: Any, policy: Policy) -> Any:
             ) from error
     for part in made._flatten_layers():  # the layer's own switch misses those frozen by a config
         part.trainable = True
+        if part.compute_dtype != policy:
+            raise CopyError(
+                f"{layer.name} computes in {part.compute_dtype} whatever its dtype is: let "
+                f"{type(layer).__name__} pass its dtype on"
+            )
     return _ChannelsFirst(made) if transposed else made
 
 
@@ -227,11 +232,10 @@ def _without_dtype(config: Any) -> Any:
         return type(config)(map(_without_dtype, config))
     if not isinstance(config, dict):
         return config
-    is_layer = "trainable" in config  # other configurations, such as a cast's, need their dtype
     return {
         key: _without_dtype(value)
         for key, value in config.items()
-        if not is_layer or key != "dtype"
+        if key != "dtype" or "name" not in config
     }
 
 

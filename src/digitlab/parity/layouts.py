@@ -18,6 +18,9 @@ from digitlab.parity.backend import import_keras
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
+Order = tuple[Shape, ...]
+"""The order of features that are not in PyTorch's: blocks one after the other, each a flattening of
+a shape with the channels last. A block with one axis is in PyTorch's order."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +69,20 @@ class Layout:
         self,
         *tensors: Array,
         shape: Shape = (),
-        inputs: Shape | None = None,
-        outputs: Shape | None = None,
+        inputs: Order | None = None,
+        outputs: Order | None = None,
     ) -> Array:
         """Convert PyTorch tensors, one for each of `sources`, to the Keras variable.
 
         Args:
             *tensors: The tensors, or their gradients.
             shape: The variable's shape, needed where axes are merged.
-            inputs: The shape, channels last, whose flattening gave the layer's input features.
-            outputs: The same of the layer's output features.
+            inputs: The order of the layer's input features, if it is not PyTorch's.
+            outputs: The order of its output features.
 
         Examples:
             >>> dense = Layout("weight", (1, 0), per_input=True)
-            >>> dense.to_keras(np.array([[1, 2, 3, 4]]), inputs=(1, 2, 2)).tolist()
+            >>> dense.to_keras(np.array([[1, 2, 3, 4]]), inputs=((1, 2, 2),)).tolist()
             [[1], [3], [2], [4]]
         """
         arrays = []
@@ -106,8 +109,8 @@ class Layout:
     def to_torch(
         self,
         variable: Array,
-        inputs: Shape | None = None,
-        outputs: Shape | None = None,
+        inputs: Order | None = None,
+        outputs: Order | None = None,
         is_gradient: bool = False,
     ) -> tuple[Array, ...]:
         """Convert a Keras variable to PyTorch tensors: the inverse of `to_keras`.
@@ -135,11 +138,20 @@ class Layout:
         return tuple(arrays)
 
 
-def channels_last(shape: Shape) -> NDArray[np.intp]:
-    """Return, for each feature of a flattened channels-last array, its index in PyTorch's order."""
-    *space, channels = shape
-    indices = np.arange(prod(shape)).reshape(channels, *space)
-    return np.moveaxis(indices, 0, -1).ravel()
+def channels_last(order: Order) -> NDArray[np.intp]:
+    """Return, for each feature in an order, its index in PyTorch's order.
+
+    Examples:
+        >>> channels_last(((2, 2), (1,))).tolist()
+        [0, 2, 1, 3, 4]
+    """
+    blocks, start = [], 0
+    for shape in order:
+        *space, channels = shape
+        indices = np.arange(start, start + prod(shape)).reshape(channels, *space)
+        blocks.append(np.moveaxis(indices, 0, -1).ravel())
+        start += prod(shape)
+    return np.concatenate(blocks)
 
 
 def _convolution(dimensions: int) -> dict[str, tuple[Layout, ...]]:
@@ -193,7 +205,10 @@ LAYOUTS: dict[str, dict[str, tuple[Layout, ...]]] = {
     "RMSNormalization": _normalization(scale="weight"),
     # A slope for each channel, or one for all, beside axes of size 1.
     "PReLU": {
-        "alpha": tuple(Layout("weight", tuple(range(n)), (tuple(range(n)),)) for n in (1, 2, 3))
+        "alpha": tuple(
+            Layout("weight", tuple(range(n)), (tuple(range(n)),), per_input=n == 1)
+            for n in (1, 2, 3)
+        )
     },
     "LSTMCell": _recurrent((0, 1, 2, 3)),
     "GRUCell": _recurrent((1, 0, 2), stacked=True),
@@ -286,8 +301,10 @@ class TorchPart:
     @property
     def is_constant(self) -> bool:
         """Whether it is a buffer that is no layer's, such as a mean to subtract."""
-        known = set(self.tensors) & _LAYER_TENSORS
-        return not known and not any(isinstance(it, nn.Parameter) for it in self.tensors.values())
+        is_norm = any(name.startswith("running_") for name in self.tensors)
+        return not is_norm and not any(
+            isinstance(it, nn.Parameter) or it._is_view() for it in self.tensors.values()
+        )
 
 
 def tensor_of(named: Mapping[str, Any], path: str) -> Any:

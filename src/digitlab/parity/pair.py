@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from itertools import islice, product
-from typing import Any, Literal
+from itertools import chain, islice, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,21 +24,22 @@ from digitlab.parity.checks import (
     parameter_counts,
     round_trip,
     training_settings,
+    wrong_gradients,
 )
 from digitlab.parity.divergence import first_divergence, record_calls
 from digitlab.parity.flattening import feature_orders
 from digitlab.parity.graph import Call, CopiedModel, CopyError, Graph, is_channels_first_on_cpu
-from digitlab.parity.sides import TOLERANCES, Inputs, keras_inputs, outputs, precision, torch_output
-from digitlab.parity.weights import Match, Matcher, Matches, in_copies, in_module
+from digitlab.parity.sides import (
+    TOLERANCES,
+    Inputs,
+    keras_inputs,
+    outputs,
+    precision,
+    relative_difference,
+    torch_output,
+)
 
-Verdict = Literal["passed", "passed_float32", "failed"]
-Batch = tuple[Inputs, Any]
 
-_TRIALS = 24  # ways to assign weights where several layers read the same
-_NAMED = 32  # examples are enough to find a layer, and few enough to hold the outputs of all layers
-
-
-@dataclass(frozen=True)
 class Report:
     """The result of comparing a pair; as a string, a table.
 
@@ -120,27 +121,25 @@ def check(
     """
     if loss not in ("cross_entropy", "binary", "mse", None):
         raise ValueError(f"loss is {loss}: it must be cross_entropy, binary, mse or None")
-    pair: _Pair | None = None
-    worst: dict[str, Check] = {}
-    suspect: Inputs | None = None
+    if not isinstance(batches, Iterable):
+        raise ValueError(f"batches are a {type(batches).__name__}: give a list or a DataLoader")
     graph = _graph(torch_module, keras_model, loss)
-    for batch in batches:
-        inputs, targets = _read(batch, loss, graph)
-        if not len(_first(inputs)):
-            continue
-        if pair is None:
-            pair = _Pair(torch_module, keras_model, graph, inputs)
-            worst |= {row.name: row for row in pair.rows}
-        for row in pair.compare(inputs, targets, loss):
-            _keep_worst(worst, row)
-            suspect = inputs if not row.passed and suspect is None else suspect
-    if pair is None:
+    examples = (_read(batch, loss, graph) for batch in batches)
+    examples = ((inputs, targets) for inputs, targets in examples if len(_first(inputs)))
+    if (first := next(examples, None)) is None:
         nothing = Check("logits", 0, 0.0, TOLERANCES["float32"], "there are no examples")
         return Report((nothing,))
-    rows = (*worst.values(), *pair.rounded())
-    if suspect is None:
-        return Report(rows, None, pair.reason)
-    return Report(rows, pair.name_divergence(suspect), pair.reason)
+    pair = _Pair(torch_module, keras_model, graph, first[0])
+    worst: dict[str, Check] = {}
+    suspect: tuple[Inputs, Tensor] | None = None
+    for inputs, targets in chain([first], examples):
+        for row in pair.compare(inputs, targets, loss):
+            _keep_worst(worst, row)
+            suspect = suspect or (None if row.passed else (inputs, targets))
+    settings = training_settings(keras_model, pair.pairs)  # added losses are known by now
+    rows = (*pair.rows, *([settings] if settings else []), *worst.values(), *pair.rounded())
+    name = pair.name_divergence(*suspect, loss) if suspect else None
+    return Report(rows, name, pair.reason)
 
 
 def _graph(module: nn.Module, keras_model: Any, loss: Loss | None) -> Graph:
@@ -206,7 +205,10 @@ def _tensor(given: Any) -> Tensor:
             f"an input is a {type(given).__name__}: it must be a tensor or an array, as in "
             "`[(images, labels)]`"
         )
-    tensor = torch.as_tensor(given)
+    try:
+        tensor = torch.as_tensor(given)
+    except TypeError as error:
+        raise ValueError(f"an input is an array of {given.dtype}: it must be numbers") from error
     is_image = tensor.ndim == 4
     if tensor.dtype in (torch.float32, torch.float64) or (
         not is_image and tensor.dtype in (torch.int32, torch.int64)
@@ -265,7 +267,8 @@ class _Pair:
     doubles: tuple[nn.Module, CopiedModel, list[Match]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        torch_output(self.module, self.inputs)  # refuses inputs before a weight is overwritten
+        original, self.module = self.module, _copy(self.module)  # running may change weights
+        torch_output(_copy(original), self.inputs)  # refuses inputs before a weight is overwritten
         _, in_torch_order = keras_inputs(self.keras_model, self.inputs)
         self.orders = feature_orders(
             self.graph, frozenset(self.graph.inputs[i] for i in in_torch_order)
@@ -281,10 +284,8 @@ class _Pair:
             )
         self.rows = [
             replace(counts, note=note),
-            round_trip(self.module, self.keras_model, self.pairs),
+            round_trip(original, self.keras_model, in_module(matches.pairs, original)),
         ]
-        if row := training_settings(self.keras_model, self.pairs):
-            self.rows.append(row)
         self.single: Any = self.keras_model
         if any(map(is_channels_first_on_cpu, self.graph.layers)):
             self.single = CopiedModel(self.graph, "float32")  # with the weights just copied
@@ -302,7 +303,7 @@ class _Pair:
             return None
         try:
             theirs = CopiedModel(self.graph)
-            if torch_output(ours, self.inputs).dtype != torch.float64:
+            if torch_output(_copy(ours), _double(self.inputs)).dtype != torch.float64:
                 raise CopyError(
                     f"{type(self.module).__name__} returns another dtype than float64: do not "
                     "convert to a fixed dtype in it"
@@ -316,7 +317,7 @@ class _Pair:
 
     def _assign(self, ours: nn.Module, theirs: CopiedModel) -> Matches:
         """Match the layers, and give the copies the weights; where it is ambiguous, by trial."""
-        read = record_calls(ours, self.inputs)
+        read = record_calls(_copy(ours), _double(self.inputs))
         inputs = _constants(theirs, self.inputs)
 
         def attempt(choices: tuple[int, ...]) -> Matcher:
@@ -331,7 +332,7 @@ class _Pair:
             return matcher
 
         def is_equal() -> bool:  # but for constants in float32
-            return relative_difference(*outputs(ours, theirs, self.inputs)) < 1e-6
+            return relative_difference(*outputs(_copy(ours), theirs, _double(self.inputs))) < 1e-6
 
         matcher = attempt(())
         for choices in islice(product(*map(range, matcher.options)), 1, _TRIALS):
@@ -344,9 +345,8 @@ class _Pair:
         return matcher.finish()
 
     def _match_in_order(self) -> Matches:
-        matcher = Matcher(
-            self.module, self.graph, self.orders, record_calls(self.module, self.inputs)
-        )
+        read = record_calls(_copy(self.module), self.inputs)
+        matcher = Matcher(self.module, self.graph, self.orders, read)
         for call in self.graph.calls:
             matcher.add(call)
         return matcher.finish()
@@ -369,10 +369,11 @@ class _Pair:
                 rows += gradients(self.module, self.single, inputs, targets, loss, pairs)
             return rows
         module, model, pairs = self.doubles
+        doubled = _double(inputs)
 
         def in_double() -> list[Check]:
-            made = [logits(module, model, inputs, name)]
-            return made + (gradients(module, model, inputs, targets, loss, pairs) if loss else [])
+            made = [logits(module, model, doubled, name)]
+            return made + (gradients(module, model, doubled, targets, loss, pairs) if loss else [])
 
         with _ExactTorch() if model.is_exact else nullcontext():
             doubles = in_double()
@@ -400,9 +401,15 @@ class _Pair:
             for name, difference in rounded
         ]
 
-    def name_divergence(self, inputs: Inputs) -> str | None:
+    def name_divergence(self, inputs: Inputs, targets: Tensor, loss: Loss | None) -> str | None:
+        """Find the first layer that differs, in its output or else in its gradients."""
+        name = self._name_output(inputs)
+        return name or (self._name_gradient(inputs, targets, loss) if loss else None)
+
+    def _name_output(self, inputs: Inputs) -> str | None:
         """Find the first layer that differs, on the examples whose outputs differ most."""
         module, model = self.doubles[:2] if self.doubles else (self.module, self.single)
+        inputs = _double(inputs) if self.doubles else inputs
         ours, theirs = outputs(module, model, inputs)
         if ours.shape == theirs.shape:
             by_example = np.abs(ours - theirs).reshape(len(ours), -1).max(1)
@@ -415,6 +422,17 @@ class _Pair:
         order = [call.name for call in self.graph.calls]
         # Constants in float32 are no fault: what differs with and without them counts.
         return max((name for name in named if name), key=order.index, default=None)
+
+    def _name_gradient(self, inputs: Inputs, targets: Tensor, loss: Loss) -> str | None:
+        """Find the layer whose weights' gradients differ first on the way back."""
+        module, model, pairs = self.doubles or (self.module, self.single, self.pairs)
+        if not self.doubles and isinstance(model, CopiedModel):
+            pairs = in_copies(pairs, model)
+        inputs = _double(inputs) if self.doubles else inputs
+        tolerance = TOLERANCES[precision(module, model)]
+        wrong = wrong_gradients(module, model, inputs, targets, loss, pairs, tolerance)
+        order = [call.name for call in self.graph.calls]
+        return max((pair.layer for pair in wrong), key=order.index, default=None)
 
     def _first(self, module: nn.Module, model: Any, inputs: Inputs) -> str | None:
         return first_divergence(module, model, inputs) or first_divergence(
@@ -435,6 +453,25 @@ def _exact(model: CopiedModel) -> Iterator[None]:
 
 def _constants(model: CopiedModel, inputs: Inputs) -> list[Any]:
     return [import_tensorflow().constant(array) for array in keras_inputs(model, inputs)[0]]
+
+
+def _double(inputs: Inputs) -> Inputs:
+    """Convert floating-point inputs to float64, which a module without parameters would not do."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    if isinstance(inputs, dict):
+        return {name: convert(tensor) for name, tensor in inputs.items()}
+    return tuple(map(convert, inputs)) if isinstance(inputs, tuple) else convert(inputs)
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """Copy a module, or return the module if that is not possible."""
+    try:
+        return deepcopy(module)
+    except Exception:  # a user's module may raise anything when it is copied
+        return module
 
 
 def _take(inputs: Inputs, indices: Tensor) -> Inputs:

@@ -187,7 +187,12 @@ def keras_inputs(keras_model: Any, inputs: Inputs) -> tuple[list[Array], frozens
         raise ValueError(f"{name} has {len(read)} inputs, and {len(given)} are given")
     arrays, in_torch_order = [], set()
     for i, (tensor, symbolic) in enumerate(zip(given, read, strict=True)):
-        layout, as_in_torch = _arranged(name, tensor.detach(), tuple(symbolic.shape[1:]))
+        layout, as_in_torch = _arranged(
+            f"{name}'s input {symbolic.name}" if len(read) > 1 else name,
+            tensor.detach(),
+            tuple(symbolic.shape[1:]),
+            _is_read_channels_first(symbolic),
+        )
         dtype = str(symbolic.dtype)
         if copied and dtype.startswith("float") and tensor.is_floating_point():
             dtype = "float64" if copied.is_double else "float32"
@@ -215,7 +220,16 @@ def sole_input(keras_model: Any) -> Any:
     return inputs[0]
 
 
-def _arranged(name: str, tensor: Tensor, wanted: tuple[int | None, ...]) -> tuple[Tensor, bool]:
+def _is_read_channels_first(symbolic: Any) -> bool:
+    """Return whether a layer that reads an input says that its channels are first."""
+    nodes = symbolic._keras_history.operation._outbound_nodes
+    formats = {getattr(node.operation, "data_format", None) for node in nodes}
+    return "channels_first" in formats
+
+
+def _arranged(
+    name: str, tensor: Tensor, wanted: tuple[int | None, ...], channels_first: bool = False
+) -> tuple[Tensor, bool]:
     """Return a tensor in the layout that fits an input, and whether that is PyTorch's order."""
     is_image = tensor.ndim == 4
     layouts = [(tensor, True)]
@@ -226,6 +240,8 @@ def _arranged(name: str, tensor: Tensor, wanted: tuple[int | None, ...]) -> tupl
         layouts.insert(1, (tensor.movedim(2, -1), False))
     if is_image and tensor.shape[1] == 1:
         layouts.append((tensor[:, 0], True))
+    if channels_first:
+        layouts.insert(0, (tensor, True))
     for layout, as_in_torch in layouts:
         shape = layout.shape[1:]
         if len(shape) == len(wanted) and all(

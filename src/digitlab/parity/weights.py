@@ -22,7 +22,7 @@ from digitlab.parity.layouts import (
     Array,
     KerasPart,
     Layout,
-    Shape,
+    Order,
     TorchPart,
     channels_last,
     keras_parts,
@@ -53,8 +53,8 @@ class Match:
     torch_names: tuple[str, ...]
     tensors: tuple[Tensor, ...]
     layout: Layout
-    inputs: Shape | None = None
-    outputs: Shape | None = None
+    inputs: Order | None = None
+    outputs: Order | None = None
 
     @property
     def torch_name(self) -> str:
@@ -292,12 +292,10 @@ class Matcher:
 
     def _choose(
         self, call: Call, i: int, theirs: KerasPart, value: Array | None
-    ) -> tuple[TorchPart, Shape | None]:
+    ) -> tuple[TorchPart, Order | None]:
         """Choose the PyTorch part of a Keras part, and the order of the layer's features."""
         features = self.orders.of_input(call) if i == 0 else None
-        orders = [features.order if features else None]
-        if features and len(features.shape) > 1:
-            orders.append(None if orders[0] else features.shape)
+        orders = features.orders if features else [None]
         known = self.named.get(id(call.operation))
         fitting, reason = [known[i]] if known else [], ""
         for ours in [] if known else self.free:
@@ -331,7 +329,7 @@ class Matcher:
         return (own or fitting)[0], orders[0]
 
 
-def _is_same(theirs: Array, ours: Array, order: Shape | None) -> bool:
+def _is_same(theirs: Array, ours: Array, order: Order | None) -> bool:
     """Return whether two layers read the same values, whatever the order of axes."""
     if ours.size != theirs.size:
         return False
