@@ -38,8 +38,15 @@ from digitlab.parity.sides import (
     relative_difference,
     torch_output,
 )
+from digitlab.parity.weights import Match, Matcher, Matches, in_copies, in_module
+
+Verdict = Literal["passed", "passed_float32", "failed"]
+
+_TRIALS = 24  # ways to assign weights where several layers read the same
+_NAMED = 32  # examples are enough to find a layer, and few enough to hold the outputs of all layers
 
 
+@dataclass(frozen=True)
 class Report:
     """The result of comparing a pair; as a string, a table.
 
