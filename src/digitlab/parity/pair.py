@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice, product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
