@@ -344,12 +344,9 @@ class _Pair:
         matcher = attempt(())
         for choices in islice(product(*map(range, matcher.options)), 1, _TRIALS):
             if is_equal():
-                break
+                return matcher.finish()
             matcher = attempt(choices)
-        else:
-            if matcher.options and not is_equal():
-                matcher = attempt(())
-        return matcher.finish()
+        return matcher.finish() if is_equal() else attempt(()).finish()
 
     def _match_in_order(self) -> Matches:
         read = record_calls(_copy(self.module), self.inputs)
