@@ -78,27 +78,17 @@ def test_both_frameworks_real_dropouts_do_what_the_masks_do(of_channels: bool) -
         np.testing.assert_array_equal(values, ONES)
 
 
-@pytest.mark.parametrize("step", [0, 9])
-def test_both_sides_drop_the_same_in_either_layout(step: int) -> None:
-    layers = import_keras().layers
-    masks = DropoutMasks(seed=4, step=step)
-    ours = torch_with_masks(
-        nn.Sequential(nn.Dropout(RATE), nn.Dropout2d(0.6), nn.MaxPool2d(2), nn.Dropout(0.1)), masks
-    )
-    theirs = keras_with_masks(
-        sequential(
-            ONES.shape[1:],
-            layers.Dropout(RATE),
-            layers.SpatialDropout2D(0.6),
-            layers.MaxPooling2D(2),
-            layers.Dropout(0.1),
-        ),
-        masks,
-    )
-    left = ours(torch.from_numpy(IMAGES).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
-    right = theirs(IMAGES, training=True).numpy()
-    np.testing.assert_array_equal(left, right)
-    assert 0.1 < (left == 0).mean() < 0.9
+def test_both_sides_drop_the_same_in_either_layout_and_behind_a_flattening() -> None:
+    layers, masks = import_keras().layers, DropoutMasks(seed=4, step=9)
+    stack = [nn.Dropout(RATE), nn.Dropout2d(0.6), nn.MaxPool2d(2), nn.Dropout(0.1)]
+    ours = torch_with_masks(nn.Sequential(*stack, nn.Flatten(), nn.Dropout(RATE)), masks)
+    of_keras = [layers.Dropout(RATE), layers.SpatialDropout2D(0.6), layers.MaxPooling2D(2)]
+    of_keras += [layers.Dropout(0.1), layers.Flatten(), layers.Dropout(RATE)]
+    theirs = keras_with_masks(sequential(ONES.shape[1:], *of_keras), masks)
+    left = ours(torch.from_numpy(IMAGES).permute(0, 3, 1, 2)).reshape(-1, 5, 3, 3)
+    right = theirs(IMAGES, training=True).numpy().reshape(-1, 3, 3, 5)
+    np.testing.assert_array_equal(left.permute(0, 2, 3, 1).numpy(), right)
+    assert 0.1 < (right == 0).mean() < 0.9
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.0, 1.0), (1.0, 0.0)])
@@ -119,16 +109,6 @@ def test_other_kinds_of_dropout_are_refused_by_name() -> None:
     shaped = keras.layers.Dropout(0.5, noise_shape=(None, 1), name="shaped")
     with pytest.raises(ValueError, match=r"^shaped is a Dropout"):
         keras_with_masks(sequential((3,), shaped), DropoutMasks())
-
-
-def test_dropout_behind_a_flattening_drops_the_same_features_on_both_sides() -> None:
-    layers, masks = import_keras().layers, DropoutMasks(seed=1)
-    shape = ONES.shape[1:]
-    theirs = keras_with_masks(sequential(shape, layers.Flatten(), layers.Dropout(RATE)), masks)
-    ours = torch_with_masks(nn.Sequential(nn.Flatten(), nn.Dropout(RATE)), masks)
-    left = ours(torch.from_numpy(IMAGES).permute(0, 3, 1, 2)).reshape(-1, 5, 7, 6)
-    right = theirs(IMAGES, training=True).numpy().reshape(IMAGES.shape)
-    np.testing.assert_array_equal(left.permute(0, 2, 3, 1).numpy(), right)
 
 
 Make = Callable[..., torch.optim.Optimizer]
