@@ -200,6 +200,15 @@ def test_a_learning_rate_that_differs_fails_the_trajectory_at_its_first_step() -
     assert check.note.startswith("exceeded first in fc1.weight at step 1,")
 
 
+def test_a_regularizer_of_one_side_fails_the_trajectory() -> None:
+    module = make("linear").double()
+    twin = to_keras(module)
+    twin.layers[-1].kernel_regularizer = import_keras().regularizers.L2(1e-6)
+    check = walk(module, twin, torch.optim.SGD)
+    assert not check.passed
+    assert check.note.startswith("exceeded first in the loss at step 1,")
+
+
 def test_weights_that_are_no_numbers_fail_the_trajectory() -> None:
     module = make("linear").double()
     with torch.no_grad():

@@ -4,11 +4,13 @@
 return PyTorch's layout are here too.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -201,12 +203,25 @@ def copy_in(keras_model: Any, policy: Policy) -> Any:
     """Copy a Keras model and its weights, in another precision and with nothing frozen."""
     keras = import_keras()
 
+    def enter(tensor: Any) -> Any:
+        dtype = policy if "float" in str(tensor.dtype) else tensor.dtype
+        return keras.Input(batch_shape=tensor.shape, dtype=dtype)
+
     def copy(layer: Any) -> Any:
-        if hasattr(layer, "layers"):
-            return keras.models.clone_model(layer, clone_function=copy)
-        config = layer.get_config()
+        if isinstance(layer, keras.Model):
+            # With inputs of their own, since an inner model casts what it reads to their dtype.
+            read = layer.inputs if isinstance(layer, keras.Sequential) else layer.input
+            inputs = keras.tree.map_structure(enter, read)
+            return keras.models.clone_model(layer, inputs, clone_function=copy)
+        if not isinstance(layer, keras.layers.Layer):
+            return layer  # an operation, which has no precision of its own
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python's functions in a config: they are passed on
+            config = layer.get_config()
         config.pop("dtype", None)  # set by the policy; not every user's layer accepts it
-        return type(layer).from_config(config)
+        given = {name: getattr(layer, name, None) for name in ("activation", "function")}
+        own = {name: it for name, it in given.items() if name in config and _is_own(it)}
+        return type(layer)(**config | own) if own else type(layer).from_config(config)
 
     with keras_dtype(policy), unchanged_random_state():
         made = copy(keras_model)
@@ -214,6 +229,10 @@ def copy_in(keras_model: Any, policy: Policy) -> Any:
     for layer in keras_layers(made):  # the model's own switch misses layers frozen by their config
         layer.trainable = True
     return made
+
+
+def _is_own(function: Any) -> bool:
+    return isinstance(function, FunctionType) and not function.__module__.startswith("keras.")
 
 
 def channels_first(output: Any) -> Array:

@@ -317,6 +317,8 @@ class _KerasSide:
             loss = keras.ops.mean(
                 keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
             )
+            for penalty in self.model.losses:  # of a regularizer, with which `fit` trains too
+                loss += penalty
         gradients = tape.gradient(loss, [variable.value for variable in variables])
         self.optimizer.apply(gradients, variables)
         return loss
