@@ -37,15 +37,6 @@ def test_numbers_are_a_function_of_seed_layer_and_step() -> None:
     assert len({number for numbers in variants for number in numbers}) == 250
 
 
-def test_numbers_are_uniform() -> None:
-    numbers = DropoutMasks(seed=5).uniform(0, (100_000,))
-    assert numbers.min() >= 0
-    assert numbers.max() < 1
-    # Four standard errors of each of ten bins.
-    counts = np.histogram(numbers, bins=10, range=(0, 1))[0]
-    np.testing.assert_allclose(counts, 10_000, atol=4 * 95)
-
-
 @pytest.mark.parametrize("of_channels", [False, True])
 def test_both_frameworks_real_dropouts_do_what_the_masks_do(of_channels: bool) -> None:
     keras = import_keras()
