@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from digitlab import models
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
-from digitlab.parity.checks import (HEADING, Check, format_check, gradients, logits, parameter_counts, round_trip)
+from digitlab.parity.checks import (
+    HEADING,
+    Check,
+    format_check,
+    gradients,
+    logits,
+    parameter_counts,
+    round_trip,
+)
 from digitlab.parity.sides import evaluation_mode, keras_images
 from digitlab.parity.weights import to_keras
 from tests.fitting import assert_bitwise_equal

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.checks import (Check)
+from digitlab.parity.checks import Check
 from digitlab.parity.pair import Report, check
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import (

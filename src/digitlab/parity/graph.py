@@ -9,6 +9,7 @@ GELU, Python numbers that Keras casts (`Rescaling`, `Normalization`, limits of `
 """
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -168,7 +169,8 @@ def copy_layer(layer: Any, policy: Policy) -> Any:
     """
     if not isinstance(layer, import_keras().layers.Layer):
         return layer
-    with keras_dtype(policy), unchanged_random_state():
+    with keras_dtype(policy), unchanged_random_state(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras warns of Python functions in a configuration
         # A user's layer may raise anything when it is copied.
         try:
             made = _made_again(layer)

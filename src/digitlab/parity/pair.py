@@ -14,7 +14,18 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from digitlab.parity.backend import import_keras, import_tensorflow
-from digitlab.parity.checks import (HEADING, Check, Loss, format_check, gradients, logits, parameter_counts, round_trip, training_settings, wrong_gradients)
+from digitlab.parity.checks import (
+    HEADING,
+    Check,
+    Loss,
+    format_check,
+    gradients,
+    logits,
+    parameter_counts,
+    round_trip,
+    training_settings,
+    wrong_gradients,
+)
 from digitlab.parity.divergence import first_divergence, record_calls
 from digitlab.parity.flattening import feature_orders
 from digitlab.parity.graph import Call, CopiedModel, CopyError, Graph, is_channels_first_on_cpu

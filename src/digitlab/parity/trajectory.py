@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, cross_entropy
 
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
-from digitlab.parity.checks import (Check)
+from digitlab.parity.checks import Check
 from digitlab.parity.flattening import feature_orders
 from digitlab.parity.graph import Graph
 from digitlab.parity.sides import TOLERANCES, keras_images, precision, torch_images
