@@ -37,25 +37,18 @@ PADDING = [  # feature maps are 7×7
     ("no padding", conv(), k()),
     ("padding 1 as 'same'", conv(padding=1), k(padding="same")),
     ("'same' in both", conv(padding="same"), k(padding="same")),
-    ("'same', kernel 5", conv(5, padding=2), k(5, padding="same")),
     ("padding 1 as ZeroPadding2D", conv(padding=1), k_padded(1, 3)),
-    ("padding 2, kernel 3", conv(padding=2), k_padded(2, 3)),
     ("padding 2 against 'same', kernel 3", conv(padding=2), k(padding="same"), REFUSED),
     ("stride 2", conv(stride=2), k(3, 2)),
     ("stride 2, padding 1 of odd sizes is 'same'", conv(3, 2, 1), k(3, 2, "same")),
     ("stride 2, kernel 4, 'same' is one-sided", conv(4, 2, 2), k(4, 2, "same"), FAILS),
     ("stride 2, kernel 2, 'same'", padded(T.ZeroPad2d((0, 1, 0, 1)), 2, 2), k(2, 2, "same")),
-    ("stride 2, padded right and below", padded(T.ZeroPad2d((0, 1, 0, 1)), 2, 2),
-     k_padded(((0, 1), (0, 1)), 2, 2)),
     ("stride 2, padded left and above", padded(T.ZeroPad2d((0, 1, 0, 1)), 2, 2),
      k_padded(((1, 0), (1, 0)), 2, 2), PAD),
-    ("stride 3, kernel 2", conv(2, 3), k(2, 3)),
-    ("kernel 2, 'same' in both", conv(2, padding="same"), k(2, padding="same")),
     ("kernel 4, 'same' against the other side", padded(T.ZeroPad2d((2, 1, 2, 1)), 4),
      k(4, padding="same"), FAILS),
     ("dilation 2", conv(dilation=2), k(dilation_rate=2)),
     ("dilation 2, 'same'", conv(padding=2, dilation=2), k(padding="same", dilation_rate=2)),
-    ("dilation 3, kernel 2", conv(2, dilation=3), k(2, dilation_rate=3)),
     ("dilation in PyTorch alone", conv(padding=2, dilation=2), k(padding="same"), FAILS),
     ("kernel (3, 5)", conv((3, 5)), k((3, 5))),
     ("kernel (3, 5) against (5, 3)", conv((3, 5)), k((5, 3)), LAYER),
@@ -65,12 +58,10 @@ PADDING = [  # feature maps are 7×7
     ("padding (2, 1)", conv(padding=(2, 1)), k_padded((2, 1), 3)),
     ("padding (2, 1) against (1, 2)", conv(padding=(2, 1)), k_padded((1, 2), 3), PAD),
     ("reflected against zeros", conv(padding=1, padding_mode="reflect"), k(padding="same"), FAILS),
-    ("circular against zeros", conv(padding=1, padding_mode="circular"), k(padding="same"), FAILS),
     ("replicated against zeros", padded(T.ReplicationPad2d(1)), k_padded(1, 3), PAD),
     ("cropped", padded(T.ZeroPad2d(-1)), [K.Cropping2D(1), k()]),
     ("cropped elsewhere", padded(T.ZeroPad2d((0, -2, 0, -2))),
      [K.Cropping2D(1, name="layer"), k()], fails("layer", "conv2d")),
-    ("no bias", conv(bias=False), k(use_bias=False)),
     ("bias in PyTorch alone", conv(), k(use_bias=False), LAYER),
     ("bias in Keras alone", conv(bias=False), k(), LAYER),
 ]
@@ -102,7 +93,6 @@ GROUPED = [
     ("depthwise without bias", grouped(bias=False), DW(3, use_bias=False)),
     ("depthwise, bias only in PyTorch", grouped(), DW(3, use_bias=False), LAYER),
     ("depthwise, multiplier 2", grouped(8), DW(3, depth_multiplier=2)),
-    ("depthwise, multiplier 3", grouped(12), DW(3, depth_multiplier=3)),
     ("depthwise, multiplier 2 only in Keras", grouped(), DW(3, depth_multiplier=2), LAYER),
     ("depthwise, multiplier 2, channels in another order", T.Sequential(grouped(8),
      Function(lambda x: x.unflatten(1, (4, 2)).transpose(1, 2).flatten(1, 2))),
@@ -111,8 +101,6 @@ GROUPED = [
     ("depthwise, stride 2", grouped(stride=2), DW(3, 2)),
     ("depthwise, kernel 4, stride 2, 'same' is one-sided", grouped(size=4, stride=2, padding=2),
      DW(4, 2, "same"), FAILS),
-    ("depthwise, dilated", grouped(dilation=2), DW(3, dilation_rate=2)),
-    ("depthwise (3, 2)", grouped(size=(3, 2)), DW((3, 2))),
     ("depthwise (3, 2) against (2, 3)", grouped(size=(3, 2)), DW((2, 3)), LAYER),
     ("depthwise with another activation", T.Sequential(grouped(), nn.ReLU()),
      DW(3, activation="tanh"), FAILS),
@@ -121,13 +109,10 @@ GROUPED = [
     ("separable, two biases as two layers", separable(True), [DW(3), K.Conv2D(5, 1)]),
     ("separable, two biases in PyTorch", separable(True), SEP(5, 3), LAYER),
     ("separable, multiplier 2", separable(c_out=8), SEP(5, 3, depth_multiplier=2)),
-    ("separable 'same'", separable(padding=1), SEP(5, 3, 1, "same")),
     ("separable with ReLU between in PyTorch",
      T.Sequential(grouped(bias=False), nn.ReLU(), T.Conv2d(4, 5, 1)), SEP(5, 3), FAILS),
     ("two groups", grouped(groups=2), IN_GROUPS),
-    ("two groups, more channels", grouped(6, groups=2), K.Conv2D(6, 3, groups=2)),
     ("two groups against four", grouped(groups=2), K.Conv2D(4, 3, groups=4), LAYER),
-    ("groups against none", grouped(groups=2), K.Conv2D(4, 3), LAYER),
     ("shuffled", T.Sequential(grouped(groups=2), Function(shuffle)), SHUFFLED),
     ("shuffled in Keras alone", grouped(groups=2), SHUFFLED, fails("layer", "shuffled")),
     ("MobileNet's block", mobile(nn.ReLU6()), k_mobile("relu6")),
@@ -147,19 +132,15 @@ REPEAT = Function(lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3))
 HALVE = Function(lambda x: F.interpolate(x, size=(4, 4), mode="bilinear"))
 TRANSPOSED = [
     ("kernel 2, stride 2", up(2, 2), k_up(2, 2)),
-    ("kernel 3, stride 1", up(3), k_up(3)),
     ("kernel 3, stride 2", up(3, 2), k_up(3, 2)),
     ("kernel 4, stride 2, padding 1 as 'same'", up(4, 2, padding=1), k_up(4, 2, "same")),
-    ("kernel 3, stride 1, padding 1 as 'same'", up(3, padding=1), k_up(3, 1, "same")),
     ("kernel 3, stride 2, 'same' cuts the last row",
      T.Sequential(up(3, 2), T.ZeroPad2d((0, -1, 0, -1))), k_up(3, 2, "same")),
     ("kernel 3, stride 2, output_padding 1 against 'same'", up(3, 2, padding=1, output_padding=1),
      k_up(3, 2, "same"), FAILS),
     ("output_padding 1 in both", up(3, 2, output_padding=1), k_up(3, 2, output_padding=1)),
     ("output_padding in PyTorch alone", up(3, 2, output_padding=1), k_up(3, 2), REFUSED),
-    ("kernel (2, 3)", up((2, 3), 2), k_up((2, 3), 2)),
     ("kernel (2, 3) against (3, 2)", up((2, 3), 2), k_up((3, 2), 2), LAYER),
-    ("no bias", up(2, 2, bias=False), k_up(2, 2, use_bias=False)),
     ("bias in PyTorch alone", up(2, 2), k_up(2, 2, use_bias=False), LAYER),
     ("dilation 2", up(2, dilation=2), k_up(2, dilation_rate=2), FLOAT32),
     ("two groups", T.ConvTranspose2d(4, 4, 2, 2, groups=2), K.Conv2DTranspose(4, 2, 2), LAYER),
@@ -167,7 +148,6 @@ TRANSPOSED = [
      FAILS),
     ("another activation", T.Sequential(up(2, 2), nn.ReLU()), k_up(2, 2, activation="elu"), FAILS),
     ("upsampling to the nearest", nn.Upsample(scale_factor=2), K.UpSampling2D(2)),
-    ("rows and columns repeated", REPEAT, K.UpSampling2D(2)),
     ("bilinear upsampling", nn.Upsample(scale_factor=2, mode="bilinear"),
      K.UpSampling2D(2, interpolation="bilinear"), FLOAT32),
     ("bilinear in Keras alone", REPEAT, K.UpSampling2D(2, interpolation="bilinear"), FAILS),
@@ -176,7 +156,6 @@ TRANSPOSED = [
     ("bicubic of other coefficients", nn.Upsample(scale_factor=2, mode="bicubic"),
      K.UpSampling2D(2, interpolation="bicubic"), FAILS),
     ("bilinear Resizing", HALVE, K.Resizing(4, 4), FLOAT32),
-    ("Resizing to the nearest against bilinear", HALVE, K.Resizing(4, 4, "nearest"), FAILS),
     ("pixel shuffle", nn.PixelShuffle(2), pixels(1, 3, 2, 4)),
     ("pixel shuffle, blocks transposed", nn.PixelShuffle(2), pixels(1, 4, 2, 3), FAILS),
 ]
@@ -186,20 +165,14 @@ MEANS, LARGEST = K.AveragePooling2D, K.MaxPooling2D
 POOLING = [
     ("global mean", Function(lambda x: x.mean((2, 3))), MEAN),
     ("global mean by AdaptiveAvgPool2d", nn.AdaptiveAvgPool2d(1), MEAN),
-    ("global mean by AvgPool2d", nn.AvgPool2d(7), MEAN),
-    ("global mean, axes kept", nn.AdaptiveAvgPool2d(1), K.GlobalAveragePooling2D(keepdims=True)),
     ("global mean by operations", Function(lambda x: x.flatten(2).mean(2)),
      K.Lambda(lambda x: ops.mean(x, (1, 2)))),
     ("global maximum", Function(lambda x: x.amax((2, 3))), MAX),
     ("maximum for mean", Function(lambda x: x.mean((2, 3))), MAX, FAILS),
-    ("mean for maximum", nn.AdaptiveMaxPool2d(1), MEAN, FAILS),
-    ("sum for mean", Function(lambda x: x.sum((2, 3))), MEAN, FAILS),
     ("mean over rows and channels, of the same number",
      T.Sequential(T.Conv2d(4, 7, 1), Function(lambda x: x.mean((1, 2)))),
      [K.Conv2D(7, 1), K.GlobalAveragePooling2D(name="layer")], FAILS),
     ("max 2", nn.MaxPool2d(2), LARGEST()),
-    ("max 3, stride 1", nn.MaxPool2d(3, 1), LARGEST(3, 1)),
-    ("max (2, 3)", nn.MaxPool2d((2, 3)), LARGEST((2, 3))),
     ("max (2, 3) against (3, 2)", nn.MaxPool2d((2, 3)), LARGEST((3, 2)), FAILS),
     ("max 3, padding 1 as 'same'", nn.MaxPool2d(3, 2, 1), LARGEST(3, 2, "same")),
     ("max 2, ceil_mode as 'same'", nn.MaxPool2d(2, ceil_mode=True), LARGEST(2, 2, "same")),
@@ -207,7 +180,6 @@ POOLING = [
     ("max 2, 'same' against padding 1", nn.MaxPool2d(2, 2, 1), LARGEST(2, 2, "same"), FAILS),
     ("max padded with zeros against 'same'", T.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3, 2)),
      LARGEST(3, 2, "same"), FAILS),
-    ("mean 3, stride 1", nn.AvgPool2d(3, 1), MEANS(3, 1)),
     ("max for mean", nn.AvgPool2d(2), LARGEST(2), FAILS),
     ("mean, padding counted, against 'same'", nn.AvgPool2d(3, 2, 1), MEANS(3, 2, "same"), FAILS),
     ("mean, padding not counted, as 'same'", nn.AvgPool2d(3, 2, 1, count_include_pad=False),
@@ -216,8 +188,6 @@ POOLING = [
      [K.ZeroPadding2D(1), MEANS(3, 2)]),
     ("mean, divisor_override", nn.AvgPool2d(2, divisor_override=3), MEANS(2), FAILS),
     ("norms by LPPool2d", nn.LPPool2d(2, 2), MEANS(2), FAILS),
-    ("logsumexp by operations", Function(lambda x: torch.logsumexp(x, (2, 3))),
-     K.Lambda(lambda x: ops.logsumexp(x, (1, 2)))),
     ("AdaptiveAvgPool2d of windows that overlap", nn.AdaptiveAvgPool2d(3), MEANS(3, 2)),
     ("AdaptiveAvgPool2d of uneven windows", nn.AdaptiveAvgPool2d(5), MEANS(3, 1), FAILS),
 ]
@@ -243,7 +213,6 @@ SEQUENCES = [
     ("causal", T.Sequential(nn.ZeroPad1d((2, 0)), conv1()), K1(4, 3, padding="causal")),
     ("causal in Keras alone", conv1(padding=1), K1(4, 3, padding="causal"), FAILS),
     ("kernel of another size", conv1(padding=1), K1(4, 5, padding="same"), LAYER),
-    ("three groups", T.Conv1d(3, 6, 3, groups=3), K1(6, 3, groups=3)),
     ("DepthwiseConv1D", T.Conv1d(3, 3, 3, groups=3), K.DepthwiseConv1D(3)),
     ("SeparableConv1D", T.Sequential(T.Conv1d(3, 3, 3, groups=3, bias=False), T.Conv1d(3, 5, 1)),
      K.SeparableConv1D(5, 3)),
@@ -255,25 +224,10 @@ SEQUENCES = [
      [K1(4, 3), K.AveragePooling1D(2, name="layer")], FAILS),
     ("padded and cropped", behind(nn.ConstantPad1d((1, -1), 0.0)),
      [K1(4, 3), K.ZeroPadding1D((1, 0)), K.Cropping1D((0, 1))]),
-    ("repeated", behind(nn.Upsample(scale_factor=2)), [K1(4, 3), K.UpSampling1D(2)]),
     ("normalized", behind(T.BatchNorm1d(4)), [K1(4, 3), K.BatchNormalization(epsilon=1e-5)]),
     ("normalized over steps", T.Sequential(T.Conv1d(3, 7, 3), T.BatchNorm1d(7)),
      [K1(7, 3), K.BatchNormalization(1, epsilon=1e-5, name="layer")], FAILS),
 ]
-
-def image_as_steps(columns: bool) -> tuple[nn.Module, Any]:
-    module = nn.Sequential(nn.Flatten(2), nn.Conv1d(1, 3, 5, 3), nn.ReLU(), nn.Flatten(),
-        nn.Linear(60, 4))
-    moved = [L.Permute((2, 1, 3), name="moved")] if columns else []
-    return module, sequential(*moved, L.Reshape((64, 1)), L.Conv1D(3, 5, 3), L.ReLU(), L.Flatten(),
-        L.Dense(4))
-
-def rows_as_steps() -> tuple[nn.Module, Any]:
-    module = Net(lambda m, x: through(x[:, 0].transpose(1, 2), m.conv, lambda y: y.relu().amax(2),
-        m.fc),
-                 conv=nn.Conv1d(8, 5, 3), fc=nn.Linear(5, 4))
-    return module, sequential(L.Conv1D(5, 3), L.ReLU(), L.GlobalMaxPooling1D(), L.Dense(4),
-        shape=(8, 8))
 
 def volumes(transposed: bool, strides: int = 2) -> tuple[nn.Module, Any]:
     layer = nn.ConvTranspose3d(2, 3, 2, 2) if transposed else nn.Conv3d(2, 3, 2, 2)
@@ -282,18 +236,6 @@ def volumes(transposed: bool, strides: int = 2) -> tuple[nn.Module, Any]:
     norm = L.BatchNormalization(epsilon=1e-5)
     return module, sequential(kind(3, 2, strides, "same"), norm, L.Activation("tanh"), L.Flatten(),
                               L.Dense(4), shape=(4, 4, 4, 2))
-
-def two_sizes(size: int) -> tuple[nn.Module, Any]:
-    module = Net(lambda m, x: m.fc(torch.cat([m.conv(y).amax((2, 3))
-        for y in (x, F.avg_pool2d(x, 2))], 1)),
-                 conv=nn.Conv2d(1, 4, 3), fc=nn.Linear(8, 4))
-
-    def network(x: Any) -> Any:
-        conv, pool = L.Conv2D(4, 3), L.GlobalMaxPooling2D()
-        half = L.AveragePooling2D(size, 2, "same", name="half")(x)
-        return L.Dense(4)(L.Concatenate()([pool(conv(x)), pool(conv(half))]))
-
-    return module, functional(network)
 
 VOLUME = (2, 4, 4, 4)
 TOPICS = {
@@ -306,15 +248,9 @@ TOPICS = {
     ],
     "pooling": [
         *table(POOLING, ours, theirs),
-        Pair("of two sizes", PASSED, lambda: two_sizes(2)),
-        Pair("of two sizes, other means", fails("half"), lambda: two_sizes(3)),
     ],
     "sequences and volumes": [
         *table(SEQUENCES, sequence, k_sequence, shape=(3, 9)),
-        Pair("pixels as steps", PASSED, lambda: image_as_steps(False)),
-        Pair("pixels as steps, column by column", fails("moved", "reshape"),
-            lambda: image_as_steps(True)),
-        Pair("rows as steps", PASSED, rows_as_steps),
         Pair("volumes", PASSED, lambda: volumes(False), shape=VOLUME),
         Pair("volumes, stride 1 in Keras", REFUSED, lambda: volumes(False, 1), shape=VOLUME),
     ],

@@ -21,34 +21,6 @@ def mean(ours: Any = None, pool: str = "Average", **options: Any) -> Both:
     return module, sequential(L.Embedding(12, 6, name="emb"), layer, L.Dense(4, name="fc"),
         shape=(7,))
 
-def bag() -> Both:
-    return Net(lambda m, x: m.fc(m.emb(x)), emb=nn.EmbeddingBag(12, 6),
-        fc=nn.Linear(6, 4)), mean()[1]
-
-def textcnn(kernel: int) -> Both:
-    module = Net(lambda m, x: m.fc(m.conv(m.emb(x).transpose(1, 2)).relu().amax(2)),
-        emb=nn.Embedding(12, 6),
-                 conv=nn.Conv1d(6, 5, 3, padding=1), fc=nn.Linear(5, 4))
-    conv = L.Conv1D(5, kernel, padding="same", activation="relu")
-    return module, sequential(L.Embedding(12, 6), conv, L.GlobalMaxPooling1D(), L.Dense(4),
-        shape=(7,))
-
-def flat_tokens() -> Both:
-    module = nn.Sequential(nn.Embedding(12, 6), nn.Flatten(), nn.Linear(42, 4))
-    return module, sequential(L.Embedding(12, 6), L.Flatten(), L.Dense(4), shape=(7,))
-
-def positions(step: int) -> Both:
-    module = Net(lambda m, x: m.fc((m.emb(x) + m.pos(torch.arange(7))).tanh().mean(1)),
-        emb=nn.Embedding(12, 6),
-                 pos=nn.Embedding(7, 6), fc=nn.Linear(6, 4))
-
-    def network(x: Any) -> Any:
-        places = L.Embedding(7, 6, name="pos")(ops.zeros_like(x) + ops.arange(7)[::step])
-        y = L.Add(name="sum")([L.Embedding(12, 6, name="emb")(x), places])
-        return L.Dense(4, name="fc")(ops.mean(ops.tanh(y), 1))
-
-    return module, functional(network, (7,), dtype="int32")
-
 def one_hot() -> Both:
     module = Net(lambda m, x: m.fc(F.one_hot(x, 12).to(m.fc.weight.dtype).sum(1)),
         fc=nn.Linear(12, 4))
@@ -154,14 +126,6 @@ def autoencoder(last: str) -> Both:
     up = L.Conv2DTranspose(1, 2, 2, activation=last, name="up")
     return module, sequential(L.Conv2D(3, 2, 2, activation="relu"), up)
 
-def every_step() -> Both:
-    module = Net(lambda m, x: m.fc(m.rnn(x[:, 0])[0]), rnn=nn.GRU(8, 5, batch_first=True),
-        fc=nn.Linear(5, 4))
-    return module, sequential(L.GRU(5, return_sequences=True), L.Dense(4), shape=(8, 8))
-
-def squeezed() -> Both:
-    return Net(lambda m, x: m.net(x).squeeze(1), net=net(1)[0]), net(1)[1]
-
 def raising() -> Both:
     def forward(m: Any, x: Any) -> Any:
         raise KeyError("mode")
@@ -216,13 +180,6 @@ TOPICS = {
             batches=lambda: tokens(7, 11)),
         Pair("tokens with a maximal norm", fails("emb"), lambda: mean(max_norm=0.5),
              batches=lambda: [tokens(7, 6)[0], tokens(7, 12, 6)[1]]),
-        Pair("EmbeddingBag", PASSED, bag, **TOKENS),
-        Pair("tokens convolved", PASSED, lambda: textcnn(3), **TOKENS),
-        Pair("tokens convolved, another kernel", refused("conv"), lambda: textcnn(5), **TOKENS),
-        Pair("tokens flattened", PASSED, flat_tokens, **TOKENS),
-        Pair("tokens and positions", PASSED, lambda: positions(1), **TOKENS),
-        Pair("tokens and positions, the other way round", fails("pos", "sum", "add"),
-            lambda: positions(-1), **TOKENS),
         Pair("one-hot tokens", PASSED, one_hot, **TOKENS),
         Pair("tokens as int32", PASSED, mean, batches=lambda: [(x.int(), y) for x, y in tokens(7)]),
         Pair("tokens beyond the vocabulary", refused("index"), mean,
@@ -267,8 +224,6 @@ TOPICS = {
         loss("mse, one output, targets (N,)", PASSED, "mse", targets(), 1),
         loss("mse, ELU", HIDDEN, "mse", targets(3), act="elu"),
         loss("mse, targets of another shape", refused("targets"), "mse", targets(4)),
-        Pair("mse, (N,) in PyTorch, (N, 1) in Keras", fails(), squeezed, batches=targets(1),
-            loss="mse"),
         loss("no loss", PASSED, None),
         loss("no loss, tuples of one", PASSED, None, lambda: [(x,) for x in images()]),
         loss("no loss, ELU", HIDDEN, None, act="elu"),
@@ -283,7 +238,6 @@ TOPICS = {
             loss="mse"),
         Pair("autoencoder without sigmoid in Keras", fails("up"), lambda: autoencoder("linear"),
              batches=targets(1, 8, 8), loss="mse"),
-        Pair("outputs of steps, no loss", PASSED, every_step, batches=images, loss=None),
     ],
     "wrong arguments": [
         wrong("images (N, H, W, C)", "(N, C, H, W)", changed(lambda x: x.permute(0, 2, 3, 1)),

@@ -28,34 +28,22 @@ BATCH = [  # feature maps are 6×6 with 6 channels
     ("PyTorch's epsilon", BN, bn()),
     ("Keras's epsilon in both", T.BatchNorm2d(6, 1e-3), bn(epsilon=1e-3)),
     ("Keras's epsilon in Keras", BN, bn(epsilon=1e-3), FAILS),
-    ("epsilon 1e-6 in Keras", BN, bn(epsilon=1e-6), FAILS),
     ("epsilon 1.1e-5 in Keras", BN, bn(epsilon=1.1e-5), FAILS),
     ("neither scale nor shift", T.BatchNorm2d(6, affine=False), bn(scale=False, center=False)),
     ("no scale in Keras", BN, bn(scale=False), LAYER),
-    ("no shift in Keras", BN, bn(center=False), LAYER),
     ("no scale in PyTorch", T.BatchNorm2d(6, affine=False), bn(), LAYER),
     ("batch statistics", T.BatchNorm2d(6, track_running_stats=False), bn(), LAYER),
     ("ReLU first in Keras", T.Sequential(BN, nn.ReLU()), [K.ReLU(), bn()], fails("re_lu")),
     ("normalized over rows, of the same number", BN, bn(axis=1), FAILS),
-    ("normalized over columns", BN, bn(axis=2), FAILS),
     ("momentum has no part in a forward pass", BN, bn(momentum=0.5)),
     ("no normalization in Keras", BN, K.Activation("linear"), REFUSED),
     ("group normalization in Keras", BN, K.GroupNormalization(2), LAYER),
     ("of flattened features", T.Sequential(nn.Flatten(), T.BatchNorm1d(216)), FLAT),
-    ("of flattened features, no affine", T.Sequential(nn.Flatten(),
-     T.BatchNorm1d(216, affine=False)),
-     [K.Flatten(), bn(scale=False, center=False)]),
     ("of flattened features, epsilon 1e-3",
      T.Sequential(nn.Flatten(), T.BatchNorm1d(216, 1e-3)), FLAT, FAILS),
     ("two norms", T.Sequential(BN, nn.Tanh(), T.BatchNorm2d(6)),
      [bn(), K.Activation("tanh"), bn()]),
 ]
-
-def exchanged(*names: str) -> tuple[nn.Module, Any]:
-    module = Net(lambda m, x: through(x, m.bn1, torch.tanh, m.bn2, lambda x: x.flatten(1), m.fc),
-                 bn1=nn.BatchNorm2d(1), bn2=nn.BatchNorm2d(1), fc=nn.Linear(64, 4))
-    one, two = (L.BatchNormalization(epsilon=1e-5, name=name) for name in names)
-    return module, sequential(one, L.Activation("tanh"), two, L.Flatten(), L.Dense(4, name="fc"))
 
 def group(*args: Any, **options: Any) -> Any:
     return K.GroupNormalization(*args, **{"epsilon": 1e-5, **options})
@@ -80,8 +68,6 @@ NORMS = [
     ("LayerNorm of channels", channels(T.LayerNorm(6)), layer_norm()),
     ("LayerNorm of channels, Keras's epsilon", channels(T.LayerNorm(6)), layer_norm(epsilon=1e-3),
      FAILS),
-    ("LayerNorm of channels, epsilon 1e-6", channels(T.LayerNorm(6)), layer_norm(epsilon=1e-6),
-     FAILS),
     ("LayerNorm of rows for channels", T.LayerNorm(6), layer_norm(), FAILS),
     ("LayerNorm of images", T.LayerNorm(IMAGE), layer_norm(axis=[1, 2, 3])),
     ("LayerNorm of images, of channels in Keras", T.LayerNorm(IMAGE), layer_norm(), LAYER),
@@ -92,23 +78,17 @@ NORMS = [
     ("LayerNorm without bias", channels(T.LayerNorm(6, bias=False)), layer_norm(center=False)),
     ("LayerNorm, bias in Keras alone", channels(T.LayerNorm(6, bias=False)), layer_norm(), LAYER),
     ("GroupNorm", T.GroupNorm(2, 6), group(2)),
-    ("GroupNorm without weights", T.GroupNorm(2, 6, affine=False), group(2, **BARE)),
     ("GroupNorm of other groups", T.GroupNorm(2, 6), group(3), FAILS),
     ("GroupNorm, Keras's epsilon", T.GroupNorm(2, 6), group(2, epsilon=1e-3), FAILS),
     ("GroupNorm of one group against LayerNorm of images", T.GroupNorm(1, 6, affine=False),
      layer_norm(axis=[1, 2, 3], **BARE)),
     ("InstanceNorm as GroupNorm", T.InstanceNorm2d(6, affine=True), group(-1)),
-    ("InstanceNorm without weights", T.InstanceNorm2d(6), group(6, **BARE)),
     ("InstanceNorm against all channels", T.InstanceNorm2d(6, affine=True), group(1), FAILS),
     ("RMSNorm", channels(T.RMSNorm(6, 1e-6)), rms(epsilon=1e-6)),
-    ("RMSNorm, another epsilon", channels(T.RMSNorm(6, 1e-6)), rms(), FAILS),
     ("RMSNorm, PyTorch's default epsilon", channels(T.RMSNorm(6)), rms(), FAILS),
     ("RMSNorm against LayerNorm", channels(T.RMSNorm(6, 1e-5)), layer_norm(center=False), FAILS),
     ("unit length", Function(lambda x: nn.functional.normalize(x, eps=1e-6)),
      K.UnitNormalization()),
-    ("unit length over rows", Function(lambda x: nn.functional.normalize(x, dim=2)),
-     K.UnitNormalization(), FAILS),
-    ("standardized by hand", standardized(0), STANDARD),
     ("standardized by hand, unbiased", standardized(1), STANDARD, FAILS),
     ("LocalResponseNorm has no layer in Keras", nn.LocalResponseNorm(3), K.Activation("linear"),
      fails("layer", "activation")),
@@ -152,34 +132,22 @@ ACTIVATIONS = [
     ("ReLU", nn.ReLU(), K.ReLU()),
     ("ELU", nn.ELU(), K.ELU()),
     ("ELU, another alpha", nn.ELU(0.5), K.ELU(), FAILS),
-    ("CELU", nn.CELU(0.5), act(lambda x: ops.celu(x, 0.5))),
-    ("CELU, another alpha", nn.CELU(0.5), act("celu"), FAILS),
     ("SELU", nn.SELU(), act("selu")),
-    ("SELU and ELU", nn.ELU(), act("selu"), FAILS),
     ("SiLU", nn.SiLU(), act("silu")),
     ("SiLU and its hard form", nn.Hardswish(), act("silu"), FAILS),
-    ("Mish", nn.Mish(), act("mish")),
-    ("sigmoid", nn.Sigmoid(), act("sigmoid")),
     ("sigmoid and its hard form", nn.Sigmoid(), act("hard_sigmoid"), FAILS),
-    ("log-sigmoid", nn.LogSigmoid(), act("log_sigmoid")),
     ("hard tanh", nn.Hardtanh(), act("hard_tanh")),
     ("tanh and its hard form", nn.Tanh(), act("hard_tanh"), FAILS),
-    ("tanh-shrink", nn.Tanhshrink(), act("tanh_shrink")),
-    ("soft-shrink", nn.Softshrink(), act("soft_shrink")),
-    ("hard-shrink for soft-shrink", nn.Softshrink(), act("hard_shrink"), FAILS),
     ("softsign", nn.Softsign(), act("softsign")),
     ("softplus, which is linear above 20 in PyTorch",
      nn.Sequential(Function(lambda x: 9 * x), nn.Softplus()), act(lambda x: ops.softplus(9 * x)),
          FAILS),
     ("softplus, never linear", nn.Softplus(threshold=1000), act("softplus")),
-    ("softplus with beta 2", nn.Softplus(2, 1000), act("softplus"), FAILS),
     ("ReLU6", nn.ReLU6(), act("relu6")),
     ("ReLU6 in Keras alone", nn.ReLU(), act("relu6"), FAILS),
-    ("square of ReLU", Function(lambda x: x.relu() ** 2), act(lambda x: ops.square(ops.relu(x)))),
     ("GELU and SiLU", nn.GELU(), act("silu"), FAILS),
     ("GELU exact and by tanh", nn.GELU(), act(lambda x: ops.gelu(x, approximate=True)), FAILS),
     ("GELU by tanh and exact", nn.GELU("tanh"), act("gelu"), FAILS),
-    ("GELU by a sigmoid", Function(lambda x: x * (1.702 * x).sigmoid()), act("gelu"), FAILS),
     ("LeakyReLU, both defaults", nn.LeakyReLU(), K.LeakyReLU(), FAILS),
     ("LeakyReLU by name, whose slope is 0.2", nn.LeakyReLU(0.3), act("leaky_relu"), FAILS),
     ("GLU", nn.GLU(1), K.Lambda(lambda x: ops.glu(x, -1))),
@@ -232,14 +200,12 @@ def linear(activation: nn.Module) -> Any:
 CONSTANTS = [
     ("GELU", nn.GELU(), act("gelu")),
     ("GELU by tanh", nn.GELU("tanh"), act(lambda x: ops.gelu(x, approximate=True))),
-    ("GELU in a Lambda", nn.GELU(), K.Lambda(lambda x: ops.gelu(x, approximate=False))),
     ("GELU in Dense", linear(nn.GELU()), dense("gelu")),
     ("SiLU for GELU in Dense", linear(nn.SiLU()), dense("gelu"), FAILS),
     ("LeakyReLU 0.01", nn.LeakyReLU(), LEAKY),
     ("LeakyReLU 0.1 rounded in PyTorch", nn.LeakyReLU(F32), K.LeakyReLU(0.1)),
     ("LeakyReLU 0.01 and 0.0100001", nn.LeakyReLU(0.0100001), LEAKY, FAILS),
     ("LeakyReLU 0.01 and 0.010000001", nn.LeakyReLU(0.010000001), LEAKY, FAILS),
-    ("LeakyReLU in Dense", linear(nn.LeakyReLU(0.2)), dense("leaky_relu")),
     ("ReLU(negative_slope=0.1)", nn.LeakyReLU(0.1), K.ReLU(negative_slope=0.1)),
     ("leaky_relu in a Lambda", nn.LeakyReLU(0.1), K.Lambda(lambda x: ops.leaky_relu(x, 0.1))),
     ("ReLU(max_value=0.7)", nn.Hardtanh(0, 0.7), K.ReLU(0.7)),
@@ -249,11 +215,9 @@ CONSTANTS = [
     ("hard_sigmoid in Dense", linear(nn.Hardsigmoid()), dense("hard_sigmoid")),
     ("hard_sigmoid of Keras 2", Function(lambda x: (0.2 * x + 0.5).clamp(0, 1)),
      act("hard_sigmoid"), FAILS),
-    ("hard_silu", nn.Hardswish(), act("hard_silu")),
     ("Rescaling 1/3", Function(lambda x: x / 3), K.Rescaling(1 / 3)),
     ("Rescaling 0.1, 0.2", Function(lambda x: 0.1 * x + 0.2), K.Rescaling(0.1, 0.2)),
     ("Rescaling 1/3 and 0.3333333", Function(lambda x: x / 3), K.Rescaling(0.3333333), FAILS),
-    ("Rescaling rounded in PyTorch", Function(lambda x: F32 * x), K.Rescaling(0.1)),
     ("multiplied by 0.1", TENTH, K.Lambda(lambda x: x * 0.1)),
     ("multiplied by 0.1 and 0.100000001", TENTH, K.Lambda(lambda x: x * 0.100000001), FAILS),
     ("Normalization", NORMALIZED, K.Normalization(mean=MEAN, variance=STD**2)),
@@ -277,19 +241,9 @@ DROPOUT = [
     ("dropout always on in PyTorch", ALWAYS, K.Dropout(0.5), fails()),
 ]
 
-def called_in_training() -> tuple[nn.Module, Any]:
-    def network(x: Any) -> Any:
-        drop = L.Dropout(0.5)(L.Conv2D(6, 3)(x), training=True)
-        return through(drop, L.Activation("tanh"), L.Flatten(), L.Dense(4))
-
-    return ours(nn.Dropout(0.5)), functional(network)
-
 TOPICS = {
     "batch normalization": [
         *table(BATCH, ours, theirs),
-        Pair("two norms, named", PASSED, lambda: exchanged("bn1", "bn2")),
-        Pair("two norms of equal shapes exchanged by name", fails("bn2"),
-            lambda: exchanged("bn2", "bn1")),
     ],
     "other normalizations": [
         *table(NORMS, ours, theirs),
@@ -303,6 +257,5 @@ TOPICS = {
     "constants in float32": table(CONSTANTS, ours, theirs),
     "dropout, which is off": [
         *table(DROPOUT, ours, theirs),
-        Pair("Keras's dropout called with training=True", PASSED, called_in_training),
     ],
 }
