@@ -1,4 +1,5 @@
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,15 +9,7 @@ from torch import Tensor, nn
 
 from digitlab import models
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
-from digitlab.parity.checks import (
-    HEADING,
-    Check,
-    format_check,
-    gradients,
-    logits,
-    parameter_counts,
-    round_trip,
-)
+from digitlab.parity.checks import (HEADING, Check, format_check, gradients, logits, parameter_counts, round_trip)
 from digitlab.parity.sides import evaluation_mode, keras_images
 from digitlab.parity.weights import to_keras
 from tests.fitting import assert_bitwise_equal
@@ -71,15 +64,24 @@ def test_a_round_trip_that_goes_nowhere_fails(lost: str, monkeypatch: pytest.Mon
     assert not round_trip(DocumentStyle(), keras_style()).passed
 
 
-def test_a_wrong_layer_fails_the_logits() -> None:
-    layers = import_keras().layers
-    padded = [layers.ZeroPadding2D(((2, 0), (2, 0))), layers.Conv2D(4, 3)]
-    softmax = layers.Dense(10, activation="softmax")
-    for role, wrong in (("conv1", padded), ("fc2", softmax)):
-        check = logits(*keras_pair(DocumentStyle(), keras_style(**{role: wrong})), IMAGES)
-        assert not check.passed
-        assert check.difference > 1e-3
-        assert ("only keras gives probabilities" in check.note) == (role == "fc2")
+@pytest.mark.parametrize(
+    ("role", "make", "note"),
+    [
+        ("conv1", lambda k: [k.ZeroPadding2D(((2, 0), (2, 0))), k.Conv2D(4, 3)], ""),
+        ("fc2", lambda k: k.Dense(10, activation="softmax"), "only keras gives probabilities"),
+        (
+            "fc2",
+            lambda k: [k.Dense(10), k.Reshape((10, 1))],
+            "torch gives (6, 10), keras (6, 1, 10)",
+        ),
+    ],
+)
+def test_a_wrong_layer_fails_the_logits(role: str, make: Callable[[Any], Any], note: str) -> None:
+    twin = keras_style(**{role: make(import_keras().layers)})
+    check = logits(*keras_pair(DocumentStyle(), twin), IMAGES)
+    assert not check.passed
+    assert check.difference > 1e-3
+    assert check.note == note
 
 
 @pytest.mark.parametrize("fault", ["without permutation", "transposed", "bias"])
@@ -97,14 +99,6 @@ def test_weights_copied_by_a_wrong_rule_fail_the_logits(fault: str) -> None:
     }
     dense.set_weights(wrong[fault])
     assert not logits(model, twin, IMAGES).passed
-
-
-def test_other_shapes_of_logits_are_a_difference() -> None:
-    layers = import_keras().layers
-    twin = keras_style(fc2=[layers.Dense(10), layers.Reshape((10, 1))])
-    check = logits(*keras_pair(DocumentStyle(), twin), IMAGES)
-    assert not check.passed
-    assert check.note == "torch gives (6, 10), keras (6, 1, 10)"
 
 
 def test_a_nan_agrees_with_nothing() -> None:

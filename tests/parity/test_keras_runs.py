@@ -165,6 +165,7 @@ def test_the_projector_has_what_the_last_dense_layer_is_given(
     assert sprites[0] == sprites[1]
 
 
+@SLOW
 def test_without_a_logger_the_same_is_trained_and_nothing_is_shown(
     run: Path, tmp_path: Path
 ) -> None:
@@ -348,7 +349,7 @@ def test_no_command_runs_the_code_of_a_keras_file(
     assert not list(Path().rglob("harmed"))
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=SLOW), 3])
 def test_a_run_killed_in_its_first_epoch_is_tested_and_resumed(
     steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,24 +170,6 @@ def test_a_first_gradient_may_come_late_as_in_keras_or_never(make: Any) -> None:
     assert np.array_equal(ours[1], start[1])
 
 
-@pytest.mark.parametrize(
-    ("exact", "stock", "settings", "measured"),
-    [
-        (KerasAdam, torch.optim.Adam, {}, 0.00327),
-        (KerasAdam, torch.optim.Adam, {"weight_decay": 0.1}, 0.2187),
-        (KerasAdam, torch.optim.AdamW, {"weight_decay": 0.1}, 0.00327),
-        (KerasRMSprop, torch.optim.RMSprop, {"alpha": 0.9}, 0.01889),
-        (KerasRMSprop, torch.optim.RMSprop, {"alpha": 0.9, "momentum": 0.9}, 0.2011),
-    ],
-)
-def test_the_stock_optimizer_with_the_same_settings_ends_elsewhere(
-    exact: Make, stock: Make, settings: dict[str, Any], measured: float
-) -> None:
-    settings = {"lr": 0.001, "eps": 1e-7, **settings}
-    ours, theirs = (in_torch(partial(make, **settings), *problem(60)) for make in (stock, exact))
-    assert difference(ours, theirs) == pytest.approx(measured, rel=0.01)
-
-
 def test_pytorchs_own_classes_equal_keras_as_the_documentation_says() -> None:
     rmsprop = partial(torch.optim.RMSprop, lr=1e-3, alpha=0.9, eps=1e-7)
     of_2018 = in_numpy(one(rmsprop), *problem(), year=2018)

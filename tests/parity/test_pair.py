@@ -1,4 +1,5 @@
 import random
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.checks import Check
+from digitlab.parity.checks import (Check)
 from digitlab.parity.pair import Report, check
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import (
@@ -255,21 +256,49 @@ def test_a_keras_model_that_is_none_is_refused() -> None:
             check(ours, theirs, BATCHES)
 
 
-def doubled(x: Any) -> Any:
-    return 2 * x
-
-
 class Doubling(DocumentStyle):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(2 * x)
 
 
-def test_a_users_own_layer_is_compared_in_float64() -> None:
+def first(*layers: Any) -> Any:
+    """A Keras style with layers before its first one."""
     conv = import_keras().layers.Conv2D(4, 3, padding="same", activation="relu")
-    twin = keras_style(conv1=[layer_of(doubled), conv])
-    report = check(Doubling(), twin, BATCHES)
+    return keras_style(conv1=[*layers, conv])
+
+
+def by_operation(factor: float) -> Any:
+    keras = import_keras()
+    images = keras.Input((12, 12, 1))
+    return keras.Model(images, keras_style()(images * factor))
+
+
+def inside_an_inner_model(factor: float) -> Any:
+    keras = import_keras()
+    # Not exact in float32, so that a cast of what the inner model reads would show.
+    third, triple = layer_of(lambda x: x / 3, "third"), layer_of(lambda x: x * (3 * factor))
+    return first(third, keras.Sequential([keras.Input((12, 12, 1)), triple]))
+
+
+SCALED: dict[str, Callable[[float], Any]] = {
+    "a layer of one's own": lambda factor: first(layer_of(lambda x: factor * x)),
+    "a Lambda": lambda factor: first(import_keras().layers.Lambda(lambda x: factor * x)),
+    "an Activation": lambda factor: first(import_keras().layers.Activation(lambda x: factor * x)),
+    "an operation before an inner model": by_operation,
+    "an inner model": inside_an_inner_model,
+}
+
+
+@pytest.mark.parametrize("case", SCALED)
+def test_a_fault_that_rounding_hides_in_float32_is_found_in_float64(case: str) -> None:
+    report = check(Doubling(), SCALED[case](2.0), BATCHES)
     report.assert_passed()
     assert [row.name for row in report.checks] == ROWS
+    passed = {
+        row.name: row.passed for row in check(Doubling(), SCALED[case](2 + 1e-8), BATCHES).checks
+    }
+    assert passed["logits, float32"]
+    assert not passed["logits, float64"]
 
 
 def uncopyable(name: str) -> Any:

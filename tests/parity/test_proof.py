@@ -5,7 +5,7 @@ import torch
 
 from digitlab import parity
 from digitlab.parity import proof
-from digitlab.parity.checks import Check
+from digitlab.parity.checks import (Check)
 from digitlab.parity.proof import run_checks
 from tests.parity.nets import RECIPES, digit_batches, digit_images, make, random_batches
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from digitlab import models
 from digitlab.parity.backend import import_keras
-from digitlab.parity.checks import logits
+from digitlab.parity.checks import (logits)
 from digitlab.parity.weights import LAYOUTS, copy_weights, load_keras_weights, to_keras
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import sequential

@@ -21,7 +21,7 @@ from digitlab.cli.parser import check_settings, check_together
 from digitlab.data import ImageLoader
 from digitlab.errors import reading_input
 from digitlab.parity.backend import import_tensorflow
-from digitlab.parity.checks import HEADING, Check, format_check
+from digitlab.parity.checks import (HEADING, Check, format_check)
 from digitlab.parity.keras_files import load_initial_weights
 from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.proof import run_checks

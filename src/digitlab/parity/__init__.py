@@ -15,7 +15,7 @@ import warnings
 from typing import Any
 
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.checks import Check
+from digitlab.parity.checks import (Check)
 from digitlab.parity.keras_files import KerasNetwork, load_keras_model
 from digitlab.parity.keras_module import KerasClassifier
 from digitlab.parity.optimizers import KerasAdam, KerasRMSprop, to_keras_optimizer

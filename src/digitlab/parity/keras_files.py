@@ -113,7 +113,7 @@ def _read_config(path: Path) -> Any:
         with ZipFile(path) as archive:
             # A compiled model's loss may be anything: it is not loaded.
             return {**json.loads(archive.read("config.json")), "compile_config": None}
-    import h5py  # which Keras has installed
+    import h5py  # type: ignore[import-untyped]  # which Keras has installed
 
     with h5py.File(path) as file:
         return json.loads(file.attrs["model_config"])

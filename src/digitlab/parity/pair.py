@@ -14,18 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from digitlab.parity.backend import import_keras, import_tensorflow
-from digitlab.parity.checks import (
-    HEADING,
-    Check,
-    Loss,
-    format_check,
-    gradients,
-    logits,
-    parameter_counts,
-    round_trip,
-    training_settings,
-    wrong_gradients,
-)
+from digitlab.parity.checks import (HEADING, Check, Loss, format_check, gradients, logits, parameter_counts, round_trip, training_settings, wrong_gradients)
 from digitlab.parity.divergence import first_divergence, record_calls
 from digitlab.parity.flattening import feature_orders
 from digitlab.parity.graph import Call, CopiedModel, CopyError, Graph, is_channels_first_on_cpu
@@ -344,12 +333,9 @@ class _Pair:
         matcher = attempt(())
         for choices in islice(product(*map(range, matcher.options)), 1, _TRIALS):
             if is_equal():
-                break
+                return matcher.finish()
             matcher = attempt(choices)
-        else:
-            if matcher.options and not is_equal():
-                matcher = attempt(())
-        return matcher.finish()
+        return matcher.finish() if is_equal() else attempt(()).finish()
 
     def _match_in_order(self) -> Matches:
         read = record_calls(_copy(self.module), self.inputs)

@@ -12,14 +12,7 @@ from torch import Tensor, nn
 
 from digitlab.classifier import Classifier
 from digitlab.parity.backend import keras_dtype
-from digitlab.parity.checks import (
-    Check,
-    gradients,
-    logits,
-    parameter_counts,
-    round_trip,
-    training_settings,
-)
+from digitlab.parity.checks import (Check, gradients, logits, parameter_counts, round_trip, training_settings)
 from digitlab.parity.optimizers import exact_optimizer, to_keras_optimizer
 from digitlab.parity.trajectory import Batch, MakeOptimizer, is_batch_norm, trajectory
 from digitlab.parity.weights import match, to_keras

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, cross_entropy
 
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
-from digitlab.parity.checks import Check
+from digitlab.parity.checks import (Check)
 from digitlab.parity.flattening import feature_orders
 from digitlab.parity.graph import Graph
 from digitlab.parity.sides import TOLERANCES, keras_images, precision, torch_images
@@ -377,6 +377,8 @@ class _KerasSide:
             loss = keras.ops.mean(
                 keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
             )
+            for penalty in self.model.losses:  # of a regularizer, with which `fit` trains too
+                loss += penalty
         gradients = tape.gradient(loss, [variable.value for variable in variables])
         self.optimizer.apply(gradients, variables)
         return loss
