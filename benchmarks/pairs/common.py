@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from digitlab import parity
 
+OURS = Path(parity.__file__).parents[1]
 CLASSES = 4
 """Outputs of every network here that gives logits."""
 
@@ -99,14 +101,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a pair.
-
-    Args:
-        pair: The pair.
-        verdict: `passed`, `passed_float32`, `failed`, `refused` or `crash`.
-        named: The layer that the report names.
-        words: The refusal's message, or why the verdict is for float32 alone.
-    """
+    """What came of a pair: a verdict or `crash`, the layer named, a refusal's or float32's words."""
 
     pair: Pair
     verdict: str
@@ -160,7 +155,7 @@ def _run(pair: Pair) -> Result:
         report = parity.check(module, model, batches, loss=pair.loss)
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        is_ours = isinstance(error, ValueError) and "/digitlab/" in frames[-1].filename
+        is_ours = isinstance(error, ValueError) and Path(frames[-1].filename).is_relative_to(OURS)
         words = str(error) if is_ours else f"{type(error).__name__}: {str(error)[:300]}"
         place = "".join(traceback.format_list(frames[-6:]))
         return Result(pair, "refused" if is_ours else "crash", None, words, place)

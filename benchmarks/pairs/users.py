@@ -98,8 +98,7 @@ MODULES = [
     pair("torch.compile", PASSED, lambda: torch.compile(Plain(), backend="eager")),
     pair("torch.jit.script", FLOAT32, lambda: torch.jit.script(Plain())),
     pair("torch.jit.script, tanh in Keras", ANY, lambda: torch.jit.script(Plain()), TANH),
-    pair("torch.jit.trace", FLOAT32, lambda: torch.jit.trace(Plain().eval(),
-        torch.randn(2, 1, 8, 8))),
+    pair("torch.jit.trace", FLOAT32, lambda: torch.jit.trace(Plain().eval(), IMAGES)),
     pair("torch.fx", PASSED, lambda: torch.fx.symbolic_trace(Plain())),
     pair("lazy layers", refused("0.weight", "call"), lazy, is_trained=False),
     pair("lazy layers, called once", PASSED, lazy),
@@ -156,25 +155,24 @@ def holder(attribute: str, act: str = "relu") -> Any:
 def outputs(kind: str) -> Any:
     model = chained()
     made = model.outputs[0]
-    return keras.Model(model.inputs, {"one": [made], "two": [made, 2 * made],
-        "dict": {"a": made, "b": -made}}[kind])
+    kinds = {"one": [made], "two": [made, 2 * made], "dict": {"a": made, "b": -made}}
+    return keras.Model(model.inputs, kinds[kind])
 
 def nested(kind: str, outermost: str, depth: int, act: str) -> Any:
     """Put layers into models within models; the wrong activation is in the innermost."""
     def put(layers: list[Any], shape: tuple[int, ...], kind: str) -> Any:
         if kind == "Sequential":
             return keras.Sequential(layers)
-        is_functional = kind == "functional"
-        return functional(lambda x: through(x, *layers),
-            shape) if is_functional else sequential(*layers, shape=shape)
+        if kind == "functional":
+            return functional(lambda x: through(x, *layers), shape)
+        return sequential(*layers, shape=shape)
 
     conv, norm, activation, *head = plain(act)
     inner = put([norm, activation], (6, 6, 3), kind)
     for _ in range(depth - 1):
         inner = put([inner, L.Activation("linear")], (6, 6, 3), kind)
-    inputs = (8, 8, 1)
-    last = put(head, (6, 6, 3), kind)
-    return put([conv, inner, last], inputs, "functional" if outermost == "functional" else "Input")
+    whole = [conv, inner, put(head, (6, 6, 3), kind)]
+    return put(whole, (8, 8, 1), "functional" if outermost == "functional" else "Input")
 
 def all_nested() -> Iterator[Pair]:
     for outermost in ("Sequential", "functional"):
