@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import fast99, report, start_up, step_profile, tensorboard_price
 from benchmarks.endurance import report as endurance
+from benchmarks.pairs import report as pairs
 from digitlab import files
 from digitlab.reproduce.command import fill
 
@@ -42,6 +43,12 @@ def tensorboard() -> dict[str, str]:
     return {"tensorboard-price": tensorboard_price.table(_read("tensorboard_price"))}
 
 
+def parity() -> dict[str, str]:
+    """Make the tables of docs/parity.md."""
+    found = Path("docs", "results", "parity", "pairs.json")
+    return pairs.tables(json.loads(found.read_text("utf-8")))
+
+
 def step_times() -> dict[str, Any]:
     """Read the times of all models; the large ones were measured separately."""
     small, large = _read("step_time"), _read("step_time_large")
@@ -54,6 +61,7 @@ def _read(name: str) -> Any:
 
 
 PAGES = {
+    Path("docs", "parity.md"): parity,
     Path("docs", "performance.md"): performance,
     Path("docs", "reliability.md"): endurance.tables,
     Path("docs", "tensorboard.md"): tensorboard,

@@ -12,7 +12,7 @@ from benchmarks.contestants.arguments import contestant_parser
 from benchmarks.turns import Turns
 from digitlab.cli.parser import RunCLI
 from digitlab.data import ImageDataModule
-from digitlab.parity.backend import import_keras, import_tensorflow
+from digitlab.parity.backend import import_keras
 from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.weights import build_twin
 
@@ -25,9 +25,7 @@ def main() -> None:
     parser.add_argument("--steps_per_execution", type=int, default=1)
     parser.add_argument("--no_xla", action="store_true", help="Keras compiles by XLA by default.")
     args = parser.parse_args()
-    tensorflow, keras = import_tensorflow(), import_keras()
-    threads = tensorflow.config.threading.get_intra_op_parallelism_threads()
-    tensorflow.config.threading.set_inter_op_parallelism_threads(threads)
+    keras = import_keras()
     cli = RunCLI("fit", ["--config", str(args.config)])
     twin = build_twin(cli.model)
     twin.compile(

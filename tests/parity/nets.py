@@ -105,13 +105,6 @@ def sequential(shape: tuple[int, ...], *layers: Any) -> Any:
     return keras.Sequential([keras.Input(shape), *layers])
 
 
-def dense(shape: tuple[int, ...], features: int = 10) -> Any:
-    """One dense layer of what is read, flattened."""
-    keras = import_keras()
-    stack = [keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(features, name="fc")]
-    return keras.Sequential(stack)
-
-
 def layer_of(function: Callable[[Any], Any], name: str = "custom") -> Any:
     """A user's own Keras layer without weights."""
     members = {"call": lambda self, x: function(x)}

@@ -1,4 +1,3 @@
-import io
 import json
 import math
 import os
@@ -164,33 +163,6 @@ def test_without_the_extra_a_line_names_the_remedy(
     monkeypatch.setattr("digitlab.parity.twins.import_keras", missing)
     assert "digitlab[parity]" in refusal(capsys, *options(tmp_path))
     assert not list(tmp_path.iterdir())
-
-
-def test_a_bar_is_cleared_before_the_row_of_its_trajectory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[str] = []
-
-    class SpiedBar(command.tqdm):  # type: ignore[misc,name-defined]
-        def __init__(self, *args: Any, **options: Any) -> None:
-            assert options["disable"] is True  # no terminal
-            super().__init__(*args, **{**options, "disable": False, "file": io.StringIO()})
-            events.append(f"{self.desc}, {self.total}")
-
-        def close(self) -> None:
-            if not self.disable:
-                events.append("close")
-            super().close()
-
-    def row(check: Check) -> str:
-        events.append("row")
-        return ""
-
-    monkeypatch.setattr(command, "tqdm", SpiedBar)
-    monkeypatch.setattr(command, "format_check", row)
-    assert main(options(tmp_path)) == 0
-    bars = (["Trajectory in float64, 2", "close", "row"], ["stock Adam, 2", "close", "row"])
-    assert events == ["row"] * 6 + bars[0] + ["row"] + bars[1]
 
 
 def test_full_batches_continue_in_the_next_epochs_and_are_the_same_each_time() -> None:

@@ -11,16 +11,18 @@ import torch
 
 from digitlab.classifier import Classifier
 from digitlab.cli import convert, main
-from digitlab.models import LeNet1, LeNet5
+from digitlab.models import LeNet1
 from digitlab.parity import twins
 from digitlab.parity.backend import Policy, import_keras, keras_dtype
 from digitlab.parity.keras_files import save_keras_model
 from digitlab.parity.weights import build_twin, to_keras
 from tests.commands import config_of, fit, refusal
-from tests.fitting import assert_bitwise_equal, checkpoint_of, whole
+from tests.fitting import assert_bitwise_equal, checkpoint_of
+from tests.parity.nets import sequential
 from tests.parity.test_twins import document_b_lenet1
 
 TINY = ("--data", "tests.tiny.TinyDataModule")
+LINEAR = ("--model", "LinearClassifier", *TINY)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -77,27 +79,6 @@ def test_a_run_becomes_a_file_and_the_file_a_run_of_the_same_bits(
     assert before["weights"]["file"] == str(file)
 
 
-def test_what_keras_loads_gives_the_runs_logits(run: Path, tmp_path: Path) -> None:
-    assert main(["convert", str(run), str(tmp_path / "file.keras")]) == 0
-    theirs = import_keras().saving.load_model(tmp_path / "file.keras")
-    ours = LeNet1.load_from_checkpoint(run / "checkpoints" / "last.ckpt").eval()
-    images, _ = whole("test")
-    with torch.no_grad():
-        expected = ours(images)
-    given = torch.from_numpy(np.array(theirs(images.permute(0, 2, 3, 1).numpy())))
-    torch.testing.assert_close(given, expected)
-
-
-def test_a_file_that_ends_in_a_softmax_becomes_a_run(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = LeNet5()
-    file, new = tmp_path / "file.keras", tmp_path / "new"
-    save_keras_model(to_keras(model, softmax=True), file)
-    assert main(["convert", str(file), str(new), "--model", "LeNet5", *TINY]) == 0
-    assert_bitwise_equal(weights_of(new), dict(model.state_dict()))
-    assert main(["test", "--run", str(new)]) == 0
-
-
 @pytest.mark.parametrize("policy", ["mixed_float16", "float64"])
 def test_a_model_of_any_precision_becomes_a_run_with_its_weights(
     policy: Policy, tmp_path: Path
@@ -139,6 +120,79 @@ def test_a_foreign_file_is_kept_only_if_it_predicts_the_same(
     assert names_in(tmp_path) == ["file.keras"]
     assert main([*command, "--model.padding", "same"]) == 0
     assert names_in(tmp_path) == ["file.keras", "new"]
+
+
+@pytest.mark.parametrize("shape", [(784,), (28, 28), (28, 28, 1), (1, 28, 28)])
+def test_a_foreign_model_may_read_images_in_any_usual_shape(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    layers = import_keras().layers
+    flat = [] if len(shape) == 1 else [layers.Flatten()]
+    hidden = [layers.Dense(16, "relu"), layers.Dropout(0.2), layers.Dense(10, "softmax")]
+    file, new = tmp_path / "foreign.keras", tmp_path / "new"
+    save_keras_model(sequential(shape, *flat, *hidden), file)
+    command = ["convert", str(file), str(new), "--model", "MLP", *TINY]
+    assert main([*command, "--model.hidden_features", "[16]"]) == 0
+    if len(shape) == 1:  # the weights are the same in all cases
+        assert main(["test", "--run", str(new)]) == 0
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 1), (28, 28, 3), (3, 28, 28), (14, 14), (785,)])
+def test_a_model_of_images_of_another_shape_is_refused_in_one_short_line(
+    shape: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layers = import_keras().layers
+    file = tmp_path / "foreign.keras"
+    save_keras_model(sequential(shape, layers.Flatten(), layers.Dense(10)), file)
+    said = refusal(capsys, "convert", str(file), str(tmp_path / "new"), *LINEAR)
+    taken = "(28, 28, 1), (28, 28), (784,), (1, 28, 28)"
+    assert said == f"{file} reads images of the shape {shape}: it must be one of {taken}"
+
+
+def foreign_lenet5(layers: Any, pooling: str = "MaxPooling2D", last: int = 10) -> list[Any]:
+    """As many write it: activations fused, but its layers have the twin's names."""
+    conv1 = layers.Conv2D(6, 5, padding="same", activation="relu", name="conv1")
+    conv2 = layers.Conv2D(16, 5, activation="relu", name="conv2")
+    pools = [getattr(layers, pooling)(2) for _ in range(2)]
+    dense = [layers.Dense(n, "relu", name=f"fc{i}") for i, n in ((1, 120), (2, 84))]
+    ending = [layers.Flatten(), *dense, layers.Dense(last, name="fc3")]
+    return [conv1, pools[0], conv2, pools[1], *ending]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "reason"),
+    [
+        ({}, 0, ""),
+        ({"pooling": "AveragePooling2D"}, 1, "test images get the same class"),
+        ({"last": 11}, 2, "network.fc3.weight is (10, 84) and fc3/kernel is (84, 11)"),
+    ],
+)
+def test_a_foreign_model_of_a_twins_name_is_judged_by_what_it_computes(
+    changes: dict[str, Any],
+    code: int,
+    reason: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    keras = import_keras()
+    stack = foreign_lenet5(keras.layers, **changes)
+    file, new = tmp_path / "foreign.keras", tmp_path / "new"
+    save_keras_model(keras.Sequential([keras.Input((28, 28, 1)), *stack], name="lenet5"), file)
+    assert main(["convert", str(file), str(new), "--model", "LeNet5", *TINY]) == code
+    assert reason in capsys.readouterr().err
+    assert new.exists() is (code == 0)
+
+
+def test_a_model_that_tensorflow_cannot_compute_is_refused_in_one_short_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object) -> None:  # as for channels first, where oneDNN is off
+        raise RuntimeError("\x1b[1mException\x1b[0m: only NHWC on the CPU\n" + 2000 * "pixels")
+
+    save_keras_model(twins.lenet1(), file := tmp_path / "foreign.keras")
+    monkeypatch.setattr("digitlab.parity.keras_files.outputs", fail)
+    said = refusal(capsys, "convert", str(file), str(tmp_path / "new"), "--model", "LeNet1", *TINY)
+    assert said == f"{file} cannot be computed here: Exception: only NHWC on the CPU"
 
 
 def of_nan(model: Classifier) -> Any:

@@ -1,8 +1,13 @@
+import codecs
+import json
+import marshal
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
+import h5py  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import torch
@@ -12,6 +17,7 @@ from digitlab.models import LeNet1, LeNet5
 from digitlab.parity import twins
 from digitlab.parity.backend import import_keras
 from digitlab.parity.keras_files import (
+    SUFFIXES,
     KerasFiles,
     KerasNetwork,
     load_classifier,
@@ -36,14 +42,6 @@ def damaged(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def with_code(path: Path) -> None:
-    """A model with a function of its own, which would say so if it ran."""
-    keras = import_keras()
-    harm = keras.layers.Lambda(lambda x: __import__("sys").stderr.write("harmed") and x)
-    layers = [keras.Input((28, 28, 1)), harm, *twins.lenet1().layers]
-    save_keras_model(keras.Sequential(layers), path)
-
-
 OTHER = "{file} is of another architecture than LeNet1: "
 
 
@@ -54,23 +52,109 @@ OTHER = "{file} is of another architecture than LeNet1: "
         (Path, "model.pt", "{file} is not a Keras model file: give one that ends in .keras"),
         (damaged, "cut.keras", "{file} is damaged"),
         (damaged, "cut.h5", "{file} is damaged"),
-        (with_code, "code.keras", "needs code of its own to be loaded (Requested the"),
-        (with_code, "code.h5", "needs code of its own to be loaded (Requested the"),
         (saved(twins.lenet5), "lenet5.keras", OTHER + "network.conv1.weight"),
         (saved(twins.mlp), "mlp.h5", OTHER + "5 PyTorch layers have weights"),
-        (saved(lambda: twins.lenet1("same")), "s.h5", OTHER + "they differ in padding1;"),
-        (saved(lambda: twins.lenet1(in_channels=3)), "rgb.keras", OTHER + "network.conv1.weight"),
+        (
+            saved(lambda: twins.lenet1("same")),
+            "s.h5",
+            "and they differ in padding1; give",
+        ),
+        (saved(lambda: twins.lenet1(in_channels=3)), "rgb.keras", "{file} reads images of the sh"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_by_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Maker, name: str, reason: str
+    tmp_path: Path, make: Maker, name: str, reason: str
 ) -> None:
     make(file := tmp_path / name)
-    capsys.readouterr()
+    model = LeNet1()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ValueError, match=re.escape(reason.format(file=file))) as refused:
-        load_from_keras(LeNet1(), file)
+        load_from_keras(model, file)
     assert "\n" not in str(refused.value)
-    assert "harmed" not in capsys.readouterr().err
+    assert_bitwise_equal(model.state_dict(), before)
+
+
+def harm(*args: object, **others: object) -> None:
+    __import__("pathlib").Path("harmed").touch()
+
+
+def named(module: str, name: str) -> dict[str, Any]:
+    """A function, as Keras writes it into a config."""
+    return {"module": module, "class_name": "function", "config": name, "registered_name": name}
+
+
+def layer(name: str, module: str, **settings: Any) -> dict[str, Any]:
+    return {"module": module, "class_name": name, "config": settings, "registered_name": name}
+
+
+CODE = codecs.encode(marshal.dumps(harm.__code__), "base64").decode()
+PICKLE = codecs.encode(b"cposix\nsystem\n(S'touch harmed'\ntR.", "base64").decode()
+PARTS = {"code": CODE, "defaults": None, "closure": None, "value": [CODE, None, None]}
+LAMBDA = {"class_name": "__lambda__", "config": PARTS}
+GADGETS: dict[str, dict[str, Any]] = {
+    "Lambda": layer("Lambda", "keras.layers", function=LAMBDA),
+    "Popen": layer("Popen", "subprocess", args=["touch", "harmed"]),
+    "os.system": layer("system", "os", command="touch harmed"),
+    "imports a module": layer("Popen", "own_module"),
+    "own function": layer("Activation", "keras.layers", activation=named(__name__, "harm")),
+    "builtin": layer("Activation", "keras.layers", activation=named("builtins", "exec")),
+    "a lambda's code": layer("Dense", "keras.layers", units=10, kernel_initializer=LAMBDA),
+    "get_file": layer("Activation", "keras.layers", activation=named("keras.utils", "get_file")),
+    "load_model": layer("load_model", "keras.models", filepath="other.keras", safe_mode=False),
+    "TFSMLayer": layer("TFSMLayer", "keras.layers", filepath="."),
+    "pickle": layer("TorchModuleWrapper", "keras.layers") | {"config": {"module": PICKLE}},
+}
+
+
+def plant(config: str, gadget: dict[str, Any]) -> str:
+    """Replace the first layer behind the input of a sequential model's config."""
+    settings = json.loads(config)
+    settings["config"]["layers"][1] = gadget
+    return json.dumps(settings)
+
+
+def write_gadget(path: Path, gadget: dict[str, Any]) -> None:
+    save_keras_model(twins.linear_classifier(), path)
+    if path.suffix == ".h5":
+        with h5py.File(path, "a") as file:
+            file.attrs["model_config"] = plant(file.attrs["model_config"], gadget)
+        return
+    with ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            text = plant(content.decode(), gadget) if name == "config.json" else content
+            archive.writestr(name, text)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("gadget", GADGETS)
+def test_a_file_runs_no_code_even_where_keras_s_safe_mode_is_off(
+    gadget: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from keras.src.saving.serialization_lib import SafeModeScope
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("own_module.py").write_text("from subprocess import Popen\nopen('harmed', 'w').close()\n")
+    write_gadget(file := tmp_path / f"model{suffix}", GADGETS[gadget])
+    files = {path.name for path in tmp_path.iterdir()}
+    # As `keras.config.enable_unsafe_deserialization()` leaves it, but for this block alone.
+    with SafeModeScope(False), pytest.raises(ValueError, match="needs code of its own") as refused:
+        load_keras_model(file)
+    assert "\n" not in str(refused.value)
+    # Before Keras sees them; it knows these two itself.
+    assert gadget in ("builtin", "load_model") or "(it names " in str(refused.value)
+    assert {path.name for path in tmp_path.iterdir()} == files
+
+
+def test_a_registered_layer_of_one_s_own_is_loaded(tmp_path: Path) -> None:
+    keras = import_keras()
+    own = type("OwnLayer", (keras.layers.Layer,), {"call": lambda self, images: images * 2})
+    keras.saving.register_keras_serializable("tests")(own)
+    model = keras.Sequential([keras.Input((28, 28, 1)), own(), keras.layers.Flatten()])
+    save_keras_model(model, tmp_path / "own.keras")
+    assert type(load_keras_model(tmp_path / "own.keras").layers[0]) is own
 
 
 @pytest.mark.parametrize("softmax", [False, True])

@@ -2,19 +2,23 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from google.protobuf import text_format
+from lightning import LightningModule, Trainer
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from digitlab import models
+from digitlab.callbacks import LastCheckpoint
 from digitlab.callbacks.pictures import draw_confusion_matrix, draw_kernels
 from digitlab.cli import main
 from digitlab.parity import to_keras
@@ -23,6 +27,7 @@ from digitlab.parity.keras_files import load_keras_model
 from digitlab.run_folder import read_metrics
 from tests import commands, events, tiny
 from tests.commands import SHORT, config_of, refusal
+from tests.parity.test_keras_files import GADGETS, write_gadget
 from tests.pictures import SEVEN, seven
 
 # Three epochs of 7 steps that leave mistakes to show.
@@ -31,6 +36,8 @@ OPTIONS += " --model.lr_scheduler.gamma 0.5 --trainer.max_epochs 3 --trainer.log
 BLOCKS = "--model.steps_per_execution 3 --trainer.log_every_n_steps 2 --trainer.callbacks"
 BLOCKS += " ClassProbabilities --trainer.callbacks.every_n_steps 4 --trainer.max_epochs 2"
 PLATEAU = "--model.lr_scheduler torch.optim.lr_scheduler.ReduceLROnPlateau --trainer.max_epochs 3"
+SLOW = pytest.mark.slow
+OTHERS = ("limit_train_batches", "plateau")  # test_keras_module has them too
 LIKE_PYTORCH = {
     "limit_train_batches": f"{BLOCKS} --trainer.limit_train_batches 4",
     "max_steps inside a block": f"{BLOCKS} --trainer.max_steps 10",
@@ -43,7 +50,7 @@ def fit(root: Path, *options: str, model: str = "LinearClassifier") -> Path:
     return commands.fit(root, "--framework", "keras", *options, model=model)
 
 
-@pytest.fixture(scope="module", params=["logits", pytest.param("softmax", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["logits", pytest.param("softmax", marks=SLOW)])
 def run(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_for_module: None
 ) -> Path:
@@ -74,16 +81,6 @@ def split(name: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Reference: a split of the tiny data with channels last, scaled to 0..1 by NumPy."""
     images, labels = tiny.TRAIN if name == "train" else tiny.TEST
     return (images[..., None] / np.float32(255)).astype(np.float32), labels.astype(np.int64)
-
-
-def keras_scores(path: Path, name: str) -> dict[str, Any]:
-    """Reference: a saved model's scores of a split, by Keras's `evaluate`."""
-    keras, model = import_keras(), load_keras_model(path)
-    softmax = type(model.layers[-1]).__name__ == "Softmax"
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
-    model.compile(loss=loss, metrics=["accuracy"])
-    loss, accuracy = model.evaluate(*split(name), verbose=0)
-    return {"loss": pytest.approx(loss, rel=1e-5), "accuracy": pytest.approx(accuracy, abs=1e-6)}
 
 
 def weights_of(folder: Path) -> list[NDArray[Any]]:
@@ -117,17 +114,6 @@ def test_a_run_leaves_what_a_pytorch_run_leaves(run: Path, torch_run: Path) -> N
     assert [ours[name] for name in same] == [theirs[name] for name in same]
     assert (ours["framework"], ours["parameters"]) == ("keras", 61_706)  # as LeCun et al. count
     assert (ours["framework"], ours["output"]) == (config["framework"], config["output"])
-
-
-def test_scores_are_those_of_keras_s_own_evaluation(run: Path) -> None:
-    metrics, rows, best = read_metrics(run), history_of(run), run / "checkpoints" / "best.keras"
-    for name in ("train", "test"):
-        score = {key: metrics[name][key] for key in ("loss", "accuracy")}
-        assert score == keras_scores(run / "model.keras", name)
-    scores = [{key: row[f"val_{key}"] for key in ("loss", "accuracy")} for row in rows]
-    assert scores[-1] == keras_scores(run / "model.keras", "test")
-    first_of_best = max(scores, key=lambda score: score["accuracy"])
-    assert first_of_best == keras_scores(best, "test")
 
 
 def test_tensorboard_shows_the_tags_of_a_pytorch_run_at_the_same_steps(
@@ -179,6 +165,7 @@ def test_the_projector_has_what_the_last_dense_layer_is_given(
     assert sprites[0] == sprites[1]
 
 
+@SLOW
 def test_without_a_logger_the_same_is_trained_and_nothing_is_shown(
     run: Path, tmp_path: Path
 ) -> None:
@@ -245,7 +232,9 @@ def test_a_finished_run_is_lengthened(copied: Path, capsys: pytest.CaptureFixtur
     assert "framework is torch, but the run" in shown
 
 
-@pytest.mark.parametrize("name", LIKE_PYTORCH)
+@pytest.mark.parametrize(
+    "name", ["max_steps inside a block", *(pytest.param(it, marks=SLOW) for it in OTHERS)]
+)
 def test_steps_and_learning_rates_are_those_of_a_pytorch_run(name: str, tmp_path: Path) -> None:
     options = LIKE_PYTORCH[name].split()
     ours, theirs = fit(tmp_path / "keras", *options), commands.fit(tmp_path / "torch", *options)
@@ -259,7 +248,7 @@ def test_steps_and_learning_rates_are_those_of_a_pytorch_run(name: str, tmp_path
         assert steps_of(ours)["probabilities/0"] == [5, 9]
 
 
-@pytest.mark.parametrize("framework", ["keras", "torch"])
+@pytest.mark.parametrize("framework", ["keras", pytest.param("torch", marks=SLOW)])
 def test_initial_weights_come_from_a_run_of_either_framework(
     framework: str, run: Path, torch_run: Path, tmp_path: Path
 ) -> None:
@@ -289,18 +278,22 @@ def test_precision_and_output_are_those_of_the_model_in_later_commands_too(
     assert (before["precision"], before["output"]) == ("bf16-mixed", "softmax")
     assert main(["test", "--run", str(folder)]) == 0
     assert read_metrics(folder) == before
+    flags = {
+        "--trainer.precision=32-true": "in mixed_bfloat16: set --trainer.precision bf16-mixed",
+        "--trainer.accelerator=gpu": "gpu.yaml out, or set --trainer.accelerator auto",
+    }
+    for command, (flag, message) in product(("test", "predict"), flags.items()):
+        assert refusal(capsys, command, "--run", str(folder), flag).endswith(message)
+    assert read_metrics(folder) == before
 
 
 REFUSED = {
     "label_smoothing is 0.1": ["--model.label_smoothing", "0.1"],
     "dropout_in_evaluation is True": ["--model.dropout_in_evaluation", "true"],
-    "gradient_clip_val 1": ["--trainer.gradient_clip_val", "1"],
-    "accumulate_grad_batches 2": ["--trainer.accumulate_grad_batches", "2"],
     "2 processes": ["--trainer.devices", "2"],
     "trainer.precision is bf16-true": ["--trainer.precision", "bf16-true"],
     "trainer.accelerator is mps": ["--trainer.accelerator", "mps"],
     "weight_decay": ["--model.optimizer", "Adam", "--model.optimizer.weight_decay", "0.1"],
-    "Adadelta": ["--model.optimizer", "Adadelta"],
 }
 
 
@@ -326,6 +319,60 @@ def test_a_model_of_another_architecture_or_framework_is_not_measured_as_the_run
     assert read_metrics(run) == before
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["test", "--run", "{run}"],  # a run that somebody mailed
+        ["predict", "--run", "{run}", "--checkpoint", "{file}"],
+        ["convert", "{file}", "{new}", "--model", "LeNet5"],
+        ["fit", "--framework", "keras", "--model", "LeNet5", "--weights", "{file}"],
+        ["parity", "--model", "LeNet5", "--weights", "{file}"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_no_command_runs_the_code_of_a_keras_file(
+    command: list[str],
+    copied: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file, new = tmp_path / "gadget.keras", tmp_path / "new"
+    write_gadget(file, GADGETS["Lambda"])
+    shutil.copy(file, copied / "model.keras")
+    words = [word.format(run=copied, file=file, new=new) for word in command]
+    if "--model" in command:
+        words += ["--data", "tests.tiny.TinyDataModule"]
+        monkeypatch.chdir(tmp_path)
+    assert "needs code of its own" in refusal(capsys, *words)
+    assert not new.exists()
+    assert not list(Path().rglob("harmed"))
+
+
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=SLOW), 3])
+def test_a_run_killed_in_its_first_epoch_is_tested_and_resumed(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        """Ends a fit as nothing foreseen would."""
+
+    def kill(self: LastCheckpoint, trainer: Trainer, pl_module: LightningModule) -> None:
+        write(self, trainer, pl_module)
+        raise KilledError
+
+    write = LastCheckpoint.save
+    options = ["--checkpoint_every_n_steps", "3", "--model.steps_per_execution", str(steps)]
+    with monkeypatch.context() as patch:
+        patch.setattr(LastCheckpoint, "save", kill)
+        with pytest.raises(KilledError):
+            fit(tmp_path, *options)
+    (folder,) = tmp_path.glob("*/version_0")
+    assert main(["test", "--run", str(folder)]) == 0
+    variables = torch.load(folder / "checkpoints" / "last.ckpt")["keras"]["model"]
+    np.testing.assert_equal(weights_of(folder), [value.numpy() for value in variables])
+    assert main(["fit", "--run", str(folder)]) == 0
+
+
 def test_the_memory_of_gpus_is_limited_before_the_model_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,7 +385,7 @@ def test_the_memory_of_gpus_is_limited_before_the_model_is_made(
     assert calls == [512]
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*/*_keras_recipe*.yaml")), ids=str)
 def test_the_documents_keras_rows_train_in_keras(path: Path, tmp_path: Path) -> None:
     options = ["--config", str(path), "--data.train_images", "null", "--weights", "null"]

@@ -14,15 +14,16 @@ from digitlab.cli.evaluate import read_evaluation
 from digitlab.cli.fit import FitCLI
 from digitlab.data import ImageDataModule
 from digitlab.errors import RunError, reading_input
-from digitlab.parity.checks import TOLERANCES, copy_in, relative_difference
 from digitlab.parity.keras_files import (
     SUFFIXES,
     KerasNetwork,
+    in_float32,
     load_from_keras,
     load_keras_model,
     save_keras_model,
 )
-from digitlab.parity.weights import keras_layers, to_keras
+from digitlab.parity.sides import TOLERANCES, relative_difference
+from digitlab.parity.weights import to_keras
 from digitlab.terminal import command, printable
 
 USAGE = (
@@ -65,9 +66,7 @@ def compare_predictions(model: Classifier, keras_model: object, data: ImageDataM
     Raises:
         RunError: They differ by more than rounding in float32 can explain.
     """
-    if any(layer.compute_dtype in ("float16", "bfloat16") for layer in keras_layers(keras_model)):
-        keras_model = copy_in(keras_model, "float32")
-    keras_network = KerasNetwork(keras_model)
+    keras_network = KerasNetwork(in_float32(keras_model))
     model.network.eval()
     with torch.no_grad():
         outputs = [(model(images), keras_network(images)) for images, _ in data.test_dataloader()]
@@ -108,7 +107,7 @@ def _to_run(name: str, source: Path, target: Path, flags: list[str]) -> None:
         cli = FitCLI(name, flags)  # its options are those of a run's config.yaml
         model, data = cli.model, cli.datamodule
         keras_model = load_keras_model(source)
-        load_from_keras(model, source)
+        load_from_keras(model, source, compare=False)
         data.setup("test")
     print(compare_predictions(model, keras_model, data))
     score = model.evaluate(data.test_dataloader())

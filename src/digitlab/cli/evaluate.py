@@ -102,12 +102,15 @@ class Evaluation:
         if run_folder.framework(self.folder) == "torch":
             load_weights(self.cli.model, self.checkpoint)
         else:
-            from digitlab.parity.backend import set_threads
+            from digitlab.parity.backend import choose_device, set_threads
             from digitlab.parity.keras_files import load_classifier
 
-            if self.cli.config.threads:
-                set_threads(self.cli.config.threads)
-            self.cli.model = load_classifier(self.cli.model, self.checkpoint)
+            config = self.cli.config
+            if config.threads:
+                set_threads(config.threads)
+            choose_device(config.trainer.accelerator)
+            precision = config.trainer.precision
+            self.cli.model = load_classifier(self.cli.model, self.checkpoint, precision)
 
     def make_trainer(self) -> Trainer:
         """Make the trainer."""
@@ -115,7 +118,7 @@ class Evaluation:
         if self.images:  # all of them
             settings |= {"limit_predict_batches": 1.0, "fast_dev_run": False}
         if run_folder.framework(self.folder) == "keras":
-            # TensorFlow chooses its own device, and the saved model knows its precision.
+            # TensorFlow's device and the saved model's precision were checked by `load`.
             settings |= {"accelerator": "cpu", "precision": "32-true"}
         return self.cli.instantiate_trainer(**settings)
 

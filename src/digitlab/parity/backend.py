@@ -25,6 +25,21 @@ POLICIES: dict[str, Policy] = {
 """Keras's dtype policy for each of Lightning's precisions."""
 
 
+def find_policy(precision: object) -> Policy:
+    """Find Keras's dtype policy for a trainer's setting `precision`; None is its default.
+
+    Raises:
+        ValueError: Keras has none.
+    """
+    name = {"None": "32-true", "32": "32-true", "64": "64-true"}.get(str(precision), str(precision))
+    if name not in POLICIES:
+        raise ValueError(
+            f"trainer.precision is {precision}: Keras has no dtype policy for it; use one of "
+            f"{', '.join(POLICIES)}"
+        )
+    return POLICIES[name]
+
+
 def import_keras() -> Any:
     """Import Keras on TensorFlow, and return the module `keras`.
 

@@ -4,37 +4,31 @@
 return PyTorch's layout are here too.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
-from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn import functional
 
-from digitlab.parity.backend import (
-    Policy,
-    import_keras,
-    import_tensorflow,
-    keras_dtype,
-    unchanged_random_state,
+from digitlab.parity.backend import import_keras, import_tensorflow
+from digitlab.parity.layouts import tensor_of
+from digitlab.parity.sides import (
+    TOLERANCES,
+    Inputs,
+    keras_inputs,
+    keras_output,
+    outputs,
+    precision,
+    relative_difference,
+    torch_output,
 )
-from digitlab.parity.weights import (
-    Array,
-    Match,
-    copy_weights,
-    keras_layers,
-    load_keras_weights,
-    match,
-)
+from digitlab.parity.weights import Array, Match, in_module, keras_layers, load_matched, match
 
-TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
-"""Largest difference that rounding may cause, relative to the largest value."""
+Loss = Literal["cross_entropy", "binary", "mse"]
 
 
 @dataclass(frozen=True)
@@ -64,26 +58,6 @@ class Check:
         return self.compared > 0 and self.difference <= self.tolerance
 
 
-def relative_difference(ours: Array, theirs: Array) -> float:
-    """Return the largest absolute difference of two arrays, relative to their largest value.
-
-    It is infinite if the shapes differ, and NaN if a value is NaN.
-
-    Examples:
-        >>> relative_difference(np.array([1.0, 4.0]), np.array([1.0, 5.0]))
-        0.2
-        >>> relative_difference(np.zeros(2), np.zeros(3))
-        inf
-    """
-    if ours.shape != theirs.shape:
-        return float("inf")
-    if not ours.size:
-        return 0.0
-    difference = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
-    largest = float(max(np.abs(ours).max(), np.abs(theirs).max()))
-    return difference / largest if largest else difference
-
-
 HEADING = f"{'check':43}  {'compared':>13}  difference  tolerance  verdict"
 """The line above a table of checks."""
 
@@ -107,209 +81,195 @@ def format_check(check: Check) -> str:
     return row.rstrip()
 
 
-def outputs(module: nn.Module, keras_model: Any, images: Tensor) -> tuple[Array, Array]:
-    """Compute both sides' outputs, in PyTorch's layout, for images `(N, C, H, W)`."""
-    read = keras_images(keras_model, images)
-    with evaluation_mode(module), torch.no_grad():
-        ours = sole_output(module(torch_images(module, images))).cpu().numpy()
-    return ours, channels_first(keras_model(read, training=False))
-
-
-def precision(module: nn.Module, keras_model: Any) -> str:
-    """Return the coarser dtype of the two sides, `float32` or `float64`; refuse any other."""
-    ours = {str(t.dtype).removeprefix("torch.") for t in module.parameters()}
-    found = ours | {layer.compute_dtype for layer in keras_layers(keras_model)}
-    if unknown := sorted(found - set(TOLERANCES)):
-        raise ValueError(
-            f"a side computes in {unknown[0]}: compare in float32 or float64, "
-            "as `module.float()` and Keras's dtype policy make them"
-        )
-    return min(found, default="float32")
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Turn off dropout in the `with` block, even where `eval()` keeps it on.
-
-    Modes and the CPU's random state are restored after the block.
-    """
-    modes = {part: part.training for part in module.modules()}
-    try:
-        for part in modes:
-            part.training = False  # `train(False)` of a Classifier may keep dropout on
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-
-
-def torch_images(module: nn.Module, images: Tensor) -> Tensor:
-    """Move images to the device and dtype of a module's parameters."""
-    parameter = next(module.parameters(), None)
-    return images if parameter is None else images.to(parameter.device, parameter.dtype)
-
-
-def keras_images(keras_model: Any, images: Tensor) -> Array:
-    """Convert images `(N, C, H, W)` to the layout that a Keras model with one input reads.
-
-    That is `(N, H, W, C)`; or, if only that fits the model's input, `(N, H, W)` of one channel,
-    `(N, C·H·W)` in PyTorch's order, or `(N, C, H, W)`.
-
-    Raises:
-        ValueError: The images are not four-dimensional, or the model reads no such images.
-    """
-    if images.ndim != 4:
-        raise ValueError(f"images are {tuple(images.shape)}: they must be (N, C, H, W)")
-    read = sole_input(keras_model)
-    wanted = tuple(read.shape[1:])
-    array = images.detach().cpu().numpy()
-    layouts = [array.transpose(0, 2, 3, 1), array.reshape(len(array), prod(array.shape[1:])), array]
-    if images.shape[1] == 1:
-        layouts.append(array[:, 0])
-    for layout in layouts:
-        shape = layout.shape[1:]
-        if len(shape) == len(wanted) and all(
-            size in (None, actual) for size, actual in zip(wanted, shape, strict=True)
-        ):
-            return np.ascontiguousarray(layout, dtype=str(read.dtype))
-    raise ValueError(
-        f"{keras_model.name} reads {wanted}, and the images are (C, H, W) = "
-        f"{tuple(images.shape[1:])}: it must read (H, W, C), (H, W), (C·H·W,) or (C, H, W)"
-    )
-
-
-def sole_input(keras_model: Any) -> Any:
-    """Return a Keras model's input, a symbolic tensor; refuse several, or an unknown shape."""
-    inputs = getattr(keras_model, "inputs", None) or []
-    if len(inputs) != 1:
-        raise ValueError(
-            f"{keras_model.name} has {len(inputs)} inputs of known shape: give it one keras.Input"
-        )
-    return inputs[0]
-
-
-def copy_in(keras_model: Any, policy: Policy) -> Any:
-    """Copy a Keras model and its weights, in another precision and with nothing frozen."""
-    keras = import_keras()
-
-    def copy(layer: Any) -> Any:
-        if hasattr(layer, "layers"):
-            return keras.models.clone_model(layer, clone_function=copy)
-        config = layer.get_config()
-        config.pop("dtype", None)  # set by the policy; not every user's layer accepts it
-        return type(layer).from_config(config)
-
-    with keras_dtype(policy), unchanged_random_state():
-        made = copy(keras_model)
-    made.set_weights(keras_model.get_weights())
-    for layer in keras_layers(made):  # the model's own switch misses layers frozen by their config
-        layer.trainable = True
-    return made
-
-
-def channels_first(output: Any) -> Array:
-    """Convert the output of a Keras layer, channels last, to PyTorch's layout."""
-    array: Array = import_keras().ops.convert_to_numpy(sole_output(output))
-    return np.moveaxis(array, -1, 1) if array.ndim > 2 else array
-
-
-def sole_output(output: Any) -> Any:
-    """Return a model's output; refuse several."""
-    if isinstance(output, list | tuple | dict):
-        raise ValueError(f"a side gives {len(output)} arrays: it must give the logits alone")
-    return output
-
-
-def parameter_counts(module: nn.Module, keras_model: Any) -> Check:
+def parameter_counts(
+    module: nn.Module, keras_model: Any, pairs: list[Match] | None = None
+) -> Check:
     """Match all tensors by layer and shape (`match` refuses a pair), and compare the total counts.
 
     The totals are the frameworks' own, which do not depend on how layers are matched here.
     """
-    pairs = match(module, keras_model)
-    ours = sum(tensor.numel() for tensor in tensors(module).values())
+    pairs = match(module, keras_model).pairs if pairs is None else pairs
+    matched = {name.partition("[")[0] for pair in pairs for name in pair.torch_names}
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    # Buffers without a counterpart, such as a mean to subtract, are constants and no weights.
+    counted = [it for name, it in tensors(module).items() if name in matched | parameters]
+    ours = sum(tensor.numel() for tensor in counted)
     theirs = keras_model.count_params()
-    equal, unequal = f"{ours:,} parameters", f"parameters: {ours:,} torch, {theirs:,} keras"
-    note = equal if ours == theirs else unequal
-    return Check("parameters", len(pairs), float(ours != theirs), 0.0, note)
+    # PyTorch's recurrent layers add up two biases where Keras has one.
+    twice = sum(pair.tensors[1].numel() for pair in pairs if pair.layout.join == "add")
+    equal, unequal = f"{theirs:,} parameters", f"parameters: {ours:,} torch, {theirs:,} keras"
+    note = equal if ours - twice == theirs else unequal
+    if twice:
+        note += f"; {twice:,} second biases of torch are added to the first"
+    return Check("parameters", len(pairs), float(ours - twice != theirs), 0.0, note)
 
 
-def round_trip(module: nn.Module, keras_model: Any) -> Check:
-    """Copy the weights into the Keras model, which keeps them, and back, and compare their bits."""
-    copy_weights(module, keras_model)
+def round_trip(module: nn.Module, keras_model: Any, pairs: list[Match] | None = None) -> Check:
+    """Copy the weights into the Keras model, which keeps them, and back, and compare their bits.
+
+    Of two biases that Keras adds up, the sum is compared.
+    """
+    pairs = match(module, keras_model).pairs if pairs is None else pairs
+    for pair in pairs:
+        pair.variable.assign(pair.to_keras())
     back = deepcopy(module)
     with torch.no_grad():
         for tensor in tensors(back).values():
             tensor.fill_(float("nan") if tensor.is_floating_point() else -1)  # no weight's value
-    load_keras_weights(back, keras_model)
-    before, after = tensors(module), tensors(back)
-    changed = {
-        name: int((_bits(tensor) != _bits(after[name])).any(-1).sum())
-        for name, tensor in before.items()
-    }
+    returned = in_module(pairs, back)
+    load_matched(returned)
+    changed: dict[str, int] = {}
+    for before, after in zip(pairs, returned, strict=True):
+        arrays = [[it.detach().cpu().numpy() for it in pair.tensors] for pair in (before, after)]
+        if before.layout.join == "add":
+            arrays = [[before.to_keras()], [after.to_keras()]]
+        changed[before.torch_name] = sum(
+            int((_bits(ours) != _bits(theirs)).any(-1).sum())
+            for ours, theirs in zip(*arrays, strict=True)
+        )
     first = next((name for name, count in changed.items() if count), None)
     return Check(
         "round trip of the weights",
-        compared=sum(tensor.numel() for tensor in before.values()),
+        compared=sum(tensor.numel() for pair in pairs for tensor in pair.tensors),
         difference=float(sum(changed.values())),
         tolerance=0.0,
         note=f"{first} comes back changed" if first else "bit for bit",
     )
 
 
-def logits(module: nn.Module, keras_model: Any, images: Tensor) -> Check:
-    """Compare both sides' outputs, usually logits, for normalized images, float32 `(N, C, H, W)`.
+def training_settings(keras_model: Any, pairs: list[Match]) -> Check | None:
+    """Find what changes the training of one side alone; None if there is nothing.
+
+    That is Keras's regularizers, constraints and added losses, which PyTorch's layers do not have,
+    and weights that are frozen in one framework.
+    """
+    found = [
+        f"{layer.name} has {name}={type(value).__name__}"
+        for top in keras_layers(keras_model)
+        for layer in top._flatten_layers()
+        for name, value in sorted(vars(layer).items())
+        if name.endswith(("regularizer", "constraint")) and value is not None
+    ]
+    if not found and keras_model.losses:
+        found.append(f"{keras_model.name} has added losses")
+    for pair in pairs:
+        parameters = [it for it in pair.tensors if isinstance(it, nn.Parameter) or it._is_view()]
+        ours = any(it.requires_grad for it in parameters)
+        if parameters and ours != bool(pair.variable.trainable):
+            found.append(f"{pair.torch_name} is frozen in {'keras' if ours else 'torch'} alone")
+    if not found:
+        return None
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    note = f"{found[0]}{more}: remove it, or give both sides the same"
+    return Check("settings of the training", len(pairs), float(len(found)), 0.0, note)
+
+
+def logits(module: nn.Module, keras_model: Any, inputs: Inputs, name: str = "logits") -> Check:
+    """Compare both sides' outputs, usually logits.
 
     Both sides must have the same weights; the module's mode stays as it is.
 
+    Args:
+        module: The PyTorch side.
+        keras_model: The Keras side, a `keras.Model` or a `CopiedModel`.
+        inputs: What both read, in PyTorch's layout.
+        name: The name of the row.
+
     Raises:
-        ValueError: The Keras model reads no such images; or a side returns more than one array, or
-            is neither float32 nor float64.
+        ValueError: A side cannot read the inputs, returns more than one array, or is neither
+            float32 nor float64.
     """
     dtype = precision(module, keras_model)
-    ours, theirs = outputs(module, keras_model, images)
+    ours, theirs = outputs(module, keras_model, inputs)
     note = ""
     if ours.shape != theirs.shape:
         note = f"torch gives {ours.shape}, keras {theirs.shape}"
     elif _probabilities(ours) != _probabilities(theirs):
         note = f"only {'torch' if _probabilities(ours) else 'keras'} gives probabilities"
     difference = relative_difference(ours, theirs)
-    return Check(f"logits, {dtype}", ours.size, difference, TOLERANCES[dtype], note)
+    return Check(f"{name}, {dtype}", ours.size, difference, TOLERANCES[dtype], note)
 
 
-def gradients(module: nn.Module, keras_model: Any, images: Tensor, labels: Tensor) -> list[Check]:
-    """Compare the mean cross-entropy of the logits, and its gradient by every parameter.
+def gradients(
+    module: nn.Module,
+    keras_model: Any,
+    inputs: Inputs,
+    targets: Tensor,
+    loss: Loss = "cross_entropy",
+    pairs: list[Match] | None = None,
+) -> list[Check]:
+    """Compare a mean loss, and its gradient by every parameter.
 
-    Each framework's own functions compute them, without dropout; `images` are as for `logits`,
-    `labels` int64 `(N,)`. A parameter's difference is relative to its own largest gradient, or to a
-    thousandth of the largest of all parameters if that is more: gradients that are zero but for
-    rounding have no size of their own. The module's `grad` stays as it is.
+    Each framework's own functions compute them, without dropout. A parameter's difference is
+    relative to its own largest gradient, or to a thousandth of the largest of all parameters if
+    that is more: gradients that are zero but for rounding have no size of their own. The module's
+    `grad` stays as it is.
+
+    Args:
+        module: The PyTorch side.
+        keras_model: The Keras side, a `keras.Model`, or a `CopiedModel` with `pairs`.
+        inputs: As for `logits`.
+        targets: Labels, int64 `(N,)`, for the cross-entropy of logits; else floats in the shape of
+            the output, for the binary cross-entropy of logits or the mean squared error.
+        loss: The loss.
+        pairs: The matched weights.
 
     Returns:
-        The check of the loss and that of the gradients.
+        The check of the loss and that of the gradients, whose note names the parameter that differs
+        most.
     """
     dtype = precision(module, keras_model)
-    pairs = match(module, keras_model)
-    our_loss, ours = _torch_gradients(module, pairs, images, labels)
-    their_loss, theirs = _keras_gradients(keras_model, pairs, images, labels)
-    known = [array for array in (*ours, *theirs) if array is not None]
-    floor = 1e-3 * max((float(np.abs(array).max()) for array in known), default=0.0)
-    differences = {
-        pair.torch_name: _difference(left, right, floor)
-        for pair, left, right in zip(pairs, ours, theirs, strict=True)
-        if left is not None or right is not None
-    }
+    pairs = match(module, keras_model).pairs if pairs is None else pairs
+    our_loss, ours = _torch_gradients(module, pairs, inputs, targets, loss)
+    their_loss, theirs = _keras_gradients(keras_model, pairs, inputs, targets, loss)
+    differences = gradient_differences(pairs, ours, theirs)
     # `max` may pass over NaN, which is worse than any number.
     worst = max(
         differences, key=lambda name: np.nan_to_num(differences[name], nan=np.inf), default=""
     )
-    count = sum(array.size for array in ours if array is not None)
+    count = sum(array.size for arrays in ours for array in arrays if array is not None)
     note = f"most in {worst.removeprefix('network.')}" if worst else "no parameter has a gradient"
     tolerance, difference = TOLERANCES[dtype], differences.get(worst, 0.0)
     return [
         Check(f"loss, {dtype}", 1, relative_difference(our_loss, their_loss), tolerance),
         Check(f"gradients, {dtype}", count, difference, tolerance, note),
     ]
+
+
+def wrong_gradients(
+    module: nn.Module,
+    keras_model: Any,
+    inputs: Inputs,
+    targets: Tensor,
+    loss: Loss,
+    pairs: list[Match],
+    tolerance: float,
+) -> list[Match]:
+    """Return the pairs whose gradients differ; the arguments are those of `gradients`."""
+    _, ours = _torch_gradients(module, pairs, inputs, targets, loss)
+    _, theirs = _keras_gradients(keras_model, pairs, inputs, targets, loss)
+    differences = gradient_differences(pairs, ours, theirs)
+    return [pair for pair in pairs if not differences.get(pair.torch_name, 0.0) <= tolerance]
+
+
+Gradients = list[tuple[Array | None, ...]]
+
+
+def gradient_differences(
+    pairs: list[Match], ours: Gradients, theirs: Gradients
+) -> dict[str, float]:
+    """Return the relative difference of each pair's gradients by the names of its tensors."""
+    known = [array for arrays in (*ours, *theirs) for array in arrays if array is not None]
+    floor = 1e-3 * max((float(np.abs(array).max(initial=0)) for array in known), default=0.0)
+    return {
+        pair.torch_name: max(
+            _difference(left, right, floor)
+            for left, right in zip(lefts, rights, strict=True)
+            if left is not None or right is not None
+        )
+        for pair, lefts, rights in zip(pairs, ours, theirs, strict=True)
+        if any(array is not None for array in (*lefts, *rights))
+    }
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -322,47 +282,82 @@ def _probabilities(array: Array) -> bool:
     return bool((array >= 0).all()) and np.allclose(array.sum(-1), 1, atol=1e-4)
 
 
-def _bits(tensor: Tensor) -> Array:
-    """Return a tensor's bytes, one row for each value."""
-    array = np.ascontiguousarray(tensor.detach().cpu().numpy())
-    return array.reshape(-1, 1).view(np.uint8)
+def _bits(array: Array) -> Array:
+    """Return an array's bytes, one row for each value."""
+    return np.ascontiguousarray(array).reshape(-1, 1).view(np.uint8)
 
 
 def _torch_gradients(
-    module: nn.Module, pairs: list[Match], images: Tensor, labels: Tensor
-) -> tuple[Array, list[Array | None]]:
-    wanted = [pair.tensor for pair in pairs if pair.tensor.requires_grad]
-    with evaluation_mode(module), torch.enable_grad():
-        output = sole_output(module(torch_images(module, images)))
-        loss = cross_entropy(output, labels.to(output.device))
+    module: nn.Module, pairs: list[Match], inputs: Inputs, targets: Tensor, loss: Loss
+) -> tuple[Array, Gradients]:
+    named = dict(module.named_parameters(remove_duplicate=False))
+    named = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+    with torch.enable_grad():
+        output = torch_output(module, inputs)
+        value = _torch_loss(output, targets.to(output.device), loss)
         # Unlike `backward`, this does not touch the parameters' `grad`.
-        found = iter(torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ())
-    of_pairs = [next(found) if pair.tensor.requires_grad else None for pair in pairs]
-    arrays = [None if g is None else g.cpu().numpy() for g in of_pairs]
-    return loss.detach().cpu().numpy(), arrays
+        found = torch.autograd.grad(value, list(named.values()), allow_unused=True) if named else ()
+    by_name = {
+        name: None if gradient is None else gradient.cpu().numpy()
+        for name, gradient in zip(named, found, strict=True)
+    }
+
+    arrays = [tuple(tensor_of(by_name, path) for path in pair.torch_names) for pair in pairs]
+    return value.detach().cpu().numpy(), arrays
+
+
+def _torch_loss(output: Tensor, targets: Tensor, loss: Loss) -> Tensor:
+    if loss == "cross_entropy":
+        return functional.cross_entropy(output, targets)
+    if targets.numel() != output.numel():
+        raise ValueError(
+            f"targets are {tuple(targets.shape)} and the output is {tuple(output.shape)}: for "
+            f"loss={loss} give targets of the output's shape"
+        )
+    targets = targets.reshape(output.shape).to(output.dtype)
+    if loss == "binary":
+        return functional.binary_cross_entropy_with_logits(output, targets)
+    return functional.mse_loss(output, targets)
 
 
 def _keras_gradients(
-    keras_model: Any, pairs: list[Match], images: Tensor, labels: Tensor
-) -> tuple[Array, list[Array | None]]:
+    keras_model: Any, pairs: list[Match], inputs: Inputs, targets: Tensor, loss: Loss
+) -> tuple[Array, Gradients]:
     keras, tensorflow = import_keras(), import_tensorflow()
     variables = [pair.variable.value for pair in pairs if pair.variable.trainable]
+    read, _ = keras_inputs(keras_model, inputs)
     with tensorflow.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(variables)
-        output = sole_output(keras_model(keras_images(keras_model, images), training=False))
         # From the output of a softmax, Keras would silently take the softmax's input instead.
-        output = tensorflow.identity(output)
+        output = tensorflow.identity(
+            keras_output(keras_model, [tensorflow.constant(x) for x in read])
+        )
         # By default a loss computes in `floatx`, not in the precision of the logits.
-        loss = keras.losses.SparseCategoricalCrossentropy(
-            from_logits=True, dtype=keras.backend.standardize_dtype(output.dtype)
-        )(labels.cpu().numpy(), output)
-    found = iter(tape.gradient(loss, variables))
-    of_pairs = [next(found) if pair.variable.trainable else None for pair in pairs]
-    arrays = [
-        None if g is None else pair.to_torch(keras.ops.convert_to_numpy(g))
-        for pair, g in zip(pairs, of_pairs, strict=True)
-    ]
-    return keras.ops.convert_to_numpy(loss), arrays
+        dtype = keras.backend.standardize_dtype(output.dtype)
+        wanted = targets.cpu().numpy()
+        if loss == "cross_entropy":
+            function = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=dtype)
+        else:
+            if wanted.ndim > 2 and wanted.shape != output.shape:
+                wanted = np.moveaxis(wanted, 1, -1)
+            wanted = wanted.reshape(output.shape)
+            kinds = {
+                "binary": keras.losses.BinaryCrossentropy,
+                "mse": keras.losses.MeanSquaredError,
+            }
+            options = {"from_logits": True} if loss == "binary" else {}
+            function = kinds[loss](dtype=dtype, **options)
+        value = function(wanted, output)
+    found = iter(tape.gradient(value, variables))
+    arrays: Gradients = []
+    for pair in pairs:
+        gradient = next(found) if pair.variable.trainable else None
+        if gradient is None:
+            arrays.append((None,) * len(pair.torch_names))
+        else:
+            dense = keras.ops.convert_to_numpy(gradient)  # an embedding's may be sparse
+            arrays.append(pair.to_torch(dense, is_gradient=True))
+    return keras.ops.convert_to_numpy(value), arrays
 
 
 def _difference(ours: Array | None, theirs: Array | None, floor: float) -> float:

@@ -1,9 +1,13 @@
 """Keras models in files, and a Keras model as the network of a `Classifier`."""
 
+import json
 import logging
+import re
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -14,11 +18,20 @@ from torch import Tensor, nn
 from digitlab.checkpoints import load_weights
 from digitlab.classifier import Classifier
 from digitlab.files import atomic_write
-from digitlab.parity.backend import import_keras, to_tensorflow
-from digitlab.parity.weights import build_twin, load_keras_weights
+from digitlab.parity.backend import POLICIES, find_policy, import_keras, to_tensorflow
+from digitlab.parity.sides import arrange, copy_in, outputs, relative_difference, sole_input
+from digitlab.parity.weights import build_twin, keras_layers, load_keras_weights
 
 SUFFIXES = (".keras", ".h5")
 """Suffixes of Keras models' files: Keras 3's own format, and the older HDF5."""
+
+# What a file may name: Keras's layers and their parts, and none of its functions that read files.
+_PARTS = "activations constraints dtype_policies initializers layers losses metrics models ops"
+_PARTS += " optimizers quantizers regularizers src.models src.ops"
+_MODULES = re.compile(
+    rf"None|builtins|keras(\.({'|'.join(map(re.escape, _PARTS.split()))})(\..+)?)?"
+)
+_CODE = {"__lambda__", "Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
 
 
 class KerasNetwork(nn.Module):
@@ -27,11 +40,11 @@ class KerasNetwork(nn.Module):
     It runs in inference mode, has no parameters of its own and passes no gradients.
 
     Shape:
-        - Input: `(N, C, 28, 28)`, which the Keras model gets as `(N, 28, 28, C)`.
+        - Input: `(N, C, 28, 28)`, which the Keras model gets as `checks.arrange` lays it out.
         - Output: logits `(N, num_classes)`, from `as_logits`.
 
     Args:
-        keras_model: Takes images with channels last.
+        keras_model: Has one input, and returns logits or probabilities.
     """
 
     def __init__(self, keras_model: Any) -> None:
@@ -46,13 +59,9 @@ class KerasNetwork(nn.Module):
         """
         if self.keras_model.predict_function is None:
             self.keras_model.make_predict_function()
-        outputs = self.keras_model.predict_function([(channels_last(images),)])
+        given = to_tensorflow(arrange(images, self.keras_model))
+        outputs = self.keras_model.predict_function([(given,)])
         return as_logits(outputs.numpy(), self.gives_probabilities)
-
-
-def channels_last(images: Tensor) -> Any:
-    """Pass images `(N, C, H, W)` to TensorFlow as `(N, H, W, C)`."""
-    return to_tensorflow(images.permute(0, 2, 3, 1))
 
 
 def as_logits(outputs: NDArray[Any], are_probabilities: bool) -> Tensor:
@@ -72,7 +81,9 @@ def ends_in_softmax(keras_model: Any) -> bool:
 
 
 def load_keras_model(path: Path) -> Any:
-    """Load a Keras model in safe mode: a file that would run code of its own is refused.
+    """Load a Keras model; a file that names code that is not Keras's own is refused.
+
+    A layer of one's own is known if the module that registers it with Keras was imported.
 
     Raises:
         ValueError: There is no such file, it is damaged, or it needs code to be loaded.
@@ -87,13 +98,50 @@ def load_keras_model(path: Path) -> Any:
         raise ValueError(f"{path} is damaged: give a model as keras.Model.save writes it")
     keras = import_keras()
     try:
+        for name in _foreign_names(_read_config(path)):
+            raise ValueError(f"it names {name}")
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # a damaged file can raise anything
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"{path} is damaged, or needs code of its own to be loaded ({reason:.200}): give a "
+            f"{path} is damaged, or needs code of its own to be loaded ({_reason(error)}): give a "
             "model of Keras's own layers, as digitlab fit --framework keras writes it"
         ) from error
+
+
+def _read_config(path: Path) -> Any:
+    if path.suffix == ".keras":
+        with ZipFile(path) as archive:
+            # A compiled model's loss may be anything: it is not loaded.
+            return {**json.loads(archive.read("config.json")), "compile_config": None}
+    import h5py  # type: ignore[import-untyped]  # which Keras has installed
+
+    with h5py.File(path) as file:
+        return json.loads(file.attrs["model_config"])
+
+
+def _foreign_names(config: Any) -> Iterator[str]:
+    """Find what a model's config names that is neither Keras's own nor registered with it.
+
+    Keras's safe mode refuses most of it too, unless the process has turned that off.
+    """
+    registered = import_keras().saving.get_registered_object
+    left = [config]
+    while left:
+        value = left.pop()
+        left += value.values() if isinstance(value, dict) else value if type(value) is list else ()
+        if not isinstance(value, dict) or "class_name" not in value:
+            continue
+        name, module = str(value["class_name"]), value.get("module")
+        own = _MODULES.fullmatch(str(module))
+        if name in _CODE or not (own or registered(value.get("registered_name"))):
+            named = value.get("config") if name == "function" else name
+            yield ".".join(str(part) for part in (module, named) if part)
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error, in at most 200 printable characters."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip() or type(error).__name__
+    return "".join(filter(str.isprintable, text.splitlines()[0]))[:200]
 
 
 def save_keras_model(keras_model: Any, path: Path) -> None:
@@ -107,39 +155,87 @@ def save_keras_model(keras_model: Any, path: Path) -> None:
         logger.setLevel(level)
 
 
-def load_from_keras(model: Classifier, path: Path) -> None:
-    """Copy the weights of a Keras model's file into a model of the same architecture.
+def load_from_keras(model: Classifier, path: Path, compare: bool = True) -> None:
+    """Copy the weights of a Keras model's file into a model that computes the same.
+
+    Args:
+        model: Is changed only if all weights fit.
+        path: The Keras model's file.
+        compare: Compare both models' outputs, which another padding changes, for example, but no
+            shape of a weight shows. Otherwise the caller does.
 
     Raises:
-        ValueError: As for `load_keras_model` and `weights.match`, or the file has one of our twins
-            with other layers, such as another padding, which the shapes of weights do not show.
+        ValueError: As for `load_keras_model` and `weights.match`; or the Keras model reads other
+            images, cannot compute, or computes something else.
     """
-    theirs, ours = load_keras_model(path), build_twin(model)
-    left, right = (
-        [(type(layer).__name__, layer.name) for layer in twin.layers if layer.name != "softmax"]
-        for twin in (ours, theirs)
-    )
+    theirs, ours = load_keras_model(path), deepcopy(model).float()
+    channels = model.hparams.get("in_channels", 1)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(4, channels, 28, 28, generator=generator)
+    _check_shape(theirs, path, channels)
     try:
-        # Compared by class, since Keras numbers the names of unnamed layers.
-        if ours.name == theirs.name and [kind for kind, _ in left] != [kind for kind, _ in right]:
-            names = {name for _, name in left} ^ {name for _, name in right}
-            differing = ", ".join(sorted(names or {"the order of layers"}))
-            raise ValueError(f"they differ in {differing}; give the --model that it was made with")
-        load_keras_weights(model, theirs)
+        load_keras_weights(ours, theirs)
+        expected, given = outputs(ours, in_float32(theirs), images)
+        if ends_in_softmax(theirs):
+            expected = torch.from_numpy(expected).softmax(1).numpy()
+        # Rounding alone causes far less than 1e-3.
+        if compare and (difference := relative_difference(expected, given)) > 1e-3:
+            names = [{it.name for it in twin.layers} for twin in (build_twin(model), theirs)]
+            layers = ", ".join(sorted((names[0] ^ names[1]) - {"softmax"}))
+            raise ValueError(
+                f"with the same weights, outputs differ by {difference:.1e} of the largest"
+                f"{f', and they differ in {layers}' if layers else ''}; give the --model that it "
+                "was made with"
+            )
     except ValueError as error:
         raise ValueError(
             f"{path} is of another architecture than {type(model).__name__}: {error}"
         ) from error
+    except Exception as error:  # TensorFlow's own, of an operation that a CPU lacks, say
+        raise ValueError(f"{path} cannot be computed here: {_reason(error)}") from error
+    load_keras_weights(model, theirs)
 
 
-def load_classifier(model: Classifier, path: Path) -> Classifier:
+def _check_shape(keras_model: Any, path: Path, channels: int) -> None:
+    try:
+        arrange(torch.zeros(1, channels, 28, 28), keras_model)
+    except ValueError as error:
+        shape = tuple(sole_input(keras_model).shape[1:])
+        grey = [(28, 28)] if channels == 1 else []
+        taken = [(28, 28, channels), *grey, (784 * channels,), (channels, 28, 28)]
+        raise ValueError(
+            f"{path} reads images of the shape {shape}: it must be one of "
+            f"{', '.join(map(str, taken))}"
+        ) from error
+
+
+def in_float32(keras_model: Any) -> Any:
+    """Return a model of mixed precision in float32, as its weights are, and others as they are."""
+    low = {"float16", "bfloat16"} & {layer.compute_dtype for layer in keras_layers(keras_model)}
+    return copy_in(keras_model, "float32") if low else keras_model
+
+
+def load_classifier(model: Classifier, path: Path, precision: object = None) -> Classifier:
     """Load the Keras model of a run as a classifier, to evaluate it in place of `model`.
 
+    Args:
+        model: Of the run's architecture.
+        path: The Keras model's file.
+        precision: The trainer's setting, which must be the saved model's.
+
     Raises:
-        ValueError: As for `load_from_keras`, such as another architecture.
+        ValueError: As for `load_from_keras`, such as another architecture, or another precision.
     """
     load_from_keras(model, path)  # refuses another architecture
-    return Classifier(network=KerasNetwork(load_keras_model(path)))
+    keras_model, policy = load_keras_model(path), find_policy(precision)
+    saved = {layer.dtype_policy.name for layer in keras_layers(keras_model) if layer.weights}
+    if policy not in saved:
+        names = [name for name, known in POLICIES.items() if known in saved]
+        raise ValueError(
+            f"trainer.precision is {precision}, but {path} computes in {', '.join(sorted(saved))}: "
+            f"set --trainer.precision {', '.join(names)}"
+        )
+    return Classifier(network=KerasNetwork(keras_model))
 
 
 def load_initial_weights(model: Classifier, path: Path) -> None:
@@ -152,7 +248,7 @@ def load_initial_weights(model: Classifier, path: Path) -> None:
 
 
 class KerasFiles(Callback):
-    """Writes `model.keras` after each epoch, and `checkpoints/best.keras` when it is the best.
+    """Writes `model.keras` after each epoch and with each checkpoint, and `checkpoints/best.keras`.
 
     The best has the highest validation accuracy so far, the first of equal ones.
 
@@ -163,6 +259,7 @@ class KerasFiles(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._best = -1.0
+        self._last = -1  # step of model.keras
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best accuracy so far, for a checkpoint."""
@@ -173,7 +270,7 @@ class KerasFiles(Callback):
         self._best = state_dict["best"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the best."""
+        """Write the best, if it is the best so far."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         assert isinstance(pl_module, Classifier)
@@ -186,7 +283,15 @@ class KerasFiles(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last."""
-        _save(pl_module, self.folder / "model.keras")
+        if trainer.global_step != self._last:
+            self._last = trainer.global_step
+            _save(pl_module, self.folder / "model.keras")
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write the last, so that a run that was killed in its first epoch has one too."""
+        self.on_train_epoch_end(trainer, pl_module)
 
 
 def _save(module: Any, path: Path) -> None:

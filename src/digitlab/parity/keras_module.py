@@ -30,8 +30,9 @@ from digitlab.parity.backend import (
     to_tensorflow,
     unchanged_random_state,
 )
-from digitlab.parity.keras_files import KerasNetwork, channels_last
+from digitlab.parity.keras_files import KerasNetwork
 from digitlab.parity.optimizers import to_keras_optimizer
+from digitlab.parity.sides import arrange
 from digitlab.parity.weights import LAYOUTS, build_twin, keras_layers, to_keras
 
 _GRADIENT_HOOKS = (
@@ -108,6 +109,7 @@ class KerasClassifier(Classifier):
         self.keras_model = keras_model
         self.policy = policy
         self.output = output
+        self._original = (original,)  # in a tuple, so that its weights are none of this module's
         self._penultimate: KerasNetwork | None = None
         self._train_steps = _compile_steps(keras_model, policy, output == "softmax")
 
@@ -143,7 +145,8 @@ class KerasClassifier(Classifier):
         sizes = [len(labels) for _, labels in self._batches(batch)]
         rates = [self._advance_schedule() for _ in sizes]
         dtype = torch.float64 if self.policy == "float64" else torch.float32
-        images, labels = channels_last(batch[0].to(dtype)), to_tensorflow(batch[1])
+        images = to_tensorflow(arrange(batch[0].to(dtype), self.keras_model))
+        labels = to_tensorflow(batch[1])
         with keras_dtype(self.policy):  # which counts while TensorFlow traces the step
             scores = self._train_steps(images, labels, rates, sizes[0])
         self._record_steps(sizes, rates, scores.numpy().tolist())
@@ -189,9 +192,18 @@ class KerasClassifier(Classifier):
                 "the checkpoint is not of a Keras run: resume a run in the framework that it was "
                 "started with"
             )
+        self._assign(checkpoint["keras"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy what a model is made of: a compiled step cannot be pickled."""
+        checkpoint: dict[str, Any] = {}
+        self.on_save_checkpoint(checkpoint)
+        return _restore, (*self._original, self.policy, self.output, checkpoint["keras"])
+
+    def _assign(self, values: dict[str, list[Tensor]]) -> None:
         pairs: list[tuple[Any, Tensor]] = []
         for name, variables in self._variables().items():
-            saved = checkpoint["keras"][name]
+            saved = values[name]
             shapes = [[tuple(it.shape) for it in side] for side in (variables, saved)]
             if shapes[0] != shapes[1]:
                 raise ValueError(
@@ -231,7 +243,9 @@ class KerasClassifier(Classifier):
         for layer in keras_layers(self.keras_model):
             if isinstance(layer, keras.layers.Conv2D):
                 kernel = keras.ops.convert_to_numpy(layer.kernel)
-                return layer.name, torch.from_numpy(LAYOUTS["Conv2D"]["kernel"].to_torch(kernel))
+                return layer.name, torch.from_numpy(
+                    LAYOUTS["Conv2D"]["kernel"][0].to_torch(kernel)[0]
+                )
         return None
 
     def features(self, images: Tensor) -> Tensor | None:
@@ -260,6 +274,14 @@ class KerasClassifier(Classifier):
         signature = tensorflow.TensorSpec(given.shape, given.dtype, name="images")
         compute = tensorflow.function(lambda images: self.keras_model(images, training=False))
         return compute.get_concrete_function(signature).graph.as_graph_def()
+
+
+def _restore(
+    original: Classifier, policy: Policy, output: Any, values: dict[str, list[Tensor]]
+) -> KerasClassifier:
+    model = KerasClassifier(original, policy, output)
+    model._assign(values)
+    return model
 
 
 def _compile_twin(

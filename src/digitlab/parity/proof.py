@@ -12,10 +12,17 @@ from torch import Tensor, nn
 
 from digitlab.classifier import Classifier
 from digitlab.parity.backend import keras_dtype
-from digitlab.parity.checks import Check, gradients, logits, parameter_counts, round_trip
+from digitlab.parity.checks import (
+    Check,
+    gradients,
+    logits,
+    parameter_counts,
+    round_trip,
+    training_settings,
+)
 from digitlab.parity.optimizers import exact_optimizer, to_keras_optimizer
-from digitlab.parity.trajectory import Batch, MakeOptimizer, trajectory
-from digitlab.parity.weights import to_keras
+from digitlab.parity.trajectory import Batch, MakeOptimizer, is_batch_norm, trajectory
+from digitlab.parity.weights import match, to_keras
 
 # Rounding errors accumulate, so a longer trajectory in float32 would tell less.
 STEPS_IN_FLOAT32 = 5
@@ -42,8 +49,8 @@ def run_checks(
 
     Parameters, round trip of the weights, logits, loss and gradients, and a trajectory: in float64,
     and logits and five training steps in float32 too. If PyTorch's own optimizer has another
-    formula than Keras's, the exact one replaces it, and the result of PyTorch's own is a check for
-    information.
+    formula than Keras's, the exact one replaces it, and so does `KerasBatchNorm` PyTorch's batch
+    normalization; the result of PyTorch's own is a check for information.
 
     Args:
         model: One of `digitlab.models`, or a class that names its twin; copies are compared. Its
@@ -75,12 +82,19 @@ def run_checks(
     twin = to_keras(double)
     yield parameter_counts(double, twin)
     yield round_trip(double, twin)
+    if row := training_settings(twin, match(double, twin).pairs):
+        yield row
     yield logits(double, twin, images)
     yield logits(single, single_twin, images)
     yield from gradients(double, twin, images[:_GRADIENT_IMAGES], labels[:_GRADIENT_IMAGES])
 
     optimizer = double.optimizer(double.parameters())
-    make, note = partial(exact_optimizer, optimizer), _substitution(optimizer)
+    make, substitution = partial(exact_optimizer, optimizer), _substitution(optimizer)
+    stock = [type(optimizer).__name__] if substitution else []
+    if norms := sorted({type(it).__name__ for it in double.modules() if is_batch_norm(it)}):
+        substitution += f"; KerasBatchNorm in place of {' and '.join(norms)}"
+        stock += norms
+    note = substitution.lstrip("; ")
     make_keras = partial(to_keras_optimizer, optimizer)
     train = partial(
         trajectory, double, twin, make_keras_optimizer=make_keras, steps=steps, seed=seed
@@ -90,9 +104,9 @@ def run_checks(
     check = _in_float32(single, single_twin, batches, make, make_keras, steps, seed)
     yield _annotate(check, note)
     if note:
-        stock = f"stock {type(optimizer).__name__}"
-        check = train(progress(batches, stock, steps), model.optimizer)
-        yield replace(check, name=f"{check.name}, {stock}", informational=True)
+        names = f"stock {' and '.join(stock)}"
+        check = train(progress(batches, names, steps), model.optimizer, exact_norms=False)
+        yield replace(check, name=f"{check.name}, {names}", informational=True)
 
 
 def _in_float32(

@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import batch_norm, cross_entropy
 
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
-from digitlab.parity.checks import TOLERANCES, Check, keras_images, precision, torch_images
+from digitlab.parity.checks import Check
+from digitlab.parity.flattening import feature_orders
+from digitlab.parity.graph import Graph
+from digitlab.parity.sides import TOLERANCES, keras_images, precision, torch_images
 from digitlab.parity.weights import (
     Array,
     Layout,
     Match,
     copy_weights,
-    flattened_in,
-    inputs_within,
     keras_layers,
     match,
 )
@@ -84,10 +85,63 @@ def torch_with_masks(module: nn.Module, masks: DropoutMasks) -> nn.Module:
     return copy
 
 
+class KerasBatchNorm(nn.Module):
+    """Batch normalization whose running variance is updated as Keras's is.
+
+    PyTorch updates `running_var` with the unbiased variance of the batch, n / (n - 1) times the
+    biased one, with which Keras updates `moving_variance`; n is the number of values of a channel.
+    All else is equal: PyTorch's momentum m is Keras's 1 - m.
+
+    Args:
+        layer: A `nn.BatchNorm1d`, 2d or 3d, whose parameters and buffers it takes over.
+
+    Raises:
+        ValueError: The layer averages over all batches (`momentum=None`), which Keras does not.
+    """
+
+    def __init__(self, layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> None:
+        super().__init__()
+        if layer.momentum is None:
+            raise ValueError("a BatchNorm has momentum=None, which Keras has not: give a number")
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.momentum, self.eps = layer.momentum, layer.eps
+        self.weight, self.bias = layer.weight, layer.bias
+        self.register_buffer("running_mean", layer.running_mean)
+        self.register_buffer("running_var", layer.running_var)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize `(N, C, ...)`, and update the running statistics in training mode."""
+        if not self.training:
+            mean, variance = self.running_mean, self.running_var
+            return batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        variance, mean = torch.var_mean(x.detach(), axes, unbiased=False)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+        return batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+
+def is_batch_norm(layer: nn.Module) -> bool:
+    """Return whether a layer is a batch normalization with running statistics."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return isinstance(layer, kinds) and bool(layer.track_running_stats)
+
+
+def with_keras_batch_norms(module: nn.Module) -> nn.Module:
+    """Put `KerasBatchNorm` in the place of a module's batch normalizations, and return it."""
+    for name, layer in list(module.named_modules()):
+        if is_batch_norm(layer):
+            module.set_submodule(name, KerasBatchNorm(layer))
+    return module
+
+
 def keras_with_masks(keras_model: Any, masks: DropoutMasks) -> Any:
     """Copy a Keras model without its weights, with dropout layers as `torch_with_masks`."""
     indices = {id(layer): index for index, layer in enumerate(_keras_dropouts(keras_model))}
-    within = inputs_within(keras_model)
+    graph = Graph(keras_model)
+    orders = feature_orders(graph)
+    features = {id(call.operation): orders.of_input(call) for call in reversed(graph.calls)}
 
     def clone(layer: Any) -> Any:
         if id(layer) not in indices:
@@ -95,7 +149,9 @@ def keras_with_masks(keras_model: Any, masks: DropoutMasks) -> Any:
         kind = type(layer).__name__
         if kind not in _KERAS_DROPOUTS or getattr(layer, "noise_shape", None):
             raise ValueError(_unknown(layer.name, kind, "Dropout or SpatialDropout1D, 2D or 3D"))
-        draw = _keras_mask(layer, indices[id(layer)], flattened_in(layer.input, within), masks)
+        flattened = features[id(layer)]
+        order = flattened.order if flattened else None
+        draw = _keras_mask(layer, indices[id(layer)], order, masks)
         return _masked_layer()(draw, name=layer.name, dtype=layer.dtype_policy)
 
     return import_keras().models.clone_model(keras_model, clone_function=clone, recursive=True)
@@ -145,7 +201,7 @@ def _keras_mask(
             return mask.reshape(batch, *[1] * len(space), channels)
         if space:
             return np.moveaxis(masks.mask(index, (batch, channels, *space), rate), 1, -1)
-        return _FEATURES.to_keras(masks.mask(index, shape, rate), flattened).T
+        return _FEATURES.to_keras(masks.mask(index, shape, rate), inputs=flattened).T
 
     return draw
 
@@ -189,6 +245,7 @@ def trajectory(
     make_keras_optimizer: Callable[[], Any],
     steps: int,
     seed: int = 0,
+    exact_norms: bool = True,
 ) -> Check:
     """Train copies of both sides on the same batches, and compare them after every step.
 
@@ -206,6 +263,7 @@ def trajectory(
         make_keras_optimizer: Makes Keras's, in the precision of the model.
         steps: Number of steps, at least 1.
         seed: Seed of the dropout masks.
+        exact_norms: Whether `KerasBatchNorm` takes the place of PyTorch's batch normalization.
 
     Raises:
         ValueError: There are fewer batches; or the sides have other weights or dropout layers.
@@ -213,10 +271,11 @@ def trajectory(
     check_dropouts(module, keras_model)
     dtype = precision(module, keras_model)
     masks = DropoutMasks(seed)
-    ours = _TorchSide(torch_with_masks(module, masks), make_optimizer)
+    copy = torch_with_masks(module, masks)
+    ours = _TorchSide(with_keras_batch_norms(copy) if exact_norms else copy, make_optimizer)
     theirs = _KerasSide(keras_with_masks(keras_model, masks), make_keras_optimizer, dtype)
     copy_weights(ours.module, theirs.model)
-    pairs = match(ours.module, theirs.model)
+    pairs = match(ours.module, theirs.model).pairs
     worst, largest_loss, done = _Worst(TOLERANCES[dtype]), 0.0, 0
     for done, (images, labels) in enumerate(islice(batches, steps), start=1):
         masks.step = done - 1
@@ -224,7 +283,7 @@ def trajectory(
         largest_loss = max(largest_loss, abs(our_loss), abs(their_loss))
         worst.add(done, "the loss", 1, abs(our_loss - their_loss) / (largest_loss or 1))
         for pair, difference in _differences(pairs, is_double=dtype == "float64"):
-            worst.add(done, pair.torch_name, pair.tensor.numel(), difference)
+            worst.add(done, pair.torch_name, pair.variable.value.shape.num_elements(), difference)
     if done < steps:
         raise ValueError(f"steps is {steps}, but there are only {done} batches: take fewer steps")
     name = f"{steps} training step{'s' * (steps > 1)}, {dtype}"
@@ -236,7 +295,8 @@ def _differences(pairs: list[Match], is_double: bool) -> Iterator[tuple[Match, f
     scales: dict[str, float] = {}
     differences = []
     for pair in pairs:
-        ours, theirs = pair.tensor.detach().cpu().numpy(), pair.to_torch(pair.variable)
+        # In Keras's layout, where two tensors that are added up are one.
+        ours, theirs = pair.to_keras(), np.asarray(pair.variable)
         size = max(_size(ours, is_double), _size(theirs, is_double))
         key = "" if is_double else pair.layer
         before = scales.get(key, 0.0)
@@ -317,6 +377,8 @@ class _KerasSide:
             loss = keras.ops.mean(
                 keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
             )
+            for penalty in self.model.losses:  # of a regularizer, with which `fit` trains too
+                loss += penalty
         gradients = tape.gradient(loss, [variable.value for variable in variables])
         self.optimizer.apply(gradients, variables)
         return loss

@@ -1,170 +1,97 @@
-"""Copies weights between PyTorch and Keras: matches layers, and converts the layout of weights.
+"""Copies weights between PyTorch and Keras, and matches the layers of the two.
 
-`LAYOUTS` has the order of axes of each kind of layer. A dense layer after a flattening needs more:
-PyTorch flattens channels first and Keras channels last, so `flattened_in` finds the flattening.
+Layers are matched by name if the names agree. Otherwise they are matched in the order of the calls,
+by shape and, where a `Matcher` is shown the values, by what they read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from digitlab.classifier import Classifier
 from digitlab.parity.backend import keras_dtype, unchanged_random_state
+from digitlab.parity.flattening import Orders, feature_orders
+from digitlab.parity.graph import Call, CopiedModel, Graph
+from digitlab.parity.layouts import (
+    LAYOUTS,
+    Array,
+    KerasPart,
+    Layout,
+    Order,
+    TorchPart,
+    channels_last,
+    keras_parts,
+    tensor_of,
+    torch_parts,
+)
 from digitlab.parity.twins import find_twin
 
-Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How to convert a layer's PyTorch tensor to its Keras variable, and back.
-
-    Args:
-        source: Name of the tensor in the PyTorch layer.
-        axes: The tensor's axes in Keras's order.
-        per_input: Whether the variable's first axis is the layer's input features, whose order
-            changes after a flattening.
-    """
-
-    source: str
-    axes: tuple[int, ...]
-    per_input: bool = False
-
-    def to_keras(self, tensor: Array, flattened: tuple[int, ...] | None = None) -> Array:
-        """Convert a PyTorch tensor to Keras's layout; `flattened` is as `flattened_in` returns it.
-
-        Examples:
-            >>> dense = Layout("weight", (1, 0), per_input=True)
-            >>> dense.to_keras(np.array([[1, 2, 3, 4]]), flattened=(1, 2, 2)).tolist()
-            [[1], [3], [2], [4]]
-        """
-        array = tensor.transpose(self.axes)
-        if self.per_input and flattened:
-            array = array[_channels_last(flattened)]
-        return np.ascontiguousarray(array)
-
-    def to_torch(self, variable: Array, flattened: tuple[int, ...] | None = None) -> Array:
-        """Convert a Keras variable to PyTorch's layout: the inverse of `to_keras`."""
-        if self.per_input and flattened:
-            variable = variable[np.argsort(_channels_last(flattened))]
-        return np.ascontiguousarray(variable.transpose(np.argsort(self.axes)))
-
-
-_BIAS = Layout("bias", (0,))
-_NORMALIZATION = {
-    "gamma": Layout("weight", (0,), per_input=True),
-    "beta": Layout("bias", (0,), per_input=True),
-}
-
-LAYOUTS: dict[str, dict[str, Layout]] = {
-    "Dense": {"kernel": Layout("weight", (1, 0), per_input=True), "bias": _BIAS},
-    "Conv1D": {"kernel": Layout("weight", (2, 1, 0)), "bias": _BIAS},
-    "Conv2D": {"kernel": Layout("weight", (2, 3, 1, 0)), "bias": _BIAS},
-    "Conv3D": {"kernel": Layout("weight", (2, 3, 4, 1, 0)), "bias": _BIAS},
-    "Embedding": {"embeddings": Layout("weight", (0, 1))},
-    "BatchNormalization": {
-        **_NORMALIZATION,
-        "moving_mean": Layout("running_mean", (0,), per_input=True),
-        "moving_variance": Layout("running_var", (0,), per_input=True),
-    },
-    "GroupNormalization": _NORMALIZATION,
-    "LayerNormalization": _NORMALIZATION,
-}
-"""Layouts by class of the Keras layer and name of its variable."""
-
-
-def _channels_last(shape: tuple[int, ...]) -> NDArray[np.intp]:
-    """Return, for each feature of a flattened channels-last array, its index in PyTorch's order."""
-    *space, channels = shape
-    indices = np.arange(prod(shape)).reshape(channels, *space)
-    return np.moveaxis(indices, 0, -1).ravel()
-
-
-def flattened_in(tensor: Any, within: dict[int, Any]) -> tuple[int, ...] | None:
-    """Find the shape that was flattened to make a symbolic tensor, or a layer's list of inputs.
-
-    Returns:
-        The shape, channels last and without the batch; None if nothing was flattened or the order
-        is PyTorch's already.
-    """
-    if isinstance(tensor, list) or len(tensor.shape) != 2:
-        return None
-    flattening, read = _origin(tensor, within)
-    if type(flattening).__name__ not in ("Flatten", "Reshape"):
-        return None
-    shape = tuple(read[0].shape[1:])
-    source, _ = _origin(read[0], within)
-    if type(source).__name__ == "InputLayer":
-        # PyTorch flattens an image without channels, or with channels first, in the same order.
-        is_flat = len(shape) < 3
-        return (
-            None if is_flat or (shape[0] in (1, 3) and shape[0] < shape[1] == shape[2]) else shape
-        )
-    # Such a permutation puts channels first, the order in which PyTorch flattens.
-    permuted = type(source).__name__ == "Permute" and source.dims[0] == len(shape)
-    return None if permuted or len(shape) < 2 else shape
-
-
-def inputs_within(model: Any) -> dict[int, Any]:
-    """Map the inputs of nested models, by `id`, to the outer model's tensors that they read."""
-    found: dict[int, Any] = {}
-    for inner in model.layers:
-        if hasattr(inner, "layers"):
-            outer = inner._inbound_nodes[-1].input_tensors
-            found |= {id(ours): theirs for ours, theirs in zip(inner.inputs, outer, strict=True)}
-            found |= inputs_within(inner)
-    return found
-
-
-def _origin(tensor: Any, within: dict[int, Any]) -> tuple[Any, list[Any]]:
-    """Return the last operation that moved or mixed a tensor's features, and its inputs."""
-    while True:
-        operation, node, index = tensor._keras_history
-        read = operation._inbound_nodes[node].input_tensors
-        if hasattr(operation, "layers"):
-            tensor = operation.outputs[index]
-        elif id(tensor) in within:
-            tensor = within[id(tensor)]
-        elif (
-            type(operation).__name__ in ("InputLayer", "Permute")
-            or any(tuple(other.shape) != tuple(tensor.shape) for other in read)
-            or (getattr(operation, "weights", []) and "Normalization" not in str(type(operation)))
-        ):
-            return operation, read
-        else:
-            tensor = read[0]
+__all__ = ["LAYOUTS", "Array", "Layout", "Match"]
 
 
 @dataclass(frozen=True)
 class Match:
-    """A PyTorch tensor and the Keras variable with the same numbers in another layout."""
+    """A Keras variable, and the PyTorch tensors with the same numbers in another layout.
 
-    layer: str  # the Keras layer's name
-    torch_name: str  # as in the module's `state_dict`
-    tensor: Tensor
+    Args:
+        layer: Name of the Keras layer.
+        variable: The Keras variable.
+        torch_names: The tensors' names in the module's `state_dict`.
+        tensors: The tensors; parts of a joint tensor are views.
+        layout: How the variable is made of the tensors.
+        inputs: The order of the layer's input features, if it is not PyTorch's.
+        outputs: The order of the layer's output features, if it is not PyTorch's.
+    """
+
+    layer: str
     variable: Any
+    torch_names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
     layout: Layout
-    flattened: tuple[int, ...] | None
+    inputs: Order | None = None
+    outputs: Order | None = None
+
+    @property
+    def torch_name(self) -> str:
+        """The names of the tensors."""
+        return " + ".join(self.torch_names)
 
     @property
     def keras_name(self) -> str:
         """The variable's name with its layer's, such as `conv1/kernel`."""
         return f"{self.layer}/{self.variable.name}"
 
-    def to_keras(self, tensor: Tensor) -> Array:
-        """Convert the tensor, or its gradient, to Keras's layout."""
-        return self.layout.to_keras(tensor.detach().cpu().numpy(), self.flattened)
+    def to_keras(self, tensors: Sequence[Tensor] | None = None) -> Array:
+        """Convert the tensors, or their gradients, to Keras's layout."""
+        arrays = [it.detach().cpu().numpy() for it in tensors or self.tensors]
+        shape = tuple(self.variable.shape)
+        return self.layout.to_keras(*arrays, shape=shape, inputs=self.inputs, outputs=self.outputs)
 
-    def to_torch(self, variable: Any) -> Array:
+    def to_torch(self, variable: Any, is_gradient: bool = False) -> tuple[Array, ...]:
         """Convert the variable, or its gradient, to PyTorch's layout."""
-        return self.layout.to_torch(np.asarray(variable), self.flattened)
+        return self.layout.to_torch(
+            np.asarray(variable), self.inputs, self.outputs, is_gradient=is_gradient
+        )
+
+
+@dataclass
+class Matches:
+    """All matches of a pair.
+
+    Args:
+        pairs: One for each Keras variable.
+        how: How layers were matched, such as `by name`.
+        ambiguous: Keras layers that could be exchanged with others.
+    """
+
+    pairs: list[Match]
+    how: str
+    ambiguous: list[str] = field(default_factory=list)
 
 
 def to_keras(model: Classifier, softmax: bool = False) -> Any:
@@ -204,8 +131,8 @@ def copy_weights(module: nn.Module, keras_model: Any) -> None:
     Raises:
         ValueError: As for `match`.
     """
-    for pair in match(module, keras_model):
-        pair.variable.assign(pair.to_keras(pair.tensor))
+    for pair in match(module, keras_model).pairs:
+        pair.variable.assign(pair.to_keras())
 
 
 def load_keras_weights(model: nn.Module, keras_model: Any) -> None:
@@ -214,104 +141,284 @@ def load_keras_weights(model: nn.Module, keras_model: Any) -> None:
     Raises:
         ValueError: As for `match`.
     """
+    load_matched(match(model, keras_model).pairs)
+
+
+def load_matched(pairs: list[Match]) -> None:
+    """Copy the variables of matches into their tensors."""
     with torch.no_grad():
-        for pair in match(model, keras_model):
-            pair.tensor.copy_(torch.from_numpy(pair.to_torch(pair.variable)))
+        for pair in pairs:
+            for tensor, array in zip(pair.tensors, pair.to_torch(pair.variable), strict=True):
+                tensor.copy_(torch.from_numpy(array))
 
 
-def match(module: nn.Module, keras_model: Any) -> list[Match]:
-    """Find the Keras variable of each tensor of a PyTorch module.
+def match(module: nn.Module, keras_model: Any) -> Matches:
+    """Find the PyTorch tensors of each variable of a Keras model.
 
     Layers with weights are matched by name if every Keras layer has the name of a PyTorch layer,
-    and by order otherwise.
+    and by order and shape otherwise.
 
     Raises:
         ValueError: One side lacks weights, shapes differ, or the layout of a kind of layer is not
             known; the message names the layer.
     """
-    ours = dict(_torch_layers(module))
-    theirs = [layer for layer in keras_layers(keras_model) if layer.weights]
-    names = _by_name(list(ours), [layer.name for layer in theirs]) or _by_order(ours, theirs)
-    within = inputs_within(keras_model)
-    matches = [
-        pair
-        for name, layer in zip(names, theirs, strict=True)
-        for pair in _match_layer(name, ours[name], layer, flattened_in(layer.input, within))
+    graph = Graph(keras_model)
+    matcher = Matcher(module, graph, feature_orders(graph))
+    for call in graph.calls:
+        matcher.add(call)
+    return matcher.finish()
+
+
+def in_module(pairs: list[Match], module: nn.Module) -> list[Match]:
+    """Return the same matches with the tensors of another module of the same architecture."""
+    named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    named |= dict(module.named_buffers(remove_duplicate=False))
+    return [
+        replace(
+            pair,
+            tensors=tuple(tensor_of(named, path) for path in pair.torch_names),
+        )
+        for pair in pairs
     ]
-    if unmatched := [name for name in ours if name not in names]:
-        raise ValueError(
-            f"the Keras model has no weights for {unmatched[0]} of {type(module).__name__}: "
-            "give both the same layers"
-        )
-    return matches
 
 
-def keras_layers(model: Any) -> Iterator[Any]:
-    """Yield the layers of a Keras model and of the models nested in it, in order."""
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            yield from keras_layers(layer)
+def in_copies(pairs: list[Match], copied: CopiedModel) -> list[Match]:
+    """Return the same matches with the variables of a model's copies."""
+    return [replace(pair, variable=copied.variables[id(pair.variable)]) for pair in pairs]
+
+
+def keras_layers(model: Any) -> list[Any]:
+    """Return the layers of a Keras model and of the models nested in it, in the order of calls."""
+    return [layer for layer in Graph(model).layers if hasattr(layer, "weights")]
+
+
+class Matcher:
+    """Matches the layers of a Keras model one by one, in the order of their calls.
+
+    Args:
+        module: The PyTorch side.
+        graph: The Keras side.
+        orders: The order of its features.
+        read: By name of a PyTorch module, in the order of calls, what it read; if that is known.
+        choices: Where several PyTorch layers read the same as a Keras layer, which to take; by
+            default always the first.
+
+    Attributes:
+        options: Where several PyTorch layers read the same, how many.
+
+    Raises:
+        ValueError: As for `match`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        graph: Graph,
+        orders: Orders,
+        read: Mapping[str, list[Array]] | None = None,
+        choices: Sequence[int] = (),
+    ) -> None:
+        self.module, self.orders, self.read = module, orders, read or {}
+        self.choices, self.options = choices, list[int]()
+        self.theirs = {id(it): keras_parts(it) for it in graph.layers if hasattr(it, "weights")}
+        self.theirs = {key: parts for key, parts in self.theirs.items() if parts}
+        layers = [layer for layer in graph.layers if id(layer) in self.theirs]
+        wanted = sum(map(len, self.theirs.values()))
+        for projections in ("heads", "split", "joint"):
+            self.free = torch_parts(module, projections)
+            if len(self.free) > wanted:
+                self.free = _without_tied(self.free)
+            if len(self.free) > wanted:
+                self.free = [part for part in self.free if not part.is_constant]
+            self.named = _by_name(module, self.free, layers, self.theirs)
+            if self.named or len(self.free) == wanted:
+                break
         else:
-            yield layer
+            self.free = torch_parts(module)
+            left = ", ".join(part.full_name for part in self.free)
+            right = ", ".join(layer.name for layer in layers)
+            raise ValueError(
+                f"{len(self.free)} PyTorch layers have weights ({left}) and {wanted} Keras layers "
+                f"({right}): give both the same layers, or the same names"
+            )
+        # In the order of calls, as far as that is known; what is never called keeps its place.
+        called = {name: place for place, name in enumerate(self.read)}
+        place = -1
+        places = [place := called.get(part.module, place) for part in self.free]
+        in_order = sorted(range(len(places)), key=places.__getitem__)
+        self.free = [self.free[i] for i in in_order]
+        self.result = Matches([], "by name" if self.named else "by order of calls")
+
+    def add(self, call: Call, value: Array | None = None) -> list[Match]:
+        """Match the weights of a called layer, unless an earlier call did.
+
+        Args:
+            call: The call.
+            value: What the layer reads, if that is known.
+
+        Returns:
+            The new matches.
+        """
+        parts = self.theirs.pop(id(call.operation), [])
+        new: list[Match] = []
+        for i, theirs in enumerate(parts):
+            ours, inputs = self._choose(call, i, theirs, value if i == 0 else None)
+            self.free.remove(ours)
+            outputs = self.orders.outputs.get(id(call.operation))
+            for variable, layout in _pairs(call.name, theirs, ours):
+                new.append(
+                    Match(
+                        call.name,
+                        variable,
+                        tuple(ours.paths[it] for it in layout.sources),
+                        tuple(ours.tensors[it] for it in layout.sources),
+                        layout,
+                        inputs,
+                        outputs.order if outputs else None,
+                    )
+                )
+        self.result.pairs += new
+        return new
+
+    def finish(self) -> Matches:
+        """Return all matches, once all calls were added."""
+        self.free = [part for part in self.free if not part.is_constant]
+        if self.free:
+            raise ValueError(
+                f"the Keras model has no weights for {self.free[0].full_name} of "
+                f"{type(self.module).__name__}: give both the same layers"
+            )
+        return self.result
+
+    def _choose(
+        self, call: Call, i: int, theirs: KerasPart, value: Array | None
+    ) -> tuple[TorchPart, Order | None]:
+        """Choose the PyTorch part of a Keras part, and the order of the layer's features."""
+        features = self.orders.of_input(call) if i == 0 else None
+        orders = features.orders if features else [None]
+        known = self.named.get(id(call.operation))
+        fitting, reason = [known[i]] if known else [], ""
+        for ours in [] if known else self.free:
+            try:
+                _pairs(call.name, theirs, ours)
+            except ValueError as error:
+                reason = reason or str(error)
+            else:
+                fitting.append(ours)
+        if not fitting:
+            raise ValueError(reason)
+        if value is not None:
+            agreeing = [
+                (ours, order)
+                for ours in fitting
+                for order in orders
+                if any(_is_same(value, read, order) for read in self.read.get(ours.module, ()))
+            ]
+            several = list(
+                {ours.full_name: (ours, order) for ours, order in reversed(agreeing)}.values()
+            )
+            if len(several) > 1:
+                place = len(self.options)
+                self.options.append(len(several))
+                self.result.ambiguous.append(call.name)
+                return several[self.choices[place] if place < len(self.choices) else 0]
+            if several:
+                return several[0]
+        names = set(theirs.variables)
+        own = [it for it in fitting if theirs.kind == "parameters" and set(it.tensors) == names]
+        return (own or fitting)[0], orders[0]
 
 
-def _torch_layers(module: nn.Module) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield the layers with tensors of their own, in order, and these tensors."""
-    for name, layer in module.named_modules():
-        tensors = dict(layer.named_parameters(recurse=False))
-        tensors |= dict(layer.named_buffers(recurse=False))
-        tensors.pop("num_batches_tracked", None)  # Keras has no such counter
-        if tensors:
-            yield name, tensors
+def _is_same(theirs: Array, ours: Array, order: Order | None) -> bool:
+    """Return whether two layers read the same values, whatever the order of axes."""
+    if ours.size != theirs.size:
+        return False
+    layouts = [theirs]
+    if theirs.ndim == 2 and order:
+        layouts = [theirs[:, np.argsort(channels_last(order))]]
+    elif theirs.ndim > 2:
+        layouts += [np.moveaxis(theirs, -1, 1), theirs.swapaxes(0, 1)]
+    tolerance = 1e-6 * np.abs(ours).max(initial=0)  # constants in float32 differ by 1e-8
+    return any(np.abs(it.ravel() - ours.ravel()).max(initial=0) <= tolerance for it in layouts)
 
 
-def _by_name(ours: list[str], theirs: list[str]) -> list[str] | None:
-    """Return the PyTorch layer of each Keras layer by name, if every name has exactly one."""
-    known = {name.rpartition(".")[2]: name for name in ours}
-    known |= {name.replace(".", "_"): name for name in ours} | {name: name for name in ours}
-    found = [known[name] for name in theirs if name in known]
-    return found if len(set(found)) == len(theirs) else None
+def _by_name(
+    module: nn.Module,
+    ours: list[TorchPart],
+    layers: list[Any],
+    theirs: Mapping[int, list[KerasPart]],
+) -> dict[int, list[TorchPart]]:
+    """Return the PyTorch parts of each Keras layer by name; nothing if a name is not found."""
+    names = [name for name, _ in module.named_modules()] + [part.full_name for part in ours]
+    known = {name.rpartition(".")[2]: name for name in names}
+    known |= {name.replace(".", "_"): name for name in names} | {name: name for name in names}
+    found: dict[int, list[TorchPart]] = {}
+    for layer in layers:
+        name = known.get(layer.name)
+        if not name:
+            return {}
+        inside = [it for it in ours if f"{it.full_name}.".startswith(f"{name}.")]
+        if len(inside) != len(theirs[id(layer)]):
+            return {}
+        found[id(layer)] = _in_order_of(theirs[id(layer)], inside)
+    taken = [part.full_name for parts in found.values() for part in parts]
+    return found if len(set(taken)) == len(taken) else {}
 
 
-def _by_order(ours: dict[str, Any], theirs: list[Any]) -> list[str]:
-    if len(ours) != len(theirs):
-        left, right = ", ".join(ours), ", ".join(layer.name for layer in theirs)
-        raise ValueError(
-            f"{len(ours)} PyTorch layers have weights ({left}) and {len(theirs)} Keras layers "
-            f"({right}): give both the same layers, or the same names"
-        )
-    return list(ours)
+def _in_order_of(theirs: list[KerasPart], ours: list[TorchPart]) -> list[TorchPart]:
+    """Put parts that are single parameters in the order of the Keras variables of their names."""
+    names = [next(iter(it.variables)) if it.kind == "parameters" else "" for it in theirs]
+    by_name = {part.name: part for part in ours if part.name}
+    if all(name in by_name for name in names):
+        return [by_name[name] for name in names]
+    return ours
 
 
-def _match_layer(
-    name: str, tensors: dict[str, Tensor], layer: Any, flattened: tuple[int, ...] | None
-) -> Iterator[Match]:
-    kind = next((k.__name__ for k in type(layer).__mro__ if k.__name__ in LAYOUTS), None)
-    if kind is None:
-        raise ValueError(
-            f"{layer.name} is a {type(layer).__name__}, whose layout of weights is not known: "
-            f"use layers of {', '.join(LAYOUTS)}"
-        )
-    left = set(tensors)
-    for variable in layer.weights:
-        layout = LAYOUTS[kind].get(variable.name)
+def _without_tied(parts: list[TorchPart]) -> list[TorchPart]:
+    """Leave out the parts all of whose tensors an earlier one has."""
+    seen: set[int] = set()
+    kept = []
+    for part in parts:
+        tensors = {id(tensor) for tensor in part.tensors.values()}
+        if not tensors <= seen:
+            kept.append(part)
+        seen |= tensors
+    return kept
+
+
+def _pairs(layer: str, theirs: KerasPart, ours: TorchPart) -> list[tuple[Any, Layout]]:
+    """Return the layout of each variable of a Keras part.
+
+    Raises:
+        ValueError: The PyTorch part does not fit.
+    """
+    where, left = "/".join(filter(None, (layer, theirs.name))), set(ours.tensors)
+    found = []
+    for name, variable in theirs.variables.items():
+        layouts = theirs.layouts(name, ours.tensors)
+        if not layouts:
+            raise ValueError(
+                f"{where}/{name} is a variable whose layout is not known: use a {theirs.kind} "
+                "without it"
+            )
+        source = layouts[0].source
+        if not set(layouts[0].sources) <= set(ours.tensors):
+            raise ValueError(
+                f"{where}/{name} has no counterpart {ours.full_name}.{source}".replace(" .", " ")
+                + ": give both layers the same weights, as use_bias=True and bias=True do"
+            )
+        shape, actual = tuple(variable.shape), tuple(ours.tensors[source].shape)
+        layout = next((it for it in layouts if it.torch_shape(shape) == actual), None)
         if layout is None:
             raise ValueError(
-                f"{layer.name}/{variable.name} is a variable whose layout is not known: use a "
-                f"{kind} without it"
+                f"{ours.paths[source]} is {actual} and {where}/{name} is {shape}: give both the "
+                "same shape but for the order of axes"
             )
-        tensor, torch_name = tensors.get(layout.source), f"{name}.{layout.source}".lstrip(".")
-        if tensor is None:
-            raise ValueError(f"{layer.name}/{variable.name} has no counterpart {torch_name}")
-        left.discard(layout.source)
-        pair = Match(layer.name, torch_name, tensor, variable, layout, flattened)
-        ours, theirs, axes = tuple(tensor.shape), tuple(variable.shape), layout.axes
-        if len(ours) != len(axes) or tuple(ours[axis] for axis in axes) != theirs:
-            raise ValueError(
-                f"{torch_name} is {ours} and {pair.keras_name} is {theirs}: give both the same "
-                "shape but for the order of axes"
-            )
-        yield pair
+        left -= set(layout.sources)
+        found.append((variable, layout))
     if left:
-        torch_name = f"{name}.{min(left)}".lstrip(".")
-        raise ValueError(f"{torch_name} has no counterpart in the Keras layer {layer.name}")
+        raise ValueError(
+            f"{ours.paths[min(left)]} has no counterpart in the Keras layer {where}: give both "
+            "layers the same weights, as bias=True and use_bias=True do"
+        )
+    return found
