@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import yaml
+
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 _PATH_SETTING = re.compile(
     r"(\w+_)?(root|dir|dirpath|path|folder|file|weights|checkpoint|runs?|json|csv|prepared|out"
