@@ -271,7 +271,7 @@ def _merged(shape: Shape, target: Shape) -> tuple[Shape, ...] | None:
     """Return the groups of axes that make one shape of another by leaving out axes of size 1."""
     left, groups = list(range(len(shape))), []
     for size in target:
-        group = []
+        group: list[int] = []
         while left and (size != 1 and (not group or shape[group[-1]] == 1)):
             group.append(left.pop(0))
         groups.append(tuple(group))

@@ -341,7 +341,8 @@ class _Pair:
         def is_equal() -> bool:  # but for constants in float32
             return relative_difference(*outputs(_copy(ours), theirs, _double(self.inputs))) < 1e-6
 
-        best, chosen = attempt(()), ()
+        chosen: tuple[int, ...] = ()
+        best = attempt(chosen)
         for choices in islice(product(*map(range, best.options)), 1, _TRIALS):
             if is_equal():
                 return best.finish()
