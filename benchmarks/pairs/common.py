@@ -101,7 +101,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a pair: a verdict or `crash`, the layer named, a refusal's or float32's words."""
+    """What came of a pair: a verdict or `crash`, the layer named, the message."""
 
     pair: Pair
     verdict: str

@@ -1,6 +1,7 @@
 """Users' modules and Keras models of every kind: nested, wrapped, hard to copy, subtly wrong."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import lightning
@@ -182,6 +183,9 @@ def all_nested() -> Iterator[Pair]:
                 yield pair(title, PASSED if act == "relu" else ACT, Plain,
                            lambda o=outermost, k=kind, d=depth, a=act: nested(k, o, d, a))
 
+def without_weights() -> Both:
+    return Function(lambda x: x.amax(2)[:, 0]), sequential(L.GlobalMaxPooling1D(), shape=(8, 8))
+
 SUBCLASSED = refused("keras.Model(inputs, outputs)")
 KINDS = [
     pair("functional", PASSED, Plain, chained),
@@ -201,9 +205,7 @@ KINDS = [
     pair("two outputs in a dict", refused("one output"), Plain, lambda: outputs("dict")),
     pair("one output in a list", PASSED, Plain, lambda: outputs("one")),
     Pair("one layer", PASSED, lambda: (nn.Linear(6, 4), sequential(L.Dense(4), shape=(6,))), (6,)),
-    Pair("no weights at all", PASSED, lambda: (
-        Function(lambda x: x.amax(2)[:, 0, :4]),
-            functional(lambda x: L.GlobalMaxPooling1D()(x)[:, :4], (8, 8)))),
+    Pair("no weights at all", PASSED, without_weights, batches=lambda: [IMAGES], loss=None),
 ]
 
 def penalized() -> Any:
@@ -315,11 +317,13 @@ WEAK: dict[str, Any] = {
         1, interpolation="bilinear"), L.Reshape((6,))),
 }
 
+def between_norms(make: Any, epsilon: float = 1e-6) -> Both:
+    return copied(make(), epsilon)
+
 def both(layers: dict[str, Any], expected: Any, epsilon: float) -> Iterator[Pair]:
     for name, make in layers.items():
-        yield Pair(name, expected, lambda make=make: copied(make()))
-        yield Pair(f"{name}, epsilon behind", fails("ln"),
-            lambda make=make: copied(make(), epsilon))
+        yield Pair(name, expected, partial(between_norms, make))
+        yield Pair(f"{name}, epsilon behind", fails("ln"), partial(between_norms, make, epsilon))
 
 def rounded(x: Tensor) -> Tensor:
     return (2 * x.float()).to(x.dtype)
@@ -349,10 +353,10 @@ def branch(act: str, epsilon: float = 1e-5, scale: float = 0.0) -> Both:
         y = through(x, conv1, L.Activation(act, name="act"), conv2, norm)
         return L.Dense(4, name="fc")(L.Flatten()(L.Add()([x, y])))
 
-    module = Net(forward, stem=nn.Conv2d(1, 2, 3), conv1=nn.Conv2d(2, 2, 3, padding=1),
-        bn=nn.BatchNorm2d(2),
+    bn = nn.BatchNorm2d(2)
+    nn.init.constant_(bn.weight, scale)
+    module = Net(forward, stem=nn.Conv2d(1, 2, 3), conv1=nn.Conv2d(2, 2, 3, padding=1), bn=bn,
                  conv2=nn.Conv2d(2, 2, 3, padding=1), fc=nn.Linear(72, 4))
-    nn.init.constant_(module.bn.weight, scale)
     return module, functional(network)
 
 def between(ours: Any, layer: Any) -> Both:
