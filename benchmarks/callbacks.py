@@ -9,7 +9,7 @@ from benchmarks.turns import Turns
 
 
 class TakeTurns(Callback):
-    """Trains in turns with other processes.
+    """Trains by turns with other processes.
 
     Args:
         steps: Optimizer steps of a turn.

@@ -24,12 +24,12 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Turn:
-    """What a turn took.
+    """The time of a turn.
 
     Args:
         microseconds: Per optimizer step.
-        cpu_microseconds: Per optimizer step, of all threads together. It tells what the process
-            computed where others compete for the cores, and how many of them it used.
+        cpu_microseconds: Per optimizer step, of all threads together. Other processes hardly
+            change it, and it shows how many cores were used.
     """
 
     microseconds: float
@@ -37,12 +37,12 @@ class Turn:
 
 
 class Contestant:
-    """A process that trains when told to, and is stopped while others train.
+    """A process that trains during its turns, and is stopped between them.
 
-    It has a terminal of its own, which is read and forgotten, so that bars are drawn.
+    It writes to a terminal of its own, so that progress bars are drawn; the output is discarded.
 
     Args:
-        name: What errors call it.
+        name: Its name in error messages.
         command: The command line; it uses `benchmarks.turns.Turns`.
         environment: Its environment.
     """
@@ -60,8 +60,8 @@ class Contestant:
             stdout=its_terminal,
             stderr=its_terminal,
             pass_fds=[its_reports],
-            # A group that can be stopped whole, in this session: should this process be killed,
-            # the kernel ends the stopped ones.
+            # A process group can be stopped as a whole. It stays in this session, so that the
+            # kernel ends the stopped processes if this one is killed.
             process_group=0,
             text=True,
         )
@@ -108,7 +108,7 @@ class Contestant:
             self._process.wait()
             shown = b"".join(self._shown).decode(errors="replace")
             raise RuntimeError(f"{self.name} ended before its turn was over:\n{shown}")
-        # Threads of its own, such as a bar's, would otherwise go on in the others' turns.
+        # Otherwise its threads, such as a progress bar's, would run during the others' turns.
         self._signal(signal.SIGSTOP)
         return json.loads(line)
 
@@ -117,14 +117,14 @@ class Contestant:
 
     def _end(self) -> None:
         if self._process.poll() is None:
-            self._signal(signal.SIGKILL)  # a stopped process takes no other
+            self._signal(signal.SIGKILL)  # a stopped process reacts to no other signal
         self._process.wait()
 
     def _drain(self, terminal: int) -> None:
         try:
             while shown := os.read(terminal, 4096):
                 self._shown.append(shown)
-        except OSError:  # so Linux says that nobody has the terminal open any more
+        except OSError:  # on Linux: the other side is closed
             pass
         finally:
             os.close(terminal)
@@ -146,7 +146,7 @@ class Entry:
 def compete(
     entries: Iterable[Entry], rounds: int, environment: dict[str, str]
 ) -> dict[str, list[Turn]]:
-    """Let all take turns, and give those of each, round by round."""
+    """Let all take turns, and return each one's turns, round by round."""
     with ExitStack() as stack:
         contestants = [
             stack.enter_context(Contestant(entry.name, entry.command, environment))

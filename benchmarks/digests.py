@@ -1,10 +1,10 @@
-"""Show that a change of the code leaves the results of training as they were, to the last bit.
+"""Check that a change of the code leaves the results of training equal to the last bit.
 
     python -m benchmarks.digests [--out digests.json] [--compare older.json]
 
 Trains two small configs in both frameworks on one CPU thread, each with one step per execution and
 with the config's own number, and computes SHA-256 digests of the final weights, of history.csv
-without its seconds, and of metrics.json without times and versions. The file has the values too,
+without its seconds, and of metrics.json without times and versions. The file also has the values
 and each array's digest. `--compare` prints the results that differ, and then exits with code 1.
 """
 
@@ -72,7 +72,7 @@ def train(framework: str, config: str, options: list[str]) -> dict[str, Any]:
 
 
 def digest(values: Any) -> dict[str, Any]:
-    """Give plain values together with the digest of their JSON, whose keys are sorted."""
+    """Return plain values together with the digest of their JSON, whose keys are sorted."""
     text = json.dumps(values, sort_keys=True).encode()
     return {"sha256": sha256(text).hexdigest(), "values": values}
 
@@ -97,7 +97,7 @@ def read_keras(folder: Path) -> list[list[str]]:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
-    """Print the differing values of two calls, and give the exit code: 1 if there are any."""
+    """Print the differing values of two calls, and return the exit code: 1 if there are any."""
     parts = [(name, part) for name, result in after.items() for part in result]
     differing = [(name, part) for name, part in parts if before[name][part] != after[name][part]]
     for name, part in differing:

@@ -1,12 +1,11 @@
-"""Seconds in which `configs/mnist/fast99.yaml` trains to 99%, and how accurate it is, over seeds.
+"""Measure the seconds and the accuracy of trainings of `configs/mnist/fast99.yaml`, over seeds.
 
     DIGITLAB_DATA=data python -m benchmarks.fast99 [--seeds 30] [--threads 2] [--out FILE.json]
 
-All runs are made in one process, by digitlab's own model, data module and trainer, after one that
-is discarded. The seconds are those from the start of the first to the end of the last optimizer
-step, with the batches that are gathered in between; the images are read before. The test split is
-read once in a run, after its last step. Further options are those of `digitlab fit`, such as
-`--trainer.accelerator cpu`.
+All runs are made in one process, by digitlab's own model, data module and trainer; the first one is
+discarded. The seconds reach from the start of the first to the end of the last optimizer step: they
+include gathering the batches, but not reading the images. Each run reads the test split once, after
+its last step. Further options are those of `digitlab fit`, such as `--trainer.accelerator cpu`.
 """
 
 import json
@@ -28,7 +27,7 @@ from digitlab.cli.fit import FitCLI
 from digitlab.reproduce.statistics import summarize
 
 CONFIG = Path("configs", "mnist", "fast99.yaml")
-# What a run writes and shows beside training; it is validated on nothing.
+# Nothing is written, shown or validated.
 QUIET = [
     *("--trainer.logger", "false"),
     *("--trainer.enable_checkpointing", "false"),
@@ -62,15 +61,15 @@ class StepSeconds(Callback):
 
 
 def main() -> None:
-    """Measure, print, and write a file if one is wanted."""
+    """Measure, print the results, and write a file if asked to."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=30, help="number of runs, of seeds 0, 1, …")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args, options = parser.parse_known_args()
-    torch.set_num_threads(args.threads)
+    options += ["--threads", str(args.threads)]
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    measure(args.seeds, options)  # what the first run in a process loads and allocates
+    measure(args.seeds, options)  # discarded: the first run loads libraries and allocates
     runs = []
     for seed in range(args.seeds):
         runs.append(measure(seed, options))
@@ -82,7 +81,7 @@ def main() -> None:
 
 
 def measure(seed: int, options: list[str]) -> dict[str, Any]:
-    """Train and test once; give seed, accuracy on the test split in per cent, and seconds."""
+    """Train and test once; return seed, accuracy on the test split in per cent, and seconds."""
     seeded = ["--config", str(CONFIG), *QUIET, *options, "--seed_everything", str(seed)]
     cli = FitCLI("fit", seeded)
     cli.datamodule.setup("fit")
@@ -102,11 +101,11 @@ def measure(seed: int, options: list[str]) -> dict[str, Any]:
 
 
 def describe(runs: list[dict[str, Any]], threads: int) -> dict[str, Any]:
-    """Summarize the runs, with what they were made on."""
+    """Summarize the runs, with the machine and the versions."""
     accuracies = [run["accuracy"] for run in runs]
     seconds = [run["seconds"] for run in runs]
     summary = summarize(accuracies)
-    several = summary.n > 1  # of a single run, JSON has null
+    several = summary.n > 1  # a single run has null in JSON
     return {
         "config": str(CONFIG),
         "settings": CONFIG.read_text("utf-8"),

@@ -28,7 +28,7 @@ VARIANTS = ("documents", "raw_fused", "raw_channels_last", "digitlab_1", "digitl
 
 
 def main() -> int:
-    """Do what the command line says; give the exit code."""
+    """Run the command line; return the exit code."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="Trainings in each precision.")
     parser.add_argument("--models", nargs="+", default=["nn128", "lenet5", "lenet1"])
@@ -39,7 +39,7 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory() as folder:
         result: dict[str, Any] = {
-            "machine": describe_machine(torch.get_num_threads(), "cuda"),
+            "machine": describe_machine(1, "cuda"),
             "versions": versions(),
             "tests": run_tests(Path(folder, "tests.xml")),
             "accuracy": {p: train(p, args.seeds, Path(folder, p)) for p in PRECISIONS},
@@ -61,7 +61,7 @@ def run_tests(report: Path) -> dict[str, int]:
 
 
 def train(precision: str, seeds: int, folder: Path) -> list[float]:
-    """Train LeNet-5 with each seed; give the accuracies on the test split, in per cent."""
+    """Train LeNet-5 with each seed; return the accuracies on the test split, in per cent."""
     config = ["--config", "configs/mnist/lenet5.yaml", "--config", "configs/gpu.yaml"]
     options = ["--trainer.precision", precision, "--trainer.default_root_dir", str(folder)]
     fit = [sys.executable, "-m", "digitlab", "fit", *config, *options]
@@ -79,7 +79,7 @@ def measure_steps(models: list[str], out: Path) -> Any:
 
 
 def judge(result: dict[str, Any]) -> bool:
-    """Say whether tests ran and none failed, and the precisions' accuracies lie in one band."""
+    """Return whether tests ran, none failed, and the precisions' accuracies lie in one band."""
     tests = result["tests"]
     means = [mean(accuracies) for accuracies in result["accuracy"].values()]
     ran = tests["tests"] > tests["skipped"]

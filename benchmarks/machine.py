@@ -1,4 +1,4 @@
-"""What a measurement was made on, and with."""
+"""The machine, the versions and the environment of a measurement."""
 
 import os
 from contextlib import suppress
@@ -10,7 +10,7 @@ _PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "keras", "tens
 
 
 def describe_machine(threads: int, device: str) -> dict[str, Any]:
-    """Name the processor, its cores, the threads used of them, and the GPU if it is used."""
+    """Describe the processor, the numbers of cores and threads, and the GPU if it is used."""
     cpu = {"cpu": _processor(), "cores": len(os.sched_getaffinity(0)), "threads": threads}
     if device == "cpu":
         return cpu
@@ -20,7 +20,7 @@ def describe_machine(threads: int, device: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """List the versions of the packages that do the work, where they are installed."""
+    """Return the versions of those packages for training that are installed."""
     found = {}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):  # Keras, on most machines with a GPU
@@ -32,7 +32,7 @@ def environment(threads: int, device: str) -> dict[str, str]:
     """Make the environment of a process that is measured.
 
     Args:
-        threads: CPU threads of one operation, in PyTorch as in TensorFlow.
+        threads: CPU threads of plain PyTorch and TensorFlow; `digitlab fit` needs `--threads`.
         device: `cpu` hides all GPUs.
     """
     counts = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")

@@ -1,8 +1,8 @@
-"""Write what the benchmarks measured into the pages of the documentation, and draw it.
+"""Write the benchmarks' results into the pages of the documentation, and draw the plot.
 
     python -m benchmarks.pages
 
-It measures nothing: it reads docs/results, where each benchmark's `--out` belongs.
+It measures nothing: it reads docs/results, the folder for each benchmark's `--out`.
 """
 
 import json
@@ -50,7 +50,7 @@ def parity() -> dict[str, str]:
 
 
 def step_times() -> dict[str, Any]:
-    """Read the times of all models, of which the large ones were measured by themselves."""
+    """Read the times of all models; the large ones were measured separately."""
     small, large = _read("step_time"), _read("step_time_large")
     both: dict[str, Any] = small | {"models": small["models"] | large["models"]}
     return both
@@ -66,7 +66,7 @@ PAGES = {
     Path("docs", "reliability.md"): endurance.tables,
     Path("docs", "tensorboard.md"): tensorboard,
 }
-"""What makes each page's tables."""
+"""The function that makes each page's tables."""
 
 
 if __name__ == "__main__":

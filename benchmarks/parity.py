@@ -4,7 +4,7 @@
     python -m benchmarks.parity table
 
 `run` calls `digitlab parity` for each architecture, and for one whole epoch of NN 128 and LeNet-5;
-`table` prints what lies in the run folders as Markdown. It takes half an hour on one core.
+`table` prints the results in the run folders as Markdown. `run` takes half an hour on one core.
 """
 
 import json
@@ -31,7 +31,7 @@ STEPS_OF_AN_EPOCH = 1875  # 60,000 images in batches of 32
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     parser = ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run")
@@ -68,7 +68,7 @@ def table() -> str:
 
 
 def cells(result: dict[str, Any]) -> list[str]:
-    """Give the cells of a run's row."""
+    """Return the cells of a run's row."""
     checks = {check["name"]: check for check in result["checks"]}
     long = f"{result['steps']} training steps, float64"
     (short,) = (checks[name] for name in checks if name.endswith("training steps, float32"))

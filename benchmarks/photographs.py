@@ -1,12 +1,12 @@
-"""Accuracy of `digitlab predict` on photographs that are made of MNIST's test images.
+"""Measure the accuracy of `digitlab predict` on photographs made from MNIST's test images.
 
     DIGITLAB_DATA=data python -m benchmarks.photographs --run RUN_DIR [--out FILE.json]
 
 The run is one of MNIST, such as `digitlab fit --config configs/mnist/lenet5.yaml`. Each image
-becomes a JPEG file of 200x200 pixels: enlarged, turned, moved, in dark ink on paper that light
-falls on unevenly, with a sensor's noise. The command classifies the files, and its rows are
-compared with the labels. Where a run is less accurate here than on the test images, that is the
-photograph's and the preparation's doing.
+becomes a JPEG file of 200x200 pixels: enlarged, rotated and shifted, in dark ink on unevenly lit
+paper, with a sensor's noise. The command classifies the files, and its rows are compared with the
+labels. The difference from the run's accuracy on the test images is due to the photographs and
+their preparation.
 """
 
 import io
@@ -34,12 +34,12 @@ LIBRARIES = {name: version(name) for name in ("numpy", "pillow", "scipy")}
 
 
 def main() -> None:
-    """Measure, print, and write a file if one is wanted."""
+    """Measure, print the result, and write a file if asked to."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="run folder of a network on MNIST")
-    parser.add_argument("--images", type=int, default=10_000, help="of the test split, the first")
+    parser.add_argument("--images", type=int, default=10_000, help="number of test images")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of all that a photograph has by chance"
+        "--seed", type=int, default=0, help="seed of the photographs' random properties"
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def measure(run: Path, number: int, seed: int) -> dict[str, Any]:
-    """Photograph and classify; give per cent of right classes, and the run's of the test split."""
+    """Photograph and classify; return the accuracy in per cent, and the run's on the test split."""
     images, labels = (array[:number] for array in MNISTDataModule().arrays("test"))
     with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         files = [Path(folder, f"{i}.jpg") for i in range(len(images))]
@@ -61,7 +61,8 @@ def measure(run: Path, number: int, seed: int) -> dict[str, Any]:
             file.write_bytes(photograph(image, np.random.default_rng([seed, i])))
         rows = Path(folder, "rows.json")
         words = ["predict", "--run", str(run), "--trainer.accelerator", "cpu", "--json", str(rows)]
-        digitlab([*words, *map(str, files)])  # 1 where it refuses one, which counts as wrong
+        words += ["--threads", str(torch.get_num_threads())]
+        digitlab([*words, *map(str, files)])  # a refused file counts as wrong
         predicted = [row.get("class") for row in json.loads(rows.read_text("utf-8"))]
     correct = sum(ours == label for ours, label in zip(predicted, labels.tolist(), strict=True))
     metrics = run_folder.read_metrics(run)
@@ -94,7 +95,7 @@ def photograph(image: NDArray[np.uint8], generator: np.random.Generator) -> byte
 
 
 def _light(generator: np.random.Generator) -> NDArray[np.float64]:
-    """Draw what paper reflects, `(200, 200)`: more towards one side, and in the middle."""
+    """Draw the brightness of paper, `(200, 200)`: higher towards one side, and in the middle."""
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     angle = generator.uniform(0, 2 * np.pi)
     side = generator.uniform(0, 0.25) * (x * np.cos(angle) + y * np.sin(angle))

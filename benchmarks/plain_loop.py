@@ -2,8 +2,8 @@
 
     DIGITLAB_DATA=data python -m benchmarks.plain_loop [--seeds 100 101 ...]
 
-It prints test accuracy after each epoch, to compare the spread of `configs/mnist/lenet5.yaml` with:
-a loop of its own, an order of images of its own, the same recipe.
+It prints the test accuracy after each epoch. The recipe is that of `configs/mnist/lenet5.yaml`, but
+the code and the order of images are independent, so that the spreads over seeds can be compared.
 """
 
 import os

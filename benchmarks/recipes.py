@@ -1,4 +1,4 @@
-"""What a YAML config says about training, read without digitlab and without Lightning."""
+"""The training recipe of a YAML config, read without digitlab and without Lightning."""
 
 import inspect
 import os
@@ -20,12 +20,12 @@ _STRUCTURE = ("hidden_features", "dropout", "padding")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained; a config's initial values are left out, for they cost no time.
+    """How a network is trained; initialization is left out, as it does not change a step's time.
 
     Args:
         dataset: `MNIST` or `FashionMNIST`.
         train_images: The training images to use.
-        mean_std: What to normalize pixels from 0 to 1 with; `None` leaves them so.
+        mean_std: Normalizes pixels, which are from 0 to 1; `None` leaves them as they are.
         batch_size: Images in a batch.
         network: Makes the network.
         optimizer_class: The class of torch's optimizer.
@@ -43,7 +43,7 @@ class Recipe:
     def optimizer(
         self, parameters: Iterable[nn.Parameter], fused: bool = False
     ) -> torch.optim.Optimizer:
-        """Make the optimizer, fused if that is asked for and exists."""
+        """Make the optimizer, fused if asked for and possible."""
         make: Callable[..., torch.optim.Optimizer] = self.optimizer_class
         choice = {"fused": True} if fused and self.can_fuse else {}
         return make(parameters, **self.optimizer_settings, **choice)
@@ -60,7 +60,7 @@ class Recipe:
 
 
 def read_recipe(config: Path) -> Recipe:
-    """Read a config; what it does not say is digitlab's default: unit scale, batch 32, Adam."""
+    """Read a config; missing settings have digitlab's defaults: unit scale, batch 32, Adam."""
     settings = yaml.safe_load(config.read_text("utf-8"))
     model, model_settings = _split(settings["model"])
     data, data_settings = _split(settings["data"])
@@ -80,7 +80,7 @@ def read_recipe(config: Path) -> Recipe:
 
 
 def _split(entry: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Give the bare name of a config's class, and the arguments that it is made with."""
+    """Return the bare name of a config's class, and its arguments."""
     if isinstance(entry, str):
         return entry, {}
     return entry["class_path"].rsplit(".")[-1], entry.get("init_args") or {}

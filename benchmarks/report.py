@@ -1,4 +1,4 @@
-"""Tables and a plot of what `benchmarks.step_time` measured."""
+"""Tables and a plot of the results of `benchmarks.step_time`."""
 
 from collections.abc import Callable, Iterator
 from statistics import mean, median
@@ -15,7 +15,7 @@ Summary = dict[str, Any]
 
 
 def summarize(turns: list[Turn]) -> Summary:
-    """Summarize microseconds per step; the mean has the ends of all epochs in it."""
+    """Summarize microseconds per step; the mean includes the ends of epochs."""
     rounds = [turn.microseconds for turn in turns]
     return {
         "rounds": rounds,
@@ -56,7 +56,7 @@ def named_tables(result: dict[str, Any]) -> dict[str, str]:
 
 
 def describe(result: dict[str, Any]) -> str:
-    """Say what a measurement was made on and with."""
+    """Describe the machine and the versions of a measurement."""
     machine = result["machine"]
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     where = [machine["cpu"], f"{machine['cores']} cores", threads]
@@ -65,7 +65,7 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def rounds_of(result: dict[str, Any], name: str) -> dict[str, dict[str, Rounds]]:
-    """Give one of the lists of all rounds, by model and variant."""
+    """Return one of the lists of all rounds, by model and variant."""
     return {
         model: {variant: summary[name] for variant, summary in summaries.items()}
         for model, summaries in result["models"].items()

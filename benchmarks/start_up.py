@@ -38,9 +38,9 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="Starts of each; one more is lost.")
+    parser.add_argument("--rounds", type=int, default=7, help="Starts of each that count.")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process.")
     parser.add_argument("--out", type=Path, help="JSON file to write.")
     parser.add_argument("--table", type=Path, help="Measure nothing: read this JSON file.")
@@ -56,7 +56,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process used.
+    """The time and the memory of a process.
 
     Args:
         seconds: Its wall time.
@@ -76,7 +76,7 @@ def run(command: list[str], environment: dict[str, str]) -> Usage:
     started = perf_counter()
     with tempfile.TemporaryFile() as shown:
         process = subprocess.Popen(command, env=environment, stdout=shown, stderr=shown)
-        # Of this very child; `getrusage` has the largest of all children.
+        # The usage of this child alone; `getrusage` returns the largest of all children.
         _, status, usage = os.wait4(process.pid, 0)
         seconds = perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -90,7 +90,7 @@ def measure(rounds: int, threads: int) -> dict[str, Any]:
     """Measure start-up times, then memory."""
     variables = environment(threads, "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        place = [f"--trainer.default_root_dir={folder}"]
+        place = [f"--trainer.default_root_dir={folder}", f"--threads={threads}"]
         commands = {
             name: [*command, *place] if command[: len(FIT)] == FIT else command
             for name, command in COMMANDS.items()
@@ -98,7 +98,7 @@ def measure(rounds: int, threads: int) -> dict[str, Any]:
         times = [
             {name: run(command, variables).seconds for name, command in commands.items()}
             for _ in range(1 + rounds)
-        ][1:]  # files come from the disk in the first
+        ][1:]  # the first round, which reads files from the disk, is dropped
         epoch = [*FIT, *place, "--trainer.max_epochs=1"]
         runs = {n: run([*epoch, f"--data.train_images=[0, {n}]"], variables) for n in SIZES}
     return {

@@ -3,8 +3,8 @@
     export DIGITLAB_DATA=data
     python -m benchmarks.step_profile [--models nn128 lenet5] [--out step_profile.json]
 
-A fit as `digitlab fit` runs it, but for bar, logger and checkpoints, in which a few functions are
-timed from outside; what none of them accounts for is Lightning and Python.
+It trains as `digitlab fit` does, but without progress bar, logger and checkpoints, and times a few
+functions from outside. The rest of a step is Lightning and Python.
 """
 
 import json
@@ -35,7 +35,7 @@ WARM_UP = 2
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--blocks", type=int, default=12, help="Blocks of steps that count.")
@@ -59,13 +59,14 @@ def main() -> None:
 
 
 def measure(model: Model, blocks: int) -> dict[str, float]:
-    """Give the microseconds per optimizer step of each part: the medians over blocks of steps."""
-    cli = FitCLI("fit", ["--config", str(model.path), "--trainer.accelerator", "cpu"])
+    """Return each part's microseconds per optimizer step: the medians over blocks of steps."""
+    options = ["--trainer.accelerator", "cpu", "--threads", str(torch.get_num_threads())]
+    cli = FitCLI("fit", ["--config", str(model.path), *options])
     seed_everything(0, verbose=False)
     spent: dict[str, float] = defaultdict(float)
     clock = _Clock(spent)
     steps = (WARM_UP + blocks) * cli.model.steps_per_execution
-    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
     trainer = Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -73,7 +74,7 @@ def measure(model: Model, blocks: int) -> dict[str, float]:
         callbacks=[clock],
         enable_progress_bar=False,
         enable_model_summary=False,
-        **options,
+        **quiet,
     )
     with _timed(cli, spent):
         trainer.fit(cli.model, cli.datamodule)
@@ -82,7 +83,7 @@ def measure(model: Model, blocks: int) -> dict[str, float]:
 
 
 class _Clock(Callback):
-    """Makes a row of microseconds per step of each block."""
+    """Records each part's microseconds per step, block by block."""
 
     def __init__(self, spent: dict[str, float]) -> None:
         self.spent = spent
@@ -116,7 +117,7 @@ def _timed(cli: FitCLI, spent: dict[str, float]) -> Iterator[None]:
 
         return timed
 
-    def lean_step(optimizer: torch.optim.Optimizer) -> optimizers.Step:
+    def fused_adam_step(optimizer: torch.optim.Optimizer) -> optimizers.Step:
         return timing("optimizer", optimizers.fused_adam_step(optimizer))
 
     network = cli.model.network
@@ -125,7 +126,7 @@ def _timed(cli: FitCLI, spent: dict[str, float]) -> Iterator[None]:
         patch.object(network, "forward", timing("forward", network.forward)),
         patch.object(classifier, "cross_entropy", timing("loss", cross_entropy)),
         patch.object(torch.Tensor, "backward", timing("backward", torch.Tensor.backward)),
-        patch.object(execution, "lean_step", lean_step),
+        patch.object(execution, "fused_adam_step", fused_adam_step),
         patch.object(RunningScore, "add", timing("scores", RunningScore.add)),
     ):
         yield

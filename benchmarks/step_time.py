@@ -1,12 +1,12 @@
-"""Measure microseconds per optimizer step of digitlab, of raw loops, and of what it competes with.
+"""Measure microseconds per optimizer step of digitlab, raw loops and other training programs.
 
     export DIGITLAB_DATA=data
     python -m benchmarks.step_time [--models nn128 lenet5] [--variants raw digitlab] [--rounds 9]
     python -m benchmarks.step_time --table step_time.json [--plot step_time.png]
 
 Each variant is a process of its own. They train by turns, a chunk of steps at a time, and only one
-runs at any moment; two turns of each are discarded first. Nothing validates. The end of an epoch
-falls into the chunk in which it happens, with what is done there: digitlab's checkpoint and files.
+runs at any moment; the first two turns of each are discarded. No variant validates. The work at the
+end of an epoch, such as digitlab's checkpoint and files, counts for the chunk in which it happens.
 """
 
 import json
@@ -22,7 +22,7 @@ from benchmarks.variants import DEFAULT, HELP, MODELS, Model, command, exists, i
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     args = _parse()
     result = json.loads(args.table.read_text("utf-8")) if args.table else measure(args)
     print(tables(result))
@@ -41,12 +41,12 @@ def _parse() -> Namespace:
         nargs="+",
         type=int,
         default=[],
-        help="Measure digitlab with these, too: the variant digitlab_K for each K.",
+        help="Also measure digitlab with these: the variant digitlab_K for each K.",
     )
     parser.add_argument("--rounds", type=int, default=9, help="Turns of each variant that count.")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process.")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--out", type=Path, help="JSON file; it grows by the model.")
+    parser.add_argument("--out", type=Path, help="JSON file, rewritten after each model.")
     parser.add_argument(
         "--before", type=Path, help="Another checkout of digitlab: the variants before, before_K."
     )
@@ -88,7 +88,7 @@ def measure(args: Namespace) -> dict[str, Any]:
 def _measure_model(model: Model, variants: list[str], args: Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         entries = [
-            Entry(variant, command(variant, model, Path(folder, variant), args.device, args.before))
+            Entry(variant, command(variant, model, Path(folder, variant), args))
             for variant in variants
             if exists(variant, model)
         ]

@@ -1,4 +1,4 @@
-"""What the step times are to be: ratios of two variants' times, with a bound for each model."""
+"""Targets for step times: bounds on the ratio of two variants' times, for each model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ class Target:
     """A bound on the ratio of two variants' times.
 
     Args:
-        ours: Variant above the fraction's line, or several, of which the fastest counts.
-        theirs: Variants below it, of which the first that was measured counts.
+        ours: Variant in the numerator; of several, such as `keras_*`, the fastest counts.
+        theirs: Variants for the denominator; the first that was measured counts.
         bounds: The bound of each model that has one.
         at_most: Whether the ratio is to be at most, rather than at least, that.
     """

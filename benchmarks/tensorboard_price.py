@@ -1,12 +1,12 @@
-"""What showing a run in TensorBoard costs of the run.
+"""Measure the share of a run's time that writing for TensorBoard takes.
 
     DIGITLAB_DATA=data python -m benchmarks.tensorboard_price [--rounds 5] [--out FILE.json]
 
 LeNet-5 is trained by turns, each time in a process of its own, while the calls that write for
 TensorBoard are timed from outside: the logger's, and all hooks of the classes that draw.
-The price is their wall time in per cent of that of `Trainer.fit`. It is a share of the same run, so
-that a machine that is slow for a while does no harm; runs with and without a logger differ by more
-than the price from one time to the next.
+The price is their wall time in per cent of that of `Trainer.fit`. A share of the same run hardly
+depends on how busy the machine is; the times of runs with and without a logger vary by more than
+the price.
 """
 
 import json
@@ -44,7 +44,7 @@ CALLBACKS += ["FirstLayerKernels", "ModelGraph", "Projector"]
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="number of runs")
     parser.add_argument("--threads", type=int, default=1)
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="measure in this process")
     args = parser.parse_args()
     if args.once:
-        print(json.dumps(measure(*args.runs)))
+        print(json.dumps(measure(args.runs[0], args.threads)))
         return
     rounds: dict[str, list[Any]] = {run: [] for run in args.runs}
     for _ in range(args.rounds):
@@ -68,10 +68,10 @@ def main() -> None:
 
 
 def measure_apart(run: str, threads: int) -> dict[str, Any]:
-    """Measure in a process of its own, so that no run finds anything warm."""
-    command = [sys.executable, "-m", "benchmarks.tensorboard_price", "--once", "--runs"]
+    """Measure in a process of its own, so that no run profits from an earlier one."""
+    command = [sys.executable, "-m", "benchmarks.tensorboard_price", "--once", "--runs", run]
     done = subprocess.run(
-        [*command, run],
+        [*command, "--threads", str(threads)],
         env=environment(threads, "cpu"),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # TensorFlow's remarks
@@ -82,8 +82,8 @@ def measure_apart(run: str, threads: int) -> dict[str, Any]:
     return measured
 
 
-def measure(run: str) -> dict[str, Any]:
-    """Train, and give the seconds of the whole fit and of each part."""
+def measure(run: str, threads: int) -> dict[str, Any]:
+    """Train, and return the seconds of the whole fit and of each part."""
     cli._prepare_process()  # as the command does before it imports the rest
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import TensorBoardLogger
@@ -110,6 +110,7 @@ def measure(run: str) -> dict[str, Any]:
         writer = _timing(spent, "writer", experiment.fget)
         stack.enter_context(patch.object(TensorBoardLogger, "experiment", property(writer)))
         place = ["--trainer.default_root_dir", root, "--trainer.accelerator", "cpu"]
+        place += ["--threads", str(threads)]
         options = ["--config", f"configs/{run}.yaml", "--framework", RUNS[run], *place]
         fit.run("fit", "", options)
     seconds = sum(spent.values())
@@ -121,7 +122,7 @@ _under_way: list[str] = []
 
 
 def _timing(spent: dict[str, float], part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Time a function, without what it calls that is timed by itself."""
+    """Time a function, without the calls in it that are timed themselves."""
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         started = perf_counter()
@@ -138,7 +139,7 @@ def _timing(spent: dict[str, float], part: str, function: Callable[..., Any]) ->
 
 
 def price(measured: dict[str, Any]) -> float:
-    """Give the price of a run in per cent."""
+    """Return the price of a run in per cent."""
     return float(100 * sum(measured["parts"].values()) / measured["seconds"])
 
 

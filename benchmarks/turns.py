@@ -1,4 +1,4 @@
-"""The contestant's side of a measurement: train a chunk of steps when told to, report, and wait."""
+"""A contestant's side of a measurement: train a chunk of steps, report its time, and wait."""
 
 import json
 import os
@@ -10,9 +10,9 @@ REPORTS = "DIGITLAB_BENCHMARK_REPORTS"
 
 
 class Turns:
-    """Counts the optimizer steps of a training loop, which it stops while others train.
+    """Counts the optimizer steps of a training loop, and pauses it while others train.
 
-    It ends the process when there are no more turns: nothing of the training is wanted.
+    It ends the process when there are no more turns: the trained network is not needed.
 
     Args:
         steps: Length of a chunk; a loop that counts several steps at once may overshoot it.
@@ -25,11 +25,11 @@ class Turns:
         self._started = self._cpu_started = 0.0
 
     def start(self) -> None:
-        """Say that all is ready for the first step, and wait."""
+        """Report that the loop is ready, and wait for the first turn."""
         self._report({})
 
     def count(self, step: int) -> None:
-        """Take note that so many steps are done in all; at a chunk's end, report it and wait."""
+        """Record the number of steps done in all; at a chunk's end, report and wait."""
         if step - self._first < self.steps:
             return
         _synchronize()
@@ -44,12 +44,12 @@ class Turns:
     def _report(self, report: dict[str, float]) -> None:
         print(json.dumps(report), file=self._reports, flush=True)
         if sys.stdin.readline() != "go\n":
-            os._exit(0)  # a loop deep inside a framework has no other way out that costs nothing
+            os._exit(0)  # no other way out of a framework's loop is free
         self._started, self._cpu_started = perf_counter(), process_time()
 
 
 def _synchronize() -> None:
-    """Wait until a GPU has done what it was given."""
-    torch = sys.modules.get("torch")  # which a Keras loop need not have
+    """Wait until the GPU, if there is one, has finished its work."""
+    torch = sys.modules.get("torch")  # a Keras loop may not import it
     if torch and torch.cuda.is_initialized():
         torch.cuda.synchronize()

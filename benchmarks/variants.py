@@ -1,7 +1,8 @@
-"""What `benchmarks.step_time` can measure: models, variants, and the command of each."""
+"""The models and variants that `benchmarks.step_time` measures, and their commands."""
 
 import re
 import sys
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,34 +67,35 @@ HELP = (
 
 
 def is_variant(name: str) -> bool:
-    """Whether there is a variant of that name."""
+    """Return whether there is a variant of that name."""
     return name in _LOOPS or bool(_DIGITLAB.fullmatch(name) or _KERAS.fullmatch(name))
 
 
 def exists(variant: str, model: Model) -> bool:
-    """Whether a variant is anything of its own for a model: RMSprop cannot be fused."""
+    """Return whether a variant is one of its own for a model: RMSprop cannot be fused."""
     return variant != "raw_fused" or read_recipe(model.path).can_fuse
 
 
-def command(
-    variant: str, model: Model, folder: Path, device: str, before: Path | None = None
-) -> list[str]:
-    """Make the command line of a contestant, which writes its files into `folder`.
+def command(variant: str, model: Model, folder: Path, args: Namespace) -> list[str]:
+    """Make the command line of a contestant.
 
     Args:
         variant: Its name.
-        model: What it trains.
-        folder: Where it writes.
-        device: `cpu` or `cuda`.
-        before: Another checkout of digitlab, for the variants `before`.
+        model: The recipe that it trains.
+        folder: The folder for its files.
+        args: `device`, `cpu` or `cuda`; `threads`; and `before`, another checkout of digitlab, for
+            the variants `before`.
     """
     if digitlab := _DIGITLAB.fullmatch(variant):
         whose, keras, steps, bf16 = digitlab.groups()
         options = ["--framework", "keras"] if keras else []
-        words = _digitlab(model, folder, device, steps, bf16)
-        path = ["env", f"PYTHONPATH={before}/src"] if whose == "before" else []
-        return [*path, *words, *options]
-    options = ["--config", str(model.path), "--steps", str(model.steps), "--device", device]
+        path = ["env", f"PYTHONPATH={args.before}/src"] if whose == "before" else []
+        # An older checkout has no such option, and obeys OMP_NUM_THREADS.
+        fits = Path(args.before).rglob("src/**/fit.py") if path else []
+        if not path or any("--threads" in fit.read_text("utf-8") for fit in fits):
+            options += ["--threads", str(args.threads)]
+        return [*path, *_digitlab(model, folder, args.device, steps, bf16), *options]
+    options = ["--config", str(model.path), "--steps", str(model.steps), "--device", args.device]
     if keras := _KERAS.fullmatch(variant):
         steps, no_xla = keras.groups()
         name, *flags = ["keras_fit", "--steps_per_execution", steps, *["--no_xla"] * bool(no_xla)]

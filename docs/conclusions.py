@@ -18,8 +18,7 @@ from digitlab.reproduce import results
 from digitlab.reproduce.command import fill
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.statistics import ALPHA, compare, summarize
-from digitlab.reproduce.tables import FRAMEWORKS
-from digitlab.run_folder import Framework
+from digitlab.run_folder import FRAMEWORKS, Framework
 
 PAGE = Path("docs", "conclusions.md")
 RECORD = Path("docs", "results")

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -31,7 +32,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return match[1]
 
 
-def config_of(folder: Path, name: str = "config.yaml") -> dict[str, dict[str, object]]:
+def config_of(folder: Path, name: str = "config.yaml") -> dict[str, Any]:
     """Read a config of a run folder."""
-    config: dict[str, dict[str, object]] = yaml.safe_load((folder / name).read_text("utf-8"))
+    config: dict[str, Any] = yaml.safe_load((folder / name).read_text("utf-8"))
     return config

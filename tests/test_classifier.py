@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
@@ -43,7 +44,7 @@ def trained() -> MLP:
 
 
 @pytest.mark.parametrize("batch_size", [7, 50])
-def test_validation_and_test_scores_are_those_of_the_whole_split(
+def test_scores_are_those_of_the_whole_split_by_the_trainer_and_by_evaluate(
     trained: MLP, batch_size: int
 ) -> None:
     loss, accuracy = reference(trained, *whole("test"))
@@ -55,18 +56,10 @@ def test_validation_and_test_scores_are_those_of_the_whole_split(
     close([tested["test/loss"], tested["test/accuracy"]], [loss, accuracy])
     score = trained.epoch_score("test")
     assert (score["correct"], score["n"]) == (round(50 * accuracy), 50)
-
-
-@pytest.mark.parametrize("batch_size", [7, 200])
-def test_evaluate_gives_the_score_of_any_batches_and_of_the_trainer(
-    trained: MLP, batch_size: int
-) -> None:
-    data = TinyDataModule(eval_batch_size=batch_size)
+    assert trained.evaluate(data.test_dataloader()) == score
     score = trained.evaluate(data.train_eval_dataloader())
     close([score["loss"], score["accuracy"]], reference(trained, *whole("train")))
     assert score["n"] == 200
-    trainer().test(trained, data, verbose=False)
-    assert trained.evaluate(data.test_dataloader()) == trained.epoch_score("test")
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -118,35 +111,23 @@ def test_the_logged_steps_are_means_over_the_images_since_the_last(accumulated: 
     assert all(0 <= accuracy <= 1 for _, accuracy in logger.series("train/accuracy_step"))
 
 
-def test_a_validation_inside_an_epoch_leaves_the_training_score_alone() -> None:
-    loggers = Recording(), Recording()
-    fit(logger=loggers[0], max_epochs=2, log_every_n_steps=BATCHES)
-    fit(logger=loggers[1], max_epochs=2, log_every_n_steps=BATCHES, val_check_interval=0.5)
-    for name in ("train/loss", "train/accuracy"):
-        assert loggers[0].series(name) == loggers[1].series(name)
-    assert len(loggers[1].series("val/loss")) == 2 * len(loggers[0].series("val/loss"))
-
-
 def test_the_running_score_is_that_of_the_epoch_so_far() -> None:
-    class Reader(Callback):
-        counts: list[int] = []  # noqa: RUF012 # one instance
+    counts: list[int] = []
 
-        def on_train_batch_end(self, trainer: Trainer, model: LightningModule, *_: Any) -> None:
-            assert isinstance(model, Classifier)
-            self.counts.append(model.running_score("train")["n"])
+    def read(trainer: Trainer, model: Classifier, *_: Any) -> None:
+        counts.append(model.running_score("train")["n"])
 
-    fit(None, Reader(), max_epochs=2)
-    assert Reader.counts == [32, 64, 96, 128, 160, 192, 200] * 2
+    fit(None, LambdaCallback(on_train_batch_end=read), max_epochs=2)
+    assert counts == [32, 64, 96, 128, 160, 192, 200] * 2
 
 
 def test_a_run_after_a_failed_one_counts_its_own_images_only() -> None:
-    class Failing(Callback):
-        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-            raise OSError("no space left on device")
+    def fail(*_: Any) -> None:
+        raise OSError("no space left on device")
 
     model = small_mlp()
     with pytest.raises(OSError, match="no space"):
-        fit(model, Failing())
+        fit(model, LambdaCallback(on_train_batch_end=fail))
     fit(model)
     assert model.epoch_score("train")["n"] == 200
 
@@ -224,19 +205,15 @@ def test_torch_initialization_is_left_as_torch_makes_it() -> None:
 def test_a_callback_sees_the_epochs_training_score_as_it_ends(
     steps: int, end: dict[str, int]
 ) -> None:
-    class Reader(Callback):
-        def __init__(self) -> None:
-            self.seen: list[tuple[float, float]] = []
+    seen: list[tuple[float, float]] = []
 
-        def on_train_epoch_end(self, trainer: Trainer, model: LightningModule) -> None:
-            assert isinstance(model, Classifier)
-            logged = trainer.callback_metrics["train/loss"].item()
-            self.seen.append((logged, model.epoch_score("train")["loss"]))
+    def read(trainer: Trainer, model: Classifier) -> None:
+        logged = trainer.callback_metrics["train/loss"].item()
+        seen.append((logged, model.epoch_score("train")["loss"]))
 
-    reader = Reader()
-    fit(small_mlp(steps_per_execution=steps), reader, **end)
-    assert len(reader.seen) == 2
-    for logged, measured in reader.seen:
+    fit(small_mlp(steps_per_execution=steps), LambdaCallback(on_train_epoch_end=read), **end)
+    assert len(seen) == 2
+    for logged, measured in seen:
         close(logged, measured)
 
 
@@ -248,19 +225,17 @@ def test_evaluation_leaves_on_the_dropout_layers_that_it_is_asked_to(
 ) -> None:
     seen: list[list[str]] = []
 
-    class Watching(PyTorchExampleNet):
-        def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
-            logits = super().validation_step(batch, batch_idx)
-            layers = self.network.named_children()
-            seen.append([name for name, layer in layers if layer.training])
-            assert not self.training
-            return logits
+    def layers_in_training(model: Classifier) -> list[str]:
+        return [name for name, layer in model.network.named_children() if layer.training]
 
-    model = Watching(dropout_in_evaluation=dropout_in_evaluation)
-    trainer().validate(model, TinyDataModule(), verbose=False)
-    assert seen == [still_training]
-    modes = {name: layer.training for name, layer in model.eval().network.named_children()}
-    assert [name for name, training in modes.items() if training] == still_training
+    def watch(trainer: Trainer, model: Classifier, *_: Any) -> None:
+        seen.append(layers_in_training(model))
+        assert not model.training
+
+    model = PyTorchExampleNet(dropout_in_evaluation=dropout_in_evaluation)
+    run = trainer(callbacks=[LambdaCallback(on_validation_batch_end=watch)])
+    run.validate(model, TinyDataModule(), verbose=False)
+    assert [*seen, layers_in_training(model.eval())] == [still_training] * 2
     assert all(layer.training for layer in model.train().modules())
 
 
@@ -279,37 +254,32 @@ def test_dropout_in_evaluation_changes_the_score_from_call_to_call() -> None:
     torch.testing.assert_close(torch.tensor(score["loss"]), loss.detach())
 
 
-def check(prediction: dict[str, Any], model: Classifier, images: Tensor) -> None:
+def check(prediction: Any, model: Classifier, names: str = "0123456789") -> None:
+    assert isinstance(prediction, dict)
     probabilities = prediction["probabilities"]
-    torch.testing.assert_close(probabilities, model.eval()(images).softmax(1).detach())
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(len(images)))
+    torch.testing.assert_close(probabilities, model.eval()(IMAGES).softmax(1).detach())
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(len(IMAGES)))
     assert torch.equal(prediction["class"], probabilities.argmax(1))
     assert prediction["class"].dtype == torch.int64
     assert torch.equal(prediction["probability"], probabilities.amax(1))
+    assert prediction["class_name"] == [names[number] for number in prediction["class"]]
 
 
-def test_a_tensor_of_images_with_or_without_labels_is_classified_without_a_trainer() -> None:
+def test_images_with_or_without_labels_are_classified_with_or_without_a_trainer() -> None:
+    class Named(TinyDataModule):
+        class_names = tuple("abcdefghij")
+
     model = MLP([16]).eval()
     with torch.no_grad():
         prediction, labelled = model.predict_step(IMAGES), model.predict_step((IMAGES, LABELS))
     assert list(prediction) == ["class", "class_name", "probability", "probabilities"]
-    assert prediction["class_name"] == [str(number) for number in prediction["class"].tolist()]
-    check(prediction, model, IMAGES)
     assert list(labelled) == ["label", *prediction]
-    assert torch.equal(labelled["label"], LABELS)
-
-
-def test_a_data_module_names_the_classes() -> None:
-    class Named(TinyDataModule):
-        class_names = tuple("abcdefghij")
-
-    model = MLP([16])
-    [prediction] = trainer().predict(model, Named()) or []
-    assert isinstance(prediction, dict)
-    names = ["abcdefghij"[number] for number in prediction["class"]]
-    assert prediction["class_name"] == names
-    assert torch.equal(prediction["label"], LABELS)
-    check(prediction, model, IMAGES)
+    check(prediction, model)
+    [named] = trainer().predict(model, Named()) or []
+    check(named, model, names="abcdefghij")
+    assert isinstance(named, dict)
+    for one in (labelled, named):
+        assert torch.equal(one["label"], LABELS)
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,12 @@ def train(steps: int, model: str = "MLP", options: dict[str, Any] | None = None,
 @pytest.mark.parametrize("steps", BLOCKS)
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_weights_optimizer_and_log_are_those_of_single_steps(steps: int, precision: str) -> None:
-    ours, our_log, fitted = train(steps, precision=precision)  # with dropout
-    theirs, their_log, _ = train(1, precision=precision)
+    check_bits(steps, precision=precision)
+
+
+def check_bits(steps: int, **options: Any) -> None:
+    ours, our_log, fitted = train(steps, **options)  # with dropout
+    theirs, their_log, _ = train(1, **options)
     assert_bitwise_equal(ours, theirs)
     assert our_log == their_log
     assert fitted.global_step == 2 * BATCHES
@@ -148,13 +152,11 @@ def test_overfitting_and_a_fast_run_take_steps_too() -> None:
 
 
 def test_a_scheduler_that_monitors_what_was_not_logged_is_refused() -> None:
-    model = small_mlp(steps_per_execution=4, lr_scheduler=torch_plateau)
+    model = small_mlp(
+        steps_per_execution=4, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau
+    )
     with pytest.raises(ValueError, match="monitors val/loss, which this epoch did not log"):
         fit(model, check_val_every_n_epoch=2)
-
-
-def torch_plateau(optimizer: Optimizer) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
-    return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
 
 
 def test_the_optimizer_computes_outside_of_a_mixed_precision() -> None:
@@ -189,12 +191,7 @@ def test_single_batches_of_any_loader_are_trained_on_one_by_one() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_a_gpu_gives_the_bits_of_single_steps_too(precision: str) -> None:
-    options: dict[str, Any] = {"accelerator": "gpu", "devices": 1, "precision": precision}
-    ours, our_log, fitted = train(4, **options)
-    theirs, their_log, _ = train(1, **options)
-    assert_bitwise_equal(ours, theirs)
-    assert our_log == their_log
-    assert fitted.global_step == 2 * BATCHES
+    check_bits(4, precision=precision, accelerator="gpu", devices=1)
 
 
 # Python 3.12 warns of any fork beside threads; torch's are idle here.
@@ -218,10 +215,23 @@ def test_two_processes_train_as_they_do_by_single_steps(tmp_path: Path, precisio
     assert_bitwise_equal(ours, theirs)
 
 
+class Listening(MLP):
+    """Notes the calls of hooks, its own and a callback's."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__([16], **options)
+        self.called: list[str] = []
+
+    def on_after_backward(self) -> None:
+        self.called.append("own after")
+
+    def on_before_zero_grad(self, optimizer: Optimizer) -> None:
+        self.called.append("own zero")
+
+
 @pytest.mark.parametrize("steps", [1, 4])
 def test_hooks_that_somebody_listens_to_are_called_at_every_step(steps: int) -> None:
     called: list[str] = []
-
     hooks = ["on_before_zero_grad", "on_before_backward", "on_after_backward"]
     hooks.append("on_before_optimizer_step")
     listening = LambdaCallback(
@@ -232,20 +242,8 @@ def test_hooks_that_somebody_listens_to_are_called_at_every_step(steps: int) -> 
     assert called == hooks * BATCHES
     fit(silent)
     assert_bitwise_equal(weights(model), weights(silent))
-
-
-def test_a_models_own_hooks_are_called_at_every_step() -> None:
-    called: list[str] = []
-
-    class Listening(MLP):
-        def on_after_backward(self) -> None:
-            called.append("after")
-
-        def on_before_zero_grad(self, optimizer: Optimizer) -> None:
-            called.append("zero")
-
-    fit(Listening([16], steps_per_execution=4))
-    assert sorted(called) == ["after"] * BATCHES + ["zero"] * BATCHES
+    fit(own := Listening(steps_per_execution=steps))
+    assert own.called == ["own zero", "own after"] * BATCHES
 
 
 @pytest.mark.filterwarnings("ignore:You have overridden `on_after_batch_transfer`")
@@ -262,36 +260,36 @@ class OwnCheckpoint(ModelCheckpoint):
     """Saves when Lightning's own does."""
 
 
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "limit": ({"limit_train_batches": 0.5}, "limit_train_batches 0.5 .* number of optimizer steps"),
-    "validation": ({"val_check_interval": 3}, "val_check_interval 3 .* validate after whole"),
-    "fraction": ({"val_check_interval": 0.5}, "val_check_interval 0.5 .* validate after whole"),
-    "averaging": ({"callbacks": [StochasticWeightAveraging(0.1)]}, "StochasticWeightAveraging"),
-    "ema": ({"callbacks": [EMAWeightAveraging()]}, "EMAWeightAveraging .* leave the callback out"),
-    "accumulation": ({"callbacks": [GradientAccumulationScheduler({1: 2})]}, "larger batch_size"),
-    "checkpoint": (
-        {"callbacks": [ModelCheckpoint(every_n_train_steps=3)], "enable_checkpointing": True},
-        "ModelCheckpoint is not .* use digitlab.callbacks.LastCheckpoint",
-    ),
-    "time": ({"val_check_interval": "00:00:01:00"}, "val_check_interval as a time .* validate"),
-    "overfit": ({"overfit_batches": 0.5}, "overfit_batches 0.5 .* a number of optimizer steps"),
-    "rate": (
-        {"callbacks": [LearningRateMonitor()], "logger": True},
-        "LearningRateMonitor .* logging_interval to epoch",
-    ),
-    "device": ({"callbacks": [DeviceStatsMonitor()], "logger": True}, "DeviceStatsMonitor is not"),
-    "own checkpoint": (
-        {"callbacks": [OwnCheckpoint(every_n_train_steps=3)], "enable_checkpointing": True},
-        "OwnCheckpoint is not .* use digitlab.callbacks.LastCheckpoint",
-    ),
-    "clipping": ({"gradient_clip_val": 1.0}, "gradient_clip_val 1.0 .* model's gradient_clip_norm"),
-    "batches": ({"accumulate_grad_batches": 2}, "accumulate_grad_batches 2 .* larger batch_size"),
-}
+def callback(one: Callback, **options: Any) -> dict[str, Any]:
+    return {"callbacks": [one], "logger": True, **options}
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_honoured_is_refused_by_name(case: str, tmp_path: Path) -> None:
-    options, message = REFUSED[case]
+SAVING = {"enable_checkpointing": True}
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"limit_train_batches": 0.5}, "limit_train_batches 0.5 .* number of optimizer steps"),
+    ({"overfit_batches": 0.5}, "overfit_batches 0.5 .* a number of optimizer steps"),
+    ({"val_check_interval": 3}, "val_check_interval 3 .* validate after whole"),
+    ({"val_check_interval": 0.5}, "val_check_interval 0.5 .* validate after whole"),
+    ({"val_check_interval": "00:00:01:00"}, "val_check_interval as a time .* validate"),
+    ({"gradient_clip_val": 1.0}, "gradient_clip_val 1.0 .* model's gradient_clip_norm"),
+    ({"accumulate_grad_batches": 2}, "accumulate_grad_batches 2 .* larger batch_size"),
+    (callback(StochasticWeightAveraging(0.1)), "StochasticWeightAveraging .* leave"),
+    (callback(EMAWeightAveraging()), "EMAWeightAveraging .* leave the callback out"),
+    (callback(DeviceStatsMonitor()), "DeviceStatsMonitor is not"),
+    (callback(GradientAccumulationScheduler({1: 2})), "larger batch_size"),
+    (callback(LearningRateMonitor()), "LearningRateMonitor .* logging_interval to epoch"),
+    (
+        callback(ModelCheckpoint(every_n_train_steps=3), **SAVING),
+        "ModelCheckpoint .*LastCheck",
+    ),
+    (callback(OwnCheckpoint(every_n_train_steps=3), **SAVING), "OwnCheckpoint is not .* use digit"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[said for _, said in REFUSED])
+def test_what_cannot_be_honoured_is_refused_by_name(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     run = trainer(**{**options, "default_root_dir": tmp_path})
     with pytest.raises(ValueError, match=message):
         small_mlp(steps_per_execution=4).check_supported(run)

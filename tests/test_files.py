@@ -1,12 +1,17 @@
 """Files are written atomically: whenever the writer fails, the old file or the new one is there."""
 
+import csv
+import errno
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from digitlab import checkpoints, files
 from digitlab.checkpoints import AtomicCheckpointIO
@@ -19,28 +24,23 @@ def test_text_is_written_as_utf8_and_leaves_no_other_file(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
-@pytest.mark.parametrize("failing", ["write_text", "replace"])
-def test_a_failed_write_leaves_the_old_text(
+@pytest.mark.parametrize("failing", ["write_text", "replace", "fsync"])
+def test_a_failed_write_leaves_the_old_text_and_names_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     path = tmp_path / "text.txt"
     files.write_text(path, "old")
 
-    def half(file: Path, text: str, **_: str) -> None:
-        file.write_bytes(text[: len(text) // 2].encode())
-        raise OSError("no space left on device")
+    def fail(beside: Any, *rest: Any, **_: str) -> None:
+        if failing == "write_text":
+            beside.write_bytes(rest[0][:2].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    def refuse(*_: Path) -> None:
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patch:
-        if failing == "replace":
-            patch.setattr(os, "replace", refuse)
-        else:
-            patch.setattr(Path, "write_text", half)
-        with pytest.raises(OSError, match="no space"):
-            files.write_text(path, "new and longer")
+    monkeypatch.setattr(Path if failing == "write_text" else os, failing, fail)
+    with pytest.raises(OSError, match=rf"No space left on device: '{path}'$"):
+        files.write_text(path, "new and longer")
     assert path.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
 WRITERS = {
@@ -48,6 +48,15 @@ WRITERS = {
     "csv": lambda path: files.write_csv(path, [{"new": "new" * 1000}]),
     "checkpoint": lambda path: AtomicCheckpointIO().save_checkpoint({"new": torch.ones(999)}, path),
 }
+
+
+def in_child(work: Any) -> int:
+    """Does the work in a process of its own, and returns its status; it may be killed."""
+    child = os.fork()
+    if child == 0:
+        work()
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
 
 
 def write_and_be_killed(kind: str, path: Path, calls: int) -> None:
@@ -77,27 +86,154 @@ def test_a_file_is_the_old_or_the_new_one_whenever_its_writer_is_killed(
     WRITERS[kind](path)
     new = path.read_bytes()
     path.write_bytes(b"old")
-    child = os.fork()
-    if child == 0:
-        write_and_be_killed(kind, path, calls)
-        os._exit(0)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    # Written through to the disk, renamed, and the name written through.
+    status = in_child(lambda: write_and_be_killed(kind, path, calls))
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    # Flushed to the disk, renamed, and the name flushed.
     if kind == "checkpoint" and calls == 3:
         assert checkpoints.read_checkpoint(path)["new"].sum() == 999
     else:
         assert path.read_bytes() == (new if calls == 3 else b"old")
+    files.write_text(tmp_path / "another", "")  # cleans up
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "another"}
 
 
-def test_partial_files_of_dead_processes_are_removed_and_no_others(tmp_path: Path) -> None:
+def test_a_folder_is_written_as_a_file_is(tmp_path: Path) -> None:
+    def write(fails: bool) -> None:
+        with files.atomic_write(tmp_path / "folder") as beside:
+            (beside / "in").mkdir(parents=True)
+            (beside / "in" / "file").touch()
+            if fails:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    in_child(lambda: write(fails=True))
+    assert len(list(tmp_path.iterdir())) == 1
+    write(fails=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (tmp_path / "folder" / "in" / "file").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_removed"),
+    [
+        (".{dead}.last.ckpt", True),  # of version 0.1
+        (".{dead}@{here}.last.ckpt", True),
+        (".{alive}.last.ckpt", False),
+        (".{alive}@{here}.last.ckpt", False),
+        (".{dead}@00000000.last.ckpt", False),  # of another machine, on a shared disk
+        (".{dead}.notes", False),
+        (".99999999999999999999.last.ckpt", False),
+        (".lock", False),
+        ("{dead}.last.ckpt", False),
+    ],
+)
+def test_partial_files_of_dead_processes_are_removed_and_no_others(
+    tmp_path: Path, name: str, is_removed: bool
+) -> None:
     child = os.fork()
     if child == 0:
         os._exit(0)
     os.waitpid(child, 0)
-    dead = tmp_path / "checkpoints" / f".{child}.last.ckpt"
-    alive, other = tmp_path / f".{os.getpid()}.text.txt", tmp_path / ".lock"
-    dead.parent.mkdir()
-    for path in (dead, alive, other):
-        path.touch()
+    with files.atomic_write(tmp_path / "file") as beside:
+        beside.touch()
+        here = beside.name.split("@")[1].split(".")[0]
+    path = tmp_path / "checkpoints" / name.format(dead=child, alive=os.getpid(), here=here)
+    path.parent.mkdir()
+    path.touch()
     files.remove_partial_files(tmp_path)
-    assert [path.exists() for path in (dead, alive, other)] == [False, True, True]
+    assert path.exists() != is_removed
+
+
+def test_no_signal_is_sent_on_windows_to_ask_for_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("it would be Ctrl-C"))
+    assert files._is_alive(1)
+
+
+@pytest.mark.parametrize("of_folder", [True, False])
+@pytest.mark.parametrize("call", ["open", "fsync"])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EACCES, errno.EIO])
+def test_a_file_system_without_fsync_is_written_and_a_broken_disk_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, of_folder: bool
+) -> None:
+    original = getattr(os, call)
+
+    def refuse(path: Any, *rest: Any) -> Any:
+        name = path if call == "open" else os.readlink(f"/proc/self/fd/{path}")
+        if os.path.isdir(name) == of_folder:
+            raise OSError(number, "refused")
+        return original(path, *rest)
+
+    path = tmp_path / "text.txt"
+    monkeypatch.setattr(os, call, refuse)
+    if number == errno.EINVAL or (of_folder and number == errno.EACCES):  # as Windows refuses
+        files.write_text(path, "text")
+        assert path.read_text() == "text"
+    else:
+        with pytest.raises(OSError, match=f"refused: '{path}'"):
+            files.write_text(path, "text")
+
+
+def test_names_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    path = tmp_path / f"{'x' * 250}.txt"
+    files.write_text(path, "text")
+    assert path.read_text() == "text"
+
+
+# Paths.
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home folder, which is also the current one."""
+    for name, value in {"HOME": str(tmp_path), "DEEP": "~/a", "EMPTY": ""}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("path", "expanded"),
+    [
+        *(("~", "."), ("~/x", "x"), ("$HOME/x", "x"), ("${HOME}/x", "x"), ("$DEEP/x", "a/x")),
+        ("~/$UNSET", "$UNSET"),  # which exists
+    ],
+)
+def test_a_path_is_expanded_as_a_shell_does(home: Path, path: str, expanded: str) -> None:
+    (home / "$UNSET").touch()
+    assert files.expand_path(path) == home / expanded
+    assert files.expand_path(Path(path)) == home / expanded
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("path", ["x", "a~/~", "no_such_user~", "price $5", "$", "${"])
+def test_other_paths_are_left(path: str) -> None:
+    assert files.expand_path(path) == Path(path)
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("name", ["UNSET", "EMPTY"])
+def test_a_variable_that_is_not_set_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^x/\${name}/y names the variable {name}, which is not"):
+        files.expand_path(f"x/${name}/y")
+
+
+# CSV files.
+
+
+@given(st.lists(st.one_of(st.text(), st.text("'=+-@\t\r\n 1"), st.integers(), st.floats())))
+def test_no_cell_is_a_formula_and_all_are_read_back(cells: list[Any]) -> None:
+    for cell in cells:
+        written = files.csv_cell(cell)
+        if not isinstance(cell, str):
+            assert written is cell
+        else:
+            assert written[:1] not in tuple("=+-@\t\r") or float(written) is not None
+            assert files.from_csv_cell(written) == cell
+
+
+def test_text_that_begins_like_a_formula_gets_an_apostrophe(tmp_path: Path) -> None:
+    text = {"a": "=cmd|' /C calc'!A0", "b": "@x", "c": "\t=1", "d": "+1+1", "e": "-x"}
+    files.write_csv(tmp_path / "x.csv", [text | {"f": -1.5, "g": "-1e-5"}])
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row == {name: f"'{cell}" for name, cell in text.items()} | {"f": "-1.5", "g": "-1e-5"}

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from digitlab.cli import main
-from tests.commands import refusal
+from digitlab.resume import recorded_threads
+from tests.commands import config_of, refusal
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
 VAL_LOSSES = [1.5919779539108276, 1.4453458786010742, 1.3117889165878296]
@@ -76,6 +77,7 @@ def test_an_old_pytorch_run_is_lengthened(copy_run: CopyRun) -> None:
     folder = copy_run("torch")
     before = read_csv(folder / "history.csv")
     assert main(["fit", "--run", str(folder), "--trainer.max_epochs", "3"]) == 0
+    assert config_of(folder)["threads"] == 1
     rows = read_csv(folder / "history.csv")
     assert rows[:2] == before
     assert [row["step"] for row in rows] == ["90", "180", "270"]
@@ -84,9 +86,13 @@ def test_an_old_pytorch_run_is_lengthened(copy_run: CopyRun) -> None:
     assert read_metrics(folder)["optimizer_steps"] == 270
 
 
-def test_an_old_pytorch_run_is_resumed_inside_an_epoch(copy_run: CopyRun) -> None:
+def test_an_old_pytorch_run_is_resumed_inside_an_epoch(
+    copy_run: CopyRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = copy_run("interrupted")
     assert main(["fit", "--run", str(folder)]) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == f"{folder} has no number of threads: using 1, see --threads"
     resumed, whole = (read_csv(path / "history.csv") for path in (folder, OLD_RUNS / "torch"))
     assert without_seconds(resumed[0]) == without_seconds(whole[0])
     expected = pytest.approx(without_seconds(whole[1]), rel=1e-4)  # other CPUs round differently
@@ -102,6 +108,18 @@ def test_a_finished_old_pytorch_run_is_left_as_it_is(
     assert main(["fit", "--run", str(folder)]) == 0
     assert "is finished: 2 epochs, 180 steps" in capsys.readouterr().out
     assert read_metrics(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("device", "threads"), [("cpu (1 thread)", 1), ("cpu (24 threads)", 24), ("Tesla T4", 5)]
+)
+def test_an_old_run_is_resumed_with_the_threads_that_it_recorded_else_with_torch_s(
+    device: str, threads: int, copy_run: CopyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 5)
+    folder = copy_run("torch")
+    (folder / "metrics.json").write_text(json.dumps({"device": device}), "utf-8")
+    assert recorded_threads(folder) == threads
 
 
 @pytest.mark.parametrize("options", [[], ["--trainer.max_epochs", "3"]])

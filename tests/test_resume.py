@@ -76,6 +76,8 @@ CHANGES = [
     ("--weights x.ckpt", "weights is x.ckpt, but"),
     ("--trainer.devices 2", "trainer.devices is 2, but the run in {} was started with 1"),
     ("--trainer.log_every_n_steps 7", "trainer.log_every_n_steps is 7, but"),
+    ("--threads 2", "threads is 2, but the run in {} was started with 1"),
+    ("--trainer.deterministic true", "trainer.deterministic is True, but the run in {} was"),
 ]
 
 
@@ -98,10 +100,11 @@ def test_a_changed_setting_is_refused_by_name(
 )
 def test_an_allowed_change_starts_the_epoch_over(half: Path, options: str, size: int) -> None:
     resume(half, "--allow_changes", "true", *options.split())
+    resume(half, "--trainer.max_epochs", "4")
     metrics = read_metrics(half)
-    assert (metrics["epochs"], metrics["optimizer_steps"]) == (3, 10 + 2 * size)
+    assert (metrics["epochs"], metrics["optimizer_steps"]) == (4, 10 + 3 * size)
     rows = (half / "history.csv").read_text().splitlines()[1:]
-    steps = [["1", "7"], ["2", str(10 + size)], ["3", str(10 + 2 * size)]]
+    steps = [["1", "7"], *([str(epoch), str(10 + (epoch - 1) * size)] for epoch in (2, 3, 4))]
     assert [row.split(",")[:2] for row in rows] == steps
 
 
@@ -115,14 +118,71 @@ def test_settings_that_do_not_change_the_result_may_change(half: Path, finished_
     assert differences(half, finished_run) == []
 
 
+def edit_numerics(folder: Path, **values: Any) -> None:
+    """Let the checkpoint be of another machine."""
+    last = folder / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    content["exact_resume"]["numerics"] |= values
+    torch.save(content, last)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("device", "cuda"),
+        ("threads", 3),
+        ("deterministic", True),
+        ("benchmark", True),
+        ("float32_matmul_precision", "medium"),
+        ("allow_tf32", False),
+    ],
+)
+def test_another_device_or_flag_is_refused_unless_inexact_resumes_are_allowed(
+    half: Path, refused: Any, name: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_numerics(half, **{name: value})
+    line = refused(half, "--trainer.max_steps", "-1")
+    assert re.fullmatch(f"{name} is .*, but the run had {value}: .*--allow_inexact_resume .*", line)
+    resume(half, "--allow_inexact_resume", "true")
+    (recorded,) = read_metrics(half)["inexact_resumes"]
+    assert re.fullmatch(f"from step 10 on, {name} is .*, but the run had {value}", recorded)
+    assert capsys.readouterr().err.endswith(f"is not bitwise equal: {recorded}\n")
+    assert commands.config_of(half)["allow_inexact_resume"]
+    resume(half, "--trainer.max_epochs", "4")
+    assert read_metrics(half)["inexact_resumes"] == [recorded]
+
+
+def test_allowed_threads_are_taken_and_recorded(half: Path) -> None:
+    resume(half, "--allow_inexact_resume", "true", "--threads", "2")
+    said = "from step 10 on, threads is 2, but the run had 1"
+    metrics = read_metrics(half)
+    assert (metrics["inexact_resumes"], metrics["device"]) == ([said], "cpu (2 threads)")
+    assert commands.config_of(half)["threads"] == 2
+
+
+def test_another_model_of_the_device_is_said_and_recorded(
+    half: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_numerics(half, device_model="Z80 (AVX512)")
+    resume(half)
+    (warning,) = capsys.readouterr().err.splitlines()[-1:]
+    assert re.search("is not bitwise equal: .* device_model is .*, but the run had Z80", warning)
+    metrics = read_metrics(half)
+    assert len(metrics.pop("inexact_resumes")) == 1
+    assert metrics.keys() == read_metrics(finished_run).keys()
+
+
 def test_an_option_that_older_versions_did_not_have_is_no_change(
     half: Path, finished_run: Path
 ) -> None:
     last = half / "checkpoints" / "last.ckpt"
     content = torch.load(last, weights_only=True)
     settings = content["exact_resume"]["settings"].splitlines()
-    kept = [line for line in settings if not line.startswith(("framework:", "output:"))]
+    added = ("framework:", "output:", "threads:", "allow_inexact_resume:")
+    kept = [line for line in settings if not line.startswith(added)]
     content["exact_resume"]["settings"] = "\n".join(kept)
+    for name in ("numerics", "inexact", "metrics"):
+        del content["exact_resume"][name]
     torch.save(content, last)
     resume(half)
     assert differences(half, finished_run) == []
@@ -147,6 +207,7 @@ def test_what_no_checkpoint_can_give_is_refused_whatever_is_allowed(
 
 def test_a_finished_run_stays_as_it_is(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "checkpoints" / "last.ckpt").read_bytes()
+    capsys.readouterr()
     resume(finished)
     assert capsys.readouterr().out == (
         f"{finished} is finished: 3 epochs, 21 steps; lengthen it by a larger --trainer.max_epochs "

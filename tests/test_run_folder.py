@@ -1,12 +1,20 @@
+import errno
+import fcntl
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from digitlab import run_folder
+from digitlab.cli import main
+from digitlab.errors import InputError, reading_input
+from tests.commands import refusal
 
 CREATE_TEN = """
 import sys
@@ -64,6 +72,35 @@ def test_latest_is_the_run_that_was_started_last(tmp_path: Path) -> None:
     assert run_folder.find_run(str(first), tmp_path) == first
 
 
+@pytest.mark.parametrize("kind", ["dangling", "loop", "folder", "unreadable", "removed"])
+def test_a_broken_entry_does_not_hide_the_latest_run(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, "name", started=100)
+    config = make_run(tmp_path, "name", started=300) / "config.yaml"
+    stat, calls = Path.stat, 0
+
+    def fail(path: Path, **options: Any) -> Any:
+        nonlocal calls
+        if path == config:
+            calls += 1
+            if kind == "unreadable":
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            if calls > 1:  # after the question whether it is a file
+                raise FileNotFoundError(errno.ENOENT, "No such file", str(path))
+        return stat(path, **options)
+
+    if kind in ("unreadable", "removed"):
+        monkeypatch.setattr(Path, "stat", fail)
+    else:
+        config.unlink()
+        if kind == "folder":
+            config.mkdir()
+        else:
+            config.symlink_to("nowhere" if kind == "dangling" else config)
+    assert run_folder.find_run("latest", tmp_path) == run
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no run in .*: train one with digitlab fit"):
         run_folder.find_run("latest", tmp_path)
@@ -113,6 +150,31 @@ def test_a_locked_run_is_refused_until_it_is_released(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    expected = f"'{tmp_path}'; the file system has no locks, so give"
+    with pytest.raises(InputError, match=expected), reading_input():
+        run_folder.lock_run(tmp_path)
+
+
+def test_a_run_of_another_user_is_to_be_copied(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    for command in (["fit"], ["test"], ["validate"], ["predict"]):
+        line = refusal(capsys, *command, "--run", str(finished_run))
+        assert f"copy it, cp -r {finished_run} my-version_0, and name the copy" in line
+    assert "may not be written: give --out FILE.html" in refusal(
+        capsys, "report", str(finished_run)
+    )
+
+
 def test_a_removed_run_leaves_others_of_its_name(tmp_path: Path) -> None:
     first, second = (run_folder.create_run_dir(tmp_path, "name") for _ in range(2))
     run_folder.remove_run_dir(first)
@@ -131,3 +193,117 @@ def test_updating_metrics_keeps_what_others_have_written(tmp_path: Path) -> None
     with pytest.raises(TypeError):
         run_folder.update_metrics(tmp_path, {"model": object()})
     assert run_folder.read_metrics(tmp_path) == expected
+
+
+HEAD = "epoch,step,train_loss,train_accuracy,val_loss,val_accuracy,learning_rate,seconds\n"
+SHORT: Any = {"ids": lambda value: repr(value[:20])}
+DEEP, LONG = b"[" * 100_000, b"1" * 5000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"null", b"[1]", b"\x00\xff", "a: 1".encode("utf-16"), DEEP, b"a: " + LONG),
+        *(
+            b"a:\n\tb: 1",
+            b"a: 2024-99-99",
+            b"a: !!int",
+            b"a: &a [*a]",
+            b"a: !!python/name:os.system",
+        ),
+        *(b"model: 1", b"model: {class_path: 1}", b"model: {class_path: x}\ndata:"),
+    ],
+    **SHORT,
+)
+def test_a_damaged_config_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=f"^{tmp_path}/config.yaml is damaged: (.|\n)+; restore it"
+    ):
+        run_folder.read_config(tmp_path, run_folder.NEEDED)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"null", b"[1]", b"\x00\xff", "{}".encode("utf-16"), DEEP, b'{"a": ' + LONG + b"}"),
+        *(b'{"test": {"acc', b'{"a": ' + b"1" * 400 + b"}"),
+    ],
+    **SHORT,
+)
+def test_damaged_metrics_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "metrics.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{tmp_path}/metrics.json is damaged: .+; restore it"):
+        run_folder.read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("1e300,1,1,1,1,1,1,1", "-1,1,1,1,1,1,1,1", "1,1,1e300,1,1,1,1,1", "1,1,1,1,1,7,1,1"),
+        *("1,1,1,x,1,1,1,1", "\0", "1" * 5000, "[" * 100_000),
+    ],
+    **SHORT,
+)
+def test_a_damaged_history_is_named(tmp_path: Path, line: str) -> None:
+    assert run_folder.read_history(tmp_path).empty
+    (tmp_path / "history.csv").write_text(f"{HEAD}{line}\n")
+    with pytest.raises(ValueError, match=f"^{tmp_path}/history.csv is damaged: .+; restore it"):
+        run_folder.read_history(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_is_no_damage(tmp_path: Path) -> None:
+    (tmp_path / "history.csv").write_text(f"{HEAD}1,7,inf,0.1,nan,,0.1,1\n2,14,3e38,1,,0,1,1\n")
+    history = run_folder.read_history(tmp_path)
+    assert history.fillna(-1).to_numpy().tolist() == [[1, -1, 0.1, -1, -1], [2, 3e38, 1, -1, 0]]
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "metrics.json"])
+@pytest.mark.parametrize("command", ["fit --run", "test --run", "validate --run", "predict --run"])
+def test_every_command_names_a_damaged_file_before_any_work(
+    command: str,
+    file: str,
+    finished_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if (command, file) == ("predict --run", "metrics.json"):
+        pytest.skip("it neither reads nor writes that file")
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    (run / file).write_text("{")
+    before = sorted(run.rglob("*"))
+    line = refusal(capsys, *command.split(), str(run))
+    assert re.match(rf"{run / file} is damaged: it is not valid (YAML|JSON).*; restore it", line)
+    assert sorted(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("setting", ["batch_size: [", "no_such_setting: 1", "in: {a: }"])
+def test_a_setting_that_is_refused_is_the_config_s_fault_not_the_flags(
+    setting: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    with (run / "config.yaml").open("a") as file:
+        file.write(f"{setting}\n")
+    line = refusal(capsys, "fit", "--run", str(run), "--trainer.max_epochs", "5")
+    assert "config.yaml is damaged: " in line
+    line = refusal(capsys, "fit", "--run", str(finished_run), "--trainer.max_epoch", "5")
+    assert line == "there is no option 'trainer.max_epoch': did you mean 'trainer.max_epochs'?"
+
+
+def test_a_score_is_printed_before_it_is_written(
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    assert main(["test", "--run", str(run)]) == 1
+    shown = capsys.readouterr()
+    assert "Test accuracy " in shown.out
+    expected = f"[Errno 28] No space left on device: '{run}/metrics.json'; make room there, or give"
+    assert shown.err == f"digitlab: error: {expected} another folder\n"

@@ -35,12 +35,6 @@ def test_a_score_is_that_of_the_whole_whatever_the_batches(batch_size: int) -> N
     assert (score["n"], score["accuracy"]) == (50, score["correct"] / 50)
 
 
-def test_a_mean_of_batch_means_would_be_another_number() -> None:
-    means = [cross_entropy(x, labels) for x, labels in batches(32, LOGITS, LABELS)]
-    mean_of_means = torch.stack(means).mean().item()
-    assert abs(mean_of_means - summed(32).score()["loss"]) > 1e-3
-
-
 def test_sums_stay_exact_over_more_images_than_float32_can_count() -> None:
     sums = RunningScore(CPU)
     sums.loss += 2.0**24  # where float32 has no odd numbers

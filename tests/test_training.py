@@ -1,5 +1,10 @@
 """Training through Lightning's trainer against a plain PyTorch loop, mostly bit for bit."""
 
+import copy
+import io
+import math
+import multiprocessing
+import pickle
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
 from digitlab.classifier import Classifier
+from digitlab.data import DigitsDataModule, ImageDataModule
 from digitlab.models import MLP, PyTorchExampleNet
 from tests.fitting import (
     BATCHES,
@@ -66,11 +72,63 @@ def test_the_seed_decides_about_order_and_dropout() -> None:
     assert not torch.equal(first.network.get_parameter("fc1.weight"), second.network[1].weight)  # type: ignore[index]
 
 
-def test_validation_and_its_sanity_check_leave_training_alone() -> None:
+def test_validation_and_its_sanity_check_leave_weights_and_training_scores_alone() -> None:
     ours, theirs = both(MLP)
-    fit(ours, max_epochs=2, val_check_interval=3, num_sanity_val_steps=2)
-    fit(theirs, max_epochs=2, limit_val_batches=0)
+    loggers = Recording(), Recording()
+    options: dict[str, Any] = {"max_epochs": 2, "log_every_n_steps": BATCHES}
+    often: dict[str, Any] = {"val_check_interval": 0.5, "num_sanity_val_steps": 2}
+    fit(ours, logger=loggers[0], **often, **options)
+    fit(theirs, logger=loggers[1], limit_val_batches=0, **options)
     assert_bitwise_equal(weights(ours), weights(theirs))
+    for name in ("train/loss", "train/accuracy"):
+        assert loggers[0].series(name) == loggers[1].series(name)
+    assert len(loggers[0].series("val/loss")) == 4
+
+
+def saved_and_loaded(thing: Any) -> Any:
+    torch.save(thing, file := io.BytesIO())
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES: list[Callable[[Any], Any]] = [
+    lambda thing: pickle.loads(pickle.dumps(thing)),
+    saved_and_loaded,
+    copy.deepcopy,
+]
+
+
+@pytest.mark.parametrize("clone", COPIES, ids=["pickle", "torch.save", "deepcopy"])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_pickled_model_and_its_data_module_train_and_score_alike(
+    steps: int, clone: Callable[[Any], Any]
+) -> None:
+    model, data = small_mlp(steps_per_execution=steps), TinyDataModule()
+    options: dict[str, Any] = {"max_epochs": -1, "max_steps": 9}
+    run = trainer(**options)
+    run.fit(model, data)
+    copied, its_data, loader = clone((model, data, run.train_dataloader))
+    assert (its_data.trainer, copied._trainer) == (None, None)
+    assert sum(len(labels) for _, labels, *_ in loader) == 200  # no trainer limits it
+    for one, its in ((model, data), (copied, its_data)):
+        seed_everything(3, verbose=False)
+        trainer(**options).fit(one, its)
+    assert_bitwise_equal(weights(model), weights(copied))
+    scores = [it.evaluate(TinyDataModule().test_dataloader()) for it in (model, copied)]
+    assert scores[0] == scores[1]
+
+
+def score_of(model: Classifier, data: ImageDataModule) -> dict[str, Any]:
+    return dict(model.evaluate(data.test_dataloader()))
+
+
+def test_a_spawned_process_takes_a_model_and_a_data_module() -> None:
+    model, data = PyTorchExampleNet(), DigitsDataModule()
+    trainer(limit_train_batches=2).fit(model, data)
+    # Takes seconds, since the process imports everything anew.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        score = pool.apply(score_of, (model, data))
+    assert score == score_of(model, data)
 
 
 @pytest.mark.parametrize("norm", [0.05, 1.0])
@@ -88,20 +146,17 @@ def test_clipping_is_that_of_torch(norm: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("name", "values", "rule"),
     [
-        ({"gradient_clip_norm": 0.0}, "gradient_clip_norm is 0.0: give a norm above 0"),
-        ({"gradient_clip_norm": float("nan")}, "gradient_clip_norm is nan: give a norm above 0"),
-        ({"label_smoothing": -0.1}, "label_smoothing is -0.1: it must be from 0 to 1"),
-        ({"label_smoothing": 1.1}, "label_smoothing is 1.1: it must be from 0 to 1"),
-        ({"label_smoothing": float("nan")}, "label_smoothing is nan: it must be from 0 to 1"),
-        ({"steps_per_execution": 0}, "steps_per_execution is 0: it must be at least 1"),
-        ({"steps_per_execution": -2}, "steps_per_execution is -2: it must be at least 1"),
+        ("gradient_clip_norm", [0.0, math.nan], "give a norm above 0"),
+        ("label_smoothing", [-0.1, 1.1, math.nan], "it must be from 0 to 1"),
+        ("steps_per_execution", [0, -2], "it must be at least 1"),
     ],
 )
-def test_arguments_out_of_range_are_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        MLP(**options)
+def test_arguments_out_of_range_are_refused(name: str, values: list[float], rule: str) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=f"{name} is {value}: {rule}"):
+            MLP(**{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("fused", [True, False])

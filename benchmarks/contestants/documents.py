@@ -1,8 +1,9 @@
 """The documents' own pattern: torchvision's data set, a transform per sample, a plain loop.
 
-Both PyTorch programs are followed in what they read back from a step: document B's reads loss and
-correct answers of each and prints every 50; document A's, the example net, reads every tenth loss.
-The two recipes that document A wrote for Keras and TensorFlow are trained as document B's are.
+As the documents' PyTorch programs do, it reads values back from the steps: document B's program
+reads the loss and the correct answers of each step and prints every 50 steps; document A's, the
+example net, reads every tenth loss. Document A's recipes for Keras and TensorFlow are trained in
+document B's way.
 """
 
 import sys
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 class Progress:
-    """What a document's program reads from a step, and prints."""
+    """The values that a document's program reads and prints."""
 
     def read(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Read a step's values, before its gradients are computed."""

@@ -1,6 +1,6 @@
 """The raw in-memory loop: images stay uint8 in memory, a batch is gathered and normalized at once.
 
-It adds up loss and correct answers, and does nothing else that the training does not need.
+Beside training, it only adds up the losses and the correct answers.
 """
 
 import sys
@@ -49,7 +49,7 @@ def main() -> None:
 def _batches(
     recipe: Recipe, device: str, layout: torch.memory_format
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Serve shuffled batches without an end."""
+    """Yield shuffled batches without an end."""
     split, normalize = recipe.training_split(), _normalization(recipe, device)
     images = split.data[recipe.train_images, None].to(device)
     labels = split.targets[recipe.train_images].to(device)

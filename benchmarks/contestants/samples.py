@@ -1,4 +1,4 @@
-"""The documents' way to images: one at a time, each through torchvision's transforms."""
+"""The documents' loader: one image at a time, through torchvision's transforms."""
 
 from typing import Any
 

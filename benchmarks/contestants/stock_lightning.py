@@ -1,7 +1,7 @@
 """The documents' loader under a stock Lightning Trainer, as its guide teaches.
 
 Loss and torchmetrics' accuracy are logged each step; bar, TensorBoard logger and checkpoints are
-on, with Lightning's own settings. Its own bar is Rich's where that is installed, as Keras does.
+on, with Lightning's own settings. Its bar is Rich's if Rich is installed, as it is with Keras.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ from benchmarks.recipes import Recipe, read_recipe
 
 
 class StockModule(LightningModule):
-    """A network with what Lightning's guide puts around it.
+    """A network as a LightningModule in the style of Lightning's guide.
 
     Args:
         recipe: What to train.
@@ -51,8 +51,10 @@ class StockModule(LightningModule):
 def main() -> None:
     """Train until there are no more turns."""
     parser = contestant_parser(__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="Takes what the run writes.")
-    parser.add_argument("--tqdm", action="store_true", help="The bar of a lone Lightning.")
+    parser.add_argument("--folder", type=Path, required=True, help="Folder for the run's files.")
+    parser.add_argument(
+        "--tqdm", action="store_true", help="Use the bar of Lightning without Rich."
+    )
     args = parser.parse_args()
     callbacks: list[Callback] = [TakeTurns(args.steps)]
     trainer = Trainer(

@@ -3,9 +3,9 @@
     python -m benchmarks.endurance [PART …] [--kills 200] [--fits 1000] [--seed 0]
 
 Without the name of a part all are done: `price`, what a checkpoint costs; `kills`, random kills of
-runs of all architectures; `fits`, a thousand in a row in one process; `faults`, every test of a
-fault. It takes some 40 minutes on two cores. A part's
-results take the place of its earlier ones in docs/results/reliability.json.
+runs of all architectures in both frameworks; `fits`, a thousand in a row in one process; `faults`,
+every test of a fault. It takes some 40 minutes on two cores. A part's results take the place of its
+earlier ones in docs/results/reliability.json.
 """
 
 import json

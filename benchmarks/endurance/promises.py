@@ -35,7 +35,10 @@ PROMISES = (
     Promise(
         _KILLED,
         "SIGKILL while a file is written or renamed, in validation, in the final evaluation",
-        ("test_moments.py::test_a_run_that_was_killed", "test_moments.py::test_a_run_that_is"),
+        (
+            "test_moments.py::test_a_run_that_was_killed",
+            *("test_moments.py::test_a_run_that_is", "test_moments.py::test_a_run_that_ended"),
+        ),
     ),
     Promise(
         "a moved run is resumed", "its folder is moved", ("test_moments.py::test_a_run_that_was_m",)
@@ -90,6 +93,11 @@ PROMISES = (
         ("test_signals.py",),
     ),
     Promise(
+        "output that cannot be written ends no training",
+        "a full disk, closed streams, a terminal and a pipe that are lost in the second epoch",
+        ("test_streams.py",),
+    ),
+    Promise(
         "a pre-empted SLURM job resumes by itself",
         "SIGUSR1, with a stand-in for `scontrol`",
         ("test_slurm.py",),
@@ -127,6 +135,8 @@ PROMISES = (
             "test_launchers.py::test_two",
             "test_launchers.py::test_a_signal",
             "test_launchers.py::test_sigterm",
+            "test_launchers.py::test_ranks",
+            "test_launchers.py::test_forked",
             *("test_processes.py", "test_torchrun.py", "test_launched.py::test_ctrl"),
             *("test_launched.py::test_sigterm", "test_launched.py::test_whoever"),
         ),

@@ -3,7 +3,9 @@
 import hashlib
 import io
 import pickle
+from difflib import get_close_matches
 from inspect import signature
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
@@ -14,6 +16,11 @@ from torch import Tensor
 
 from digitlab import files
 from digitlab.classifier import Classifier
+from digitlab.distributed import print_rank_zero
+from digitlab.terminal import command
+
+_PREFIXES = {"module", "_orig_mod", "model", "network"}
+"""What DDP, `torch.compile`, other Lightning modules and `Classifier` put before a name."""
 
 _RENAMED_CALLBACKS = {
     "Results": "FinalEvaluation",
@@ -119,25 +126,32 @@ def _current_key(key: str) -> str:
 def load_weights(model: Classifier, path: Path) -> None:
     """Copy the weights of a file into a model, all or none of them.
 
+    What other programs add is left out, and a printed line says so: the prefixes `module.`,
+    `_orig_mod.`, `model.` and `network.` of names, and a dict around the state dict, under
+    `state_dict`, `model_state_dict` or `model`.
+
     Args:
         model: A model of the weights' architecture.
         path: A Lightning checkpoint, or a state dict as `torch.save(net.state_dict(), path)`
-            writes it, whose names may lack the prefix `network.`.
+            writes it.
 
     Raises:
         ValueError: The file is not a checkpoint, needs code to be loaded, or belongs to another
             architecture.
     """
-    weights, settings = _read(path)
-    if not any(name.startswith("network.") for name in weights):
-        weights = {f"network.{name}": value for name, value in weights.items()}
-    difference = _differing_settings(model, settings) or _differing_shapes(model, weights)
+    content, settings, wrapper = _read(path)
+    weights, prefixes = _rename(model, content, path)
+    difference = _differing_settings(model, settings) or _differing_shapes(model, weights, content)
     if difference:
         raise ValueError(
             f"{path} is of another architecture than {type(model).__name__}: {difference}; "
             "give a checkpoint of this architecture, or the --model that it was made with"
         )
     model.load_state_dict(weights)
+    if wrapper or prefixes:
+        under = f"took the weights under {wrapper}" if wrapper else ""
+        stripped = f"stripped {', '.join(prefixes)} from their names" if prefixes else ""
+        print_rank_zero(f"{path}: {' and '.join(filter(None, (under, stripped)))}")
 
 
 def sha256(path: Path) -> str:
@@ -146,23 +160,81 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a file's weights, and the settings of their model if the file has them."""
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Read a file's weights, their model's settings if it has them, and the keys around them."""
     if path.is_file() and path.suffix in (".keras", ".h5"):
         raise ValueError(
-            f"{path} is a Keras model: convert it to a run, digitlab convert {path} RUN_DIR "
-            "--config CONFIG, and give its checkpoints/last.ckpt"
+            f"{path} is a Keras model: convert it to a run, {command('digitlab', 'convert', path)} "
+            "RUN_DIR --config CONFIG, and give its checkpoints/last.ckpt"
         )
     content = read_checkpoint(path)
     settings: dict[str, Any] = {}
+    wrapper: list[str] = []
     if isinstance(content, dict) and "keras" in content:
         raise ValueError(f"{path} is a checkpoint of a Keras run: give that run's model.keras")
-    if isinstance(content, dict) and "state_dict" in content:
-        settings = content.get("hyper_parameters") or {}
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not content or not all(isinstance(k, str) for k in content):
+    while holders := _holders(content):
+        if len(holders) > 1:
+            raise ValueError(
+                f"{path} holds weights under {' and '.join(holders)}: save the state dict that you "
+                "mean alone"
+            )
+        settings = content.get("hyper_parameters") or settings
+        if "pytorch-lightning_version" not in content:  # whose checkpoints are the usual ones
+            wrapper += holders
+        content = content[holders[0]]
+    if not _is_state_dict(content):
         raise ValueError(f"{path} holds no state dict: give a checkpoint or a saved state dict")
-    return content, settings
+    return content, settings if isinstance(settings, dict) else {}, ".".join(wrapper)
+
+
+def _holders(content: Any) -> list[str]:
+    """List the keys under which a file has weights, if it is a dict around a state dict."""
+    if not isinstance(content, dict):
+        return []
+    inner = ((key, content.get(key)) for key in ("state_dict", "model_state_dict", "model"))
+    return [key for key, value in inner if _is_state_dict(value) or _holders(value)]
+
+
+def _is_state_dict(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and all(isinstance(name, str) for name in content)
+        and any(isinstance(value, Tensor) for value in content.values())
+    )
+
+
+def _rename(
+    model: Classifier, weights: dict[str, Any], path: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """Rename weights as the model's, and list the prefixes that this strips from their names."""
+    ours = {_split_name(name)[1]: name for name in model.state_dict()}
+    sources: dict[str, str] = {}
+    prefixes = set()
+    for name in weights:
+        prefix, bare = _split_name(name)
+        new = ours.get(bare, name) if len(ours) == len(model.state_dict()) else name
+        if new in sources:
+            raise ValueError(
+                f"{path} has {sources[new]} and {name}, as if of two models: give the state dict "
+                "of one"
+            )
+        sources[new] = name
+        if prefix and new not in (name, f"network.{name}"):
+            prefixes.add(prefix)
+    return {new: weights[name] for new, name in sources.items()}, sorted(prefixes)
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Separate what wrappers add to a weight's name.
+
+    >>> _split_name("module.network._orig_mod.conv1.weight")
+    ('module.network._orig_mod.', 'conv1.weight')
+    """
+    *modules, weight = name.split(".")
+    added = list(takewhile(_PREFIXES.__contains__, modules))
+    kept = [it for it in modules[len(added) :] if it != "_orig_mod"]  # of a module compiled alone
+    added += ["_orig_mod"] * (len(modules) - len(added) - len(kept))
+    return "".join(f"{it}." for it in added), ".".join([*kept, weight])
 
 
 def _differing_settings(model: Classifier, theirs: dict[str, Any]) -> str | None:
@@ -174,11 +246,15 @@ def _differing_settings(model: Classifier, theirs: dict[str, Any]) -> str | None
     return None
 
 
-def _differing_shapes(model: Classifier, weights: dict[str, Any]) -> str | None:
+def _differing_shapes(
+    model: Classifier, weights: dict[str, Any], content: dict[str, Any]
+) -> str | None:
     for name, ours in model.state_dict().items():
         theirs = weights.get(name)
         if not isinstance(theirs, Tensor):
-            return f"it has no {name}"
+            tensors = [known for known, value in content.items() if isinstance(value, Tensor)]
+            (nearest,) = get_close_matches(name, tensors, n=1, cutoff=0)
+            return f"it has no {name}, but {nearest}"
         if theirs.shape != ours.shape:
             return f"its {name} is {tuple(theirs.shape)}, not {tuple(ours.shape)}"
     if extra := weights.keys() - model.state_dict().keys():

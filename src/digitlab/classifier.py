@@ -1,10 +1,7 @@
-"""`Classifier`, the base of every architecture: loss, scores, optimizer.
-
-It uses private names, checked against Lightning 2.6 (`_trainer`) and torch 2.15 (the base class of
-dropout layers, and the mark of fused optimizers).
-"""
+"""`Classifier`, the base of every architecture: loss, scores, optimizer."""
 
 from collections.abc import Iterable
+from inspect import signature
 from typing import Any, Literal, Self
 
 import torch
@@ -18,8 +15,18 @@ from torch.optim import Optimizer
 from digitlab.batches import Batch
 from digitlab.execution import MultiStepModule, epoch_end_step, log_metrics
 from digitlab.scores import RunningScore, Score, describe_predictions
+from digitlab.settings import check_types
 
 Phase = Literal["train", "val", "test"]
+
+DROPOUTS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 
 
 class Classifier(MultiStepModule):
@@ -40,7 +47,8 @@ class Classifier(MultiStepModule):
         network: Maps images to logits.
         optimizer: Makes the optimizer of the parameters. The default is Adam with a learning rate
             of 0.001, as in most of the documents' runs, in its fused implementation, which equals
-            the other except for rounding.
+            the other except for rounding. A model is pickled with it: to pickle yours, give a
+            `functools.partial` or a module's function, not a lambda.
         lr_scheduler: Makes the optimizer's learning rate scheduler. By default the learning rate is
             constant, as in the documents.
         lr_scheduler_interval: Step the scheduler after every epoch or every optimizer step.
@@ -59,7 +67,7 @@ class Classifier(MultiStepModule):
             CPUs and GPUs. It changes results by rounding.
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: A setting is of another type, or a number out of its range.
     """
 
     def __init__(
@@ -77,6 +85,7 @@ class Classifier(MultiStepModule):
         steps_per_execution: int = 1,
         channels_last: bool = False,
     ) -> None:
+        check_types(Classifier, locals())
         super().__init__(steps_per_execution)
         if gradient_clip_norm is not None and not gradient_clip_norm > 0:
             raise ValueError(
@@ -110,7 +119,7 @@ class Classifier(MultiStepModule):
         super().train(mode)
         if self.dropout_in_evaluation:
             for module in self.modules():
-                if isinstance(module, nn.modules.dropout._DropoutNd):
+                if isinstance(module, DROPOUTS):
                     module.train()
         return self
 
@@ -133,7 +142,7 @@ class Classifier(MultiStepModule):
         super().check_supported(trainer)
         if self.gradient_clip_norm is None or trainer.precision != "16-mixed":
             return
-        if any(getattr(it, "_step_supports_amp_scaling", False) for it in trainer.optimizers):
+        if any(group.get("fused") for it in trainer.optimizers for group in it.param_groups):
             raise ValueError(
                 f"gradient_clip_norm is {self.gradient_clip_norm}: a fused optimizer under "
                 "16-mixed cannot be clipped; use bf16-mixed, or an optimizer with fused: false"
@@ -213,7 +222,7 @@ class Classifier(MultiStepModule):
     def predict_step(self, batch: Batch | Tensor, batch_idx: int = 0) -> dict[str, Any]:
         """Classify a batch of images, with or without labels, as `describe_predictions`."""
         images, *labels = (batch,) if isinstance(batch, Tensor) else batch
-        names = getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
+        names = getattr(getattr(self.attached_trainer, "datamodule", None), "class_names", None)
         logits = _at_least_float32(self(images))
         return describe_predictions(logits, labels[0] if labels else None, names)
 
@@ -223,7 +232,8 @@ class Classifier(MultiStepModule):
 
         Inside a run it computes in the run's precision and sums over all processes.
         """
-        precision = self._trainer.precision_plugin if self._trainer else Precision()
+        trainer = self.attached_trainer
+        precision = trainer.precision_plugin if trainer else Precision()
         was_training = self.training
         self.eval()
         sums = RunningScore(self.device)
@@ -273,11 +283,17 @@ class Classifier(MultiStepModule):
         return loss, logits
 
     def _score(self, sums: RunningScore) -> Score:
-        return (sums.reduce(self._trainer.strategy) if self._trainer else sums).score()
+        trainer = self.attached_trainer
+        return (sums.reduce(trainer.strategy) if trainer else sums).score()
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+# jsonargparse reads the default's class and settings from a lambda; pickle finds it by this name.
+default_optimizer = signature(Classifier.__init__).parameters["optimizer"].default
+default_optimizer.__qualname__ = "default_optimizer"
 
 
 def initialize_as_keras(module: nn.Module) -> None:

@@ -1,14 +1,15 @@
 """Ranks: collective operations, seeds, lost ranks, torchrun and SLURM.
 
-Touches private parts of Lightning, checked against 2.6: the rank before there is a trainer, and the
-launcher's child processes.
+Touches private parts of Lightning, checked against 2.6: the rank before there is a trainer, signal
+handlers, and the function that a child process runs.
 """
 
+import multiprocessing
 import os
 import random
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from digitlab import files
 from digitlab.errors import RunError
@@ -85,11 +87,13 @@ def watch_ranks(trainer: Trainer) -> Iterator[None]:
     Raises:
         RunError: Another rank was lost.
     """
-    launcher = trainer.strategy.launcher
     try:
         yield
-        for child in _children(launcher):
+        for child in _children(trainer):
             child.wait(_GRACE)
+    except (ProcessExitedException, ProcessRaisedException) as error:
+        *_, last = str(error).splitlines()  # of its traceback
+        raise RunError(f"rank {error.error_index} failed: {last} (--debug shows more)") from error
     except RuntimeError as error:
         # gloo has no error class of its own.
         if not isinstance(error, torch.distributed.DistError) and "/gloo/" not in str(error):
@@ -98,12 +102,84 @@ def watch_ranks(trainer: Trainer) -> Iterator[None]:
     except subprocess.TimeoutExpired:
         pass  # it has nothing left to save
     finally:
-        for child in _children(launcher):
+        for child in _children(trainer):
             child.kill()
+        if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+            for process in multiprocessing.active_children():  # of a start that was interrupted
+                process.kill()
 
 
-def _children(launcher: Any) -> "list[subprocess.Popen[bytes]]":
-    return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+def _children(trainer: Trainer) -> "list[subprocess.Popen[bytes]]":
+    started = getattr(trainer.strategy.launcher, "procs", [])
+    return [child for child in started if isinstance(child, subprocess.Popen)]
+
+
+def ignore_lightning_signals(trainer: Trainer) -> None:
+    """Keep a trainer from setting signal handlers: they save in mid-step, and exit with 0 or 1."""
+    trainer._signal_connector.register_signal_handlers = _register_none  # type: ignore[method-assign]
+
+
+def _register_none() -> None:
+    """Do nothing; a lambda would not pickle."""
+
+
+Reported = Callable[[BaseException, Trainer], BaseException | None]
+
+
+class RankLauncher(_MultiProcessingLauncher):
+    """Starts ranks by multiprocessing, as `ddp_spawn`, `ddp_fork` and `ddp_notebook` do.
+
+    Args:
+        launcher: Lightning's, which it replaces.
+        inside: Makes the context in which each rank trains.
+        reported: Gives what the main process raises for an error that all ranks raise together;
+            None for any other error.
+    """
+
+    def __init__(
+        self,
+        launcher: _MultiProcessingLauncher,
+        inside: Callable[[], AbstractContextManager[None]],
+        reported: Reported,
+    ) -> None:
+        super().__init__(launcher._strategy, launcher._start_method)
+        self.inside = inside
+        self.reported = reported
+
+    def _wrapping_function(
+        self, process_idx: int, trainer: Any, function: Any, args: Any, kwargs: Any, queue: Any,
+        states: Any = None,
+    ) -> None:  # fmt: skip
+        with self.inside():
+            try:
+                super()._wrapping_function(
+                    process_idx, trainer, function, args, kwargs, queue, states
+                )
+            except BaseException as error:
+                if (reported := self.reported(error, trainer)) is None:
+                    raise
+                if process_idx == 0:
+                    saved = [getattr(it, "saved_step", 0) for it in trainer.checkpoint_callbacks]
+                    queue.put((reported, saved))
+
+    def _recover_results_in_main_process(self, worker_output: Any, trainer: Trainer) -> None:
+        if not isinstance(worker_output[0], BaseException):
+            return super()._recover_results_in_main_process(worker_output, trainer)
+        error, saved = worker_output
+        for callback, step in zip(trainer.checkpoint_callbacks, saved, strict=True):
+            callback.saved_step = step  # type: ignore[attr-defined]  # for the message
+        raise error
+
+
+def replace_launcher(
+    trainer: Trainer,
+    inside: Callable[[], AbstractContextManager[None]],
+    reported: Reported,
+) -> None:
+    """Let ranks that multiprocessing starts, if any, train in a context; see `RankLauncher`."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _MultiProcessingLauncher):
+        trainer.strategy._launcher = RankLauncher(launcher, inside, reported)
 
 
 _NOTE = ".slurm_job"

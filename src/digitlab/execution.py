@@ -5,13 +5,16 @@ on under Lightning's manual optimization, which counts the steps, synchronizes t
 scales the gradients. K = 1 is Lightning's automatic optimization. The weights are the same, bit for
 bit.
 
-Private names of Lightning are used here, checked against version 2.6.
+Private names of Lightning are used here, checked against version 2.6: a module's `_trainer` and
+`_current_fx_name`, `call._call_callback_hooks`, an optimizer's `_on_before_step` and
+`_on_after_step`, the loops' `_can_stop_early` and `_batches_that_stepped`, and `ModelCheckpoint`'s
+`_every_n_train_steps` and `_train_time_interval`.
 """
 
 import inspect
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -37,9 +40,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from digitlab.batches import Batch, Block
 from digitlab.distributed import seed_per_rank
 from digitlab.optimizers import Step, fused_adam_step
+from digitlab.settings import CheckedSettings
 
 
-class MultiStepModule(LightningModule):
+class MultiStepModule(CheckedSettings, LightningModule):
     """Makes one optimizer step per batch, or several per `training_step`.
 
     A subclass computes the loss of a batch in `batch_loss` and, for the log, the scores since the
@@ -66,6 +70,11 @@ class MultiStepModule(LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
+
+    @property
+    def attached_trainer(self) -> Trainer | None:
+        """The trainer, if the model has one."""
+        return self._trainer
 
     def batch_loss(self, batch: Batch) -> Tensor:
         """Compute the mean loss of a batch, a scalar to be minimized."""
@@ -207,10 +216,9 @@ class MultiStepModule(LightningModule):
             for parameter in group["params"]:
                 parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer._on_before_step()  # counts the step
-        self.on_before_optimizer_step(optimizer.optimizer)
-        step()
-        optimizer._on_after_step()
+        with counted_step(optimizer):
+            self.on_before_optimizer_step(optimizer.optimizer)
+            step()
 
     def _can_skip_hooks(self) -> bool:
         """Return whether there is no rank to synchronize, no gradient to scale, no hook to call."""
@@ -260,6 +268,14 @@ class NullProfiler(PassThroughProfiler):
     def profile(self, action_name: str) -> Any:
         """Return a context that does nothing."""
         return self._nothing
+
+
+@contextmanager
+def counted_step(optimizer: LightningOptimizer) -> Iterator[None]:
+    """Count and profile a step that is made in the `with` block, not by `optimizer.step`."""
+    optimizer._on_before_step()
+    yield
+    optimizer._on_after_step()
 
 
 def learning_rate(optimizer: Optimizer) -> float | None:

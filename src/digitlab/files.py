@@ -1,55 +1,179 @@
-"""Files that are written atomically: a crash or a full disk leaves the old file or the new one."""
+"""Paths and files: paths are expanded, and files are written atomically.
+
+A crash or a full disk leaves the old file or the new one.
+"""
 
 import csv
+import errno
 import io
 import os
+import platform
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from zlib import crc32
+
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
+_PATH_SETTING = re.compile(
+    r"(\w+_)?(root|dir|dirpath|path|folder|file|weights|checkpoint|runs?|json|csv|prepared|out"
+    r"|against|pages)"
+)
+
+
+def expand_path(path: str | Path) -> Path:
+    """Expand `~` and environment variables in a path, as a shell does.
+
+    A path with a `$` in it that exists as it is written stays as it is.
+
+    Raises:
+        ValueError: A variable is not set, or empty.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if not os.environ.get(name):
+            raise ValueError(f"{path} names the variable {name}, which is not set: set it first")
+        return os.environ[name]
+
+    text = os.path.expanduser(path)
+    if "$" in text and not os.path.lexists(text):
+        text = os.path.expanduser(_VARIABLE.sub(value, text))
+    return Path(text)
+
+
+def expand_settings(settings: Any, name: str = "") -> Any:
+    """Expand all paths in parsed settings, in place: those whose setting is named like one.
+
+    Raises:
+        ValueError: A variable is not set.
+    """
+    if isinstance(settings, Namespace):
+        expand_settings(vars(settings))
+    elif isinstance(settings, dict):
+        settings |= {key: expand_settings(value, key) for key, value in settings.items()}
+    elif isinstance(settings, list):
+        settings[:] = [expand_settings(value, name) for value in settings]
+    elif isinstance(settings, Path):
+        return expand_path(settings)
+    elif isinstance(settings, str) and name != "class_path" and _PATH_SETTING.fullmatch(name):
+        expanded = expand_path(settings)
+        return settings if Path(settings) == expanded else str(expanded)
+    return settings
+
+
+_HERE = f"{crc32(platform.node().encode()):08x}"  # process numbers are those of one machine
+_PARTIAL = re.compile(r"\.(\d+)(?:@([0-9a-f]{8}))?\.")
+_SUFFIXES = (".ckpt", ".csv", ".h5", ".html", ".json", ".keras", ".png", ".yaml")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a path of the same suffix to write to; the file is renamed to `path` at the end.
+    """Yield a path of the same suffix to write to; it is renamed to `path` at the end.
 
     A crash, of the machine too, or a full disk leaves the old file or the new one, never a part.
+    What killed processes have left beside it is removed. A folder is written in the same way, if
+    there is none before.
+
+    Raises:
+        OSError: It cannot be written; the error names `path`.
     """
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    _remove_partial(_hidden(path.parent))
+    # Not the whole name, which may have as many characters as a name can.
+    beside = path.with_name(f".{os.getpid()}@{_HERE}.{path.name[-40:]}")
     try:
-        yield beside
-        _fsync(beside)  # or a crash of the machine may leave the new name with an empty file
-        os.replace(beside, path)
-        _fsync(path.parent)
+        with naming(path, beside):
+            yield beside
+            if beside.is_file():
+                _fsync(beside)  # or a crash of the machine may leave the new name, but no content
+            os.replace(beside, path)
+            _fsync(path.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        _remove(beside)
+
+
+@contextmanager
+def naming(path: Path, *instead_of: Path) -> Iterator[None]:
+    """Let an error of the operating system name a path, if it names none or another one.
+
+    Raises:
+        OSError: The same error, with the path.
+    """
+    try:
+        yield
+    except OSError as error:
+        is_named = error.filename not in (None, *map(str, instead_of), *instead_of)
+        if is_named or error.errno is None:  # a library's own, of the network, say
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove the files below a folder that `atomic_write` left when its process was killed."""
-    for path in folder.rglob(".*"):
-        if (writer := re.match(r"\.(\d+)\.", path.name)) and not _is_alive(int(writer[1])):
+    """Remove from a run folder what killed processes had begun to write, at any version."""
+    _remove_partial([*_hidden(folder), *_hidden(folder / "checkpoints")], _SUFFIXES)
+
+
+def _hidden(folder: Path) -> list[Path]:
+    with suppress(OSError):  # it cannot be read, or there is none
+        return [path for path in folder.iterdir() if path.name.startswith(".")]
+    return []
+
+
+def _remove_partial(paths: Iterable[Path], old: Iterable[str] = ()) -> None:
+    """Remove files and folders of `atomic_write` whose process has ended.
+
+    Args:
+        paths: Where to look. Only names with this machine are removed.
+        old: Suffixes of files to remove that version 0.1 has named, `.<process>.<name>`.
+    """
+    for path in paths:
+        if not (found := _PARTIAL.match(path.name)) or _is_alive(int(found[1])):
+            continue
+        if found[2] == _HERE or (not found[2] and path.suffix in old):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:
+    if sys.platform == "win32":
+        return True  # signal 0 would be a Ctrl-C there
     try:
         os.kill(process, 0)  # sends nothing, but checks that it could
     except ProcessLookupError:
         return False
-    except PermissionError:
-        pass  # another user's
+    except (PermissionError, OverflowError):
+        pass  # another user's, or not a process number
     return True
 
 
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY}
+_LOST = {errno.EIO, errno.ENOSPC, errno.EDQUOT}
+
+
 def _fsync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file, or the names in a folder, to the disk, if the file system knows how."""
+    is_folder = path.is_dir()
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # Windows opens no folder. SMB and some of FUSE's file systems flush none.
+        if error.errno in _LOST or not (is_folder or error.errno in _UNSUPPORTED):
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -75,5 +199,28 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     write_text(path, text.getvalue())
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+
+
+def csv_cell(value: Any) -> Any:
+    """Put an apostrophe before text that a spreadsheet would compute as a formula.
+
+    >>> csv_cell("=1+1"), csv_cell(-1), csv_cell("-1")
+    ("'=1+1", -1, '-1')
+    """
+    if not isinstance(value, str) or not _FORMULA.match(value):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def from_csv_cell(text: str) -> str:
+    """Return the text that `csv_cell` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

@@ -3,17 +3,21 @@
 `digitlab fit --run RUN_DIR` resumes a run of either framework from its last whole checkpoint.
 """
 
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from digitlab import checkpoints, run_folder
 from digitlab.distributed import print_rank_zero
+from digitlab.terminal import command, printable
 
 FREE = (
+    "allow_inexact_resume",
     "checkpoint_every_n_minutes",
     "checkpoint_every_n_steps",
     "data.init_args.root",
@@ -25,6 +29,9 @@ FREE = (
     "trainer.profiler",
 )
 """Settings that a resumed run may change: they set its length, or do not change its results."""
+
+# Other values of these round differently, and do nothing else.
+_ROUNDING = ("threads", "trainer.accelerator", "trainer.benchmark", "trainer.deterministic")
 
 # A checkpoint holds the state of these, which would win over other settings.
 _FIXED = ("framework", "model.init_args.optimizer", "model.init_args.lr_scheduler")
@@ -41,6 +48,7 @@ class ResumePoint:
         world_size: Number of ranks that the run had, 0 if nothing was saved.
         trained: Whether training is complete, and only the results are to be measured.
         finished: A sentence on its length if they are measured too; otherwise empty.
+        numerics: What else the run's bits depend on, see `ExactResume`; empty if nothing was saved.
     """
 
     resumed: bool = False
@@ -49,6 +57,7 @@ class ResumePoint:
     world_size: int = 0
     trained: bool = False
     finished: str = ""
+    numerics: dict[str, Any] = field(default_factory=dict)
 
     def check_processes(self, world_size: int, allow_changes: bool) -> None:
         """Compare the number of ranks with the run's.
@@ -65,7 +74,7 @@ class ResumePoint:
     def describe(self) -> str:
         """Describe where the run starts."""
         if self.checkpoint:
-            return f"Resuming from {self.checkpoint}, step {self.step}"
+            return f"Resuming from {printable(self.checkpoint)}, step {self.step}"
         return "Starting over: nothing was saved"
 
 
@@ -77,12 +86,23 @@ def check_resumable(folder: Path) -> None:
             file is damaged.
     """
     model = folder / run_folder.CHECKPOINTS["keras"]["last"]
-    config = run_folder.read_config(folder)
+    config = run_folder.read_config(folder, run_folder.NEEDED)
+    run_folder.read_metrics(folder)  # now, and not when the training is done
     if "framework" not in config and model.exists() and not (folder / run_folder.LAST).exists():
         raise ValueError(
             f"{folder} is a Keras run of an older digitlab and has no checkpoint to resume from: "
-            f"start a new run, --framework keras --weights {model}"
+            f"start a new run, {command('--framework', 'keras', '--weights', model)}"
         )
+
+
+def recorded_threads(folder: Path) -> int:
+    """Find the number of threads of a run whose settings lack it."""
+    device = str(run_folder.read_metrics(folder).get("device"))
+    if found := re.fullmatch(r"cpu \((\d+) threads?\)", device):
+        return int(found[1])
+    number = torch.get_num_threads()
+    print_rank_zero(f"{folder} has no number of threads: using {number}, see --threads")
+    return number
 
 
 def find_resume_point(folder: Path, settings: str, allow_changes: bool = False) -> ResumePoint:
@@ -109,7 +129,7 @@ def find_resume_point(folder: Path, settings: str, allow_changes: bool = False) 
     if "exact_resume" not in content:
         raise ValueError(
             f"{path} was written by an older digitlab or another program, and cannot be resumed: "
-            f"start a new run, --weights {path}"
+            f"start a new run, {command('--weights', path)}"
         )
     state, step = content["exact_resume"], content["global_step"]
     # Not those in config.yaml, which may have been edited since.
@@ -117,15 +137,18 @@ def find_resume_point(folder: Path, settings: str, allow_changes: bool = False) 
     _check_same(ours, theirs, folder, allow_changes)
     epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     start = ResumePoint(True, path, step, len(state["processes"]))
+    start.numerics = state.get("numerics", {})
     start.trained = _is_at_limit(ours["trainer"], epochs, step)
     if state["stopped"] and all(
         ours["trainer"].get(name) == theirs["trainer"].get(name)
         for name in ("max_epochs", "max_steps", "max_time")
     ):
         start.trained = True  # a callback had stopped it
-    if start.trained and run_folder.read_metrics(folder).get("optimizer_steps") == step:
-        remedy = "lengthen it by a larger --trainer.max_epochs or max_steps"
-        start.finished = f"{epochs} epochs, {step} steps; {remedy}"
+    metrics = run_folder.read_metrics(folder)
+    if start.trained and metrics.get("optimizer_steps") == step:
+        counts = {"epoch": metrics.get("epochs", epochs), "step": step}  # also of a part of one
+        length = ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in counts.items())
+        start.finished = f"{length}; lengthen it by a larger --trainer.max_epochs or max_steps"
     return start
 
 
@@ -139,7 +162,7 @@ def _read_last(folder: Path) -> tuple[Path | None, dict[str, Any]]:
         except ValueError as error:
             if path == paths[-1]:
                 raise
-            message = f"digitlab: warning: {error}; resuming from {paths[-1]}"
+            message = printable(f"digitlab: warning: {error}; resuming from {paths[-1]}")
             print_rank_zero(message, sys.stderr)
     return None, {}
 
@@ -161,8 +184,10 @@ def _check_same(
         )
         if _is_below(name, _FIXED):
             raise ValueError(f"{differs}, or start a new run from its --weights")
-        if not allow_changes:
-            raise ValueError(f"{differs}, or add --allow_changes true and give up the exact result")
+        rounds = _is_below(name, _ROUNDING)
+        if not allow_changes and not (rounds and ours.get("allow_inexact_resume")):
+            remedy = "--allow_inexact_resume" if rounds else "--allow_changes"
+            raise ValueError(f"{differs}, or add {remedy} true and give up the exact result")
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,18 +7,26 @@ Keras run also has its trained models, model.keras and checkpoints/best.keras.
 
 import json
 import math
+import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
 
-from digitlab.files import write_text
+from digitlab.files import expand_path, naming, remove_partial_files, write_text
+from digitlab.terminal import command
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Framework = Literal["torch", "keras"]
+FRAMEWORKS: dict[Framework, str] = {"torch": "PyTorch", "keras": "Keras"}
+"""The frameworks' names, in the order in which they are shown."""
+
 LAST = "checkpoints/last.ckpt"
 """The checkpoint to resume from, in a run folder."""
 
@@ -28,11 +36,14 @@ CHECKPOINTS: dict[Framework, dict[str, str]] = {
 }
 """Where in a run folder each framework's trained models are."""
 
-NEEDED = (
-    *("model.class_path", "data.class_path", "data.init_args"),
-    *("trainer.accelerator", "trainer.precision", "seed_everything"),
-)
-"""The settings that are needed to build a run's network and data."""
+NEEDED: dict[str, type] = {
+    **{"model.class_path": str, "data.class_path": str, "data.init_args": dict},
+    **{"trainer.accelerator": str, "trainer.precision": object, "seed_everything": int},
+}
+"""The settings that are needed to build a run's network and data, and their types."""
+
+CURVES = ("train_accuracy", "val_accuracy", "train_loss", "val_loss")
+"""The columns of history.csv that are drawn."""
 
 
 def create_run_dir(root: Path, name: str) -> Path:
@@ -55,14 +66,31 @@ def lock_run(folder: Path) -> AbstractContextManager[Any]:
 
     Raises:
         ValueError: Another process trains there.
+        OSError: The folder belongs to another user, or its file system has no locks.
     """
+    check_writable(folder)
     try:
         # The operating system releases it when the process ends, however it ends.
-        return FileLock(folder / ".lock").acquire(timeout=0)
+        with naming(folder):
+            return FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise ValueError(
             f"{folder} is being trained by another process: wait for its end, or stop it"
         ) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Check that a run's files may be changed, before there is something to write.
+
+    Raises:
+        ValueError: They may not.
+    """
+    if not os.access(folder, os.W_OK | os.X_OK):
+        copy = command("cp", "-r", folder, Path(f"my-{folder.resolve().name}"))
+        raise ValueError(
+            f"{folder} may not be written, as a run of another user, say: copy it, {copy}, and "
+            "name the copy"
+        )
 
 
 def remove_run_dir(folder: Path) -> None:
@@ -83,24 +111,58 @@ def find_run(run: str, root: Path = Path("runs")) -> Path:
         ValueError: There is no such run.
     """
     if run == "latest":
-        configs = list(root.glob("*/version_*/config.yaml"))
-        if not configs:
+        started = {}
+        for path in root.glob("*/version_*/config.yaml"):
+            with suppress(OSError):  # it cannot be read, or was removed meanwhile
+                if path.is_file():
+                    started[path.parent] = path.stat().st_mtime
+        if not started:
             raise ValueError(f"there is no run in {root}: train one with digitlab fit")
-        return max(configs, key=lambda path: path.stat().st_mtime).parent
-    if not Path(run, "config.yaml").is_file():
+        folder = max(started, key=lambda path: started[path])
+    else:
+        folder = expand_path(run)
+    if not (folder / "config.yaml").is_file():
         raise ValueError(
-            f"{run} has no config.yaml, so it is not a run folder: give the folder that "
+            f"{folder} has no config.yaml, so it is not a run folder: give the folder that "
             "digitlab fit printed at its end, or latest"
         )
-    return Path(run)
+    remove_partial_files(folder)
+    return folder
 
 
-def read_config(folder: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings.
+
+    Raises:
+        ValueError: It is not valid YAML, or has no settings.
+        OSError: It cannot be read.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text("utf-8"))
+    except OSError:
+        raise
+    except RecursionError as error:
+        raise ValueError(f"{path} is not valid YAML: it is nested too deeply") from error
+    # PyYAML's own conversions fail in many ways, such as that of `!!int` without a number.
+    except Exception as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} has no settings: write them as `name: value`")
+    left: list[Any] = [settings]
+    for _ in range(10_000):
+        if not left:
+            return settings
+        value = left.pop()
+        left += value.values() if isinstance(value, dict) else value if type(value) is list else ()
+    raise ValueError(f"{path} has more than 10,000 values: does an alias contain itself?")
+
+
+def read_config(folder: Path, needed: Mapping[str, type] = {}) -> dict[str, Any]:
     """Read a run's config.yaml.
 
     Args:
         folder: The run folder.
-        needed: Settings that it must have, such as `NEEDED`.
+        needed: Settings that it must have, and their types, such as `NEEDED`.
 
     Raises:
         ValueError: It is damaged, or lacks a setting.
@@ -108,18 +170,24 @@ def read_config(folder: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
     """
     path = folder / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text("utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: it is not valid YAML") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is damaged: it has no settings")
-    for name in needed:
+        config = read_settings(path)
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path} ")
+        raise ValueError(f"{path} is damaged: it {reason}; {_RESTORE}") from error
+    for name, kind in needed.items():
         value: Any = config
         for key in name.split("."):
             if not isinstance(value, dict) or key not in value:
-                raise ValueError(f"{path} is damaged: it lacks {name}, which every run has")
+                raise ValueError(
+                    f"{path} is damaged: it lacks {name}, which every run has; {_RESTORE}"
+                )
             value = value[key]
+        if not isinstance(value, kind):
+            raise ValueError(f"{path} is damaged: {name} is {value!r:.80}; {_RESTORE}")
     return config
+
+
+_RESTORE = "restore it from a copy, or train the run anew"
 
 
 def framework(folder: Path) -> Framework:
@@ -129,7 +197,7 @@ def framework(folder: Path) -> Framework:
     """
     old: Framework = "keras" if (folder / CHECKPOINTS["keras"]["last"]).exists() else "torch"
     named = read_config(folder).get("framework", old)
-    if named not in CHECKPOINTS:
+    if not isinstance(named, str) or named not in CHECKPOINTS:
         raise ValueError(
             f"{folder / 'config.yaml'} has framework {named}: it must be torch or keras"
         )
@@ -160,10 +228,63 @@ def find_checkpoint(folder: Path, checkpoint: str) -> Path:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """Read a run's metrics.json; empty before there is one."""
+    """Read a run's metrics.json; empty before there is one.
+
+    Raises:
+        ValueError: It is damaged.
+        OSError: It cannot be read.
+    """
     path = folder / "metrics.json"
-    metrics: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if not path.exists():
+        return {}
+    try:
+        metrics: Any = json.loads(path.read_text("utf-8"), parse_int=_read_int)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: it is not valid JSON; {_DELETE}") from error
+    if not isinstance(metrics, dict):
+        raise ValueError(f"{path} is damaged: it is not a JSON object; {_DELETE}")
     return metrics
+
+
+def _read_int(digits: str) -> int:
+    if len(digits) > 18:
+        raise ValueError("more digits than any entry has")
+    return int(digits)
+
+
+_DELETE = "restore it from a copy, or delete it, and digitlab test writes a new one"
+
+
+def read_history(folder: Path) -> "pd.DataFrame":
+    """Read the curves of a run's history.csv, a line for each epoch; empty before there is one.
+
+    Numbers that are not finite become NaN, which is not drawn.
+
+    Raises:
+        ValueError: It is damaged.
+        OSError: It cannot be read.
+    """
+    import pandas as pd  # takes a third of a second
+
+    path = folder / "history.csv"
+    if not path.exists():
+        return pd.DataFrame()
+    try:
+        history = pd.read_csv(path, usecols=["epoch", *CURVES]).astype(float)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged byte can lead the reader anywhere
+        raise ValueError(
+            f"{path} is damaged: its columns or numbers are wrong; {_RESTORE}"
+        ) from error
+    history = history.where(history.abs() < math.inf)
+    limits = {"epoch": (0, 1e9), "accuracy": (0, 1), "loss": (-3.5e38, 3.5e38)}  # float32's
+    for name, values in history.items():
+        least, most = limits[str(name).rpartition("_")[2]]
+        is_right = values.between(least, most) | (values.isna() & (name != "epoch"))
+        if len(wrong := values[~is_right]):
+            raise ValueError(f"{path} is damaged: it has {name} {wrong.iloc[0]:g}; {_RESTORE}")
+    return history
 
 
 def update_metrics(folder: Path, metrics: dict[str, Any]) -> None:

@@ -1,20 +1,23 @@
-"""Signals that ask a run to stop: in training after the current step, otherwise at once.
-
-Replaces a private method of Lightning's, checked against 2.6.
-"""
+"""Signals that ask a run to stop: in training after the current step, otherwise at once."""
 
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from threading import current_thread, main_thread
 from types import FrameType
+from typing import Any
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 
-from digitlab.distributed import all_reduce_max
+from digitlab.distributed import all_reduce_max, ignore_lightning_signals
+
+# Windows has neither.
+_REQUEUE = getattr(signal, "SIGUSR1", None)
+_HANGUP = getattr(signal, "SIGHUP", None)
 
 
 class Interrupted(BaseException):
@@ -38,13 +41,20 @@ class Interrupted(BaseException):
         """A shell's code for a program that the signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.number
 
+    @property
+    def asks_to_requeue(self) -> bool:
+        """Whether SLURM is to start the job again."""
+        return self.number == _REQUEUE
+
     def __str__(self) -> str:
         name = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
         return f"interrupted by {name}" + (f": {self.rest}" if self.rest else "")
 
 
 class StopSignals:
-    """Handles Ctrl-C, SIGTERM and, under SLURM, SIGUSR1 while a trainer runs.
+    """Handles Ctrl-C, SIGTERM, SIGHUP and, under SLURM, SIGUSR1 while a trainer runs.
+
+    A process that ignores SIGHUP when it starts, such as that of `nohup`, goes on ignoring it.
 
     Args:
         trainer: Its own handlers are switched off: they save in mid-step, and exit with 0 or 1.
@@ -69,27 +79,48 @@ class StopSignals:
         if current_thread() is not main_thread():  # the only one that may set handlers
             yield
             return
-        self.trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        ignore_lightning_signals(self.trainer)
         numbers = [signal.SIGINT, signal.SIGTERM]
-        if SLURMEnvironment.detect():
-            numbers.append(signal.SIGUSR1)  # as in `sbatch --signal=USR1@90`
+        if _HANGUP and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
+            numbers.append(_HANGUP)
+        if _REQUEUE and SLURMEnvironment.detect():
+            numbers.append(_REQUEUE)  # as in `sbatch --signal=USR1@90`
+        self._number = 0
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
+        except Exception as error:  # a rank may have been too young to handle it
+            if not (self._number and self._ranks()):
+                raise
+            raise Interrupted(self._number) from error
+        except Interrupted as interrupt:
+            if self._ranks():
+                interrupt.number = self._number or interrupt.number
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = bool(self._number)
-        if self._number != signal.SIGUSR1:  # which asks for more: to be requeued
+        if self._number != _REQUEUE:  # which asks for more: to be requeued
             self._number = number
+        if ranks := self._ranks():  # the main process waits for them
+            for rank in ranks:
+                with suppress(OSError, AttributeError):  # it has ended
+                    os.kill(rank.pid, signal.SIGINT if again else signal.SIGTERM)
+            return
         if not self.deferring or (again and number == signal.SIGINT):
             raise Interrupted(number)
         if not again and self.trainer.is_global_zero:
             # Not `print`: the signal may have interrupted one. Standard error may be closed.
             with suppress(OSError, AttributeError):
                 os.write(sys.stderr.fileno(), b"\nstopping after this step; Ctrl-C stops at once\n")
+
+    def _ranks(self) -> list[Any]:
+        """List the processes that multiprocessing has started, and that train for this one."""
+        started = getattr(self.trainer.strategy.launcher, "procs", [])
+        return [it for it in started if isinstance(it, BaseProcess)]
 
     def received(self) -> int:
         """Return the number of a signal that any rank received, or 0; call it on all ranks."""

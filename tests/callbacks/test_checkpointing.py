@@ -28,9 +28,11 @@ def fit(
     epochs: int = 1,
     steps: int = -1,
     batch_size: int = 32,
+    validate_every: float = 1.0,
 ) -> Trainer:
     torch.manual_seed(3)
     options: dict[str, Any] = {"enable_checkpointing": True, "num_sanity_val_steps": 0}
+    options["val_check_interval"] = validate_every
     fitted = trainer(callbacks=[*callbacks], max_epochs=epochs, max_steps=steps, **options)
     data = TinyDataModule(batch_size=batch_size)
     fitted.fit(model, data, ckpt_path=path, weights_only=True)
@@ -90,20 +92,27 @@ def test_a_killed_run_is_resumed_bit_for_bit(
     assert same_rows == rows
 
 
-@pytest.mark.parametrize("end", [2, 7, 9])
-def test_a_run_that_max_steps_ended_inside_a_block_is_lengthened_bit_for_bit(
-    tmp_path: Path, end: int
+@pytest.mark.parametrize(
+    ("end", "block", "validate_every"),
+    [(2, 4, 1.0), (7, 4, 1.0), (9, 4, 1.0), (10, 1, 3)],  # the last ends at a validation
+)
+def test_a_run_that_max_steps_ended_inside_an_epoch_is_lengthened_bit_for_bit(
+    tmp_path: Path, end: int, block: int, validate_every: float
 ) -> None:
-    def run(path: Path | None = None, steps: int = -1) -> dict[str, Tensor]:
-        model = small_mlp(dropout=0.5, steps_per_execution=4)
-        fit(model, ExactResume(), LastCheckpoint(tmp_path), path=path, epochs=3, steps=steps)
-        return weights(model)
+    def run(path: Path | None = None, steps: int = -1) -> tuple[dict[str, Tensor], Any]:
+        model = small_mlp(dropout=0.5, steps_per_execution=block)
+        history = History(tmp_path / "csv")
+        saving = [history, ExactResume(), LastCheckpoint(tmp_path)]
+        fit(model, *saving, path=path, epochs=3, steps=steps, validate_every=validate_every)
+        return weights(model), [row | {"seconds": None} for row in history.rows]
 
-    whole = run()
+    whole, rows = run()
     run(steps=end)
     last = tmp_path / "last.ckpt"
     assert step_of(last) == end
-    assert_bitwise_equal(run(last), whole)
+    lengthened, same_rows = run(last)
+    assert_bitwise_equal(lengthened, whole)
+    assert same_rows == rows
 
 
 def test_the_checkpoint_before_the_last_is_kept(tmp_path: Path) -> None:

@@ -1,13 +1,7 @@
 import csv
-import io
-import itertools
-import os
-from collections.abc import Iterator
 from pathlib import Path
-from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,7 +13,6 @@ from digitlab.callbacks import (
     GPUMemoryLimit,
     History,
     PrintEpoch,
-    ProgressBar,
     Throughput,
     logging,
 )
@@ -35,136 +28,6 @@ from tests.fitting import (
 from tests.tiny import TinyDataModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller")
-
-
-class Terminal(io.StringIO):
-    """Stands for a terminal; `lines` is what it showed, one after another."""
-
-    encoding = "utf-8"
-
-    def isatty(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return 2
-
-    def lines(self) -> list[str]:
-        return [text.strip() for text in self.getvalue().split("\r") if text.strip()]
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Standard error, 80 columns wide."""
-    stream = Terminal()
-    monkeypatch.setattr(logging, "sys", SimpleNamespace(stderr=stream))  # pytest sets sys.stderr
-    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((80, 24)))
-    return stream
-
-
-def with_bar(*others: Callback, **options: Any) -> Trainer:
-    return trainer(enable_progress_bar=True, callbacks=[ProgressBar(), *others], **options)
-
-
-def tick(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Advances the bar's clock by some seconds at each look."""
-    clock: Iterator[float] = itertools.count(start=100.0, step=seconds)
-    monkeypatch.setattr(logging, "monotonic", lambda: next(clock))
-
-
-@pytest.mark.parametrize(
-    ("steps", "seconds", "drawn"),
-    [
-        (1, 0.25, [1, 2, 3, 4, 5, 6, 7]),
-        (1, 0.125, [1, 3, 5, 7]),
-        (1, 0.01, [1]),
-        (3, 1.0, [3, 6, 7]),  # batches, not blocks
-    ],
-)
-def test_a_bar_counts_batches_and_is_drawn_at_most_four_times_a_second(
-    terminal: Terminal,
-    monkeypatch: pytest.MonkeyPatch,
-    steps: int,
-    seconds: float,
-    drawn: list[int],
-) -> None:
-    tick(monkeypatch, seconds)
-    model = small_mlp(steps_per_execution=steps)
-    reads = Mock(side_effect=model.running_score)
-    monkeypatch.setattr(model, "running_score", reads)
-    with_bar(limit_val_batches=0).fit(model, TinyDataModule())
-    lines = terminal.lines()
-    assert lines[0].startswith("Epoch 1/1:   0%|")
-    counts = [int(line.split(f"/{BATCHES} ")[0].split()[-1]) for line in lines if "acc" in line]
-    assert sorted({*counts}) == drawn
-    assert reads.call_count == len(drawn)  # reading a score would stall a GPU
-    if drawn[-1] == BATCHES:
-        score = model.epoch_score("train")
-        assert lines[-1].endswith(f", loss={score['loss']:.3f}, acc={score['accuracy']:.1%}")
-        assert 70 < len(lines[-1]) < 80
-        assert lines[-1].count("█") > 25
-
-
-def test_an_epoch_s_bar_is_cleared_and_says_when_it_validates(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tick(monkeypatch, 1.0)
-    left: list[str] = []
-
-    class Watch(Callback):
-        def on_train_epoch_end(self, *_: Any) -> None:
-            left.append(terminal.getvalue().split("\r")[-2])
-
-    run = with_bar(Watch(), num_sanity_val_steps=0, max_epochs=2)
-    run.fit(small_mlp(), TinyDataModule())
-    assert {line.split(":")[0] for line in terminal.lines()} == {"Epoch 1/2", "Epoch 2/2"}
-    assert sum("validating" in line for line in terminal.lines()) == 2
-    assert [text.strip() for text in left] == ["", ""]
-    assert "\n" not in terminal.getvalue()
-
-
-def test_a_bar_is_cleared_before_an_error(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tick(monkeypatch, 1.0)
-
-    class Failing(Callback):
-        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-            if trainer.global_step == 2:
-                raise RuntimeError("here")
-
-    with pytest.raises(RuntimeError, match="here"):
-        with_bar(Failing()).fit(small_mlp(), TinyDataModule())
-    assert terminal.getvalue().endswith("\r")
-    assert terminal.getvalue().split("\r")[-2].strip() == ""
-
-
-@pytest.mark.parametrize(
-    ("method", "name"), [("validate", "Validation"), ("test", "Testing"), ("predict", "Predicting")]
-)
-def test_an_evaluation_has_a_bar(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, method: str, name: str
-) -> None:
-    tick(monkeypatch, 1.0)
-    getattr(with_bar(), method)(small_mlp(), TinyDataModule(eval_batch_size=20))
-    lines = [line for line in terminal.lines() if "/3 " in line]
-    assert {line.split(" DataLoader")[0] for line in lines} == {name}
-    assert [line.split("/3 ")[0].split()[-1] for line in lines] == ["0", "1", "2", "3"]
-    assert terminal.getvalue().split("\r")[-2].strip() == ""
-
-
-@pytest.mark.parametrize("method", ["fit", "validate", "test", "predict"])
-@pytest.mark.parametrize("stream", [io.StringIO(), None, Terminal()], ids=["file", "closed", "off"])
-def test_without_a_terminal_or_disabled_nothing_is_drawn_or_read(
-    monkeypatch: pytest.MonkeyPatch, method: str, stream: io.StringIO | None
-) -> None:
-    monkeypatch.setattr(logging, "sys", SimpleNamespace(stderr=stream))
-    tick(monkeypatch, 1.0)
-    model, run = small_mlp(), with_bar()
-    model.running_score = None  # type: ignore[assignment]
-    if isinstance(stream, Terminal):
-        run.progress_bar_callback.disable()  # type: ignore[union-attr]
-    getattr(run, method)(model, TinyDataModule())
-    assert stream is None or stream.getvalue() == ""
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -219,15 +82,20 @@ def test_a_run_resumed_inside_an_epoch_has_a_row_and_rates_for_its_rest(tmp_path
             if trainer.global_step == 3:
                 trainer.save_checkpoint(path)
 
-    fit(None, Saver())
+    before = Throughput()
+    with before.time("data"):
+        pass
+    fit(None, before, Saver())
     history, throughput, logger = History(tmp_path / "history.csv"), Throughput(), Recording()
+    throughput.seconds["data"] = 100
     run = trainer(callbacks=[history, throughput], logger=logger, log_every_n_steps=BATCHES)
     run.fit(small_mlp(), TinyDataModule(), ckpt_path=path, weights_only=True)
     [row] = history.rows
     assert (row["epoch"], row["step"], row["learning_rate"]) == (1, BATCHES, 0.001)
     assert 0 < (row["seconds"] or 0) < 60  # not the machine's uptime
     assert logger.series("train/learning_rate") == [(BATCHES - 1, 0.001)]
-    assert throughput.images == 200 - 3 * 32
+    assert throughput.images == 200
+    assert throughput.seconds["data"] == 100 + before.seconds["data"]
 
 
 def test_the_screen_shows_layers_and_a_line_for_each_epoch(
@@ -277,12 +145,13 @@ class Shared(Callback):
 
 
 def rates(monkeypatch: pytest.MonkeyPatch, *others: Callback, **options: Any) -> list[Any]:
-    """Rates by epoch and by step of two epochs of 200 images in 7 batches of 32, the last of 8."""
+    """Rates by epoch and by step, and phases, of two epochs of 6 batches of 32 and one of 8."""
     logger, model = Recording(), small_mlp(steps_per_execution=options.pop("steps", 1))
-    callbacks = [Clock(monkeypatch), *others, Throughput()]
+    throughput = Throughput()
+    callbacks = [Clock(monkeypatch), *others, throughput]
     fit(model, *callbacks, logger=logger, max_epochs=2, log_every_n_steps=4, **options)
     names = ("train/images_per_second", "train/images_per_second_step")
-    return [logger.series(name) for name in names]
+    return [*(logger.series(name) for name in names), throughput.seconds]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -290,59 +159,32 @@ def test_rates_leave_validation_out_and_count_all_processes(
     monkeypatch: pytest.MonkeyPatch, world_size: int
 ) -> None:
     others = [Shared()] if world_size == 2 else []
-    of_epochs, of_steps = rates(monkeypatch, *others, val_check_interval=2)
+    of_epochs, of_steps, phases = rates(monkeypatch, *others, val_check_interval=2)
     epoch = pytest.approx(world_size * 200 / 14)
     assert of_epochs == [(6, epoch), (13, epoch)]
     # 4 batches of 32; then the first of the second epoch, since its start.
     whole = pytest.approx(world_size * 32 / 2)
     assert of_steps == [(3, whole), (7, whole), (11, whole)]
+    assert phases == {"training": 2 * 7 * 2, "validation": 2 * 3 * 1000}
 
 
 def test_the_rate_of_several_steps_per_execution_is_logged_at_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    of_epochs, of_steps = rates(monkeypatch, steps=3)
+    of_epochs, of_steps, _ = rates(monkeypatch, steps=3)
     # Executions of 3, 3 and 1 steps take 2 s each here.
     assert of_epochs == [(6, 200 / 6), (13, 200 / 6)]
     assert of_steps == [(5, 6 * 32 / 4), (9, 3 * 32 / 2), (12, 3 * 32 / 2)]
 
 
-@pytest.mark.parametrize("sanity_check", [0, 2])
-def test_phases_add_up_to_the_wall_time_of_a_fit_alone(sanity_check: int) -> None:
+def test_an_evaluation_before_or_after_a_fit_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     throughput = Throughput()
-    started = perf_counter()
-    options = {"val_check_interval": 3, "num_sanity_val_steps": sanity_check}
-    fit(None, throughput, max_epochs=2, **options)
-    assert set(throughput.seconds) == {"training", "validation"}
-    assert all(seconds > 0 for seconds in throughput.seconds.values())
-    assert sum(throughput.seconds.values()) < perf_counter() - started  # not the machine's uptime
+    fit(None, Clock(monkeypatch), throughput, max_epochs=2, num_sanity_val_steps=2)
+    assert throughput.seconds == {"training": 2 * 7 * 2, "validation": 2 * 1000}
     assert throughput.images == 2 * 200
     before = dict(throughput.seconds)
     trainer(callbacks=[throughput]).validate(small_mlp(), TinyDataModule(), verbose=False)
     assert throughput.seconds == before
-
-
-def test_every_moment_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count(step=1.0)  # a second passes at each look
-    monkeypatch.setattr(logging, "perf_counter", lambda: next(clock))
-    throughput: Any = Throughput()
-    throughput._started = next(clock)  # 0
-    for _ in range(2):
-        throughput.on_validation_start(None, None)  # 1 and 3
-        throughput.on_validation_end(None, None)  # 2 and 4
-    throughput.on_train_end(None, None)  # 5
-    assert throughput.seconds == {"training": 3.0, "validation": 2.0}
-    for _ in range(2):
-        with throughput.time("evaluation"):
-            pass
-    assert throughput.seconds == {"training": 3.0, "validation": 2.0, "evaluation": 2.0}
-    throughput.images, throughput._learning_rate = 7, 0.5
-    resumed = Throughput()
-    with resumed.time("data"):
-        pass
-    resumed.load_state_dict(throughput.state_dict())
-    assert resumed.seconds == throughput.seconds | {"data": 1.0}
-    assert (resumed.images, resumed._learning_rate) == (7, 0.5)
 
 
 def probabilities(logger: Recording) -> tuple[list[int], torch.Tensor]:
@@ -432,21 +274,15 @@ def limit_memory(limit: GPUMemoryLimit) -> None:
     limit.setup(run, small_mlp(), "fit")
 
 
-@pytest.mark.parametrize(("given", "fraction"), [([], 0.25), ([4096], 1.0), ([1], 1 / 4096)])
-def test_the_limit_is_a_fraction_of_the_gpu_s_memory(
-    fractions: list[tuple[float, torch.device]], given: list[int], fraction: float
-) -> None:
-    limit_memory(GPUMemoryLimit(*given))  # 1024 in document B
-    assert fractions == [(fraction, GPU)]
-
-
-def test_more_than_the_gpu_has_is_refused_and_a_cpu_has_no_limit(
+def test_the_limit_is_a_fraction_of_the_gpu_s_memory_and_a_cpu_has_none(
     fractions: list[tuple[float, torch.device]],
 ) -> None:
+    for given in ([], [4096], [1]):
+        limit_memory(GPUMemoryLimit(*given))  # 1024 in document B
+    fit(None, GPUMemoryLimit(1))
+    assert fractions == [(0.25, GPU), (1.0, GPU), (1 / 4096, GPU)]
     with pytest.raises(ValueError, match="megabytes is 4097: the GPU has 4096"):
         limit_memory(GPUMemoryLimit(4097))
-    fit(None, GPUMemoryLimit(1))
-    assert fractions == []
 
 
 @pytest.mark.gpu

@@ -11,7 +11,6 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from sklearn.metrics import confusion_matrix
-from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch import Tensor, nn
 
@@ -157,11 +156,15 @@ def test_the_projector_has_the_penultimate_layer_with_images_and_labels(run: Run
         np.testing.assert_array_equal(tile, image)
 
 
-def test_the_projector_shows_the_first_thousand_images(
+class OddlyNamed(TinyDataModule):
+    class_names = ("c\t1\nx", *"123456789")
+
+
+def test_the_projector_shows_the_first_thousand_images_and_a_line_for_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tensorboard.IMAGES == 1000
-    fit(tmp_path / "all", small_mlp(), TinyDataModule(eval_batch_size=7))
+    fit(tmp_path / "all", small_mlp(), OddlyNamed(eval_batch_size=7))
     monkeypatch.setattr(tensorboard, "IMAGES", 20)
     fit(tmp_path / "some", small_mlp())
     every, some = (tmp_path / name / "projector" for name in ("all", "some"))
@@ -169,42 +172,16 @@ def test_the_projector_shows_the_first_thousand_images(
     assert points.shape == (20, 16)
     np.testing.assert_allclose(points, np.loadtxt(every / "features.tsv")[:20], rtol=1e-4)
     labels = [(folder / "labels.tsv").read_text("utf-8").splitlines() for folder in (every, some)]
-    assert [row.split()[0] for row in labels[1]] == [row.split()[0] for row in labels[0][:21]]
-
-
-class AnotherFramework(MLP):
-    """Shows its network by methods of its own."""
-
-    def first_kernels(self) -> tuple[str, Tensor]:
-        return "model.first", torch.eye(3)[None, None]
-
-    def trace_graph(self) -> Any:
-        graph = GraphDef()
-        graph.node.add(name="its own")
-        return graph
-
-    def features(self, images: Tensor) -> Tensor:
-        return images.flatten(1)[:, :3]
+    assert [len(rows) for rows in labels] == [51, 21]
+    assert all(len(row.split("\t")) == 2 for row in labels[0])
+    shown = [row.split("\t")[0].replace("c 1 x", "0") for row in labels[0][:21]]
+    assert [row.split()[0] for row in labels[1]] == shown
 
 
 class Nothing(MLP):
-    """Says that it has nothing to show."""
+    """Its own methods, in place of those that read a PyTorch network, have nothing to show."""
 
     first_kernels = trace_graph = features = lambda *_: None
-
-
-def test_a_module_may_show_its_network_by_methods_of_its_own(tmp_path: Path) -> None:
-    fit(tmp_path / "own", AnotherFramework([16]))
-    _, shown = events.pictures(tmp_path / "own")["weights/first"][-1]
-    np.testing.assert_array_equal(
-        shown, np.asarray(draw_kernels(np.eye(3, dtype=np.float32)[None]))
-    )
-    assert [node.name for node in events.read(tmp_path / "own").Graph().node] == ["its own"]
-    assert np.loadtxt(tmp_path / "own" / "projector" / "features.tsv").shape == (50, 3)
-    fit(tmp_path / "none", Nothing([16]))
-    assert not [tag for tag in events.pictures(tmp_path / "none") if tag.startswith("weights/")]
-    assert not events.read(tmp_path / "none").Tags()["graph"]
-    assert not (tmp_path / "none" / "projector").exists()
 
 
 class Silent(Classifier):
@@ -237,6 +214,7 @@ class Perfect(MLP):
     [
         (Silent, {}, {"weights/0"}, False),
         (ReturnsTheLoss, {}, set(), True),
+        (Nothing, {}, {"val/confusion_matrix", "val/mistakes"}, False),
         (Perfect, {}, {"val/confusion_matrix"}, True),
         (LeNet5, {"limit_val_batches": 0}, {"weights/conv1"}, True),
         (LeNet5, {"num_sanity_val_steps": 2}, {*DRAWN}, True),
@@ -295,18 +273,6 @@ def test_what_cannot_be_shown_is_said_and_ends_no_run(
     assert (tmp_path / "projector_config.pbtxt").exists() == (not isinstance(network, Spare))
     if network is ROWS:  # a point for each image, not for each row
         assert np.loadtxt(tmp_path / "projector" / "features.tsv").shape == (50, 28 * 28)
-
-
-class OddlyNamed(TinyDataModule):
-    class_names = ("c\t1\nx", *"123456789")
-
-
-def test_a_name_of_several_lines_is_one_label(tmp_path: Path) -> None:
-    fit(tmp_path, small_mlp(), OddlyNamed())
-    _, *rows = (tmp_path / "projector" / "labels.tsv").read_text("utf-8").splitlines()
-    assert len(rows) == 50
-    assert all(len(row.split("\t")) == 2 for row in rows)
-    assert any("c 1 x" in row for row in rows)
 
 
 class Branching(nn.Module):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import BatchSizeFinder
 from PIL import Image
 
 from digitlab.cli import main
@@ -85,7 +86,7 @@ def test_a_run_is_named_after_its_config_or_its_network(tmp_path: Path) -> None:
 
 
 def test_no_path_of_this_machine_lands_in_the_config(finished_run: Path) -> None:
-    assert config_of(finished_run)["data"]["init_args"]["root"] is None  # type: ignore[index]
+    assert config_of(finished_run)["data"]["init_args"]["root"] is None
     text = (finished_run / "config.yaml").read_text().replace(str(finished_run.parents[1]), "")
     assert os.environ["DIGITLAB_DATA"] not in text
     assert str(Path.cwd()) not in text
@@ -153,6 +154,69 @@ def test_a_run_works_without_tensorboard(logger: str, tmp_path: Path) -> None:
     assert not list(folder.glob("events*"))
 
 
+@pytest.mark.parametrize(("options", "threads"), [((), 1), (("--threads", "2"), 2)])
+def test_the_threads_are_those_of_the_setting_whatever_the_process_has(
+    options: tuple[str, ...], threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    draw, validate = torch.nn.Linear.reset_parameters, LinearClassifier.validation_step
+
+    def see(then: Any, *args: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return then(*args)
+
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda *it: see(draw, *it))
+    monkeypatch.setattr(LinearClassifier, "validation_step", lambda *it: see(validate, *it))
+    torch.set_num_threads(3)
+    try:
+        folder = fit(tmp_path, *options)
+        assert torch.get_num_threads() == 3
+        assert main(["validate", "--run", str(folder)]) == 0
+    finally:
+        torch.set_num_threads(1)
+    assert set(seen) == {threads}
+    assert config_of(folder)["threads"] == threads
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert f"\nthreads: {threads}\n" in last["exact_resume"]["settings"]
+
+
+class OwnFinder(BatchSizeFinder):
+    """A subclass of a callback that tries out settings."""
+
+
+@pytest.mark.parametrize(
+    "callback", ["BatchSizeFinder", "LearningRateFinder", "tests.cli.test_fit.OwnFinder"]
+)
+def test_a_callback_that_tries_out_settings_is_refused_before_a_folder_is_made(
+    callback: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--trainer.default_root_dir",
+        str(tmp_path / "runs"),
+        "--trainer.callbacks",
+        callback,
+    ]
+    message = refusal(capsys, "fit", "--model", "LinearClassifier", *SHORT, *options)
+    assert message.startswith(
+        f"{callback.rpartition('.')[2]} changes settings that config.yaml has"
+    )
+    assert "Tuner" in message
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.xdist_group("keras")
+def test_a_second_keras_run_with_other_threads_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fit(tmp_path / "first", "--framework", "keras")
+    assert read_json(folder / "metrics.json")["device"] == "cpu (1 thread)"
+    options = ["--trainer.default_root_dir", str(tmp_path / "b"), "--framework", "keras"]
+    capsys.readouterr()
+    arguments = ["fit", "--model", "LinearClassifier", *SHORT, *options, "--threads", "2"]
+    assert refusal(capsys, *arguments).startswith("threads is 2, but TensorFlow's threads in this")
+    assert not (tmp_path / "b").exists()
+
+
 def test_averaged_weights_are_evaluated_and_kept(tmp_path: Path) -> None:
     averaging = ["--trainer.callbacks", "StochasticWeightAveraging"]
     averaging += ["--trainer.callbacks.swa_lrs", "0.5", "--trainer.callbacks.swa_epoch_start", "1"]
@@ -187,21 +251,6 @@ def test_a_run_without_checkpoints_proposes_no_test(
     assert "digitlab test" not in capsys.readouterr().out
 
 
-def test_an_error_in_the_middle_of_training_is_no_bad_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = LinearClassifier.training_step
-
-    def fail(self: LinearClassifier, batch: Any, batch_idx: int) -> Any:
-        if batch_idx == 3:
-            raise ValueError("planted")
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(LinearClassifier, "training_step", fail)
-    with pytest.raises(RuntimeError, match="training failed after 3 steps"):
-        fit(tmp_path)
-
-
 def test_a_fit_prints_data_layers_epochs_times_scores_and_next_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,7 +264,7 @@ def test_a_fit_prints_data_layers_epochs_times_scores_and_next_steps(
         "7,850 parameters in 2 tensors",
         "epoch   1  train loss ",
         f"test accuracy {score['accuracy']:.2%} ({score['correct']}/50)",
-        "training 0.",
+        ", training ",
         f"digitlab test --run {folder}\n",
         f"digitlab predict --run {folder}\n",
         f"tensorboard --logdir {folder}\n",

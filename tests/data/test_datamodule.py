@@ -1,5 +1,6 @@
-import json
 import os
+import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,6 @@ def positions(data: ImageDataModule, split: Any, source: dict[bytes, int] = TRAI
         ({"eval_batch_size": -3}, "eval_batch_size is -3: it must be at least 1"),
         ({"validation_size": -1}, "validation_size is -1: it must be at least 0"),
         ({"validation_seed": -1}, "validation_seed is -1: it must be at least 0"),
-        ({"normalization": "none"}, "normalization is 'none': .* unit, symmetric or standard"),
         ({"train_images": (10, 10)}, r"train_images is \[10, 10\]: .* end greater than the first"),
         ({"train_images": (-1, 10)}, r"train_images is \[-1, 10\]: the first must be at least 0"),
         ({"train_images": (0, 201)}, r"train_images is \[0, 201\]: the end must be at most 200"),
@@ -70,11 +70,9 @@ def test_hyper_parameters_are_plain_and_name_no_folder(tiny_root: Path) -> None:
 def test_a_yaml_list_gives_a_range_of_training_images() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data")
-    config = parser.parse_string(
-        "data: {class_path: tests.tiny.TinyDataModule, init_args: {train_images: [50, 200]}}"
-    )
+    own = "{class_path: tests.tiny.TinyDataModule, init_args: {train_images: [50, 200]}}"
+    config = parser.parse_string(f"data: {own}")
     assert positions(parser.instantiate(config).data, "train") == list(range(50, 200))
-    assert config.data.init_args.root is None
 
 
 # Splits.
@@ -186,6 +184,7 @@ def test_a_data_set_without_statistics_or_a_name_can_be_used() -> None:
         name = None
 
     assert PlainDataModule().name == "plain"
+    assert type("DataModule", (OwnDataModule,), {"name": ""})().name == "datamodule"
     images, labels = PlainDataModule(normalization="symmetric").arrays("test")
     assert np.array_equal(images, DigitsDataModule().arrays("test")[0])
     assert np.array_equal(labels, DigitsDataModule().arrays("test")[1])
@@ -220,6 +219,83 @@ def test_arrays_that_break_a_rule_are_refused_with_the_rule(
         OwnDataModule().setup("test")
 
 
+def reversed_in_memory(images: Any, labels: Any) -> tuple[Any, Any]:
+    return images[::-1, :, ::-1], labels[::-1]
+
+
+def read_only(images: Any, labels: Any) -> tuple[Any, Any]:
+    return np.frombuffer(images.tobytes(), np.uint8).reshape(images.shape), labels
+
+
+def mapped(images: Any, labels: Any) -> tuple[Any, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(path := Path(folder, "images.npy"), images)
+        return np.load(path, mmap_mode="r"), labels
+
+
+def in_fortran_order(images: Any, labels: Any) -> tuple[Any, Any]:
+    return np.asfortranarray(images), labels.repeat(2)[::2]
+
+
+@pytest.mark.parametrize("validation_size", [0, 100])
+@pytest.mark.parametrize("alter", [reversed_in_memory, read_only, mapped, in_fortran_order])
+def test_arrays_are_taken_however_they_lie_in_memory(
+    alter: Read, validation_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OwnDataModule, "alter", staticmethod(alter))
+    data = OwnDataModule(validation_size=validation_size)
+    data.setup()  # torch's warning would fail the test
+    expected = alter(*DigitsDataModule().arrays("test"))
+    images, labels = data.arrays("test")
+    assert np.array_equal(images, expected[0])
+    assert np.array_equal(labels, expected[1])
+    served = torch.cat([images for images, _ in data.test_dataloader()])[:, 0]
+    assert torch.equal(served.mul(255).round().byte(), torch.from_numpy(expected[0].copy()))
+    given = expected[0][:7][::-1]
+    assert sum(len(labels) for _, labels in data.image_loader(given)) == 7
+    assert sum(len(labels) for _, labels in data.train_dataloader()) == data.size("train")
+
+
+@pytest.mark.parametrize("returned", [None, np.zeros((2, 28, 28), np.uint8), (1, 2, 3)])
+def test_read_must_return_two_arrays(returned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OwnDataModule, "read", lambda *_: returned)
+    with pytest.raises(ValueError, match=r"OwnDataModule.read\('test'\) returns .*two NumPy"):
+        OwnDataModule().setup("test")
+
+
+def test_class_names_may_be_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for names in (range(10), list(range(10)), np.arange(10), "0123456789"):
+        monkeypatch.setattr(OwnDataModule, "class_names", names)
+        assert OwnDataModule().class_names == DigitsDataModule.class_names
+    monkeypatch.setattr(OwnDataModule, "class_names", property(lambda self: ("a", "b")))
+    assert OwnDataModule().class_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "values", "rule"),
+    [
+        (
+            "name",
+            ["emnist/letters", "two words", "..", ".hidden", "-x", "a\nb", "x" * 101, 2024],
+            "it names folders, so give at most 100 letters, digits and _ . [+] -",
+        ),
+        ("class_names", [None, [], {0: "a"}, {"a", "b"}, ["a", None], 10], "give a list of texts"),
+    ],
+)
+def test_a_bad_name_is_refused_where_the_data_module_is_made(
+    attribute: str, values: list[Any], rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = OwnDataModule()
+    for value in values:
+        message = rf"OwnDataModule.{attribute} is {re.escape(repr(value))}: {rule}"
+        with pytest.raises(ValueError, match=message):
+            setattr(own, attribute, value)
+        monkeypatch.setattr(OwnDataModule, attribute, value)
+        with pytest.raises(ValueError, match=message):
+            OwnDataModule()
+        monkeypatch.undo()
+
+
 def test_there_may_be_as_many_classes_as_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OwnDataModule, "class_names", tuple("abcdefghijklmnopqrstuvwxyz"))
     monkeypatch.setattr(OwnDataModule, "alter", staticmethod(lambda x, y: (x, y + 16)))
@@ -244,7 +320,6 @@ class Recorder(LightningModule):
         self.save_at = save_at
         self.seen: list[tuple[int, int, list[int]]] = []
         self.validations: list[list[list[int]]] = []
-        self.tested: list[int] = []
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         self.seen.append((self.current_epoch, batch_idx, numbers(batch, TRAIN)))
@@ -259,9 +334,6 @@ class Recorder(LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.validations[-1].append(numbers(batch, TRAIN | TEST))
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.tested += numbers(batch, TEST)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -283,40 +355,30 @@ def test_every_validation_starts_at_the_first_image(limit: float, batches: int) 
     data = TinyDataModule(eval_batch_size=20)
     trainer(max_epochs=2, limit_val_batches=limit, val_check_interval=3).fit(model, data)
     whole = [[*range(20)], [*range(20, 40)], [*range(40, 50)]]
-    sanity_check, *validations = model.validations
-    assert sanity_check == whole[: min(2, batches)]
-    assert validations == [whole[:batches]] * 4
+    assert model.validations == [whole[: min(2, batches)], *[whole[:batches]] * 4]
 
 
-@pytest.mark.parametrize("length", [{"max_epochs": 3}, {"max_steps": 21, "max_epochs": -1}])
-@pytest.mark.parametrize("save_at", [(0, 0), (1, 2), (1, 6)])
+@pytest.mark.parametrize(
+    ("length", "batches"),
+    [
+        ({"max_epochs": 3}, 7),
+        ({"max_steps": 21, "max_epochs": -1}, 7),
+        ({"max_epochs": 3, "limit_train_batches": 5}, 5),
+    ],
+)
+@pytest.mark.parametrize("save_at", [(0, 0), (1, 2), (1, -1)])
 def test_a_run_resumed_inside_an_epoch_is_served_the_remaining_images(
-    tmp_path: Path, save_at: tuple[int, int], length: dict[str, int]
+    tmp_path: Path, save_at: tuple[int, int], length: dict[str, int], batches: int
 ) -> None:
-    reference = expected(3)
+    epoch, batch = save_at[0], save_at[1] % batches
+    reference = expected(3, batches=batches)
     checkpoint = tmp_path / "middle.ckpt"
-    stopped = Recorder(checkpoint, save_at)
+    stopped, resumed = Recorder(checkpoint, (epoch, batch)), Recorder()
     trainer(**length).fit(stopped, TinyDataModule())
     assert stopped.seen == reference
-    resumed = Recorder()
     trainer(**length).fit(resumed, TinyDataModule(), ckpt_path=checkpoint, weights_only=True)
-    position = save_at[0] * 7 + save_at[1] + 1
-    assert [batch for *_, batch in resumed.seen] == [batch for *_, batch in reference[position:]]
-
-
-def test_a_run_resumed_in_a_shortened_epoch_ends_it_at_the_same_batch(tmp_path: Path) -> None:
-    reference = expected(2, batches=5)
-    checkpoint = tmp_path / "middle.ckpt"
-    trainer(max_epochs=1, limit_train_batches=5).fit(Recorder(checkpoint, (0, 2)), TinyDataModule())
-    resumed = Recorder()
-    trainer(max_epochs=2, limit_train_batches=5).fit(
-        resumed, TinyDataModule(), ckpt_path=checkpoint, weights_only=True
-    )
-    assert resumed.seen == reference[3:]
-    with pytest.raises(ValueError, match=r"batch_size is 64, .* with batch_size 32: resume"):
-        trainer(max_epochs=1).fit(
-            Recorder(), TinyDataModule(batch_size=64), ckpt_path=checkpoint, weights_only=True
-        )
+    rest = reference[epoch * batches + batch + 1 :]
+    assert [batch for *_, batch in resumed.seen] == [batch for *_, batch in rest]
 
 
 def test_overfitting_repeats_the_same_batches() -> None:
@@ -347,36 +409,3 @@ def test_loaders_take_device_rank_and_blocks_from_the_trainer() -> None:
     assert (len(train.sampler), len(data.val_dataloader().sampler)) == (67, 17)
     assert (train.batches, len(train)) == (2, 1)
     assert [len(block.labels) for block in train] == [32, 32]  # one step at a time is left
-
-
-class DistributedRecorder(Recorder):
-    """Writes the images that each rank was served into a folder."""
-
-    def on_fit_end(self) -> None:
-        self.write([batch for *_, batch in self.seen], "fit")
-
-    def on_test_end(self) -> None:
-        self.write(self.tested, "test")
-
-    def write(self, content: list[Any], name: str) -> None:
-        assert self.checkpoint is not None
-        (self.checkpoint / f"{name}{self.global_rank}.json").write_text(json.dumps(content))
-
-
-# Python 3.12 warns about any fork beside threads; torch's are idle here.
-@pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
-def test_ranks_share_each_batch_and_evaluate_every_image_once(tmp_path: Path) -> None:
-    seed_everything(5, verbose=False)
-    model, data = DistributedRecorder(tmp_path), TinyDataModule(batch_size=16)
-    ranks = trainer(strategy="ddp_fork", devices=3, max_epochs=1, limit_val_batches=0)
-    ranks.fit(model, data)
-    ranks.test(model, data, verbose=False)
-    fitted = [json.loads((tmp_path / f"fit{rank}.json").read_text()) for rank in range(3)]
-    whole = data.train_dataloader().sampler.indices().tolist()
-    whole.append(whole[0])  # 201 is the next multiple of 3
-    for step in range(5):
-        together = [n for rank in fitted for n in rank[step]]
-        assert sorted(together) == sorted(whole[48 * step : 48 * (step + 1)])
-    tested = [json.loads((tmp_path / f"test{rank}.json").read_text()) for rank in range(3)]
-    assert [len(rank) for rank in tested] == [17, 17, 16]
-    assert sorted(n for rank in tested for n in rank) == list(range(50))

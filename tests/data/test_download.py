@@ -1,6 +1,7 @@
 """Files of a data set: read if they are the known ones, repaired, or refused in one line."""
 
 import gzip
+import multiprocessing
 import os
 import resource
 import signal
@@ -9,6 +10,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,13 +18,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision import datasets
 
+from digitlab.data import MNISTDataModule
+from digitlab.data.download import Split
 from tests import tiny
-from tests.faults.outcomes import FORK, in_child, in_children, outcome, unprivileged
 from tests.tiny import TinyDataModule, TinyMNIST
 
 FILES = list(tiny.NAMES.values())
@@ -32,6 +36,45 @@ PACKED = {name: tiny.ARCHIVES[f"{name}.gz"] for name in FILES}
 
 # Python 3.12 warns about any fork beside threads; torch's are idle here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks")
+
+
+# Whatever is imported is there already, also where the child may not read the files.
+FORK = multiprocessing.get_context("fork")
+
+
+def outcome(
+    root: Path, data: type[MNISTDataModule] = TinyDataModule, split: Split | None = None
+) -> str:
+    """The one line that reading is refused with; empty where the true arrays are read."""
+    truth: dict[Split, Any] = {"train": tiny.TRAIN, "test": tiny.TEST}
+    try:
+        read = {name: data(root=str(root)).read(name) for name in ([split] if split else truth)}
+    except (OSError, ValueError) as error:
+        line = str(error)
+        assert line
+        assert len(line.splitlines()) == 1
+        return line
+    for name, (images, labels) in read.items():
+        assert (images.dtype.name, labels.dtype.name) == ("uint8", "int64")
+        np.testing.assert_array_equal(images, truth[name][0])
+        np.testing.assert_array_equal(labels, truth[name][1])
+    return ""
+
+
+def in_child(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function of a module returns in a process of its own, which it may spoil."""
+    with ProcessPoolExecutor(1, mp_context=FORK) as pool:
+        return pool.submit(function, *args).result()
+
+
+def unprivileged(function: Callable[..., Any], *args: Any) -> Any:
+    """Run as a user whom a folder's permissions bind; for a child."""
+    if os.geteuid() == 0:
+        nobody = 65534
+        os.setgroups([])
+        os.setgid(nobody)
+        os.setuid(nobody)
+    return function(*args)
 
 
 class Mirror(ThreadingHTTPServer):
@@ -103,14 +146,6 @@ def names(folder: Path) -> list[str]:
 # Files that are there.
 
 
-def test_archives_are_read_and_left_as_they_are(tmp_path: Path) -> None:
-    raw = fill(tmp_path, PACKED)
-    assert outcome(tmp_path) == ""
-    assert names(raw) == sorted(tiny.ARCHIVES)
-    assert {path.name: path.read_bytes() for path in raw.iterdir()} == tiny.ARCHIVES
-    assert names(tmp_path) == ["TinyMNIST"]
-
-
 STATES = ["missing", "good", "cut", "other"]
 CONTENTS: dict[str, Callable[[bytes, bytes], bytes]] = {
     "good": lambda true, other: true,
@@ -139,7 +174,7 @@ def test_a_file_is_read_repaired_or_refused(
         assert line == ""
     elif "other" in (archive, unpacked):
         bad = name if unpacked == "other" else f"{name}.gz"
-        remedy = "delete it and run the command again"
+        remedy = "move it away and run the command again"
         assert line == f"{raw / bad} is damaged or of another data set: {remedy}"
     else:
         bad = name if unpacked == "cut" else f"{name}.gz"
@@ -184,6 +219,7 @@ class OwnFiles(datasets.MNIST):  # type: ignore[misc] # torchvision ships no typ
 
 class OwnFilesDataModule(TinyDataModule):
     dataset = OwnFiles
+    digests = TinyDataModule.digests
 
 
 def test_a_data_set_may_name_no_archives(tmp_path: Path) -> None:
@@ -201,6 +237,44 @@ def test_a_data_set_may_name_no_archives(tmp_path: Path) -> None:
     labels.unlink()
     line = f"{raw}: {labels.name}.gz is missing, and downloading it failed (OwnFiles names no "
     assert read().startswith(line)
+
+
+class CopiedDataModule(TinyDataModule):
+    """Files of its own in the place of the tiny data set's."""
+
+
+class NoDigestsDataModule(TinyDataModule):
+    dataset = OwnFiles
+
+
+class HalfDigestsDataModule(NoDigestsDataModule):
+    digests: ClassVar[Any] = {"train": TinyDataModule.digests["train"], "test": ("1234", "5678")}
+
+
+@pytest.mark.parametrize("data", [NoDigestsDataModule, HalfDigestsDataModule])
+def test_a_subclass_without_digests_of_its_files_is_asked_for_them(
+    tmp_path: Path, data: type[TinyDataModule]
+) -> None:
+    line = outcome(tmp_path, data, "test")
+    assert line.startswith(f"{data.__name__}.digests lacks the SHA-256 digests of OwnFiles's test ")
+    assert "digitlab.data.download.sha256 computes them" in line
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (32, 32)])
+def test_files_of_a_subclass_are_neither_overwritten_nor_to_be_deleted(
+    tmp_path: Path, mirror: Mirror, shape: tuple[int, int]
+) -> None:
+    own = tiny.idx(np.ones((50, *shape), np.uint8))
+    raw = fill(tmp_path, {FILES[2]: gzip.compress(own), FILES[3]: PACKED[FILES[3]]})
+    line = outcome(tmp_path, CopiedDataModule, "test")
+    assert line == (
+        f"{raw / FILES[2]}.gz is damaged or of another data set: give CopiedDataModule.digests of "
+        "its own files"
+    )
+    assert "move it away" in outcome(tmp_path, split="test")
+    assert gzip.decompress((raw / f"{FILES[2]}.gz").read_bytes()) == own
+    assert not mirror.asked
 
 
 # Downloads.
@@ -244,12 +318,9 @@ def test_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path, mirror: Mi
 def test_processes_that_start_with_an_empty_root_all_read_the_true_arrays(
     tmp_path: Path, mirror: Mirror
 ) -> None:
-    assert in_children(4, partial(_read_as, tmp_path / "new")) == [""] * 4
+    with FORK.Pool(4) as pool:
+        assert pool.map(outcome, [tmp_path / "new"] * 4, chunksize=1) == [""] * 4
     assert names(tmp_path / "new/TinyMNIST/raw") == sorted(tiny.ARCHIVES)
-
-
-def _read_as(root: Path, _: int) -> str:
-    return outcome(root)
 
 
 def _with_little_room(root: Path, kill: bool) -> str:

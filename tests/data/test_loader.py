@@ -124,12 +124,6 @@ def assert_bit_identical(loader: ImageLoader, reference: Tensor) -> None:
     assert torch.equal(images.cpu().view(torch.int32), reference.view(torch.int32))
 
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_images_are_bit_identical_to_torchvisions_transforms(normalization: Any) -> None:
-    data = TinyDataModule(normalization=normalization, eval_batch_size=32)
-    assert_bit_identical(data.train_eval_dataloader(), reference_images(data, "train"))
-
-
 def test_every_pixel_value_is_normalized_as_torchvision_does() -> None:
     pixels = np.resize(np.arange(256, dtype=np.uint8), (1, 28, 28))
     for mean_std in [(0.5, 0.5), (0.1307, 0.3081), (0.2860, 0.3530), (0.3047, 0.3245)]:
@@ -139,16 +133,23 @@ def test_every_pixel_value_is_normalized_as_torchvision_does() -> None:
         assert_bit_identical(loader, transform(pixels[0])[None])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize(
-    "module", [MNISTDataModule, FashionMNISTDataModule, DigitsDataModule], ids=lambda m: m.name
+    "module",
+    [
+        TinyDataModule,
+        DigitsDataModule,
+        pytest.param(MNISTDataModule, marks=pytest.mark.slow),
+        pytest.param(FashionMNISTDataModule, marks=pytest.mark.slow),
+    ],
+    ids=lambda module: module.name,
 )
-@pytest.mark.usefixtures("real_data")
-def test_real_images_are_bit_identical_to_torchvisions_transforms(
-    module: type[ImageDataModule], normalization: Any
+def test_images_are_bit_identical_to_torchvisions_transforms(
+    module: type[ImageDataModule], normalization: Any, request: pytest.FixtureRequest
 ) -> None:
-    data = module(normalization=normalization, eval_batch_size=512)
+    if module in (MNISTDataModule, FashionMNISTDataModule):
+        request.getfixturevalue("real_data")
+    data = module(normalization=normalization, eval_batch_size=32)
     assert_bit_identical(data.test_dataloader(), reference_images(data, "test"))
 
 
@@ -186,15 +187,10 @@ def test_a_loader_resumed_after_any_batch_serves_the_rest(steps: int) -> None:
         assert all(map(torch.equal, rest, uninterrupted[position:]))
 
 
-def test_a_batch_counts_as_served_while_it_is_being_used() -> None:
-    loader = numbered(EpochSampler(23))
+def test_a_batch_counts_as_served_while_it_is_used_and_a_new_epoch_starts_at_its_first() -> None:
+    loader, resumed = shuffled(), shuffled()
     assert loader.state_dict()["batches"] == 0
     assert [loader.state_dict()["batches"] for _ in loader] == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_new_epoch_starts_at_its_first_batch() -> None:
-    loader, resumed = shuffled(), shuffled()
-    next(iter(loader))
     resumed.load_state_dict(loader.state_dict())
     for one in (loader, resumed):
         one.sampler.set_epoch(1)

@@ -14,7 +14,7 @@ from digitlab.data import DigitsDataModule, FashionMNISTDataModule, MNISTDataMod
 from digitlab.data.photographs import PreparedImage, open_image, prepare_digit, prepare_garment
 from tests.pictures import SEVEN, likeness, seven
 
-few = settings(max_examples=30)
+few = settings(max_examples=30, deadline=None)
 
 # Files.
 
@@ -86,26 +86,22 @@ def encoded(kind: str = "PNG", image: Image.Image | None = None) -> bytes:
     return file.getvalue()
 
 
-FILES: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "the file is empty"),
-    "text": (b"no image at all", "it cannot be read as an image: give a PNG, JPEG"),
-    "a truncated PNG": (encoded()[:200], "the image cannot be read: .*truncated"),
-    "a truncated JPEG": (encoded("JPEG")[:1500], "the image cannot be read: .*truncated"),
-    "a header alone": (encoded()[:30], "cannot be read"),
-    "PostScript": (
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-        "it cannot be read as an image",
-    ),
-    "NaN": (
-        encoded("TIFF", Image.fromarray(np.full((9, 9), np.nan, np.float32))),
-        "the image cannot be read: it has values that are not finite",
-    ),
-}
+NAN = Image.fromarray(np.full((9, 9), np.nan, np.float32))
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_without_a_whole_image_is_refused(name: str, tmp_path: Path) -> None:
-    content, message = FILES[name]
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (encoded("JPEG")[:1500], "the image cannot be read: .*truncated"),
+        (encoded()[:30], "cannot be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it cannot be read as an image"),
+        (encoded("TIFF", NAN), "the image cannot be read: it has values that are not finite"),
+    ],
+    ids=["truncated", "header", "PostScript", "NaN"],
+)
+def test_a_file_without_a_whole_image_is_refused(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         open_image(tmp_path / "x.png")
@@ -141,13 +137,9 @@ def test_a_decompression_bomb_is_refused(
         open_image(tmp_path / "x.png")
 
 
-def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="it is a folder: name the files in it"):
-        open_image(tmp_path)
+def test_a_device_is_not_read() -> None:
     with pytest.raises(ValueError, match="it is not a regular file"):
         open_image(Path("/dev/zero"))
-    with pytest.raises(FileNotFoundError, match="there is no such file"):
-        open_image(tmp_path / "x.png")
 
 
 # Digits.
@@ -292,16 +284,13 @@ def test_a_garment_is_prepared_as_its_authors_did() -> None:
 
 
 @pytest.mark.parametrize("prepare", [prepare_digit, prepare_garment])
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (29, 28), (3, 900), (200, 150)])
+@pytest.mark.parametrize("size", [(1, 1), (29, 28), (3, 900)])
 def test_a_blank_image_is_refused(
     prepare: Callable[[Image.Image], PreparedImage], size: tuple[int, int]
 ) -> None:
     for tone in (0, 130, 255):
         with pytest.raises(ValueError, match="it is blank: nothing stands out"):
             prepare(Image.new("L", size, tone))
-
-
-def test_blank_paper_with_noise_and_shade_is_refused() -> None:
-    grey = np.linspace(150, 230, 300) + np.random.default_rng(0).normal(0, 5, (200, 300))
+    shade = np.linspace(150, 230, 300) + np.random.default_rng(0).normal(0, 5, (200, 300))
     with pytest.raises(ValueError, match="it is blank"):
-        prepare_digit(Image.fromarray(grey.astype(np.uint8)))
+        prepare_digit(Image.fromarray(shade.astype(np.uint8)))

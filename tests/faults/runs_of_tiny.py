@@ -6,6 +6,8 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+from lightning.pytorch import Callback, Trainer
+
 from digitlab.classifier import Classifier
 from tests.faults.victims import SIGKILLED, Fault, kill_self, run
 
@@ -13,6 +15,20 @@ STEPS = 25  # in an epoch: 200 images in batches of 8
 MLP = "MLP --model.hidden_features [16] --model.dropout 0.3"
 BLOCKS = "--model.steps_per_execution 4"
 COMMAND = f"{MLP} {BLOCKS}"
+
+
+class StopAt(Callback):
+    """Asks the trainer to stop at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step >= self.step:
+            trainer.should_stop = True
+
+
+STOP = "--trainer.callbacks tests.faults.runs_of_tiny.StopAt --trainer.callbacks.step 37"
 
 
 def fit(model: str, place: Path, epochs: int = 3, framework: str = "torch") -> list[str]:

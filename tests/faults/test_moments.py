@@ -7,21 +7,28 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 
 from digitlab.callbacks import FinalEvaluation, History, LastCheckpoint, SaveFigures
 from digitlab.classifier import Classifier
+from digitlab.run_folder import read_metrics
 from tests.faults.conftest import Alone
 from tests.faults.runs_of_tiny import (
+    BLOCKS,
     COMMAND,
     MLP,
+    STOP,
     at_call,
     at_step,
     fit,
+    folder_of,
     killed,
     killed_again,
+    log_of,
     resume,
 )
-from tests.faults.victims import differences, kill_self
+from tests.faults.test_resume import BY_EPOCH, PLATEAU, STOPPING
+from tests.faults.victims import differences, kill_self, run
 
 RESULTS = "digitlab.callbacks.results"
 
@@ -72,6 +79,71 @@ def test_a_run_that_was_killed_when(tmp_path: Path, alone: Alone, moment: str) -
     assert ("finished" in resume(folder)) == (moment == "all was done")
     assert differences(folder, alone(COMMAND)) == []
     assert [path.name for path in folder.rglob(".*") if path.name != ".lock"] == []
+
+
+def when_time_is_up(then: Any = lambda: None) -> None:
+    """A fault in a run with `max_time`: the time is up at step 37, on any machine."""
+
+    def check(timer: Timer, trainer: Any) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= 37
+
+    Timer._check_time_remaining = check  # type: ignore[method-assign, assignment]
+    then()
+
+
+ENDS = {  # epochs have 25 steps
+    "max_steps": f"{MLP} {BY_EPOCH} --trainer.max_steps 37",
+    "max_steps inside a block": f"{MLP} {BLOCKS} --trainer.max_steps 38",
+    "max_steps and plateau": f"{MLP} {PLATEAU} --trainer.max_steps 37",
+    "max_steps at a validation": f"{MLP} --trainer.val_check_interval 8 --trainer.max_steps 33",
+    "a callback": f"{MLP} {PLATEAU} {STOP}",
+    "a callback, blocks": f"{MLP} {BLOCKS} {BY_EPOCH} {STOP}",
+    "early stopping": f"{MLP} {STOPPING} --trainer.val_check_interval 8",
+    "max_time": f"{MLP} --trainer.max_time 00:01:00:00",
+    "max_time, blocks": f"{MLP} {BLOCKS} --trainer.max_time 00:01:00:00",
+}
+IN_KERAS = ("max_steps inside a block", "a callback", "max_time, blocks")
+LAST = {
+    "before the last row was written": partial(at_call, History, "on_train_epoch_end", 2),
+    "after the last row was written": after(History, "on_train_epoch_end", 2),
+    "in the final evaluation": partial(at_call, Classifier, "evaluate", 1),
+}
+slow = partial(pytest.param, marks=pytest.mark.slow)
+INSIDE = [
+    ("torch", "max_steps inside a block", "after the last row was written"),
+    *(
+        slow(framework, end, moment)
+        for framework, ends in (("torch", ENDS), ("keras", IN_KERAS))
+        for end in ends
+        for moment in LAST
+        if (end, moment) != ("early stopping", "before the last row was written")
+    ),
+]
+
+
+@pytest.mark.parametrize(("framework", "end", "moment"), INSIDE)
+def test_a_run_that_ended_inside_an_epoch_and_was_killed_then_keeps_its_last_row(
+    tmp_path: Path, framework: str, end: str, moment: str
+) -> None:
+    alone, other = tmp_path / "alone", tmp_path / "killed"
+    fault, first = LAST[moment], end == "early stopping"  # which ends in its first epoch
+    if first and "row" in moment:
+        fault = after(History, "on_train_epoch_end", 1)
+    on_time = when_time_is_up if "max_time" in end else None
+    folder = killed(
+        fit(ENDS[end], other, framework=framework),
+        other,
+        partial(on_time, fault) if on_time else fault,
+    )
+    for place, command in (
+        (other, ["fit", "--run", str(folder)]),
+        (alone, fit(ENDS[end], alone, framework=framework)),
+    ):
+        assert run(command, log_of(place), on_time) == 0, log_of(place).read_text("utf-8")
+    assert differences(folder, folder_of(alone)) == []
+    assert len((folder / "history.csv").read_text().splitlines()) == (2 if first else 3)
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == read_metrics(folder)["optimizer_steps"]
 
 
 @pytest.mark.slow

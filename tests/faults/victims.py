@@ -20,7 +20,7 @@ Fault = Callable[[], None]
 SIGKILLED = -signal.SIGKILL
 
 # What the place of a run and wall time have a part in.
-_PLACES_AND_TIMES = {"seconds", "dirpath", "best_k_models", "best_model_path"}
+_PLACES_AND_TIMES = {"seconds", "time_elapsed", "dirpath", "best_k_models", "best_model_path"}
 _PLACES_AND_TIMES |= {"kth_best_model_path", "last_model_path"}
 _PLACES_AND_TIMES |= {"current_score"}  # of the last save by this process, which nothing reads
 _TIMES = {"wall_time", "phases", "images_per_second"}

@@ -1,6 +1,8 @@
 """What every architecture promises; a new one in `digitlab.models` is covered by being there."""
 
+import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,59 +25,53 @@ VARIANTS: dict[str, list[tuple[dict[str, Any], int]]] = {
     "FastCNN": [({}, 212_682)],
     "LeNet1": [({"padding": 2}, 121_994), ({"padding": "same"}, 121_994)],
 }
-CASES = [
-    pytest.param(name, options, count, id="-".join([name, *map(str, options.values())]))
-    for name in models.__all__
-    for options, count in VARIANTS.get(name, [({}, None)])
-]
-every_architecture = pytest.mark.parametrize(("name", "options", "count"), CASES)
+CASES = [(name, *case) for name, cases in VARIANTS.items() for case in cases]
+Make = Callable[..., Classifier]
 
 
-def make(name: str, options: dict[str, Any], **more: Any) -> Classifier:
-    torch.manual_seed(0)
-    model = getattr(models, name)(**options, **more)
-    assert isinstance(model, Classifier)
-    return model
+@pytest.fixture(params=CASES, ids=lambda case: "-".join([case[0], *map(str, case[1].values())]))
+def make(request: pytest.FixtureRequest) -> Make:
+    """Makes a model of each architecture, always with the same weights."""
+    name, options, _ = request.param
+
+    def build(**more: Any) -> Classifier:
+        torch.manual_seed(0)
+        model = getattr(models, name)(**options, **more)
+        assert isinstance(model, Classifier)
+        return model
+
+    return build
 
 
 def test_every_listed_architecture_has_its_parameter_count_here() -> None:
     assert sorted(VARIANTS) == sorted(models.__all__)
 
 
-@every_architecture
+@pytest.mark.parametrize(("name", "options", "count"), CASES)
 def test_it_has_the_documented_number_of_parameters(
     name: str, options: dict[str, Any], count: int
 ) -> None:
-    model = make(name, options)
+    model = getattr(models, name)(**options)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
     written = re.findall(r"\b\d{1,3}(?:,\d{3})+\b", type(model).__doc__ or "")
     assert f"{count:,}" in written
 
 
-@every_architecture
 @pytest.mark.parametrize(("in_channels", "num_classes"), [(1, 10), (3, 7)])
-def test_it_gives_a_logit_for_each_class(
-    name: str, options: dict[str, Any], count: int, in_channels: int, num_classes: int
-) -> None:
-    model = make(name, options, in_channels=in_channels, num_classes=num_classes)
+def test_it_gives_a_logit_for_each_class(make: Make, in_channels: int, num_classes: int) -> None:
+    model = make(in_channels=in_channels, num_classes=num_classes)
     logits = model(torch.rand(5, in_channels, 28, 28))
     assert (logits.shape, logits.dtype) == ((5, num_classes), torch.float32)
 
 
-@every_architecture
-def test_an_image_is_classified_alike_alone_and_among_others(
-    name: str, options: dict[str, Any], count: int
-) -> None:
-    model = make(name, options).double().eval()
+def test_an_image_is_classified_alike_alone_and_among_others(make: Make) -> None:
+    model = make().double().eval()
     images = whole("test")[0][:4].double()
     torch.testing.assert_close(model(images)[2:3], model(images[2:3]))
 
 
-@every_architecture
-def test_the_gradient_reaches_every_parameter(
-    name: str, options: dict[str, Any], count: int
-) -> None:
-    model = make(name, options)
+def test_the_gradient_reaches_every_parameter(make: Make) -> None:
+    model = make()
     images, labels = (tensor[:32] for tensor in whole("train"))
     cross_entropy(model(images), labels).backward()
     without = [
@@ -84,9 +80,8 @@ def test_the_gradient_reaches_every_parameter(
     assert without == []
 
 
-@every_architecture
-def test_it_learns_sixteen_images_by_heart(name: str, options: dict[str, Any], count: int) -> None:
-    model = make(name, options)
+def test_it_learns_sixteen_images_by_heart(make: Make) -> None:
+    model = make()
     images, labels = (tensor[:16] for tensor in whole("train"))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     for _ in range(100):
@@ -100,11 +95,8 @@ def test_it_learns_sixteen_images_by_heart(name: str, options: dict[str, Any], c
     pytest.fail("16 images are not learned in 100 steps")
 
 
-@every_architecture
-def test_bfloat16_autocast_is_finite_and_its_loss_float32(
-    name: str, options: dict[str, Any], count: int
-) -> None:
-    model = make(name, options)
+def test_bfloat16_autocast_is_finite_and_its_loss_float32(make: Make) -> None:
+    model = make()
     images, labels = (tensor[:16] for tensor in whole("train"))
     with torch.autocast("cpu", torch.bfloat16):
         assert model(images).dtype == torch.bfloat16
@@ -120,12 +112,9 @@ def test_bfloat16_autocast_is_finite_and_its_loss_float32(
     torch.testing.assert_close(ours, theirs, rtol=0.01, atol=0)  # bfloat16 keeps 8 bits
 
 
-@every_architecture
-def test_a_checkpoint_gives_the_model_back_without_running_code(
-    name: str, options: dict[str, Any], count: int, tmp_path: Path
-) -> None:
-    own = {**options, "num_classes": 7, "initialization": "keras", "gradient_clip_norm": 2.0}
-    model = make(name, own, optimizer=torch.optim.SGD)
+def test_a_checkpoint_gives_the_model_back_without_running_code(make: Make, tmp_path: Path) -> None:
+    own = {"num_classes": 7, "initialization": "keras", "gradient_clip_norm": 2.0}
+    model = make(**own, optimizer=torch.optim.SGD)
     path = checkpoint_of(model, tmp_path / "model.ckpt")
     content = torch.load(path, weights_only=True)
     assert content["hyper_parameters"].items() >= own.items()
@@ -136,13 +125,19 @@ def test_a_checkpoint_gives_the_model_back_without_running_code(
     assert torch.equal(loaded.eval()(images), model.eval()(images))
 
 
+def test_it_is_pickled_with_its_default_optimizer(make: Make) -> None:
+    model = make()
+    copied = pickle.loads(pickle.dumps(model))
+    images = whole("test")[0][:8]
+    assert torch.equal(copied.eval()(images), model.eval()(images))
+    ours, theirs = (one.configure_optimizers().param_groups[0] for one in (model, copied))
+    assert (theirs["lr"], theirs["fused"]) == (ours["lr"], ours["fused"]) == (0.001, True)
+
+
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")  # on machines of many cores
-@every_architecture
-def test_it_trains_under_any_lightning_trainer_with_any_loader(
-    name: str, options: dict[str, Any], count: int
-) -> None:
+def test_it_trains_under_any_lightning_trainer_with_any_loader(make: Make) -> None:
     seed_everything(0, verbose=False)
-    model = make(name, options)
+    model = make()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     loader = DataLoader(TensorDataset(*(tensor[:40] for tensor in whole("train"))), batch_size=32)
     fitted = trainer(max_epochs=2)

@@ -1,4 +1,5 @@
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def laboratory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     short = "data: tests.tiny.TinyDataModule\ntrainer:\n  max_epochs: 2\n  accelerator: cpu\n"
     (configs / "linear.yaml").write_text(f"model: LinearClassifier\n{short}")
     (configs / "nn.yaml").write_text(
-        "# B1: A network. Published: 12.5%.\nmodel:\n  class_path: MLP\n"
+        "# B1: A network. Published: 12.5%\u202e.\nmodel:\n  class_path: MLP\n"
         f"  init_args:\n    hidden_features: [16]\n{short}"
     )
     monkeypatch.chdir(tmp_path)
@@ -40,23 +41,30 @@ def done(laboratory: Path) -> list[tuple[str, str, int]]:
     return [result.key for result in results.read(laboratory / "out" / "results.csv")]
 
 
-def test_rows_are_trained_over_seeds_and_summarized(
+def test_rows_are_trained_over_seeds_and_the_printed_commands_run(
     laboratory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train(self: Queue, command: list[str], log: Path, held: FileLock) -> bool:
         return main(command[3:]) == 0  # in this process
 
     monkeypatch.setattr(Queue, "_call", train)
-    command = ["reproduce", "B1", "tiny/linear", "--framework", "torch", "--out", "out"]
+    out = "my 'out';#"
+    command = ["reproduce", "B1", "tiny/linear", "--framework", "torch", "--out", out]
     command += ["--seeds", "1", "--first_seed", "3", "--workers", "1"]
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert sorted(done(laboratory)) == [("B1", "torch", 3), ("tiny/linear", "torch", 3)]
+    measured = results.read(laboratory / out / "results.csv")
+    assert sorted(it.key for it in measured) == [("B1", "torch", 3), ("tiny/linear", "torch", 3)]
     assert "[2/2]" in shown
-    assert "12.5%" in shown
-    first, *_ = results.read(laboratory / "out" / "results.csv")
-    assert first.optimizer_steps == 14
-    assert len(first.val_curve) == 2
+    assert r"12.5%\u202e" in shown  # which a terminal does not obey
+    assert measured[0].optimizer_steps == 14
+    assert len(measured[0].val_curve) == 2
+
+    _, *printed = shlex.split(shown.splitlines()[-1])
+    assert printed == ["reproduce", "--report", "--out", out]
+    assert main(printed) == 0
+    assert (laboratory / out / "tables.md").exists()
+    capsys.readouterr()
 
     assert main(command) == 0
     assert "[1/1]" not in capsys.readouterr().out  # nothing was left to do
@@ -79,30 +87,14 @@ def test_a_killed_queue_is_resumed_by_the_same_command(laboratory: Path) -> None
     assert done(laboratory) == [("B1", "torch", 0), ("B1", "torch", 1)]
 
 
-@pytest.mark.slow  # trains as processes; test_queue.py has the same promise
-def test_two_queues_at_once_train_every_run_once(laboratory: Path) -> None:
-    command = [*REPRODUCE[:4], "B1", "tiny/linear", *REPRODUCE[4:], "--seeds", "1"]
-    command += ["--workers", "2"]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    shown = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert sorted(done(laboratory)) == [("B1", "torch", 0), ("tiny/linear", "torch", 0)]
-    folders = list((laboratory / "out" / "runs").glob("*/*/version_*"))
-    assert [folder.name for folder in folders] == ["version_0", "version_0"], shown
-
-
-@pytest.mark.slow  # as a process
 def test_a_run_that_fails_is_named_with_its_log_and_gives_exit_code_1(
-    laboratory: Path, capsys: pytest.CaptureFixture[str]
+    laboratory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = laboratory / "configs" / "tiny" / "linear.yaml"
-    config.write_text(config.read_text() + "  no_such_setting: 1\n")
+    monkeypatch.setattr(Queue, "_call", lambda self, command, log, held: False)
     command = ["reproduce", "tiny/linear", "--framework", "torch", "--out", "out", "--seeds", "1"]
     assert main(command) == 1
-    shown = capsys.readouterr().out
     log = Path("out", "runs", "tiny-linear-torch-seed_0", "log.txt")
-    assert f"tiny/linear torch seed 0 failed: see {log}" in shown
-    assert "no_such_setting" in log.read_text()
+    assert f"tiny/linear torch seed 0 failed: see {log}\n" in capsys.readouterr().out
     assert done(laboratory) == []
 
 
@@ -126,7 +118,7 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
         (["--sedes", "1"], "there is no option 'sedes': did you mean 'seeds'?"),
         (["B1_as_published", "--framework", "keras"], "B1_as_published needs torch"),
         (["B1", "--explain", "B1:B2"], "leave the rows out"),
-        (["--report", "--out", "nowhere"], "there are no results in nowhere: name the --out"),
+        (["--report", "--out", "nowhere"], "there are no results in nowhere/results.csv: name the"),
         (["--pages", "README.md"], "give it too"),
         (["--report", "--pages", "none.md"], "there is no page none.md"),
         (["--report", "B1"], "leave rows and --explain out"),

@@ -8,10 +8,12 @@ from filelock import FileLock
 from digitlab import run_folder
 from digitlab.cli import main
 from digitlab.errors import InputError
+from digitlab.reproduce import results
 from digitlab.reproduce.explain import explain_difference, explanation_tables
 from digitlab.reproduce.queue import Queue
 from digitlab.reproduce.results import read_table
 from tests.commands import refusal
+from tests.reproduce.samples import RESULT
 
 FIRST = """
 model:
@@ -124,6 +126,37 @@ def test_a_grid_without_a_complete_seed_is_no_explanation_yet(folder: Path) -> N
         (folder / "grid.csv").unlink(missing_ok=True)  # before the first run has ended
     factors = json.loads((folder / "factors.json").read_text("utf-8"))["factors"]
     assert [factor["name"] for factor in factors] == ["dropout in evaluation", "normalization"]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("grid.csv", "accuracy", "acuracy"),
+        ("grid.csv", "\n0,", "\n2,"),
+        ("grid.csv", "\n1,", "\nx,"),
+        ("grid.csv", ",0.", ",7."),
+        ("grid.csv", "", "\x00"),
+        ("factors.json", "{", ""),
+        ("factors.json", '"first"', '"one"'),
+        ("factors.json", '"off"', "null"),
+        ("factors.json", '"factors": [', '"factors": 1, "more": ['),
+    ],
+)
+def test_a_damaged_grid_is_named_in_one_line(
+    name: str, old: str, new: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.add(folder.parent / "results.csv", [RESULT])
+    text = (folder / name).read_text("utf-8")
+    (folder / name).write_text(text.replace(old, new) if old else new, "utf-8")
+    said = refusal(capsys, "reproduce", "--report", "--out", str(folder.parent))
+    assert said.startswith(f"{folder / name} is damaged or of another kind: ")
+    assert not (folder.parent / "tables.md").exists()
+
+
+def test_a_damaged_grid_is_named_before_anything_is_trained(folder: Path, pair: str) -> None:
+    (folder / "grid.csv").write_text("accuracy,seed\n")
+    with pytest.raises(InputError, match=r"grid\.csv is damaged or of another kind"):
+        explain_difference(pair, {}, folder.parent, range(2), workers=1, threads=1)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ SGD = (
     "      init_args:\n        lr: 0.001\n        momentum: 0.9\n"
 )
 LINEAR = "model: LinearClassifier\n"
-OTHER_PLACE = f"{LINEAR}seed_everything: 4\nname: other\ntrainer:\n  log_every_n_steps: 7\n"
+OTHER_PLACE = f"{LINEAR}name: other\nthreads: 2\ntrainer:\n  log_every_n_steps: 7\n"
+OTHER_PLACE += "seed_everything: 4\n"
 
 
 @pytest.mark.parametrize(

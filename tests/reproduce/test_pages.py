@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,17 +22,15 @@ SNIPPET = re.compile(r'^--8<-- "(.+)"$', re.M)
 HEADING = re.compile(r"^## (\w+): ", re.M)
 
 
-def page_of(experiment: str) -> str:
+def section_of(experiment: str) -> str:
     in_document = next(iter(EXPERIMENTS[experiment].values())).in_documents
     letter = "b" if experiment.startswith("B") else "a"  # `linear` is of document A
-    return (FOLDER / (f"document_{letter}.md" if in_document else "others.md")).read_text("utf-8")
-
-
-def section_of(experiment: str) -> str:
-    text = page_of(experiment).partition(f"\n## {experiment}: ")[2]
+    page = FOLDER / (f"document_{letter}.md" if in_document else "others.md")
+    text = page.read_text("utf-8").partition(f"\n## {experiment}: ")[2]
     return text.partition("\n## ")[0]
 
 
+@cache
 def with_curves() -> set[str]:
     rows = read_rows()
     measured = results.read(CURVES.with_name("results.csv"))
@@ -49,26 +48,16 @@ def test_every_config_is_shown_in_one_section() -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_section_has_its_configs_its_table_and_what_was_published(name: str) -> None:
+def test_a_section_has_its_configs_commands_table_curves_and_what_was_published(name: str) -> None:
     text, rows = section_of(name), EXPERIMENTS[name].values()
-    assert {*SNIPPET.findall(text)} == {row.config.as_posix() for row in rows}
+    configs = {row.config.as_posix() for row in rows}
+    assert {*SNIPPET.findall(text)} == configs
+    assert {*re.findall(r"^digitlab fit --config (\S+)", text, re.M)} >= configs
     assert PAGE_TABLE.findall(text) == [f"row-{name}"]
     published = " ".join(text.partition("Published: ")[2].partition("<!--")[0].split())
     for row in rows:
         assert (row.published or "nothing").lower() in published.lower()
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_section_has_the_commands_that_train_it(name: str) -> None:
-    text, rows = section_of(name), EXPERIMENTS[name].values()
-    assert {*re.findall(r"^digitlab fit --config (\S+)", text, re.M)} >= {
-        row.config.as_posix() for row in rows
-    }
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_section_shows_the_curves_that_were_kept(name: str) -> None:
-    figures = re.findall(r"!\[[^]]+\]\((.+)\)", section_of(name))
+    figures = re.findall(r"!\[[^]]+\]\((.+)\)", text)
     assert figures == ([f"../results/curves/{name}.png"] if name in with_curves() else [])
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from digitlab.errors import InputError
 from digitlab.reproduce import figures, results
 from digitlab.reproduce.command import fill, read_tables, write_report
 from digitlab.reproduce.rows import read_rows
@@ -62,9 +63,10 @@ def test_a_page_with_a_wrong_mark_is_refused(text: str, said: str) -> None:
 def test_nothing_is_written_where_one_of_the_pages_is_wrong(out: Path) -> None:
     good, bad = out / "good.md", out / "bad.md"
     good.write_text("<!-- table results -->\n<!-- /table -->\n")
-    bad.write_text("<!-- table nothing -->\n<!-- /table -->\n")
-    with pytest.raises(ValueError, match="has a table nothing"):
-        write_report(out, ROWS, [good, bad])
+    for text, said in ((b"<!-- table no -->\n<!-- /table -->", "a table no:"), (b"\xff", "UTF-8")):
+        bad.write_bytes(text)
+        with pytest.raises(InputError, match=f"bad.md .*{said}"):
+            write_report(out, ROWS, [good, bad])
     assert good.read_text("utf-8").count("\n") == 2
     assert not (out / "tables.md").exists()
 

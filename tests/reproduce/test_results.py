@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from digitlab.errors import InputError
 from digitlab.reproduce import results
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row
@@ -17,7 +18,7 @@ ROW = Row("B3", Path("configs", "mnist", "lenet5.yaml"))
 
 def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
     without = replace(RESULT, seed=5, framework="keras", train_seconds=None, val_curve=())
-    long = replace(RESULT, seed=6, val_curve=tuple((step, 0.9) for step in range(20_000)))
+    long = replace(RESULT, seed=6, val_curve=tuple((step, 0.9) for step in range(1, 20_001)))
     results.add(tmp_path / "results.csv", [RESULT, without, long])
     assert results.read(tmp_path / "results.csv") == [RESULT, without, long]
 
@@ -66,17 +67,65 @@ def test_validations_within_an_epoch_are_points_of_the_curve(tmp_path: Path) -> 
     assert [step for step, _ in Result.of_run(ROW, folder).val_curve] == [2, 4, 6]
 
 
-@pytest.mark.parametrize("split", [{"test": {"loss": None}}, {"val": {"loss": 0.1}}])
-def test_a_run_that_diverged_or_held_out_has_no_result(split: dict, tmp_path: Path) -> None:
-    (tmp_path / "metrics.json").write_text(json.dumps({"framework": "torch", **split}))
-    with pytest.raises(ValueError, match="has no loss on the test split"):
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"test": {"loss": None}}, "has no loss on the test split: it diverged, or held out"),
+        ({"val": {"loss": 0.1}}, "has no loss on the test split"),
+        ({"test": []}, r"metrics\.json is damaged"),
+        ({"test": {"loss": "1"}}, r"metrics\.json is damaged"),
+        ({"test": {"loss": 1.0}}, r"metrics\.json is damaged, 'accuracy'"),
+    ],
+)
+def test_a_run_without_a_whole_result_is_named(
+    metrics: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    whole = {"framework": "torch", "seed": 0, "train": {"accuracy": 0.5}, "optimizer_steps": 1}
+    (tmp_path / "metrics.json").write_text(json.dumps(whole | metrics))
+    with pytest.raises(ValueError, match=said):
         Result.of_run(ROW, tmp_path)
 
 
-@pytest.mark.parametrize("text", ["epoch,loss\n1,0.5\n", "", "half a line"])
-def test_a_file_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
+def test_text_is_no_formula_in_a_spreadsheet_and_is_read_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    odd = replace(RESULT, row="=1+1", config="@x/-y", device="'+cpu")
+    results.add(path, [odd])
+    assert path.read_text("utf-8").splitlines()[1].startswith("'=1+1,'@x/-y,")
+    assert results.read(path) == [odd]
+    results.add(path, [odd, replace(odd, seed=5)])
+    assert results.read(path) == [odd, replace(odd, seed=5)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (None, "", "No columns to parse"),
+        (None, "epoch,loss\n1,0.5\n", "in run 1, row is ''"),
+        (None, b"\xff\xfe", "codec can't decode"),
+        ("1875:0.9817 3750:0.986", "1875:0.98 37", "val_curve is '1875:0.98 37'"),
+        ("torch,4", "jax,4", "framework is 'jax'"),
+        ("torch,4", "torch,-4", "seed is '-4'"),
+        ("0.9877", "nan", "test_accuracy is 'nan'"),
+        ("0.9931", "99.31", "train_accuracy is '99.31'"),
+        ("9375", "many\x1b[31m", r"optimizer_steps is 'many\\x1b\[31m'"),
+        (",cpu", "\nB3", "in run 1, device is ''"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_is_wrong(
+    old: str | None, new: str | bytes, said: str, tmp_path: Path
+) -> None:
     path = tmp_path / "results.csv"
     results.add(path, [RESULT])
-    path.write_text(path.read_text().rpartition("1875:")[0] if "half" in text else text)
-    with pytest.raises(ValueError, match=r"results\.csv is not a results file"):
+    given = path.read_text("utf-8").replace(old, str(new)) if old else new
+    path.write_bytes(given if isinstance(given, bytes) else given.encode())
+    with pytest.raises(InputError, match=said) as refused:
+        results.read(path)
+    assert str(refused.value).startswith(f"{path} is damaged or of another kind: ")
+
+
+def test_a_run_that_is_in_a_file_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    results.add(path, [RESULT])
+    path.write_text(path.read_text("utf-8") + path.read_text("utf-8").partition("\n")[2], "utf-8")
+    with pytest.raises(InputError, match="B3 torch seed 4 is repeated"):
         results.read(path)

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,24 @@ def test_rows_need_configs_of_different_names(tmp_path: Path) -> None:
         read_rows(tmp_path)
 
 
-def test_a_recipe_is_of_the_settings_but_not_of_comments_and_speed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [b"\xff", b"a: [", b"- 1\n", b"seed_everything: 1\n", b""])
+def test_a_damaged_config_is_named(text: bytes, tmp_path: Path) -> None:
+    config = tmp_path / "mnist" / "odd.yaml"
+    config.parent.mkdir()
+    config.write_bytes(text)
+    row = read_rows(tmp_path)["mnist/odd"]
+    for read in (lambda: row.recipe, lambda: row.frameworks):
+        with pytest.raises(ValueError, match=re.escape(str(config))):
+            read()
+
+
+def test_a_recipe_is_of_the_settings_but_not_of_comments_speed_and_threads(tmp_path: Path) -> None:
     adam = "    optimizer:\n      class_path: Adam\n      init_args:\n        lr: 0.01\n"
     texts = {
         "bare": "model: MLP\n",
         "commented": "# other words\nmodel:   MLP\n",
         "class": "model:\n  class_path: MLP\n",
+        "threads": "model: MLP\nthreads: 2\n",
         "fast": "model:\n  class_path: MLP\n  init_args:\n    steps_per_execution: 8\n",
         "adam": f"model:\n  class_path: MLP\n  init_args:\n{adam}",
         "fused": f"model:\n  class_path: MLP\n  init_args:\n{adam}        fused: true\n",
@@ -66,7 +79,8 @@ def test_a_recipe_is_of_the_settings_but_not_of_comments_and_speed(tmp_path: Pat
     for name, text in texts.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     recipe = {name: Row(name, tmp_path / f"{name}.yaml").recipe for name in texts}
-    assert recipe["bare"] == recipe["commented"] == recipe["class"] == recipe["fast"]
+    alike = ("bare", "commented", "class", "fast", "threads")
+    assert len({recipe[name] for name in alike}) == 1
     assert recipe["adam"] == recipe["fused"]
     assert len({*recipe.values()}) == 4
 

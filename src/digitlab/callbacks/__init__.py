@@ -13,9 +13,9 @@ from digitlab.callbacks.logging import (
     GPUMemoryLimit,
     History,
     PrintEpoch,
-    ProgressBar,
     Throughput,
 )
+from digitlab.callbacks.progress import ProgressBar
 from digitlab.callbacks.results import FinalEvaluation, SaveConfig, SaveFigures
 from digitlab.callbacks.tensorboard import (
     ConfusionMatrix,

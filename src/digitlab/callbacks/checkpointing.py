@@ -7,6 +7,8 @@ Lightning 2.6.
 import os
 import random
 import shutil
+import sys
+from copy import deepcopy
 from pathlib import Path
 from time import monotonic
 from typing import Any, NoReturn
@@ -15,12 +17,14 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from torch import Tensor
 
 from digitlab import files
 from digitlab.callbacks.logging import named_weights
-from digitlab.classifier import Classifier
-from digitlab.distributed import all_reduce_max, gather
+from digitlab.classifier import Classifier, Phase
+from digitlab.distributed import all_reduce_max, gather, print_rank_zero
 from digitlab.execution import learning_rate
+from digitlab.numerics import compare_numerics, numerics
 from digitlab.scores import BATCHES_AT_ONCE, RunningScore
 from digitlab.signals import Interrupted, StopSignals
 
@@ -95,12 +99,31 @@ class ExactResume(Callback):
         settings: The run's settings as YAML, to be compared with those it is resumed with.
         repeat_epoch: Serve the images of an unfinished epoch from the first again, where the
             position has no meaning any more: the batch size has changed, for example.
+        trained: All steps are made, and the fit is only ended, by `end_training`.
+        allow_inexact: Resume on another type of device, or with another number of threads or flag
+            of torch, although the result is then another.
+
+    Attributes:
+        inexact: What made resumes inexact so far, a sentence each.
+
+    Raises:
+        ValueError: `numerics` differ from those of the checkpoint, and `allow_inexact` is false.
     """
 
-    def __init__(self, settings: str = "{}", repeat_epoch: bool = False) -> None:
+    def __init__(
+        self,
+        settings: str = "{}",
+        repeat_epoch: bool = False,
+        trained: bool = False,
+        allow_inexact: bool = False,
+    ) -> None:
         self.settings = settings
         self.repeat_epoch = repeat_epoch
+        self.trained = trained
+        self.allow_inexact = allow_inexact
+        self.inexact: list[str] = []
         self._random: dict[str, Any] | None = None  # until it is restored
+        self._metrics: dict[str, Tensor] = {}  # likewise
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -112,7 +135,10 @@ class ExactResume(Callback):
         asked = trainer.should_stop
         checkpoint["exact_resume"] = {
             "processes": gather(trainer, state),
+            "metrics": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
             "settings": self.settings,
+            "numerics": numerics(trainer, pl_module),
+            "inexact": self.inexact,
             "should_stop": asked,
             "stopped": asked and trainer.fit_loop._can_stop_early,  # not before `min_epochs`
         }
@@ -122,8 +148,16 @@ class ExactResume(Callback):
     ) -> None:
         """Restore running scores and counters; keep the random state until training starts."""
         saved = checkpoint["exact_resume"]
-        # A run that had stopped is resumed to make it longer.
-        trainer.should_stop = saved["should_stop"] and not saved["stopped"]
+        # Older versions saved none of what has a default here.
+        before = saved.get("numerics", {})
+        self.inexact = [*saved.get("inexact", [])]
+        for change in compare_numerics(before, trainer, pl_module, self.allow_inexact):
+            self.inexact.append(f"from step {checkpoint['global_step']} on, {change}")
+            message = f"digitlab: warning: the result is not bitwise equal: {self.inexact[-1]}"
+            print_rank_zero(message, sys.stderr)
+        # A run that had stopped, and is not only ended, is resumed to make it longer.
+        trainer.should_stop = saved["should_stop"] and (self.trained or not saved["stopped"])
+        self._metrics = saved.get("metrics", {})
         if trainer.global_rank < len(saved["processes"]):
             state = saved["processes"][trainer.global_rank]
             self._random = state["random"]
@@ -131,13 +165,15 @@ class ExactResume(Callback):
                 assert isinstance(pl_module, Classifier)
                 pl_module.sums[phase] = RunningScore(pl_module.device)
                 pl_module.sums[phase].load_state_dict(sums)
-        _set_counters(trainer, checkpoint, self.repeat_epoch)
+        _set_counters(trainer, checkpoint, self.repeat_epoch, self.trained)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the random state; numbers drawn before this belong to the start of a process."""
+        """Restore what the start of a process changes: random state and logged values."""
         if self._random is not None:
             _restore_random_state(self._random, trainer.strategy.root_device)
             self._random = None
+        trainer.callback_metrics.update(self._metrics)
+        self._metrics = {}
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:
@@ -162,7 +198,29 @@ def _restore_random_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _set_counters(trainer: Trainer, checkpoint: dict[str, Any], repeat_epoch: bool) -> None:
+def end_training(trainer: Trainer) -> None:
+    """End a fit that has made all of its steps: replaces `trainer.fit_loop.run`.
+
+    Where training was ended inside an epoch, its checkpoint was saved before the epoch's end.
+    """
+    loop: Any = trainer.fit_loop
+    loop.setup_data()
+    loop.on_run_start()
+    epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
+    if epochs.processed < epochs.started:
+        loop.epoch_loop._skip_next_val = batches.completed == batches.processed  # saved after it
+        module = trainer.lightning_module
+        assert isinstance(module, Classifier)
+        module._current_fx_name = "on_train_batch_end"
+        Classifier.on_train_batch_end(module, None, None, 0)  # logs the score, after callbacks
+        loop.epoch_loop.on_advance_end(loop._data_fetcher)  # validates, if it is time
+        loop.on_advance_end()
+    loop.on_run_end()
+
+
+def _set_counters(
+    trainer: Trainer, checkpoint: dict[str, Any], repeat_epoch: bool, trained: bool
+) -> None:
     """Restore the loops' counters, since Lightning's own way loses steps or epochs.
 
     With `max_steps`, Lightning would end an epoch a second time when resumed at its end, and drop
@@ -174,7 +232,7 @@ def _set_counters(trainer: Trainer, checkpoint: dict[str, Any], repeat_epoch: bo
     steps = checkpoint["global_step"]
     loop = trainer.fit_loop.epoch_loop
     if epochs["current"]["processed"] < epochs["current"]["started"] and not repeat_epoch:
-        put_back = _put_back_the_rest(state)
+        put_back = not trained and _put_back_the_rest(state)
         trainer.fit_loop.load_state_dict(state)
         if put_back and batches["current"]["ready"] == 0:
             # With zero batches done, Lightning would go straight to validation.
@@ -250,6 +308,7 @@ class LastCheckpoint(Checkpoint):
         self._is_whole = False  # this process has written the file, or was resumed from it
         self._seen_step = 0
         self._saved_at = 0.0
+        self._sums: dict[Phase, RunningScore] = {}  # of an epoch that ends before its last batch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count; from here on, signals wait for the end of a step."""
@@ -257,20 +316,31 @@ class LastCheckpoint(Checkpoint):
         self._is_whole = str(trainer.ckpt_path) == str(self.path)
         self._saved_at = monotonic()
         if self.signals:
-            self.signals.deferring = True
+            self.signals.deferring = not trainer.fit_loop.done
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save inside an epoch if it is time; stop if a signal has come."""
         seen, self._seen_step = self._seen_step, trainer.global_step
         assert isinstance(pl_module, Classifier)
         ends = pl_module.training_ends_inside_epoch()
-        if trainer.fit_loop._should_accumulate() or (_validates_now(trainer) and not ends):
+        self._sums = deepcopy(pl_module.sums) if ends else {}
+        if trainer.fit_loop._should_accumulate() or _validates_now(trainer):
             return  # a checkpoint here could not be resumed exactly; save after the validation
         number = self.signals.received() if self.signals else 0
         if number or ends or self._is_time(trainer, seen):
             self.save(trainer, pl_module)
         if number:
             raise Interrupted(number, self._saved())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after a validation with which training ends inside an epoch."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            assert isinstance(pl_module, Classifier)
+            if pl_module.training_ends_inside_epoch():
+                pl_module.sums |= self._sums  # which it has read, but a longer run adds to
+                self.save(trainer, pl_module)
+                for phase in self._sums:
+                    del pl_module.sums[phase]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save at the end of an epoch; stop if a signal has come."""

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from digitlab import __version__
+from digitlab.callbacks.checkpointing import ExactResume
 from digitlab.callbacks.logging import History, HistoryRow, Throughput, named_weights
 from digitlab.callbacks.pictures import draw_images
 from digitlab.callbacks.tensorboard import of_tensorboard, show_picture, show_text
@@ -151,6 +152,7 @@ class FinalEvaluation(Callback):
         split = data.validation_split
         checkpoint = "last" if trainer.checkpoint_callbacks else None
         seconds, images = self.throughput.seconds, self.throughput.images * trainer.world_size
+        inexact = [text for it in used if isinstance(it, ExactResume) for text in it.inexact]
         framework: Framework = getattr(pl_module, "framework", "torch")
         metrics = {
             "train": {**train, "checkpoint": checkpoint, "split": "train"},
@@ -173,6 +175,7 @@ class FinalEvaluation(Callback):
             "precision": trainer.precision,
             "device": describe_device(trainer.strategy.root_device),
             **({"weights": self.weights} if self.weights else {}),
+            **({"inexact_resumes": inexact} if inexact else {}),
             **getattr(pl_module, "run_details", {}),
         }
         optimizer = trainer.optimizers[0]

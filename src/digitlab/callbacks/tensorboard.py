@@ -10,8 +10,7 @@ another framework's network shows it by methods of its own, which are used inste
 - `features(images) -> Tensor | None`: the last fully connected layer's input for
   `(N, C, 28, 28)` images, float `(N, D)`.
 
-None stands for a network that has no such thing. `show_graph` uses a private name of torch's
-`SummaryWriter`: checked against torch 2.15.
+None stands for a network that has no such thing.
 """
 
 import math
@@ -39,6 +38,7 @@ from digitlab.data import ImageDataModule
 from digitlab.distributed import gather
 from digitlab.execution import epoch_end_step
 from digitlab.scores import evaluating, name_classes
+from digitlab.terminal import printable
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -63,7 +63,8 @@ def unless_it_fails(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # a user's network may do anything
         reason = str(error).partition("\n")[0]
-        print(f"TensorBoard has no {name} of this network: {type(error).__name__}: {reason}")
+        said = f"TensorBoard has no {name} of this network: {type(error).__name__}: {reason}"
+        print(printable(said))
 
 
 def show_picture(loggers: Iterable[Logger], tag: str, picture: Image.Image, step: int) -> None:
@@ -253,8 +254,8 @@ class ModelGraph(Callback):
             if graph := trace_graph(pl_module, data):
                 for writer in writers(found):
                     # Its public functions take a PyTorch network, or an ONNX file.
-                    file_writer = writer._get_file_writer()  # type: ignore[no-untyped-call]
-                    file_writer.add_event(Event(graph_def=graph.SerializeToString()))
+                    event = Event(graph_def=graph.SerializeToString())
+                    writer.file_writer.add_event(event)  # type: ignore[attr-defined]  # untyped
 
 
 def trace_graph(pl_module: Any, data: ImageDataModule) -> Any:

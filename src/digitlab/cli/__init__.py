@@ -1,22 +1,31 @@
 """Command table, help and exit codes; heavy imports happen only when a command runs.
 
 Exit codes: 0 done, 1 a failed check or run, 2 bad input (one line on stderr; `--debug` adds the
-traceback), 130 interrupted by Ctrl-C, 143 by SIGTERM.
+traceback), 129 interrupted by SIGHUP, 130 by Ctrl-C, 143 by SIGTERM. Output that cannot be written
+is dropped; `fit`, `parity` and `reproduce` have results elsewhere and exit as if it had been read.
+Other commands then exit with 1, unless the reader of a pipe has closed it.
 """
 
 import logging
 import os
+import re
 import sys
 import traceback
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from digitlab import __version__
+from digitlab.cli.streams import surviving_streams
+from digitlab.terminal import printable
+
+if TYPE_CHECKING:
+    from digitlab.signals import StopSignals
 
 
 class Command(NamedTuple):
@@ -60,6 +69,7 @@ COMMANDS = {
     ),
 }
 
+_LONG = {"fit", "parity", "reproduce"}
 _LINES = "\n".join(f"  {name:10} {command.help}" for name, command in COMMANDS.items())
 HELP = f"""usage: digitlab COMMAND [options]
 
@@ -85,6 +95,13 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if args is None else args)
+    with surviving_streams() as output:
+        exit_code = _main(arguments)
+    is_lost = output.error and not output.reader_left and _LONG.isdisjoint(arguments)
+    return exit_code or int(bool(is_lost))
+
+
+def _main(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     name, *options = [word for word in arguments if word != "--debug"] or ["--help"]
     if name in ("-h", "--help"):
@@ -109,7 +126,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(name: str, options: list[str], debug: bool) -> int:
     _prepare_process()
     # torch and Lightning take seconds to import: only now, and only for a command.
-    from digitlab.errors import InputError, RunError, reading_input
+    from digitlab.errors import InputError, RunError, describe_error, reading_input
     from digitlab.signals import Interrupted
 
     _silence()
@@ -120,18 +137,20 @@ def _run(name: str, options: list[str], debug: bool) -> int:
         exit_code: int = run(name, help, options)
         return exit_code
     except Interrupted as interrupt:
-        print(f"digitlab: {interrupt}", file=sys.stderr)
+        print(f"digitlab: {printable(interrupt)}", file=sys.stderr)
         return interrupt.exit_code
     except InputError as error:
         return _error(str(error), debug)
     except (RunError, OSError) as error:  # the latter where the disk is full, say
-        return _error(str(error), debug, code=1)
+        return _error(describe_error(error), debug, code=1)
 
 
 def _error(message: str, debug: bool = False, code: int = 2) -> int:
     if debug:
-        traceback.print_exc()
-    print(f"digitlab: error: {' '.join(message.split())}", file=sys.stderr)
+        print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr, end="")
+    # Inert, and a single line. Spaces stay as they are: a command in the message may quote them.
+    line = re.sub(r"\s*[\r\n]\s*", " ", message.strip())
+    print(f"digitlab: error: {printable(line)}", file=sys.stderr)
     return code
 
 
@@ -171,3 +190,22 @@ def _silence() -> None:
         r"You requested to overfit but enabled .* dataloader shuffling",  # it is off already
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def inside_rank(signals: "StopSignals", threads: int) -> Iterator[None]:
+    """Prepare a process that multiprocessing starts for a rank, as `main` and `fit` do their own.
+
+    Args:
+        signals: Handles those that the rank receives.
+        threads: The main process's number of threads, for torch.
+    """
+    import torch
+
+    _prepare_process()
+    torch.set_flush_denormal(True)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # or Lightning would choose another number
+    torch.set_num_threads(threads)
+    _silence()
+    with surviving_streams(), signals.handled():
+        yield

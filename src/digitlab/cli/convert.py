@@ -1,8 +1,5 @@
 """`digitlab convert`: a run's network as a Keras file, and a Keras file as a run."""
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -27,6 +24,7 @@ from digitlab.parity.keras_files import (
 )
 from digitlab.parity.sides import TOLERANCES, relative_difference
 from digitlab.parity.weights import to_keras
+from digitlab.terminal import command, printable
 
 USAGE = (
     "digitlab convert RUN_DIR OUT.keras [--checkpoint best], or "
@@ -47,7 +45,8 @@ def run(name: str, help: str, options: list[str]) -> int:
     with reading_input():
         if len(options) < 2 or any(word.startswith("-") for word in options[:2]):
             raise ValueError(f"convert needs two paths before its options: {USAGE}")
-        source, target, flags = Path(options[0]), Path(options[1]), options[2:]
+        source, target = map(files.expand_path, options[:2])
+        flags = options[2:]
         if (source.suffix in SUFFIXES) == (target.suffix in SUFFIXES):
             raise ValueError(f"{source} and {target}: one must be a Keras file: {USAGE}")
         if target.exists():
@@ -100,7 +99,7 @@ def _to_file(name: str, source: Path, target: Path, flags: list[str]) -> None:
     with files.atomic_write(target) as path:
         save_keras_model(keras_model, path)
         print(compare_predictions(model, load_keras_model(path), data))
-    print(f"Written to {target}")
+    print(f"Written to {printable(target)}")
 
 
 def _to_run(name: str, source: Path, target: Path, flags: list[str]) -> None:
@@ -112,8 +111,8 @@ def _to_run(name: str, source: Path, target: Path, flags: list[str]) -> None:
         data.setup("test")
     print(compare_predictions(model, keras_model, data))
     score = model.evaluate(data.test_dataloader())
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
-    try:
+    with files.atomic_write(target) as temporary:
+        temporary.mkdir()
         settings = yaml.safe_load(cli.dump())
         for setting in ("name", "weights", "framework", "output"):  # only training uses them
             settings.pop(setting, None)
@@ -133,8 +132,5 @@ def _to_run(name: str, source: Path, target: Path, flags: list[str]) -> None:
             "weights": {"file": str(source), "sha256": sha256(source)},
         }
         run_folder.update_metrics(temporary, metrics)
-        temporary.chmod(0o755)  # as `mkdir` does; `mkdtemp` gives access to the owner alone
-        os.rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    print(f"Written to {target}. What to do next:\n  digitlab test --run {target}")
+    print(f"Written to {printable(target)}. What to do next:")
+    print(f"  {command('digitlab', 'test', '--run', target)}")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 import yaml
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from PIL import Image
@@ -24,6 +26,7 @@ from digitlab.data.photographs import PreparedImage, open_image
 from digitlab.errors import reading_input
 from digitlab.scores import describe_score
 from digitlab.signals import StopSignals
+from digitlab.terminal import printable
 
 COLUMNS = ("file", "class", "class_name", "probability", "probabilities", "error")
 # An evaluation uses these settings of the run's trainer; one process is enough for it.
@@ -41,6 +44,13 @@ class EvaluationCLI(RunCLI):
         parser.add_argument(
             "--checkpoint", type=str, default="last", help="last, best, or a checkpoint's path."
         )
+        text = "CPU threads. Default: the run's."
+        parser.add_argument("--threads", type=PositiveInt | None, default=None, help=text)
+
+    def before_instantiate_classes(self) -> None:
+        """Set the number of threads, which runs of older versions leave to torch."""
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
 
 
 class PredictionCLI(EvaluationCLI):
@@ -92,12 +102,15 @@ class Evaluation:
         if run_folder.framework(self.folder) == "torch":
             load_weights(self.cli.model, self.checkpoint)
         else:
-            from digitlab.parity.backend import choose_device
+            from digitlab.parity.backend import choose_device, set_threads
             from digitlab.parity.keras_files import load_classifier
 
-            trainer = self.cli.config.trainer
-            choose_device(trainer.accelerator)
-            self.cli.model = load_classifier(self.cli.model, self.checkpoint, trainer.precision)
+            config = self.cli.config
+            if config.threads:
+                set_threads(config.threads)
+            choose_device(config.trainer.accelerator)
+            precision = config.trainer.precision
+            self.cli.model = load_classifier(self.cli.model, self.checkpoint, precision)
 
     def make_trainer(self) -> Trainer:
         """Make the trainer."""
@@ -121,6 +134,10 @@ def run(name: str, help: str, options: list[str]) -> int:
         cli, images = evaluation.cli, evaluation.images
         if name == "predict":
             _check_outputs(images, cli.config)
+        else:
+            run_folder.read_metrics(evaluation.folder)  # refused now if it is damaged
+        if not images:
+            run_folder.check_writable(evaluation.folder)
         evaluation.load()
         if not images:
             cli.datamodule.setup(name)
@@ -160,7 +177,8 @@ def read_evaluation(name: str, options: list[str], help: str = "") -> Evaluation
         raise ValueError(f"{name} needs trained weights: name a run, --run RUN_DIR or latest")
     folder = run_folder.find_run(given[-1])
     trained = run_folder.read_config(folder, run_folder.NEEDED)
-    trained = {key: trained[key] for key in ("model", "data", "trainer", "seed_everything")}
+    kept = ("model", "data", "trainer", "seed_everything", "threads")
+    trained = {key: trained[key] for key in kept if key in trained}
     trained["trainer"] = {key: trained["trainer"][key] for key in TRAINER}
     cli = make_cli(name, ["--run", str(folder), *flags], yaml.safe_dump(trained), help)
     _check_data(cli, trained["data"])
@@ -199,8 +217,9 @@ def _save_score(evaluation: Evaluation, phase: Literal["val", "test"], split: st
         own = evaluation.checkpoint.resolve().parents[1] == folder.resolve()
         entry["chosen_on"] = cli.datamodule.validation_split if own else "unknown"
         sentence += f", which was chosen on the {entry['chosen_on']} images"
+    print(printable(f"{sentence[0].upper()}{sentence[1:]}"), flush=True)  # the disk may be full
     run_folder.update_metrics(folder, {phase: entry})
-    print(f"{sentence[0].upper()}{sentence[1:]}\nWritten to {folder / 'metrics.json'}")
+    print(f"Written to {printable(folder / 'metrics.json')}")
 
 
 def _write_predictions(batches: Sequence[Any], folder: Path) -> None:
@@ -210,10 +229,10 @@ def _write_predictions(batches: Sequence[Any], folder: Path) -> None:
         columns = [it.tolist() if isinstance(it, torch.Tensor) else it for it in batch.values()]
         for values in zip(*columns, strict=True):
             rows.append({"index": len(rows), **dict(zip(batch, values, strict=True))})
-    files.write_csv(folder / "predictions.csv", rows)
     right = sum(row["class"] == row["label"] for row in rows)
-    print(f"{right} of {len(rows)} test images are classified right")
-    print(f"Written to {folder / 'predictions.csv'}")
+    print(f"{right} of {len(rows)} test images are classified right", flush=True)
+    files.write_csv(folder / "predictions.csv", rows)
+    print(f"Written to {printable(folder / 'predictions.csv')}")
 
 
 def split_files(words: list[str]) -> tuple[list[str], list[str]]:
@@ -261,7 +280,7 @@ def _classify(images: list[str], cli: EvaluationCLI, trainer: Trainer) -> int:
     Returns:
         The exit code: 1 if an image could not be classified, else 0.
     """
-    prepared = [_prepare(Path(image), cli.datamodule) for image in images]
+    prepared = [_prepare(image, cli.datamodule) for image in images]
     predictions = _predict(trainer, cli, [it for it in prepared if isinstance(it, PreparedImage)])
     rows: list[dict[str, Any]] = []
     for image, result in zip(images, prepared, strict=True):
@@ -270,11 +289,11 @@ def _classify(images: list[str], cli: EvaluationCLI, trainer: Trainer) -> int:
         name = image.encode("utf-8", "backslashreplace").decode()
         rows.append({"file": name, **found})
         if isinstance(result, str) or "error" in found:
-            print(f"digitlab: error: {name}: {found['error']}", file=sys.stderr)
+            print(printable(f"digitlab: error: {name}: {found['error']}"), file=sys.stderr)
         else:
             text = f"{found['class_name']} ({found['probability']:.2%}); {', '.join(result.steps)}"
             # Flushed, so that lines and errors keep their order where both go to one file.
-            print(f"{name}: {text}", flush=True)
+            print(printable(f"{name}: {text}"), flush=True)
     failures = sum("error" in row for row in rows)
     if len(rows) > 1:
         print(f"{len(rows) - failures} of {len(rows)} images are classified")
@@ -282,10 +301,13 @@ def _classify(images: list[str], cli: EvaluationCLI, trainer: Trainer) -> int:
     return 1 if failures else 0
 
 
-def _prepare(path: Path, data: ImageDataModule) -> PreparedImage | str:
-    """Open and prepare an image, or return the reason why it cannot be prepared."""
+def _prepare(name: str, data: ImageDataModule) -> PreparedImage | str:
+    """Open and prepare an image, or return the reason why it cannot be prepared.
+
+    The shell has expanded the name: a file that is there is opened as it is named.
+    """
     try:
-        image, steps = open_image(path)
+        image, steps = open_image(Path(name) if os.path.lexists(name) else files.expand_path(name))
         prepared = data.prepare_image(image)
     except (ValueError, OSError, MemoryError) as error:
         return getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -324,12 +346,13 @@ def _write_outputs(
                 names = (f"{stem}{f'-{n}' if n > 1 else ''}.png" for n in count(1))
                 name = next(name for name in names if name not in taken)
                 taken.add(name)
-                Image.fromarray(result.pixels).save(Path(config.save_prepared, name))
+                path = Path(config.save_prepared, name)
+                files.write_image(path, Image.fromarray(result.pixels))
     if config.json is not None:
         lines = ",\n".join(json.dumps(row) for row in rows)
         files.write_text(Path(config.json), f"[\n{lines}\n]\n")
     if config.csv is not None:
         files.write_csv(Path(config.csv), [dict.fromkeys(COLUMNS) | row for row in rows])
-    for path in (config.save_prepared, config.json, config.csv):
-        if path is not None:
-            print(f"Written to {path}")
+    for written in (config.save_prepared, config.json, config.csv):
+        if written is not None:
+            print(f"Written to {printable(written)}")

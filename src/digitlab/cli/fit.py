@@ -1,7 +1,6 @@
 """`digitlab fit`: train a network in a run folder of its own, or resume a run."""
 
 import re
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -9,29 +8,36 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from jsonargparse.typing import NonNegativeFloat, PositiveInt, restricted_string_type
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from digitlab import callbacks as cb
 from digitlab import files, run_folder
+from digitlab.callbacks.checkpointing import end_training
 from digitlab.callbacks.results import describe_device
-from digitlab.checkpoints import AtomicCheckpointIO, load_weights, sha256
+from digitlab.checkpoints import load_weights, sha256
 from digitlab.classifier import Classifier
+from digitlab.cli import inside_rank
 from digitlab.cli.parser import RunCLI, check_settings, check_together, split_off
+from digitlab.cli.refusals import as_input_error, check_monitors, error_of_ranks
+from digitlab.cli.trainer import as_list, check_callbacks, make_trainer
 from digitlab.distributed import (
     is_rank_zero,
     note_job,
     print_rank_zero,
+    replace_launcher,
     requeue,
     requeued,
     watch_ranks,
 )
-from digitlab.errors import InputError, RunError, reading_input
-from digitlab.resume import ResumePoint, check_resumable, find_resume_point
+from digitlab.errors import InputError, RunError, describe_error, reading_input
+from digitlab.numerics import compare_numerics
+from digitlab.resume import ResumePoint, check_resumable, find_resume_point, recorded_threads
 from digitlab.signals import Interrupted, StopSignals
+from digitlab.terminal import command, printable
 
 RunName = restricted_string_type(
     "RunName", r"^[\w.+-]*\w[\w.+-]*$", docstring="Part of a folder's name."
@@ -44,10 +50,12 @@ class FitCLI(RunCLI):
     Attributes:
         device: In a Keras run, the name of TensorFlow's device.
         precision: In a Keras run, Keras's precision.
+        made: The trainer, once it is made.
     """
 
     device = ""
     precision = ""
+    made: Trainer | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that only training has."""
@@ -77,6 +85,16 @@ class FitCLI(RunCLI):
             "with the weights so far."
         )
         add("--allow_changes", type=bool, default=False, help=text)
+        text = (
+            "With --run: resume on another type of device, or with other threads, deterministic or "
+            "precision flags of torch; metrics.json then says so."
+        )
+        add("--allow_inexact_resume", type=bool, default=False, help=text)
+        text = (
+            "CPU threads of PyTorch or TensorFlow. Another number rounds differently: part of what "
+            "a seed gives."
+        )
+        add("--threads", type=PositiveInt, default=1, help=text)
         text = "Optimizer steps between two checkpoints inside an epoch. Default: none."
         add("--checkpoint_every_n_steps", type=PositiveInt | None, default=None, help=text)
         text = "Minutes between two checkpoints inside an epoch; null for none."
@@ -89,11 +107,16 @@ class FitCLI(RunCLI):
         default = Path(configs[0]).stem if configs else model.class_path.rpartition(".")[2]
         self.config.name = self.config.name or re.sub(r"[^\w.+-]", "_", default.lower())
 
+    def before_instantiate_classes(self) -> None:
+        """Set the number of threads, with which even initial weights may be computed."""
+        torch.set_num_threads(self.config.threads)
+
     def instantiate_trainer(self, *others: Callback, **kwargs: Any) -> Trainer:
         """Make the trainer; that of a Keras run leaves device and precision to TensorFlow."""
         if self.config.framework == "keras":
             kwargs |= {"accelerator": "cpu", "precision": "32-true"}
-        return super().instantiate_trainer(*others, **kwargs)
+        self.made = super().instantiate_trainer(*others, **kwargs)
+        return self.made
 
 
 def run(name: str, help: str, options: list[str]) -> int:
@@ -109,6 +132,7 @@ def run(name: str, help: str, options: list[str]) -> int:
     # they give the same weights. Now, because the threads of later operations inherit it.
     torch.set_flush_denormal(True)
     with ExitStack() as on_exit:
+        on_exit.callback(torch.set_num_threads, torch.get_num_threads())
         with reading_input():
             cli, folder = read_fit(name, options, help)
             allow_changes, cli.config.allow_changes = cli.config.allow_changes, False  # just once
@@ -118,11 +142,12 @@ def run(name: str, help: str, options: list[str]) -> int:
                     on_exit.enter_context(run_folder.lock_run(folder))
                 start = find_resume_point(folder, cli.dump(), allow_changes)
             if start.finished:
-                print_rank_zero(f"{folder} is finished: {start.finished}")
+                print_rank_zero(f"{printable(folder)} is finished: {start.finished}")
                 return 0
             throughput = cb.Throughput()
             with throughput.time("data"):
                 cli.datamodule.setup("fit")
+            check_callbacks(cli)
             check_together(cli.model, cli.datamodule)
             weights = _load_weights(cli, start)
             if cli.config.trainer.fast_dev_run:
@@ -130,12 +155,15 @@ def run(name: str, help: str, options: list[str]) -> int:
             else:
                 if not folder:
                     folder = new_run_dir(cli)
-                    on_exit.enter_context(removed_on_error(folder))
+                    on_exit.enter_context(removed_on_error(folder, cli))
                     if is_rank_zero():
                         on_exit.enter_context(run_folder.lock_run(folder))
                 trainer = make_trainer(cli, folder, throughput, weights, start, allow_changes)
             cli.model.check_supported(trainer)
+            check_monitors(cli.model, trainer)
             start.check_processes(trainer.world_size, allow_changes)
+            inexact = allow_changes or cli.config.allow_inexact_resume
+            compare_numerics(start.numerics, trainer, cli.model, inexact)
         if folder and trainer.is_global_zero and not cli.config.trainer.fast_dev_run:
             _fit_in(folder, cli, trainer, start)
         else:
@@ -163,7 +191,10 @@ def read_fit(name: str, options: list[str], help: str = "") -> tuple[FitCLI, Pat
         given = [str(folder)]
     folder = run_folder.find_run(given[-1])
     check_resumable(folder)
-    cli = FitCLI(name, others, (folder / "config.yaml").read_text("utf-8"), help)
+    base = (folder / "config.yaml").read_text("utf-8")
+    if "threads" not in (config := run_folder.read_config(folder)):
+        base = yaml.safe_dump(config | {"threads": recorded_threads(folder)})
+    cli = FitCLI(name, others, base, help)
     check_settings(cli)
     return cli, folder
 
@@ -191,12 +222,14 @@ def remove(folder: Path) -> None:
 
 
 @contextmanager
-def removed_on_error(folder: Path) -> Iterator[None]:
-    """Remove a new run's folder if its input is refused in the `with` block."""
+def removed_on_error(folder: Path, cli: FitCLI) -> Iterator[None]:
+    """Remove a new run's folder after an error before the first step, or input that is refused."""
     try:
         yield
-    except InputError:
-        remove(folder)
+    except Exception as error:
+        refused = isinstance(error, InputError) or not cli.made or cli.made.global_step == 0
+        if refused and not (folder / run_folder.LAST).exists():
+            remove(folder)
         raise
 
 
@@ -223,11 +256,12 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
         ValueError: Keras does not support a setting, or the weights do not fit.
         ImportError: The extra `parity` is not installed.
     """
-    from digitlab.parity.backend import POLICIES, choose_device, limit_gpu_memory
+    from digitlab.parity.backend import POLICIES, choose_device, limit_gpu_memory, set_threads
     from digitlab.parity.keras_files import load_initial_weights
     from digitlab.parity.keras_module import KerasClassifier
 
     config = cli.config
+    set_threads(config.threads)
     precision = str(config.trainer.precision or "32-true")
     precision = {"32": "32-true", "64": "64-true"}.get(precision, precision)
     if precision not in POLICIES:
@@ -236,7 +270,7 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
             f"{', '.join(POLICIES)}"
         )
     cli.device, cli.precision = choose_device(config.trainer.accelerator), precision
-    for callback in _as_list(cli.config_init.trainer.callbacks):
+    for callback in as_list(cli.config_init.trainer.callbacks):
         if isinstance(callback, cb.GPUMemoryLimit):
             limit_gpu_memory(callback.megabytes)
     if weights:
@@ -245,80 +279,9 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
     return KerasClassifier(cli.model, POLICIES[precision], config.output, copy_weights)
 
 
-def make_trainer(
-    cli: RunCLI,
-    folder: Path,
-    throughput: cb.Throughput,
-    weights: dict[str, str] | None,
-    start: ResumePoint,
-    allow_changes: bool = False,
-) -> Trainer:
-    """Make the trainer of a run.
-
-    Args:
-        cli: The run's settings.
-        folder: The run folder; only the first process writes there.
-        throughput: It has timed the reading of the data.
-        weights: `file` and `sha256` of the initial weights, if they were read from a file.
-        start: Where the run starts.
-        allow_changes: Whether a resumed run may have other settings than it had.
-    """
-    settings = cli.config.trainer
-    history, finite = cb.History(folder / "history.csv"), cb.FiniteLoss()
-    callbacks = [
-        *(throughput, history, cb.PrintEpoch(history)),
-        cb.SaveConfig(folder / "config.yaml", cli.dump()),
-        cb.SaveFigures(folder, history),
-        *(cb.ConfusionMatrix(), cb.WorstMistakes(), cb.FirstLayerKernels()),
-        *(cb.ModelGraph(), cb.Projector()),
-        cb.FinalEvaluation(folder, throughput, weights),  # the last to act: then a run is finished
-        finite,
-    ]
-    if settings.enable_checkpointing is not False:
-        callbacks += _checkpoints(cli, folder, finite, allow_changes)
-    plugins = [*_as_list(settings.plugins), AtomicCheckpointIO()]
-    if settings.logger not in (None, True):  # the user's own logger, or none
-        return cli.instantiate_trainer(*callbacks, plugins=plugins)
-    # A run that was killed had logged steps after its checkpoint, and logs them again.
-    purge_step = start.step if start.resumed else None
-    # `FinalEvaluation` logs the hyper-parameters with the final metrics.
-    logger = TensorBoardLogger(folder, "", "", default_hp_metric=False, purge_step=purge_step)
-    # Lightning writes hyper-parameters to this file unless it exists; by then this one does.
-    logger.NAME_HPARAMS_FILE = "config.yaml"
-    return cli.instantiate_trainer(*callbacks, logger=logger, plugins=plugins)
-
-
-def _as_list(given: Any) -> list[Any]:
-    return [] if given is None else given if isinstance(given, list) else [given]
-
-
-def _checkpoints(
-    cli: RunCLI, folder: Path, finite: cb.FiniteLoss, allow_changes: bool
-) -> list[Callback]:
-    config, where = cli.config, folder / "checkpoints"
-    every = (config.checkpoint_every_n_steps, config.checkpoint_every_n_minutes)
-    callbacks: list[Callback] = [cb.ExactResume(cli.dump(), repeat_epoch=allow_changes)]
-    if config.framework == "keras":
-        from digitlab.parity.keras_files import KerasFiles
-
-        callbacks.append(KerasFiles(folder))
-    if config.trainer.limit_val_batches != 0:
-        best = cb.BestCheckpoint(
-            dirpath=where,
-            filename="best",
-            monitor="val/accuracy",
-            mode="max",
-            save_on_train_epoch_end=False,  # but after each validation
-            enable_version_counter=False,  # a checkpoint replaces the one before
-        )
-        callbacks.append(best)
-    return [*callbacks, cb.LastCheckpoint(where, finite, *every)]
-
-
 def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
     """Train in a run folder, in rank 0, and tell the user about it."""
     if start.resumed:
-        files.remove_partial_files(folder)
         print(start.describe())
     else:
         files.write_text(folder / "config.yaml", cli.dump())
@@ -351,22 +314,22 @@ def report_interruption(folder: Path, trainer: Trainer, start: ResumePoint) -> I
         rest = f"{last} was saved at step {saved}" if saved else "nothing was saved"
         if isinstance(error, FloatingPointError):
             raise RunError(f"{error}; {rest}") from error
-        remedy = f"resume with: digitlab fit --run {folder}"
+        remedy = f"resume with: {command('digitlab', 'fit', '--run', folder)}"
         if isinstance(error, RunError):
             raise RunError(f"{error}; {rest}; {remedy}") from error
-        if error.number == signal.SIGUSR1:
+        if error.asks_to_requeue:
             remedy = requeue()
         raise Interrupted(error.number, f"{error.rest or rest}; {remedy}") from None
 
 
 def print_next_steps(folder: Path, events: Path | None) -> None:
     """Print where the results are, and commands for the next steps."""
-    print(f"\nResults are in {folder}. What to do next:")
+    print(f"\nResults are in {printable(folder)}. What to do next:")
     if (folder / "checkpoints").is_dir():
-        print(f"  digitlab test --run {folder}\n  digitlab predict --run {folder}")
-        print(f"  digitlab report {folder}")
+        for words in (("test", "--run"), ("predict", "--run"), ("report",)):
+            print(f"  {command('digitlab', *words, folder)}")
     if events:
-        print(f"  tensorboard --logdir {events}")
+        print(f"  {command('tensorboard', '--logdir', events)}")
 
 
 def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
@@ -375,29 +338,27 @@ def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
         if isinstance(callback, cb.LastCheckpoint):
             callback.signals = signals
     if start.trained:
-        trainer.fit_loop.run = partial(_end_only, trainer, signals)  # type: ignore[method-assign]
+        trainer.fit_loop.run = partial(end_training, trainer)  # type: ignore[method-assign]
+    inside = partial(inside_rank, signals, torch.get_num_threads())
+    replace_launcher(trainer, inside, partial(error_of_ranks, start.step))
     try:
         with watch_ranks(trainer), signals.handled():
             trainer.fit(cli.model, cli.datamodule, ckpt_path=start.checkpoint)
-    except OSError as error:  # a full disk, say
-        raise RunError(f"training failed after {trainer.global_step} steps: {error}") from error
-    except (ValueError, MisconfigurationException) as error:
-        if trainer.global_step in (0, start.step):  # Lightning and callbacks check some things late
-            raise InputError(str(error)) from error
-        raise RuntimeError(f"training failed after {trainer.global_step} steps") from error
     except (Interrupted, FloatingPointError):
         if trainer.is_global_zero:
             raise
         # Rank 0 reports it. Launchers take another exit code for a failure, and would end rank 0.
         raise SystemExit(0) from None
-
-
-def _end_only(trainer: Trainer, signals: StopSignals) -> None:
-    """Replace the training loop of a run that is trained, but whose results are not written yet."""
-    trainer.fit_loop.setup_data()
-    trainer.fit_loop.on_run_start()
-    signals.deferring = False  # there is no step to wait for
-    trainer.fit_loop.on_run_end()
+    except Exception as error:
+        if refused := as_input_error(error, trainer, start.step):
+            raise refused from error
+        if isinstance(error, OSError):  # a full disk, say
+            reason = describe_error(error)
+            raise RunError(
+                f"training failed after {trainer.global_step} steps: {reason}"
+            ) from error
+        error.add_note(f"training failed after {trainer.global_step} steps")
+        raise
 
 
 def describe_run(cli: FitCLI, trainer: Trainer) -> str:
@@ -406,7 +367,7 @@ def describe_run(cli: FitCLI, trainer: Trainer) -> str:
     twin = "'s Keras twin" if cli.config.framework == "keras" else ""
     device = cli.device or describe_device(trainer.strategy.root_device)
     return (
-        f"{data.name}: {data.size('train')} training images, "
+        f"{printable(data.name)}: {data.size('train')} training images, "
         f"{data.size('validation')} {data.validation_split} images, "
         f"normalization {data.normalization}\n"
         f"{network}{twin} on {device}, precision {cli.precision or trainer.precision}, "

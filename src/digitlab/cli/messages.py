@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from digitlab.classifier import Classifier
 from digitlab.data import ImageDataModule
 from digitlab.errors import InputError
+from digitlab.files import expand_settings
 
 BASES: dict[str, type] = {
     "model": Classifier,
@@ -55,7 +56,8 @@ def parse_words(parser: ArgumentParser, arguments: list[str], words: str) -> Nam
         InputError: The command line is wrong.
     """
     try:
-        return parser.parse_args(arguments)
+        given: Namespace = expand_settings(parser.parse_args(arguments))
+        return given
     except ArgumentError as error:
         if found := re.search(r"[Uu]nrecognized arguments: ([^-\s]\S*)", str(error)):
             raise InputError(f"{found[1]} comes after an option: name the {words} first") from error

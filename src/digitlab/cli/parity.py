@@ -27,6 +27,7 @@ from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.proof import run_checks
 from digitlab.parity.trajectory import Batch
 from digitlab.parity.weights import build_twin
+from digitlab.terminal import printable
 
 _IMAGES = 1000  # of the test split
 
@@ -116,13 +117,13 @@ def run(name: str, help: str, options: list[str]) -> int:
     }
     files.write_text(folder / "parity.yaml", cli.dump())
     files.write_text(folder / "parity.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
-    print(f"\n{verdict}\nWritten to {folder / 'parity.json'}")
+    print(f"\n{verdict}\nWritten to {printable(folder / 'parity.json')}")
     return 0 if passed else 1
 
 
 def _compare(cli: ParityCLI, batches: FullBatches) -> list[Check]:
     """Make all checks, and print each as soon as it is made."""
-    print(_describe(cli), flush=True)
+    print(printable(_describe(cli), keep="\n"), flush=True)
     loader = cli.datamodule.test_dataloader()
     test_batches = islice(loader, -(-_IMAGES // loader.batch_size))
     images, labels = (torch.cat(parts)[:_IMAGES] for parts in zip(*test_batches, strict=True))

@@ -19,6 +19,7 @@ from digitlab.classifier import Classifier
 from digitlab.cli.messages import explain, option_names
 from digitlab.data import ImageDataModule
 from digitlab.execution import NullProfiler
+from digitlab.files import expand_path, expand_settings
 
 
 class RunCLI(LightningCLI):
@@ -77,14 +78,28 @@ class RunCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the configs, then the flags."""
-        self.config_files, flags = split_off(args, "--config", "-c")
+        given, flags = split_off(args, "--config", "-c")
+        self.config_files = [str(expand_path(path)) for path in given]
         for config in self.config_files:
             _check_config(config)
         configs = [word for config in (self.base, *self.config_files) for word in ("-c", config)]
         try:
             self.config = parser.parse_args(configs + flags)
         except ArgumentError as error:
-            raise ValueError(explain(str(error), option_names(parser))) from error
+            message = explain(str(error), option_names(parser))
+            if configs[1] != "{}" and not self._is_valid(parser, configs[:2]):
+                message = f"the run's config.yaml is damaged: {message}"
+            raise ValueError(message) from error
+        expand_settings(self.config)
+        self.config.trainer.default_root_dir = self.config.trainer.default_root_dir or "runs"
+
+    @staticmethod
+    def _is_valid(parser: LightningArgumentParser, words: list[str]) -> bool:
+        try:
+            parser.parse_args(words)
+        except ArgumentError:
+            return False
+        return True
 
     def instantiate_classes(self) -> None:
         """Make the model and the data module."""

@@ -1,7 +1,11 @@
 """The base of all data modules: reads and splits images, and serves them in batches."""
 
 import math
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from inspect import getattr_static
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +16,7 @@ from PIL.Image import Image
 from digitlab.data.download import Arrays, Split
 from digitlab.data.loader import EpochSampler, ImageLoader, run_seed
 from digitlab.data.photographs import PreparedImage, prepare_digit
+from digitlab.settings import CheckedSettings, check_types
 
 Subset = Literal["train", "validation", "test"]
 """The images of a loader; `validation` is part of the training split, or the test split."""
@@ -24,7 +29,7 @@ _STAGES: dict[str | None, tuple[Subset, ...]] = {
 }
 
 
-class ImageDataModule(LightningDataModule, ABC):
+class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
     """A data set of 28x28 grey images, held in memory and normalized batch by batch.
 
     Batches are tuples of images, float32 `(N, 1, 28, 28)`, and labels, int64 `(N,)`. A model whose
@@ -50,11 +55,12 @@ class ImageDataModule(LightningDataModule, ABC):
             is taken from it. `[5000, 60000]` are the last 55,000 of MNIST. Unset: all.
 
     Raises:
-        ValueError: A value is out of range.
+        ValueError: A value is of another type or out of range.
     """
 
-    class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
-    """A name for each class, in the order of the labels; as many as there are classes."""
+    class_names: tuple[str, ...] = tuple("0123456789")
+    """A name for each class, in the order of the labels; as many as there are classes. A list of
+    texts or numbers is taken too."""
     mean_std: ClassVar[tuple[float, float] | None] = None
     """Mean and standard deviation of the training split's pixels, from 0 to 1, for `standard`."""
 
@@ -67,13 +73,10 @@ class ImageDataModule(LightningDataModule, ABC):
         validation_seed: int = 0,
         train_images: tuple[int, int] | None = None,
     ) -> None:
+        check_types(ImageDataModule, locals())
         super().__init__()
         _check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         _check_at_least(0, validation_size=validation_size, validation_seed=validation_seed)
-        if normalization not in ("unit", "symmetric", "standard"):
-            raise ValueError(
-                f"normalization is {normalization!r}: it must be unit, symmetric or standard"
-            )
         if normalization == "standard" and self.mean_std is None:
             raise ValueError(
                 f"normalization is standard, but {type(self).__name__} has no mean_std: "
@@ -86,8 +89,11 @@ class ImageDataModule(LightningDataModule, ABC):
                 "and the end greater than the first"
             )
         self.save_hyperparameters(ignore="root")  # a path depends on the machine
-        # The data set's name in run folders and tables; our classes have one.
-        self.name = self.name or type(self).__name__.removesuffix("DataModule").lower()
+        own = type(self).__name__
+        if not isinstance(getattr_static(self, "name"), property):  # our classes have one
+            self.name = self.name or (own.removesuffix("DataModule") or own).lower()
+        if not isinstance(getattr_static(self, "class_names"), property):
+            self.class_names = self.class_names
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.normalization = normalization
@@ -95,6 +101,11 @@ class ImageDataModule(LightningDataModule, ABC):
         self.validation_seed = validation_seed
         self.train_images = train_images
         self._subsets: dict[Subset, Arrays] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Check a name of the data set or of its classes, whether a class or an object has it."""
+        check = {"name": _check_name, "class_names": _check_class_names}.get(name)
+        super().__setattr__(name, check(type(self).__name__, value) if check else value)
 
     @property
     def validation_split(self) -> Literal["validation", "test"]:
@@ -184,7 +195,13 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _read(self, split: Split) -> Arrays:
         """Read a split, and check the arrays that a subclass's `read` returned."""
-        images, labels = self.read(split)
+        arrays = self.read(split)
+        if not isinstance(arrays, tuple | list) or len(arrays) != 2:
+            raise ValueError(
+                f"{type(self).__name__}.read({split!r}) returns {type(arrays).__name__}: it must "
+                "return two NumPy arrays, the images and the labels"
+            )
+        images, labels = arrays
         fault, classes = None, len(self.class_names)
         count = len(images) if isinstance(images, np.ndarray) and images.ndim else 0
         if not count or _describe(images) != f"uint8 ({count}, 28, 28)":
@@ -211,17 +228,26 @@ class ImageDataModule(LightningDataModule, ABC):
         trainer, blocks = self.trainer, {}
         steps = getattr(trainer and trainer.lightning_module, "steps_per_execution", 1)
         if trainer and steps > 1:  # otherwise Lightning itself stops after the right batch
-            limit, max_steps = trainer.limit_train_batches, trainer.max_steps
+            limit = trainer.limit_train_batches
             blocks = {
                 "steps_per_execution": steps,
                 "limit": limit if isinstance(limit, int) else None,
-                "steps_left": lambda: (
-                    math.inf if max_steps < 0 else max_steps - trainer.global_step
-                ),
+                "steps_left": self._steps_left,
             }
         # `overfit_batches` asks for the same few batches in every epoch.
         shuffle = not getattr(trainer, "overfit_batches", 0)
         return self._loader("train", self.batch_size, shuffle=shuffle, pad=True, **blocks)
+
+    def _steps_left(self) -> float:
+        """Return how many more optimizer steps the trainer wants."""
+        trainer = self.trainer
+        if trainer is None or trainer.max_steps < 0:
+            return math.inf
+        return trainer.max_steps - trainer.global_step
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the trainer behind when pickled or copied, as a `LightningModule` does."""
+        return {**vars(self), "trainer": None}
 
     def train_eval_dataloader(self) -> ImageLoader:
         """Serve the training images, each once and in the data set's order, for an evaluation."""
@@ -276,6 +302,25 @@ def stratified_split(
     positions = np.arange(len(labels))
     rest, chosen = train_test_split(positions, test_size=size, stratify=labels, random_state=seed)
     return np.sort(rest), np.sort(chosen)
+
+
+def _check_name(owner: str, name: Any) -> str:
+    if isinstance(name, str) and len(name) <= 100 and re.fullmatch(r"\w[\w.+-]*", name):
+        return name
+    raise ValueError(
+        f"{owner}.name is {name!r}: it names folders, so give at most 100 letters, digits and "
+        "_ . + -, a letter or a digit first"
+    )
+
+
+def _check_class_names(owner: str, names: Any) -> tuple[str, ...]:
+    given = names.tolist() if isinstance(names, np.ndarray) else names
+    known = isinstance(given, Sequence) and all(isinstance(name, str | Real) for name in given)
+    if not known or not given:
+        raise ValueError(
+            f"{owner}.class_names is {names!r}: give a list of texts or numbers, one for each class"
+        )
+    return tuple(map(str, given))
 
 
 def _describe(array: Any) -> str:

@@ -1,8 +1,8 @@
 """The data sets: MNIST, Fashion-MNIST and scikit-learn's digits."""
 
 import os
-from pathlib import Path
-from typing import Any, ClassVar
+import re
+from typing import Any, ClassVar, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from torchvision import datasets
 from digitlab.data.datamodule import ImageDataModule, stratified_split
 from digitlab.data.download import Arrays, Split, read_split, sha256
 from digitlab.data.photographs import PreparedImage, prepare_digit, prepare_garment
+from digitlab.files import expand_path
 
 
 class MNISTDataModule(ImageDataModule):
@@ -52,10 +53,24 @@ class MNISTDataModule(ImageDataModule):
 
         Raises:
             OSError: A file is missing or damaged and cannot be downloaded.
-            ValueError: A file belongs to another data set.
+            ValueError: A file belongs to another data set, or a subclass has no digests of its own.
         """
-        root = Path(self.root or os.environ.get("DIGITLAB_DATA") or "data").expanduser()
-        return read_split(self.dataset, root, split, self.digests[split])
+        root = expand_path(self.root or os.environ.get("DIGITLAB_DATA") or "data")
+        own = f"{type(self).__name__}.digests"
+        given = self.digests.get(split) if isinstance(self.digests, dict) else None
+        if self._depth("dataset") < self._depth("digests") or not _are_digests(given):
+            raise ValueError(
+                f"{own} lacks the SHA-256 digests of {self.dataset.__name__}'s {split} split: give "
+                f'{{"{split}": (of the images, of the labels), ...}}, as '
+                "digitlab.data.download.sha256 computes them from files that you trust"
+            )
+        remedy = None if self._depth("digests") <= 1 else f"give {own} of its own files"
+        return read_split(self.dataset, root, split, given, remedy)
+
+    def _depth(self, name: str) -> int:
+        """Return where an attribute is defined: 0 in the object, 1 in its class, then above."""
+        layers = [vars(self), *map(vars, type(self).__mro__)]
+        return next(i for i, layer in enumerate(layers) if name in layer)
 
 
 class FashionMNISTDataModule(MNISTDataModule):
@@ -125,6 +140,14 @@ class DigitsDataModule(ImageDataModule):
             raise ValueError("scikit-learn's digits are not the known ones: reinstall scikit-learn")
         chosen = stratified_split(labels, 360)[split == "test"]
         return np.stack([enlarge(scans[i]) for i in chosen]), labels[chosen].astype(np.int64)
+
+
+def _are_digests(given: Any) -> TypeGuard[tuple[str, str]]:
+    return (
+        isinstance(given, tuple | list)
+        and len(given) == 2
+        and all(isinstance(it, str) and re.fullmatch("[0-9a-f]{64}", it) for it in given)
+    )
 
 
 def enlarge(scan: NDArray[np.float64]) -> NDArray[np.uint8]:

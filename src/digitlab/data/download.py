@@ -20,6 +20,7 @@ Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 Split = Literal["train", "test"]
 
 _PREFIXES: dict[Split, str] = {"train": "train", "test": "t10k"}
+_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}  # by the IDX header
 _TIMEOUT = 60  # seconds without a byte, after which a mirror is given up
 
 
@@ -33,7 +34,13 @@ def sha256(array: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(array, dtype=np.uint8).data).hexdigest()
 
 
-def read_split(dataset: type[Any], root: Path, split: Split, digests: tuple[str, str]) -> Arrays:
+def read_split(
+    dataset: type[Any],
+    root: Path,
+    split: Split,
+    digests: tuple[str, str],
+    remedy: str | None = None,
+) -> Arrays:
     """Read a split of a data set in MNIST's format; download missing and damaged files.
 
     A file is read from its `.gz` archive, or unpacked if there is no intact archive. Downloads are
@@ -46,6 +53,7 @@ def read_split(dataset: type[Any], root: Path, split: Split, digests: tuple[str,
         root: The folder that contains `<class name>/raw`.
         split: The split to read.
         digests: SHA-256 of the images and of the labels, as computed by `sha256`.
+        remedy: What the error says of a file with another digest, instead of replacing it.
 
     Returns:
         Images, uint8 `(N, 28, 28)`, and labels, int64 `(N,)`.
@@ -57,13 +65,20 @@ def read_split(dataset: type[Any], root: Path, split: Split, digests: tuple[str,
     if root.exists() and not root.is_dir():
         raise ValueError(f"root is {root}: it is a file, give the folder with the data sets")
     raw, prefix = root / dataset.__name__ / "raw", _PREFIXES[split]
-    images = _read_file(dataset, raw / f"{prefix}-images-idx3-ubyte", digests[0], (28, 28))
-    labels = _read_file(dataset, raw / f"{prefix}-labels-idx1-ubyte", digests[1], ())
+    if remedy is None:
+        remedy = "move it away and run the command again"
+        if not dataset.resources:  # a new file could not be downloaded
+            remedy = f"replace it, or correct the digests given for {dataset.__name__}"
+    files = (f"{prefix}-images-idx3-ubyte", (28, 28)), (f"{prefix}-labels-idx1-ubyte", ())
+    images, labels = (
+        _read_file(dataset, raw / name, digest, shape, remedy)
+        for (name, shape), digest in zip(files, digests, strict=True)
+    )
     return images, labels.astype(np.int64)
 
 
 def _read_file(
-    dataset: type[Any], unpacked: Path, digest: str, shape: tuple[int, ...]
+    dataset: type[Any], unpacked: Path, digest: str, shape: tuple[int, ...], remedy: str
 ) -> NDArray[np.uint8]:
     """Read uint8 `(N, *shape)` from `unpacked` or from the archive beside it."""
     archive, raw = unpacked.with_name(f"{unpacked.name}.gz"), unpacked.parent
@@ -73,17 +88,14 @@ def _read_file(
             continue
         content = path.read_bytes()
         try:
-            array = _decode(content, shape)
+            array = _decode(content)
         except ValueError:
             fault = f"{path.name} is damaged"
             continue
-        if sha256(array) == digest:
+        if _matches(array, digest, shape):
             return array
         unknown = path
     if unknown:
-        remedy = "delete it and run the command again"
-        if not dataset.resources:  # a new file could not be downloaded
-            remedy = f"replace it, or correct the digests given for {dataset.__name__}"
         raise ValueError(f"{unknown} is damaged or of another data set: {remedy}")
     try:
         return _download(dataset, archive, digest, shape)
@@ -94,23 +106,34 @@ def _read_file(
         ) from error
 
 
-def _decode(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Decode an IDX file, compressed or not, to uint8 `(N, *shape)`.
+def _decode(content: bytes) -> NDArray[Any]:
+    """Decode an IDX file of any shape and type, compressed or not.
 
     Raises:
-        ValueError: The file is damaged, or its array has another shape.
+        ValueError: The file is damaged.
     """
     if content[:2] == b"\x1f\x8b":
         try:
             content = gzip.decompress(content)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"the archive is damaged: {error}") from error
-    start = 8 + 4 * len(shape)  # a magic number and the sizes precede the values
-    # From a bytearray, because torch warns about arrays that cannot be written to.
-    array = np.frombuffer(bytearray(content), np.uint8, offset=start).reshape(-1, *shape)
-    if content[:start] != struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape):
-        raise ValueError("the header does not match the values")
+    try:
+        zero, kind, dimensions = struct.unpack_from(">HBB", content)
+        shape = struct.unpack_from(f">{dimensions}I", content, 4)
+        # From a bytearray, because torch warns about arrays that cannot be written to.
+        array = np.frombuffer(bytearray(content), _TYPES[kind], offset=4 + 4 * dimensions)
+        array = array.reshape(shape)
+    except (struct.error, KeyError, ValueError) as error:
+        raise ValueError(f"the file is damaged: {error}") from error
+    if zero:
+        raise ValueError("the file is damaged: it does not begin with two zeros")
     return array
+
+
+def _matches(array: NDArray[Any], digest: str, shape: tuple[int, ...]) -> bool:
+    """Return whether an array is uint8 `(N, *shape)` of a digest."""
+    fits = array.dtype == np.uint8 and array.ndim == 1 + len(shape) and array.shape[1:] == shape
+    return fits and sha256(array) == digest
 
 
 def _download(
@@ -129,8 +152,8 @@ def _download(
         try:
             with urlopen(request, timeout=_TIMEOUT) as response:
                 content: bytes = response.read()
-            array = _decode(content, shape)
-            if sha256(array) != digest:
+            array = _decode(content)
+            if not _matches(array, digest, shape):
                 raise ValueError(f"{mirror} has another file of this name")
         except (HTTPException, OSError, ValueError) as error:
             if isinstance(error, HTTPError):

@@ -98,6 +98,7 @@ class ImageLoader:
             `Block`, gathered and normalized together.
         limit: Most batches to serve in an epoch; `None` for all.
         steps_left: Returns how many more batches are wanted; called before each one is served.
+            `None` for all.
 
     Examples:
         >>> images, labels = np.zeros((5, 28, 28), np.uint8), np.arange(5)
@@ -121,15 +122,17 @@ class ImageLoader:
         device: torch.device | str = "cpu",
         steps_per_execution: int = 1,
         limit: int | None = None,
-        steps_left: Callable[[], float] = lambda: math.inf,
+        steps_left: Callable[[], float] | None = None,
     ) -> None:
         self.sampler = sampler
         self.batch_size = batch_size
         self.steps_per_execution = steps_per_execution
         self._limit = limit
         self._steps_left = steps_left
-        self._images = torch.as_tensor(images, device=device).unsqueeze(1)
-        self._labels = torch.as_tensor(labels, device=device)
+        # torch takes no reversed arrays, and warns about read-only ones.
+        arrays = (np.require(array, requirements=["C", "W"]) for array in (images, labels))
+        self._images, self._labels = (torch.as_tensor(array, device=device) for array in arrays)
+        self._images = self._images.unsqueeze(1)
         # Divide by tensors on the device: CUDA multiplies by the reciprocal of a Python number,
         # which rounds differently from the division on the CPU.
         self._white = torch.tensor([255.0], device=device)
@@ -162,7 +165,8 @@ class ImageLoader:
         indices = torch.from_numpy(self.sampler.indices()).to(self._labels.device)
         batches, size = self.batches, self.steps_per_execution
         # After a block that `max_steps` cut short, the next one is the rest of it.
-        while (count := int(min(size - first % size, batches - first, self._steps_left()))) > 0:
+        left = self._steps_left or (lambda: math.inf)
+        while (count := int(min(size - first % size, batches - first, left()))) > 0:
             end = first + count
             # Set before `yield`, so that a checkpoint written in this step includes its batch.
             self._served = (epoch, end)

@@ -1,7 +1,4 @@
-"""A Keras twin as a LightningModule: Keras's own compiled step in the ordinary Trainer.
-
-Touches private parts of Lightning 2.6: the optimizer's step counters, in `_record_steps`.
-"""
+"""A Keras twin as a LightningModule: Keras's own compiled step in the ordinary Trainer."""
 
 import random
 from collections.abc import Iterator
@@ -22,7 +19,7 @@ from torch import Tensor, nn
 from digitlab.batches import Batch, Block
 from digitlab.classifier import Classifier
 from digitlab.data.loader import run_seed
-from digitlab.execution import overrides
+from digitlab.execution import counted_step, overrides
 from digitlab.parity.backend import (
     POLICIES,
     Policy,
@@ -172,9 +169,8 @@ class KerasClassifier(Classifier):
         for size, rate, (loss, accuracy) in zip(sizes, rates, scores, strict=True):
             sums.add_counts(loss, round(accuracy * size), size)
             group["lr"] = rate  # is logged
-            optimizer._on_before_step()
-            self.log_step(optimizer.optimizer)
-            optimizer._on_after_step()
+            with counted_step(optimizer):
+                self.log_step(optimizer.optimizer)
         group["lr"] = next_rate
         self._finish_block(steps_before)
 

@@ -1,5 +1,6 @@
 """The command line of `digitlab report`."""
 
+import os
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -10,6 +11,7 @@ from digitlab.errors import InputError, reading_input
 from digitlab.report.content import read_run
 from digitlab.report.page import render
 from digitlab.report.predictions import predict
+from digitlab.terminal import printable
 
 
 def run(name: str, help: str, options: list[str]) -> int:
@@ -29,8 +31,10 @@ def run(name: str, help: str, options: list[str]) -> int:
             raise InputError(f"there is no folder {out.parent}: make it first")
         if out.is_dir():
             raise InputError(f"out is {out}, which is a folder: give a file")
+        if not os.access(out.absolute().parent, os.W_OK):
+            raise InputError(f"{out.parent} may not be written: give --out FILE.html elsewhere")
     files.write_text(out, render([(run, predict(name, run)) for run in runs]))
-    print(f"Written to {out}")
+    print(f"Written to {printable(out)}")
     return 0
 
 

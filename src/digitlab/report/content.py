@@ -1,17 +1,12 @@
 """The contents of a run folder: settings, scores and history, and which files are missing."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from digitlab import run_folder
-
-CURVES = ("train_accuracy", "val_accuracy", "train_loss", "val_loss")
-"""The columns of history.csv that are drawn."""
 
 
 class Run(NamedTuple):
@@ -47,36 +42,21 @@ def read_run(folder: Path) -> Run:
     config = run_folder.read_config(folder, run_folder.NEEDED)
     settings = (folder / "config.yaml").read_text("utf-8")
     missing: list[str] = []
-    metrics = _read(_read_metrics, folder / "metrics.json", {}, missing)
-    history = _read(_read_history, folder / "history.csv", pd.DataFrame(), missing)
+    absent = "the run has not ended, so no figures are final"
+    metrics = _read(run_folder.read_metrics, folder / "metrics.json", {}, absent, missing)
+    absent, nothing = "no epoch was finished in this folder", pd.DataFrame()
+    history = _read(run_folder.read_history, folder / "history.csv", nothing, absent, missing)
     return Run(folder, config, settings, metrics, history, tuple(missing))
 
 
-def _read(read: Callable[[Path], Any], path: Path, otherwise: Any, missing: list[str]) -> Any:
+def _read(
+    read: Callable[[Path], Any], path: Path, otherwise: Any, absent: str, missing: list[str]
+) -> Any:
+    if not path.exists():
+        missing.append(f"There is no {path.name}: {absent}")
+        return otherwise
     try:
-        return read(path)
-    except ValueError as error:
+        return read(path.parent)
+    except (ValueError, OSError) as error:
         missing.append(str(error))
         return otherwise
-
-
-def _read_metrics(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError("There is no metrics.json: the run has not ended, so no figures are final")
-    try:
-        metrics: Any = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError("metrics.json is damaged: it is not valid JSON") from error
-    if not isinstance(metrics, dict):
-        raise ValueError("metrics.json is damaged: it is not a JSON object")
-    return metrics
-
-
-def _read_history(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise ValueError("There is no history.csv: no epoch was finished in this folder")
-    try:
-        history = pd.read_csv(path, usecols=["epoch", *CURVES]).astype(float)
-    except ValueError as error:
-        raise ValueError("history.csv is damaged: its columns or numbers are wrong") from error
-    return history.replace([np.inf, -np.inf], np.nan)  # which cannot be drawn

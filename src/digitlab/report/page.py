@@ -18,10 +18,10 @@ from digitlab import __version__
 from digitlab.callbacks.logging import count_parameters
 from digitlab.report.content import Run
 from digitlab.report.predictions import Outcome, Predictions
+from digitlab.run_folder import FRAMEWORKS
 
 NOTHING = "—"
 """Shown in a table where a run has no value."""
-FRAMEWORKS = {"torch": "PyTorch", "keras": "Keras"}
 SCORES = {"test": "Test", "val": "Validation", "train": "Training"}
 PHASES = {"train": ("training", "--"), "val": ("validation", "-")}
 """The name and line style of each phase."""

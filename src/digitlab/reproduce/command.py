@@ -12,15 +12,17 @@ from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
 from PIL import Image
 
-from digitlab import files
+from digitlab import files, terminal
 from digitlab.cli.messages import parse_words
 from digitlab.errors import InputError, reading_input
 from digitlab.reproduce import figures, results, tables
+from digitlab.reproduce.effects import UnfinishedError
 from digitlab.reproduce.explain import explain_difference, explanation_tables
 from digitlab.reproduce.queue import Item, Queue
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row, by_experiment, choose, read_rows
 from digitlab.run_folder import Framework
+from digitlab.terminal import printable
 
 RECORD = Path("docs", "results", "results.csv")
 """In a clone of digitlab, the runs that its documentation shows."""
@@ -53,45 +55,10 @@ def run(name: str, help: str, options: list[str]) -> int:
 
 def _parse(name: str, help: str, options: list[str]) -> Namespace:
     given = parse_words(_make_parser(name, help), options, "rows")
-    _check(given)
-    given.workers = given.workers or max(1, cpu_count() // given.threads)
-    return given
-
-
-def _make_parser(name: str, help: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=f"digitlab {name}", description=help, exit_on_error=False)
-    add = parser.add_argument
-    of_rows = "Rows, such as B3 or digits/lenet5. Default: the documents' rows."
-    add("rows", nargs="*", default=[], help=of_rows)
-    frameworks = Literal["torch", "keras", "both"]
-    add("--framework", type=frameworks, default="both", help="Framework to train in.")
-    add("--seeds", type=int, default=3, help="Number of seeds.")
-    add("--first_seed", type=int, default=0, help="The lowest seed.")
-    of_out = "Folder of results.csv, the runs and the report."
-    add("--out", type=Path, default=Path("runs", "reproduce"), help=of_out)
-    of_workers = "Runs at a time. Default: the number of CPU cores, divided by the threads."
-    add("--workers", type=int | None, default=None, help=of_workers)
-    add("--threads", type=int, default=1, help="CPU threads of each run.")
-    of_curves = "Validate every so many optimizer steps, for finer curves; PyTorch only."
-    add("--validate_every", type=int | None, default=None, help=of_curves)
-    add("--report", action="store_true", help="Train nothing: write tables and plots from --out.")
-    of_pages = "With --report: Markdown pages to write the tables into, between marks."
-    add("--pages", type=Path, default=[], nargs="+", help=of_pages)
-    of_against = "With --report: results.csv whose prediction intervals judge the runs of --out."
-    add("--against", type=Path | None, default=None, help=of_against)
-    of_explain = (
-        "Train every combination of the settings in which two rows or configs differ, and show how "
-        "much of the difference each setting makes."
-    )
-    add("--explain", metavar="ROW:ROW", help=of_explain)
-    return parser
-
-
-def _check(given: Namespace) -> None:
     least = {"seeds": 1, "first_seed": 0, "workers": 1, "threads": 1, "validate_every": 1}
-    for name, low in least.items():
-        if given[name] is not None and given[name] < low:
-            raise InputError(f"{name} is {given[name]}: give at least {low}")
+    for option, low in least.items():
+        if given[option] is not None and given[option] < low:
+            raise InputError(f"{option} is {given[option]}: give at least {low}")
     if (given.pages or given.against) and not given.report:
         raise InputError("pages and against are options of --report: give it too")
     for page in given.pages:
@@ -103,6 +70,37 @@ def _check(given: Namespace) -> None:
         raise InputError("explain trains in PyTorch: leave --framework and --validate_every out")
     if given.explain and given.rows:
         raise InputError(f"explain is {given.explain}: leave the rows out, {' '.join(given.rows)}")
+    given.workers = given.workers or max(1, cpu_count() // given.threads)
+    return given
+
+
+def _make_parser(name: str, help: str) -> ArgumentParser:
+    parser = ArgumentParser(prog=f"digitlab {name}", description=help, exit_on_error=False)
+    add = parser.add_argument
+    text = "Rows, such as B3 or digits/lenet5. Default: the documents' rows."
+    add("rows", nargs="*", default=[], help=text)
+    frameworks = Literal["torch", "keras", "both"]
+    add("--framework", type=frameworks, default="both", help="Framework to train in.")
+    add("--seeds", type=int, default=3, help="Number of seeds.")
+    add("--first_seed", type=int, default=0, help="The lowest seed.")
+    text = "Folder of results.csv, the runs and the report."
+    add("--out", type=Path, default=Path("runs", "reproduce"), help=text)
+    text = "Runs at a time. Default: the number of CPU cores, divided by the threads."
+    add("--workers", type=int | None, default=None, help=text)
+    add("--threads", type=int, default=1, help="CPU threads of each run.")
+    text = "Validate every so many optimizer steps, for finer curves; PyTorch only."
+    add("--validate_every", type=int | None, default=None, help=text)
+    add("--report", action="store_true", help="Train nothing: write tables and plots from --out.")
+    text = "With --report: Markdown pages to write the tables into, between marks."
+    add("--pages", type=Path, default=[], nargs="+", help=text)
+    text = "With --report: results.csv whose prediction intervals judge the runs of --out."
+    add("--against", type=Path | None, default=None, help=text)
+    text = (
+        "Train every combination of the settings in which two rows or configs differ, and show how "
+        "much of the difference each setting makes."
+    )
+    add("--explain", metavar="ROW:ROW", help=text)
+    return parser
 
 
 def _choose_items(given: Namespace, rows: dict[str, Row], seeds: range) -> list[Item]:
@@ -141,7 +139,8 @@ def _choose_items(given: Namespace, rows: dict[str, Row], seeds: range) -> list[
 def _train(given: Namespace, items: list[Item]) -> int:
     table = given.out / "results.csv"
     timed = (result for result in results.read(table) if result.train_seconds)
-    seconds = tables.group(timed, lambda result: result.train_seconds or 0.0)
+    known = tables.group(timed, lambda result: result.train_seconds or 0.0)
+    seconds = {key: mean(values) for key, values in known.items()}
 
     def is_done(item: Item) -> bool:
         key = (item.row.name, item.framework, item.seed)
@@ -152,58 +151,54 @@ def _train(given: Namespace, items: list[Item]) -> int:
         results.add(table, [result])
         return f"{result.test_accuracy:.2%}"
 
-    def expected_seconds(item: Item) -> float | None:
-        known = seconds.get((item.row.name, item.framework))
-        return mean(known) if known else None
-
     options = []
     if given.validate_every:
         every = ["--trainer.val_check_interval", str(given.validate_every)]
         options = [*every, "--model.steps_per_execution", "1"]  # Lightning counts calls, not steps
-    how = (expected_seconds, given.workers, given.threads, options)
-    queue = Queue(given.out, is_done, record, *how)
+    queue = Queue(
+        *(given.out, is_done, record),
+        expected_seconds=lambda item: seconds.get((item.row.name, item.framework)),
+        workers=given.workers,
+        threads=given.threads,
+        options=options,
+    )
     failed = queue.work(items)
     if measured := results.read(table):
         rows = {item.row.name: item.row for item in items}
-        print(f"\n{tables.results_table(rows, measured, aligned=True)}")
-        report = f"digitlab reproduce --report --out {given.out}"
-        print(f"\nResults are in {table}. What to do next:\n  {report}")
+        print(printable(f"\n{tables.results_table(rows, measured, aligned=True)}", keep="\n"))
+        report = terminal.command("digitlab", "reproduce", "--report", "--out", given.out)
+        print(f"\nResults are in {printable(table)}. What to do next:\n  {report}")
         if RECORD.exists() and table != RECORD:
             print(f"  {report} --against {RECORD}  # are they as expected?")
     for item in failed:
-        print(f"{item} failed: see {queue.log(item)}")
+        print(printable(f"{item} failed: see {queue.log(item)}"))
     return 1 if failed else 0
 
 
 def write_report(
     out: Path, rows: dict[str, Row], pages: Sequence[Path] = (), against: Path | None = None
 ) -> None:
-    """Write tables.md and the figures beside the results, and the tables into pages.
+    """Write tables.md and the figures beside the results in `out`, and the tables into pages.
 
     Args:
-        out: The folder of results.csv, and of all else that `read_tables` reads.
+        out: The folder, as `read_tables` reads it.
         rows: The rows by their names.
         pages: Markdown files, in which the tables between marks are replaced.
         against: A results.csv whose prediction intervals judge the runs in `out`.
 
     Raises:
-        InputError: There are no results, or a page asks for a table that does not exist.
+        InputError: There are no results, a file is damaged, or a page asks for a table that does
+            not exist.
     """
     with reading_input():
-        measured = results.read(out / "results.csv")
-        if not measured:
-            raise InputError(f"there are no results in {out}: name the --out of digitlab reproduce")
+        measured = _read_results(out / "results.csv")
         named = read_tables(out, rows)
         if against:
-            reference = results.read(against)
-            if not reference:
-                raise InputError(f"there are no results in {against}: give another results.csv")
-            named["against"] = tables.prediction_table(rows, measured, reference)
-            print(named["against"])
-        filled = {page: fill(page.read_text("utf-8"), named, page) for page in pages}
+            named["against"] = tables.prediction_table(rows, measured, _read_results(against))
+            print(printable(named["against"], keep="\n"))
+        filled = {page: fill(_read_page(page), named, page) for page in pages}
 
     text = "\n\n".join(f"## {name}\n\n{table}" for name, table in named.items())
-    files.write_text(out / "tables.md", text + "\n")
     drawn = {
         "published": figures.draw_published(rows, measured),
         "curves": figures.draw_validation_curves(rows, measured),
@@ -213,21 +208,36 @@ def write_report(
         if figure := figures.draw_experiment(its_rows, measured):
             drawn[f"curves/{name}"] = figure
     (out / "curves").mkdir(exist_ok=True)
+    for path, content in {out / "tables.md": text + "\n", **filled}.items():
+        files.write_text(path, content)
     for name, figure in drawn.items():
         _write_figure(out / f"{name}.png", figure)
-    for page, page_text in filled.items():
-        files.write_text(page, page_text)
     written = [out / "tables.md", *(out / f"{name}.png" for name in drawn), *pages]
-    print(f"{len(measured)} runs; written: {', '.join(map(str, written))}")
+    print(printable(f"{len(measured)} runs; written: {', '.join(map(str, written))}"))
+
+
+def _read_results(path: Path) -> list[Result]:
+    measured = results.read(path)
+    if not measured:
+        raise InputError(
+            f"there are no results in {path}: name the --out of digitlab reproduce, or its "
+            "results.csv"
+        )
+    return measured
+
+
+def _read_page(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except ValueError as error:
+        raise InputError(f"{path} is not a page in UTF-8: {error}") from error
 
 
 def read_tables(out: Path, rows: dict[str, Row]) -> dict[str, str]:
     """Make all tables that a folder's results allow, as Markdown by their names.
 
-    Args:
-        out: The folder with results.csv, and perhaps `rerun`, a folder with the results of other
-            seeds, and folders of `--explain`.
-        rows: The rows by their names.
+    Beside results.csv it may have `rerun`, a folder with the results of other seeds, and folders of
+    `--explain`.
     """
     measured = results.read(out / "results.csv")
     named = {
@@ -244,8 +254,8 @@ def read_tables(out: Path, rows: dict[str, Row]) -> dict[str, str]:
     for grid in sorted(out.glob("explain-*/grid.csv")):
         try:
             named |= explanation_tables(grid.parent)
-        except ValueError as error:  # not finished yet
-            print(error)
+        except UnfinishedError as error:
+            print(printable(error))
     return named
 
 

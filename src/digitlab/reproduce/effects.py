@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jsonargparse.typing import NotEmptyStr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from digitlab.errors import InputError
 from digitlab.reproduce.factors import IMAGES, Factor
 from digitlab.reproduce.figures import BLUE, DPI, ORANGE
-from digitlab.reproduce.results import read_table
+from digitlab.reproduce.results import damaged, read_table
 from digitlab.reproduce.statistics import summarize
 from digitlab.reproduce.tables import markdown_table, signed
 
@@ -74,24 +75,52 @@ def _mean(values: NDArray[np.float64]) -> Values:
     return mean
 
 
+class UnfinishedError(InputError):
+    """A grid has no seed in all of its cells yet."""
+
+
 def read_measured(folder: Path) -> Measured:
     """Read a grid: its seeds that have all cells.
 
     Raises:
-        InputError: There is no grid, or no seed has all cells.
+        UnfinishedError: No seed has all cells.
+        InputError: A file is damaged.
     """
-    if not (folder / "factors.json").is_file():
-        raise InputError(f"{folder} has no factors.json: run --explain first")
-    about = json.loads((folder / "factors.json").read_text("utf-8"))
-    factors = [Factor(**factor) for factor in about["factors"]]
-    grid = read_table(folder / "grid.csv").astype(float)
-    names = [factor.name for factor in factors]
-    if grid.empty or not len(accuracies := arrange(grid, names)):
-        raise InputError(
+    index = folder / "factors.json"
+    if not index.is_file():
+        raise UnfinishedError(f"{folder} has no factors.json: run --explain first")
+    try:
+        about = json.loads(index.read_text("utf-8"))
+        factors = [Factor(*map(NotEmptyStr, named.values())) for named in about["factors"]]
+        names = NotEmptyStr(about["first"]), NotEmptyStr(about["second"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(index, "it does not describe a grid") from error
+    accuracies = arrange(read_grid(folder, factors), [factor.name for factor in factors])
+    if not len(accuracies):
+        raise UnfinishedError(
             f"{folder / 'grid.csv'} has no seed in all {2 ** len(factors)} cells: run the same "
             "--explain again, which trains the missing ones"
         )
-    return Measured(about["first"], about["second"], factors, accuracies)
+    return Measured(*names, factors, accuracies)
+
+
+def read_grid(folder: Path, factors: Sequence[Factor]) -> pd.DataFrame:
+    """Read the accuracies of a grid, whose columns are the factors, seed and accuracy.
+
+    Raises:
+        InputError: grid.csv is damaged.
+    """
+    path, names = folder / "grid.csv", [factor.name for factor in factors]
+    table, columns = read_table(path), [*names, "seed", "accuracy"]
+    try:
+        grid = (table if path.exists() else table.reindex(columns=columns))[columns].astype(float)
+    except (KeyError, ValueError) as error:
+        raise damaged(path, str(error)) from error
+    if not (grid[names].isin([0, 1]).all(axis=None) and grid["accuracy"].between(0, 1).all()):
+        raise damaged(path, "a factor is neither 0 nor 1, or an accuracy is not from 0 to 1")
+    if not grid["seed"].ge(0).all() or grid.duplicated([*names, "seed"]).any():
+        raise damaged(path, "a line has no seed, or is repeated")
+    return grid
 
 
 def arrange(grid: pd.DataFrame, factors: Sequence[str]) -> NDArray[np.float64]:
@@ -105,11 +134,10 @@ def arrange(grid: pd.DataFrame, factors: Sequence[str]) -> NDArray[np.float64]:
         [[50.0, 75.0]]
     """
     seeds = sorted({*grid["seed"]})
-    cells = pd.MultiIndex.from_product([seeds, *[(0, 1)] * len(factors)])
-    accuracies = grid.set_index(["seed", *factors])["accuracy"].reindex(cells).to_numpy(float)
-    accuracies = 100 * accuracies.reshape(len(seeds), *(2,) * len(factors))
-    complete = ~np.isnan(accuracies).reshape(len(seeds), -1).any(axis=1)
-    arranged: NDArray[np.float64] = accuracies[complete]
+    ways = pd.MultiIndex.from_product([seeds, *[(0, 1)] * len(factors)])
+    accuracies = grid.set_index(["seed", *factors])["accuracy"].reindex(ways).to_numpy(float)
+    cells = 100 * accuracies.reshape(len(seeds), *(2,) * len(factors))
+    arranged: NDArray[np.float64] = cells[~np.isnan(cells).any(axis=tuple(range(1, cells.ndim)))]
     return arranged
 
 
@@ -136,20 +164,19 @@ def effects_table(measured: Measured) -> str:
         f"before; on average, over all settings of the others. {_describe_intervals(measured)}"
     )
     if any(factor.name == IMAGES for factor in measured.factors):
-        text += " The images evaluated are the same for all seeds, so that no interval tells how "
-        text += "other images would do."
+        text += (
+            " The images evaluated are the same for all seeds, so that no interval tells how other "
+            "images would do."
+        )
     return f"{markdown_table(head, lines, aligned=True)}\n\n{text}"
 
 
 def interactions_table(measured: Measured) -> str:
     """Write the interaction of each pair as Markdown: the first two's, then the largest first."""
-    interactions = {pair: measured.interaction(*pair) for pair in combinations(measured.all, 2)}
-    lines = [
-        [" × ".join(measured.factors[i].name for i in pair), _effect(interactions[pair])]
-        for pair in sorted(
-            interactions, key=lambda pair: (pair != (0, 1), -abs(float(interactions[pair].mean())))
-        )
-    ]
+    effects = {pair: measured.interaction(*pair) for pair in combinations(measured.all, 2)}
+    order = sorted(effects, key=lambda pair: (pair != (0, 1), -abs(effects[pair].mean())))
+    names = (" × ".join(measured.factors[i].name for i in pair) for pair in order)
+    lines = [[name, _effect(effects[pair])] for name, pair in zip(names, order, strict=True)]
     return (
         f"{markdown_table(['factors', 'interaction'], lines, aligned=True)}\n\n"
         "Percentage points: how much more switching the one adds with the other switched than "
@@ -165,7 +192,7 @@ def _describe_intervals(measured: Measured) -> str:
     return f"Means of {n} seeds ± their 95% t intervals, of differences within seeds."
 
 
-def _with_interval(values: Values, form: Any = "{:.2f}".format) -> str:
+def _with_interval(values: Values, form: Callable[[float], str] = "{:.2f}".format) -> str:
     mean, half = _mean_and_half(values)
     return f"{form(mean)} ± {half:.2f}" if half else form(mean)
 
@@ -198,18 +225,16 @@ def draw_effects(measured: Measured) -> Figure:
 
 
 def _draw_bars(axes: Axes, measured: Measured) -> None:
-    kinds: list[tuple[str, Callable[[int], Values], str, str, float]] = [
-        (f"alone, from {measured.first}", measured.alone, "o", BLUE, -0.13),
-        ("averaged over the others", measured.average, "s", ORANGE, 0.13),
-    ]
-    for label, effect, marker, color, shift in kinds:
-        means, halves = zip(*(_mean_and_half(effect(i)) for i in measured.all), strict=True)
-        places = [i + shift for i in measured.all]
-        style: dict[str, Any] = {"fmt": marker, "color": color, "label": label}
-        axes.errorbar(means, places, xerr=halves, capsize=3, **style)
-    mean, half = _mean_and_half(measured.alone(*measured.all))
     total = len(measured.factors)
-    axes.errorbar([mean], [total], xerr=[half], fmt="D", color="black", capsize=3)
+    alone = [measured.alone(i) for i in measured.all]
+    average = [measured.average(i) for i in measured.all]
+    together = [measured.alone(*measured.all)]
+    places = np.arange(total)
+    label = f"alone, from {measured.first}"
+    _draw_points(axes, places - 0.13, alone, "x", fmt="o", color=BLUE, label=label)
+    label = "averaged over the others"
+    _draw_points(axes, places + 0.13, average, "x", fmt="s", color=ORANGE, label=label)
+    _draw_points(axes, [total], together, "x", fmt="D", color="black")
     names = [f"{f.name}\n{f.first} → {f.second}" for f in measured.factors]
     axes.set_yticks([*measured.all, total], [*names, "all together"])
     axes.set_ylim(total + 0.5, -0.5)  # the first on top
@@ -223,11 +248,9 @@ def _draw_bars(axes: Axes, measured: Measured) -> None:
 def _draw_interaction(axes: Axes, measured: Measured) -> None:
     first, second = measured.factors[:2]
     levels = ((second.first, "o-", BLUE), (second.second, "s-", ORANGE))
-    for level, (value, marker, color) in enumerate(levels):
-        ends = [_mean_and_half(measured.marginal({0: i, 1: level})) for i in (0, 1)]
-        means, halves = zip(*ends, strict=True)
-        style: dict[str, Any] = {"fmt": marker, "color": color, "label": value}
-        axes.errorbar((0, 1), means, yerr=halves, capsize=3, **style)
+    for level, (label, fmt, color) in enumerate(levels):
+        ends = [measured.marginal({0: i, 1: level}) for i in (0, 1)]
+        _draw_points(axes, (0, 1), ends, "y", fmt=fmt, color=color, label=label)
     axes.set_xticks((0, 1), (first.first, first.second))
     axes.set_xlim(-0.3, 1.3)
     axes.set_xlabel(first.name)
@@ -235,3 +258,12 @@ def _draw_interaction(axes: Axes, measured: Measured) -> None:
     axes.set_ylabel(f"accuracy, %{averaged}")
     axes.grid(alpha=0.3)
     axes.legend(title=second.name, fontsize="small", title_fontsize="small")
+
+
+def _draw_points(
+    axes: Axes, places: Any, effects: Sequence[Values], along: str, **style: Any
+) -> None:
+    """Draw means with their 95% intervals, in the direction `x` or `y`."""
+    means, halves = zip(*map(_mean_and_half, effects), strict=True)
+    options = {"x": places, "y": places, along: means, f"{along}err": halves}
+    axes.errorbar(capsize=3, **options, **style)

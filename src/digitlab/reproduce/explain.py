@@ -20,16 +20,19 @@ from digitlab.cli.fit import FitCLI
 from digitlab.errors import InputError, reading_input
 from digitlab.reproduce import factors
 from digitlab.reproduce.effects import (
+    UnfinishedError,
     draw_effects,
     effects_table,
     interactions_table,
+    read_grid,
     read_measured,
 )
 from digitlab.reproduce.factors import DROPOUT, IMAGES, Factor
 from digitlab.reproduce.queue import Item, Queue
-from digitlab.reproduce.results import append, read_table
+from digitlab.reproduce.results import append
 from digitlab.reproduce.rows import Row, choose
 from digitlab.scores import Score
+from digitlab.terminal import printable
 
 MOST_TRAINED = 6
 """Factors of the training at most: each more doubles the number of runs."""
@@ -63,9 +66,8 @@ class Grid(NamedTuple):
     def is_done(self, item: Item) -> bool:
         """Return whether the accuracies of an item are in the grid."""
         levels = self.cells[item.row.config.stem].levels | {"seed": item.seed}
-        wanted = {name: str(value) for name, value in levels.items()}.items()
-        lines = read_table(self.out / "grid.csv").to_dict("records")
-        return any(wanted <= line.items() for line in lines)
+        grid = read_grid(self.out, self.factors)[[*levels]]
+        return bool((grid == [*levels.values()]).all(axis=1).any())
 
     def record(self, item: Item, run: Path) -> str:
         """Evaluate an item's trained network in every way, and add the accuracies to the grid."""
@@ -86,12 +88,8 @@ class Grid(NamedTuple):
     def evaluate(self, cli: FitCLI, run: Path, levels: dict[str, int], seed: int) -> Score:
         """Measure a run's last weights on the test split, on the CPU in float32.
 
-        Args:
-            cli: The run's config.
-            run: The run folder.
-            levels: For each factor, 1 if the evaluation has the second config's value. Settings
-                that are no factor are the same in both configs.
-            seed: Seed of dropout, where it is on in evaluation.
+        `levels` has 1 for each factor if the evaluation has the second config's value; settings
+        that are no factor are the same in both. The seed is that of dropout, where it stays on.
         """
         model, data = cli.model, cli.datamodule
         dropout, images = (self.configs[levels.get(name, 1)] for name in (DROPOUT, IMAGES))
@@ -116,7 +114,7 @@ class Grid(NamedTuple):
         index = self.out / "factors.json"
         texts[index] = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
         for path in (index, *self.out.glob("configs/*.yaml")):
-            if path.exists() and path.read_text("utf-8") != texts.get(path):
+            if path.exists() and path.read_bytes() != texts.get(path, "").encode():
                 raise InputError(
                     f"{path} has other settings than {' and '.join(self.names)} now: "
                     f"move {self.out} away, or give another --out"
@@ -171,7 +169,7 @@ def make_grid(first: Row, second: Row, out: Path) -> Grid:
 def explain_difference(
     pair: str, rows: dict[str, Row], out: Path, seeds: Sequence[int], workers: int, threads: int
 ) -> int:
-    """Measure the effects of all settings in which two configs differ, and report them.
+    """Measure the effects of all settings in which two configs differ; return the exit code.
 
     Args:
         pair: Two configs with a colon between them: names of rows, or paths of YAML files. A row
@@ -181,9 +179,6 @@ def explain_difference(
         seeds: Seeds of the runs, the same for all ways to train.
         workers: Number of runs at a time.
         threads: Number of CPU threads of each.
-
-    Returns:
-        The exit code: 1 if a run failed.
 
     Raises:
         InputError: The input is bad.
@@ -200,9 +195,10 @@ def explain_difference(
         stems = [re.sub(r"\W+", "_", name.removesuffix(".yaml")).strip("_") for name in names]
         grid = make_grid(first, second, out / f"explain-{'-'.join(stems)}")
         grid.write()
-    print(f"{grid.names[0]} and {grid.names[1]} differ in:")
+    torch.set_num_threads(threads)  # of the evaluations, which are in this process
+    print(printable(f"{grid.names[0]} and {grid.names[1]} differ in:"))
     for factor in grid.factors:
-        print(f"  {factor.name}: {factor.first} → {factor.second}")
+        print(printable(f"  {factor.name}: {factor.first} → {factor.second}"))
     items = [Item(cell.row, "torch", seed) for seed in seeds for cell in grid.cells.values()]
     print(
         f"{len(grid.cells)} ways to train × {len(seeds)} seeds = {len(items)} runs, each evaluated "
@@ -211,11 +207,11 @@ def explain_difference(
     queue = Queue(grid.out, grid.is_done, grid.record, workers=workers, threads=threads)
     failed = queue.work(items)
     for item in failed:
-        print(f"{item} failed: see {queue.log(item)}")
+        print(printable(f"{item} failed: see {queue.log(item)}"))
     try:
         _write_report(grid.out)
-    except ValueError as error:  # a run failed, or another process still trains it
-        print(error)
+    except UnfinishedError as error:  # a run failed, or another process still trains it
+        print(printable(error))
     return 1 if failed else 0
 
 
@@ -223,7 +219,7 @@ def explanation_tables(folder: Path) -> dict[str, str]:
     """Read a grid, and make its Markdown tables by their names.
 
     Raises:
-        ValueError: There is no grid, or none of its seeds is complete.
+        InputError: As `read_measured` says.
     """
     measured = read_measured(folder)
     tables = {f"{folder.name}-effects": effects_table(measured)}
@@ -236,13 +232,14 @@ def _write_report(folder: Path) -> None:
     measured = read_measured(folder)
     files.write_figure(folder / "effects.png", draw_effects(measured))
     text = "\n\n".join(explanation_tables(folder).values())
-    print(f"\n{text}\n\nWritten to {folder / 'tables.md'} and {folder / 'effects.png'}")
+    written = f"Written to {folder / 'tables.md'} and {folder / 'effects.png'}"
+    print(printable(f"\n{text}\n", keep="\n"), printable(written), sep="\n")
     title = f"# From {measured.first} to {measured.second}"
     files.write_text(folder / "tables.md", f"{title}\n\n{text}\n\n![Effects](effects.png)\n")
 
 
 def _find_row(name: str, rows: dict[str, Row]) -> Row:
     if name.endswith((".yaml", ".yml")):
-        return Row(name, Path(name))
+        return Row(name, files.expand_path(name))
     (row,) = choose([name], rows)
     return rows.get(f"{row.name}_as_published", row)

@@ -84,9 +84,10 @@ def _parse(options: list[str], base: str = "{}") -> FitCLI:
 
 
 def config_of(cli: FitCLI) -> Config:
-    """Return all settings of a parsed config, except the run's name."""
+    """Return all settings of a parsed config, except the run's name and its threads."""
     config: Config = yaml.safe_load(cli.dump())
     config["name"] = None
+    config.pop("threads", None)  # the queue's
     trainer = config["trainer"]
     # The library's own callbacks do not change the weights.
     ours, callbacks = "digitlab.callbacks.", trainer["callbacks"] or []

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -12,15 +13,13 @@ from matplotlib.ticker import MaxNLocator
 
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row
-from digitlab.reproduce.statistics import Interval, summarize
-from digitlab.reproduce.tables import FRAMEWORKS, Groups, group, group_accuracies
-from digitlab.run_folder import Framework
+from digitlab.reproduce.statistics import summarize
+from digitlab.reproduce.tables import Groups, group, group_accuracies
+from digitlab.run_folder import FRAMEWORKS, Framework
 
 DPI = 150
-BLUE, ORANGE = (
-    "#0072B2",
-    "#D55E00",
-)  # of Okabe and Ito's palette, for readers with any colour vision
+# Of Okabe and Ito's palette, for readers with any colour vision.
+BLUE, ORANGE = "#0072B2", "#D55E00"
 DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "digits"}
 
 
@@ -43,7 +42,6 @@ _TRAINING: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"}
 """How curves of training differ from those of validation."""
 
 Points = list[tuple[float, float]]
-Band = Callable[[Sequence[float]], Interval]
 
 
 def draw_published(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure:
@@ -53,21 +51,20 @@ def draw_published(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure
     the published figures, each run, and the intervals of three or more runs; those of two, which
     are ten times as wide, end at its edge. "More than" is an arrow.
     """
-    groups = group_accuracies(results)
-    figure, facets = _make_facets(rows, groups, alone="linear")
-    for axes, facet in facets:
+
+    def draw_figures(axes: Axes, facet: list[Row]) -> list[float]:
         ends = []
         for place, row in enumerate(facet):
             if row.published_accuracy is not None:
                 marker = ">" if re.search(r"\b(more than|over)\b", row.published) else "D"
                 axes.plot(row.published_accuracy, place, marker, zorder=4, **_PUBLISHED)
                 ends.append(row.published_accuracy)
-        ends += _draw_means(axes, facet, groups, prediction=True)
-        space = 0.04 * (max(ends) - min(ends)) or 0.1
-        axes.set_xlim(min(ends) - space, min(max(ends), 100) + space)
+        return ends
+
     marks = {"D": "published", ">": "published: more than"}
     hollow = [_handle(label, marker=marker, **_PUBLISHED) for marker, label in marks.items()]
-    return _finish_facets(figure, facets, "accuracy on the test split, %", hollow, [], 2)
+    label, groups = "accuracy on the test split, %", group_accuracies(results)
+    return _draw_facets(rows, groups, label, draw_figures, hollow, (), intervals=2, alone="linear")
 
 
 def draw_gap(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure:
@@ -76,40 +73,46 @@ def draw_gap(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure:
     Thick: 95% interval of the mean, to the axis' edge where it is wider. Dots: the runs.
     """
     gaps = group(results, lambda result: 100 * (result.train_accuracy - result.test_accuracy))
-    figure, facets = _make_facets(rows, gaps)
-    for axes, facet in facets:
+
+    def draw_runs(axes: Axes, facet: list[Row]) -> list[float]:
         axes.axvline(0, color="black", linewidth=0.8, zorder=1)
-        ends = [0.0, *_draw_means(axes, facet, gaps, prediction=False)]
         for place, row in enumerate(facet):
             for framework, style in STYLES.items():
                 values = gaps.get((row.name, framework), [])
                 where = [place + style.shift] * len(values)
-                axes.plot(values, where, ".", color=style.color, ms=4, alpha=0.5, zorder=2)
-        space = 0.04 * (max(ends) - min(ends)) or 0.1
-        axes.set_xlim(min(ends) - space, max(ends) + space)
-    label = "accuracy on training split − test split, percentage points"
+                # Above the intervals, whose zorder is 2.
+                axes.plot(values, where, ".", color=style.color, ms=4, alpha=0.5, zorder=2.5)
+        return [0.0]
+
     dot = _handle("a run", marker=".", color="gray", ms=4)
-    return _finish_facets(figure, facets, label, [], [dot], 1)
+    label = "accuracy on training split − test split, percentage points"
+    return _draw_facets(rows, gaps, label, draw_runs, (), (dot,), intervals=1)
 
 
-def _make_facets(
-    rows: Mapping[str, Row], groups: Groups[float], alone: str | None = None
-) -> tuple[Figure, list[tuple[Axes, list[Row]]]]:
-    """Make axes for each data set, with a line for each of the documents' rows measured.
+def _draw_facets(
+    rows: Mapping[str, Row],
+    groups: Groups[float],
+    label: str,
+    draw: Callable[[Axes, list[Row]], list[float]],
+    before: Sequence[Line2D],
+    after: Sequence[Line2D],
+    intervals: int,
+    alone: str | None = None,
+) -> Figure:
+    """Draw axes for each data set, with a line for each of the documents' rows measured.
 
-    Args:
-        rows: The rows.
-        groups: The measured values.
-        alone: A row that gets its own axes, as it would stretch those of its data set.
+    The row `alone` gets its own axes, as it would stretch those of its data set. `draw` draws what
+    is beside the means, and returns values that the axis must show; the legend has its handles
+    `before` and `after` those of the frameworks.
     """
     facets: dict[str, list[Row]] = {}
     for row in _measured_rows(rows, groups):
-        title = DATASETS[row.dataset] + (f", {alone}" if row.name == alone else "")
+        title = DATASETS.get(row.dataset, row.dataset) + (f", {alone}" if row.name == alone else "")
         facets.setdefault(title, []).append(row)
     heights = [len(facet) + 0.8 for facet in facets.values()]  # 0.8: title and ticks
     figure = _make_figure(8, 1.3 + 0.4 * sum(heights))
     if not facets:
-        return _show_nothing(figure), []
+        return _show_nothing(figure)
     grid = figure.subplots(len(facets), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (title, facet) in zip(grid, facets.items(), strict=True):
         axes.set_title(title, loc="left", fontsize=10)
@@ -119,13 +122,22 @@ def _make_facets(
         axes.grid(axis="x", alpha=0.3)
         for place in range(1, len(facet), 2):
             axes.axhspan(place - 0.5, place + 0.5, color="black", alpha=0.04, linewidth=0)
-    return figure, [*zip(grid, facets.values(), strict=True)]
+        ends = draw(axes, facet) + _draw_means(axes, facet, groups, intervals)
+        space = 0.04 * (max(ends) - min(ends)) or 0.1
+        axes.set_xlim(min(ends) - space, min(max(ends), 100) + space)
+    grid[-1].set_xlabel(label)
+    styles = [
+        _handle(FRAMEWORKS[name], marker=style.marker, color=style.color, ms=7)
+        for name, style in STYLES.items()
+    ]
+    widths = [*_INTERVALS.items()][:intervals]
+    lines = [_handle(name, linestyle="-", color="gray", lw=width) for name, width in widths]
+    _add_legend(figure, [*before, *styles, *after, *lines], columns=3)
+    return figure
 
 
-def _draw_means(
-    axes: Axes, facet: list[Row], groups: Groups[float], prediction: bool
-) -> list[float]:
-    """Draw each row's means with intervals, and give all that the axis must show."""
+def _draw_means(axes: Axes, facet: list[Row], groups: Groups[float], intervals: int) -> list[float]:
+    """Draw each row's means with intervals, and return all that the axis must show."""
     ends: list[float] = []
     for place, row in enumerate(facet):
         for framework, style in STYLES.items():
@@ -133,37 +145,16 @@ def _draw_means(
             if not values:
                 continue
             summary = summarize(values)
-            intervals = [summary.mean_interval, summary.prediction_interval][: 1 + prediction]
+            shown = (summary.mean_interval, summary.prediction_interval)[:intervals]
             if summary.n > 1:
-                for interval, width in zip(intervals, _INTERVALS.values(), strict=False):
+                for interval, width in zip(shown, _INTERVALS.values(), strict=False):
                     height = [place + style.shift] * 2
                     axes.plot(interval, height, color=style.color, linewidth=width)
             dot: dict[str, Any] = {"color": style.color, "mec": "white", "ms": 7, "zorder": 3}
             axes.plot(summary.mean, place + style.shift, style.marker, **dot)
             ends += values
-            ends += intervals[-1] if summary.n > 2 else ()
+            ends += shown[-1] if summary.n > 2 else ()
     return ends
-
-
-def _finish_facets(
-    figure: Figure,
-    facets: list[tuple[Axes, list[Row]]],
-    label: str,
-    before: list[Line2D],
-    after: list[Line2D],
-    intervals: int,
-) -> Figure:
-    """Add the label below the last axes, and the legend."""
-    if facets:
-        facets[-1][0].set_xlabel(label)
-        styles = [
-            _handle(FRAMEWORKS[name], marker=style.marker, color=style.color, ms=7)
-            for name, style in STYLES.items()
-        ]
-        widths = [*_INTERVALS.items()][:intervals]
-        lines = [Line2D([], [], color="gray", lw=width, label=name) for name, width in widths]
-        _add_legend(figure, [*before, *styles, *after, *lines], columns=3)
-    return figure
 
 
 def draw_validation_curves(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure:
@@ -186,8 +177,8 @@ def draw_validation_curves(rows: Mapping[str, Row], results: Sequence[Result]) -
         for framework, name in FRAMEWORKS.items():
             runs = groups.get((row.name, framework), [])
             curves = [validation for _, validation in runs]
-            _draw_mean_curve(axes, curves, framework, f"{name}, n = {len(runs)}", _deviation)
-        _finish_axes(axes, f"{_label_row(row)}\n{DATASETS[row.dataset]}")
+            _draw_mean_curve(axes, curves, framework, False, label=f"{name}, n = {len(runs)}")
+        _finish_axes(axes, f"{_label_row(row)}\n{DATASETS.get(row.dataset, row.dataset)}")
         axes.legend(fontsize=7, loc="lower right")
     figure.supxlabel("epoch", fontsize=10)
     figure.supylabel("accuracy on the validated split, %", fontsize=10)
@@ -198,24 +189,19 @@ def draw_experiment(rows: Mapping[str, Row], results: Sequence[Result]) -> Figur
     """Draw the accuracies of training and validation, axes for each config and framework.
 
     Lines are means over runs, and bands reach from the lowest to the highest. Points of training
-    are means over an epoch, while the weights changed. None if no run has a curve.
-
-    Args:
-        rows: The rows of one experiment.
-        results: All runs.
+    are means over an epoch, while the weights changed. None if no run of these rows has a curve.
     """
     groups = _group_curves(results)
-    keys = [
-        key for name in rows for framework in FRAMEWORKS if (key := (name, framework)) in groups
-    ]
+    keys = [(row, framework) for row in rows for framework in FRAMEWORKS]
+    keys = [key for key in keys if key in groups]
     if not keys:
         return None
     figure = _make_figure(0.3 + 2.5 * max(len(keys), 2), 2.8)
     grid = figure.subplots(1, len(keys), squeeze=False, sharey=True)[0]
     for axes, (name, framework) in zip(grid, keys, strict=True):
         training, validation = zip(*groups[name, framework], strict=True)
-        _draw_mean_curve(axes, training, framework, "training", _extremes, **_TRAINING)
-        _draw_mean_curve(axes, validation, framework, "validation", _extremes)
+        _draw_mean_curve(axes, training, framework, True, **_TRAINING)
+        _draw_mean_curve(axes, validation, framework, True)
         _finish_axes(axes, f"{name}\n{FRAMEWORKS[framework]}, n = {len(training)}")
         axes.set_xlabel("epoch", fontsize=8)
     grid[0].set_ylabel("accuracy, %", fontsize=8)
@@ -240,34 +226,19 @@ def _group_curves(results: Sequence[Result]) -> Groups[tuple[Points, Points]]:
 
 
 def _draw_mean_curve(
-    axes: Axes,
-    curves: Sequence[Points],
-    framework: Framework,
-    label: str,
-    band: Band,
-    **options: Any,
+    axes: Axes, curves: Sequence[Points], framework: Framework, extremes: bool, **options: Any
 ) -> None:
-    at: dict[float, list[float]] = {}
-    for epoch, accuracy in (point for curve in curves for point in curve):
-        at.setdefault(epoch, []).append(accuracy)
-    if not at:
+    """Draw the mean of some curves in a band, from the lowest to the highest or of deviations."""
+    points = [point for curve in curves for point in curve]
+    if not points:
         return
-    epochs, style = sorted(at), STYLES[framework]
-    means = [summarize(at[epoch]).mean for epoch in epochs]
+    at = pd.DataFrame(points, columns=["epoch", "accuracy"]).groupby("epoch")["accuracy"]
+    means, style = at.mean(), STYLES[framework]
     look: dict[str, Any] = {"color": style.color, "marker": style.marker, "ms": 3.5}
-    axes.plot(epochs, means, label=label, **(look | options))
+    axes.plot(means.index, means, **(look | options))
     if len(curves) > 1:
-        low, high = zip(*(band(at[epoch]) for epoch in epochs), strict=True)
-        axes.fill_between(epochs, low, high, color=style.color, alpha=0.2, linewidth=0)
-
-
-def _deviation(values: Sequence[float]) -> Interval:
-    summary = summarize(values)
-    return summary.mean - summary.deviation, summary.mean + summary.deviation
-
-
-def _extremes(values: Sequence[float]) -> Interval:
-    return min(values), max(values)
+        band = (at.min(), at.max()) if extremes else (means - at.std(), means + at.std())
+        axes.fill_between(means.index, *band, color=style.color, alpha=0.2, linewidth=0)
 
 
 def _finish_axes(axes: Axes, title: str) -> None:

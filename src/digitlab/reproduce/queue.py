@@ -17,10 +17,11 @@ from typing import Any, NamedTuple, Self
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from digitlab import run_folder
+from digitlab import files, run_folder
 from digitlab.reproduce.results import lock
 from digitlab.reproduce.rows import Row
 from digitlab.run_folder import Framework
+from digitlab.terminal import printable
 
 
 class Item(NamedTuple):
@@ -137,7 +138,7 @@ class Queue:
             options += ["--weights", str(first / last)]
         folder = self._folder(item)
         folder.mkdir(parents=True, exist_ok=True)
-        command = [*_fit_command(item, folder), *options]
+        command = [*_fit_command(item, folder, self.threads), *options]
         run = self.find_run(item) if self._call(command, self.log(item), held) else None
         if run:
             for half in {*run.parent.iterdir()} - {run}:
@@ -155,8 +156,8 @@ class Queue:
         # The lock is the process's too, so that a run whose queue was killed keeps its item.
         own = held._context.lock_file_fd
         kept = [] if own is None else [own]
-        limits = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
-        environment = os.environ | dict.fromkeys(limits, str(self.threads))
+        # `--threads` is for PyTorch and TensorFlow; this is for NumPy and scikit-learn.
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         with log.open("w", encoding="utf-8") as file:
             process = subprocess.Popen(
                 command, stdout=file, stderr=file, env=environment, pass_fds=kept
@@ -174,15 +175,17 @@ class Queue:
     @contextmanager
     def _lock(self, item: Item, **how: Any) -> Iterator[FileLock]:
         own = lock(self.out, item.name)
-        with own.acquire(**how):
+        with files.naming(self.out):
+            held = own.acquire(**how)
+        with held:
             yield own
 
 
-def _fit_command(item: Item, folder: Path) -> list[str]:
+def _fit_command(item: Item, folder: Path, threads: int) -> list[str]:
     framework = ["--framework", "keras"] if item.framework == "keras" else []
     command = [sys.executable, "-m", "digitlab", "fit", *framework]
     command += ["--config", str(item.row.config), "--seed_everything", str(item.seed)]
-    return [*command, "--trainer.default_root_dir", str(folder)]
+    return [*command, "--threads", str(threads), "--trainer.default_root_dir", str(folder)]
 
 
 @contextmanager
@@ -226,7 +229,7 @@ class _Progress:
         self._done += 1
         self._bar.set_description_str(self._count(), refresh=False)
         self._bar.update(self._seconds[item])
-        self._bar.write(f"[{self._done}/{len(self._seconds)}] {item}: {said}")
+        self._bar.write(printable(f"[{self._done}/{len(self._seconds)}] {item}: {said}"))
 
     def refresh(self) -> None:
         """Show the elapsed time."""

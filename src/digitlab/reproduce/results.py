@@ -1,12 +1,20 @@
 """Results of runs: a CSV file with a line for each run, which several processes may append to."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
 from filelock import FileLock
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    NotEmptyStr,
+    PositiveInt,
+    restricted_string_type,
+)
 
 from digitlab import files, run_folder
 from digitlab.errors import InputError
@@ -49,14 +57,23 @@ class Result:
         """Read the result of a finished run from its folder.
 
         Raises:
-            ValueError: The run was not measured on the test split, or its loss is not finite.
+            ValueError: The run was not measured on the test split, its loss is not finite, or its
+                metrics.json is damaged.
         """
         metrics = run_folder.read_metrics(folder)
-        if metrics.get("test", {}).get("loss") is None:
-            raise ValueError(f"{folder} has no loss on the test split: it diverged, or held out")
+        try:
+            if metrics.get("test", {}).get("loss") is not None:
+                return cls._of_metrics(row, folder, metrics)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            path = folder / "metrics.json"
+            raise ValueError(f"{path} is damaged, {error}: remove the run, and train it") from error
+        raise ValueError(f"{folder} has no loss on the test split: it diverged, or held out")
+
+    @classmethod
+    def _of_metrics(cls, row: Row, folder: Path, metrics: dict[str, Any]) -> Self:
         of_torch = metrics["framework"] == "torch"
         packages = ("torch", "lightning") if of_torch else ("keras", "tensorflow")
-        return cls(
+        result = cls(
             row=row.name,
             config=f"{row.dataset}/{row.config.stem}",
             recipe=row.recipe,
@@ -72,6 +89,8 @@ class Result:
             device=metrics["device"],
             versions=", ".join(f"{name} {metrics['versions'][name]}" for name in packages),
         )
+        _parse(_format(result))  # a check of its values
+        return result
 
 
 def read(path: Path) -> list[Result]:
@@ -80,10 +99,15 @@ def read(path: Path) -> list[Result]:
     Raises:
         InputError: The file is damaged, or of another kind.
     """
-    try:
-        return [_parse(line) for line in read_table(path).to_dict("records")]
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path} is not a results file: {error}") from error
+    results: dict[Any, Result] = {}
+    for number, line in enumerate(read_table(path).to_dict("records"), start=1):
+        try:
+            result = _parse(line)
+            if results.setdefault(result.key, result) is not result:
+                raise ValueError(f"{result.row} {result.framework} seed {result.seed} is repeated")
+        except ValueError as error:
+            raise damaged(path, f"in run {number}, {error}") from error
+    return [*results.values()]
 
 
 def add(path: Path, results: Sequence[Result]) -> None:
@@ -92,10 +116,23 @@ def add(path: Path, results: Sequence[Result]) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV file with every cell as text; an empty table if there is no file."""
+    """Read a CSV file with every cell as text; an empty table if there is no file.
+
+    Raises:
+        InputError: It is not a CSV file.
+    """
     if not path.exists():
         return pd.DataFrame()
-    return pd.read_csv(path, dtype=object, keep_default_na=False, na_filter=False)
+    try:
+        table = pd.read_csv(path, dtype=object, keep_default_na=False, na_filter=False)
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
+    return table.map(files.from_csv_cell)
+
+
+def damaged(path: Path, reason: str) -> InputError:
+    """Make the error for a file that cannot be read."""
+    return InputError(f"{path} is damaged or of another kind: {reason}; restore it or move it away")
 
 
 def append(path: Path, lines: Sequence[dict[str, Any]], key: list[str]) -> None:
@@ -103,10 +140,11 @@ def append(path: Path, lines: Sequence[dict[str, Any]], key: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock(path.parent, path.name):
         old = read_table(path)
-        new = pd.DataFrame(lines, dtype=object).fillna("").astype(str)
+        new = pd.DataFrame(lines, dtype=object).astype(str)
         table = pd.concat([old, new]).drop_duplicates(key)
         if len(table) > len(old):
-            files.write_text(path, table.to_csv(index=False, lineterminator="\n"))
+            text = table.map(files.csv_cell).to_csv(index=False, lineterminator="\n")
+            files.write_text(path, text)
 
 
 def lock(out: Path, name: str) -> FileLock:
@@ -128,26 +166,35 @@ def _read_curve(folder: Path, tag: str) -> Curve:
     return tuple((event.step + 1, round(event.value, 6)) for event in events.Scalars(tag))
 
 
-def _format(result: Result) -> dict[str, Any]:
-    curves = {
-        name: " ".join(f"{step}:{value}" for step, value in getattr(result, name))
-        for name in ("train_curve", "val_curve")
-    }
-    return asdict(result) | curves
+def _format(result: Result) -> dict[str, str]:
+    cells = {name: "" if value is None else str(value) for name, value in asdict(result).items()}
+    for name in ("train_curve", "val_curve"):
+        cells[name] = " ".join(f"{step}:{value}" for step, value in getattr(result, name))
+    return cells
 
 
 def _parse(line: dict[str, str]) -> Result:
-    if not line.get("versions"):
-        raise ValueError(f"the line of {line.get('row')} is not complete")
-    parsers: dict[str, Callable[[str], Any]] = {
-        **dict.fromkeys(("seed", "optimizer_steps"), int),
-        **dict.fromkeys(("test_accuracy", "test_loss", "train_accuracy"), float),
-        **dict.fromkeys(("train_curve", "val_curve"), _parse_curve),
-        "train_seconds": lambda text: float(text) if text else None,
-    }
-    return Result(**{name: parsers.get(name, str)(text) for name, text in line.items()})
+    values: dict[str, Any] = {}
+    for name in (field.name for field in fields(Result)):
+        parse: Any = _PARSERS.get(name, NotEmptyStr)
+        try:
+            values[name] = parse(line.get(name, ""))
+        except ValueError as error:
+            raise ValueError(f"{name} is {line.get(name, '')!r:.30}") from error
+    return Result(**values)
 
 
 def _parse_curve(text: str) -> Curve:
     points = (point.split(":") for point in text.split())
-    return tuple((int(step), float(value)) for step, value in points)
+    return tuple((PositiveInt(step), ClosedUnitInterval(value)) for step, value in points)
+
+
+_PARSERS: dict[str, Any] = {
+    "framework": restricted_string_type("FrameworkName", "^(torch|keras)$"),
+    "seed": NonNegativeInt,
+    **dict.fromkeys(("test_accuracy", "train_accuracy"), ClosedUnitInterval),
+    "test_loss": NonNegativeFloat,
+    "optimizer_steps": PositiveInt,
+    "train_seconds": lambda text: NonNegativeFloat(text) if text else None,
+    **dict.fromkeys(("train_curve", "val_curve"), _parse_curve),
+}

@@ -9,13 +9,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from digitlab import run_folder
+from digitlab.errors import InputError
 from digitlab.run_folder import Framework
 
 CONFIGS = Path("configs")
 _TORCH_ONLY = {"dropout_in_evaluation", "label_smoothing"}
-SPEED = {"steps_per_execution", "channels_last", "fused"}
+SPEED = {"steps_per_execution", "channels_last", "fused", "threads"}
 """Settings that change how fast a network is trained and, by rounding at most, results."""
 _DOCUMENTS = re.compile(r"linear|([AB])(\d+)(_as_published)?")
 
@@ -50,18 +50,31 @@ class Row(NamedTuple):
         figures = re.findall(r"([\d.]+)%", self.published)
         return float(figures[-1]) if figures else None
 
+    def read_settings(self) -> dict[str, Any]:
+        """Read the config's settings.
+
+        Raises:
+            ValueError: The config is damaged, or has no model.
+        """
+        settings = run_folder.read_settings(self.config)
+        if "model" not in settings:
+            raise InputError(f"{self.config} names no model: it is damaged, or not a config")
+        return settings
+
     @property
     def recipe(self) -> str:
         """A digest of the config's settings, except those of `SPEED`."""
-        settings = _without_speed(yaml.safe_load(self.config.read_text("utf-8")))
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        settings = _without_speed(self.read_settings())
+        return hashlib.sha256(
+            json.dumps(settings, sort_keys=True, default=str).encode()
+        ).hexdigest()[:12]
 
     @property
     def frameworks(self) -> tuple[Framework, ...]:
         """Where it can be trained: some settings have no counterpart in Keras."""
-        model = yaml.safe_load(self.config.read_text("utf-8"))["model"]
-        arguments = model.get("init_args", {}) if isinstance(model, dict) else {}
-        return ("torch",) if _TORCH_ONLY & arguments.keys() else ("torch", "keras")
+        model = self.read_settings()["model"]
+        arguments = model.get("init_args") if isinstance(model, dict) else None
+        return ("torch",) if _TORCH_ONLY & {*(arguments or {})} else ("torch", "keras")
 
     @property
     def after(self) -> Path | None:
@@ -123,7 +136,7 @@ def by_experiment(rows: Mapping[str, Row]) -> dict[str, dict[str, Row]]:
 
 
 def _read_row(config: Path) -> Row:
-    lines = config.read_text("utf-8").splitlines()
+    lines = config.read_text("utf-8", errors="replace").splitlines()
     comment = " ".join(line[2:] for line in lines if line.startswith("# "))
     head = comment.partition(":")[0]
     published = comment.partition("Published: ")[2].partition(". ")[0].rstrip(".")

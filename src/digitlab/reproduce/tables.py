@@ -5,21 +5,20 @@ Results of unknown rows are left out, and so are rows without a result.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TypeVar
 
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row
 from digitlab.reproduce.statistics import Comparison, Interval, compare, summarize
-from digitlab.run_folder import Framework
+from digitlab.run_folder import FRAMEWORKS, Framework
+from digitlab.terminal import command
 
 T = TypeVar("T")
 Groups = dict[tuple[str, Framework], list[T]]
 """Values of the runs of a row in a framework."""
 
 NONE = "—"
-FRAMEWORKS: dict[Framework, str] = {"torch": "PyTorch", "keras": "Keras"}
-"""The frameworks' names, in the order in which they are shown."""
-
 MARGINS = {"mnist": 0.5, "fashion_mnist": 1.0, "digits": 1.5}
 """Per data set, the largest difference between two means that does not matter, in points.
 
@@ -38,7 +37,9 @@ AS_PUBLISHED = (
 )
 """Document B's comparisons: a network, its row in PyTorch, and its row in Keras."""
 
-_PREDICTION = "95% prediction interval for one more run"
+_INTERVALS = ("95% interval of the mean", "95% prediction interval for one more run")
+_MEANS = ("PyTorch, % (n)", "Keras, % (n)")
+_DIFFERENCE = ("difference, points", "95% interval")
 
 
 def group(results: Iterable[Result], value: Callable[[Result], T]) -> Groups[T]:
@@ -70,12 +71,11 @@ def results_table(rows: Mapping[str, Row], results: Sequence[Result], aligned: b
     groups = group_accuracies(results)
     lines = []
     for row in rows.values():
-        ours, theirs = _by_framework(groups, row.name)
-        if ours or theirs:
-            name = row.name if row.in_documents else NONE
+        values = _by_framework(groups, row.name)
+        if any(values):
             config = f"`{row.dataset}/{row.config.stem}`"
-            measured = (*_measured_cells(ours), *_measured_cells(theirs))
-            lines.append([name, config, row.published or NONE, *measured])
+            start = [row.name if row.in_documents else NONE, config, row.published or NONE]
+            lines.append([*start, *chain.from_iterable(map(_measured_cells, values))])
     head = ["row", "config", "published", "PyTorch, %", "n", "Keras, %", "n"]
     return markdown_table(head, lines, aligned)
 
@@ -85,30 +85,23 @@ def intervals_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
     lines = []
     for row, framework, values in _ordered(rows, group_accuracies(results)):
         summary = summarize(values)
-        deviation = NONE if math.isnan(summary.deviation) else f"{summary.deviation:.2f}"
-        intervals = map(_interval_cell, (summary.mean_interval, summary.prediction_interval))
-        measured = (str(summary.n), f"{summary.mean:.2f}", deviation, *intervals)
-        lines.append([_name_cell(row), FRAMEWORKS[framework], *measured, row.published or NONE])
-    head = ["row", "framework", "n", "mean, %", "standard deviation", "95% interval of the mean"]
-    return markdown_table([*head, _PREDICTION, "published"], lines)
+        deviation = NONE if summary.n == 1 else f"{summary.deviation:.2f}"
+        measured = (str(summary.n), f"{summary.mean:.2f}", deviation)
+        intervals = (*map(_interval_cell, summary[3:]), row.published or NONE)
+        lines.append([_name_cell(row), FRAMEWORKS[framework], *measured, *intervals])
+    head = ["row", "framework", "n", "mean, %", "standard deviation", *_INTERVALS, "published"]
+    return markdown_table(head, lines)
 
 
 def experiment_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
-    """Show an experiment's runs, whether the frameworks agree, and the command that trains them.
-
-    Args:
-        rows: The rows of the experiment.
-        results: The runs, at least one of them of these rows.
-    """
+    """Show the runs of an experiment's rows, whether the frameworks agree, and their command."""
     runs = [result for result in results if result.row in rows]
     groups = group_accuracies(runs)
     lines = []
     for row, framework, values in _ordered(rows, groups):
-        summary = summarize(values)
-        intervals = map(_interval_cell, (summary.mean_interval, summary.prediction_interval))
-        start = (_name_cell(row), FRAMEWORKS[framework], *_measured_cells(values))
-        lines.append([*start, *intervals])
-    head = ["row", "framework", "test accuracy, %", "n", "95% interval of the mean", _PREDICTION]
+        measured = (*_measured_cells(values), *map(_interval_cell, summarize(values)[3:]))
+        lines.append([_name_cell(row), FRAMEWORKS[framework], *measured])
+    head = ["row", "framework", "test accuracy, %", "n", *_INTERVALS]
     parts = [markdown_table(head, lines)]
     for row, found, margin in _comparisons(rows, groups):
         difference, interval = _difference_cells(found)
@@ -129,11 +122,13 @@ def same_recipe_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str
     lines = []
     for row, found, margin in _comparisons(rows, groups):
         means = map(_mean_cell, _by_framework(groups, row.name))
+        difference, interval = _difference_cells(found)
         p = f"{found.p_equivalence:.3f}" if found.p_equivalence >= 0.001 else "< 0.001"
-        shown = (*_difference_cells(found), f"{margin}", p if _is_known(found.interval) else NONE)
-        lines.append([_name_cell(row), *means, *shown, found.verdict])
-    head = ["row", "PyTorch, % (n)", "Keras, % (n)", "difference, points", "95% interval", "margin"]
-    return markdown_table([*head, "p (not equivalent)", "verdict"], lines)
+        p = NONE if interval == NONE else p
+        start = [_name_cell(row), *means, difference, interval]
+        lines.append([*start, f"{margin}", p, found.verdict])
+    head = ["row", *_MEANS, *_DIFFERENCE, "margin", "p (not equivalent)", "verdict"]
+    return markdown_table(head, lines)
 
 
 def as_published_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
@@ -145,17 +140,17 @@ def as_published_table(rows: Mapping[str, Row], results: Sequence[Result]) -> st
     groups = group_accuracies(results)
     lines = []
     for network, *names in AS_PUBLISHED:
-        ours, theirs = groups.get((names[0], "torch")), groups.get((names[1], "keras"))
-        if ours and theirs and rows.keys() >= {*names}:
-            pair = [rows[name] for name in names]
+        ours, theirs = (groups.get(key, []) for key in zip(names, FRAMEWORKS, strict=True))
+        pair = [rows[name] for name in names if name in rows]
+        if ours and theirs and len(pair) == 2 and pair[0].dataset in MARGINS:
             found = compare(ours, theirs, MARGINS[pair[0].dataset])
-            published = (row.published or NONE for row in pair)
+            published = [row.published or NONE for row in pair]
+            start = [" : ".join(names), network, pair[0].dataset, *published]
             shown = (_mean_cell(ours), _mean_cell(theirs), *_difference_cells(found))
-            start = (" : ".join(names), network, pair[0].dataset)
-            lines.append([*start, *published, *shown, found.verdict])
+            lines.append([*start, *shown, found.verdict])
     head = ["rows", "network", "data set", "PyTorch, published", "Keras, published"]
-    head += ["PyTorch, % (n)", "Keras, % (n)", "difference, points", "95% interval"]
-    return markdown_table([*head, 'verdict ("different": so are the recipes)'], lines)
+    head += [*_MEANS, *_DIFFERENCE, 'verdict ("different": so are the recipes)']
+    return markdown_table(head, lines)
 
 
 def prediction_table(
@@ -164,12 +159,8 @@ def prediction_table(
     """Compare new runs with the 95% prediction intervals of other runs, and count those inside.
 
     Runs compared with one interval are inside or outside together more often than by chance, as
-    the interval itself is off by chance: 95% holds on average over rows.
-
-    Args:
-        rows: The rows to compare.
-        results: The new runs; those with the row, framework and seed of a reference are left out.
-        reference: The runs that give the intervals; rows with fewer than two have none.
+    the interval itself is off by chance: 95% holds on average over rows. Runs with the row,
+    framework and seed of a reference are left out; rows with fewer than two have no interval.
     """
     keys = {result.key for result in reference}
     new = [result for result in results if result.key not in keys]
@@ -180,7 +171,7 @@ def prediction_table(
         low, high = summarize(before).prediction_interval
         for result in sorted(runs, key=lambda run: run.seed):
             value, verdict = 100 * result.test_accuracy, NONE
-            if _is_known((low, high)):
+            if math.isfinite(low):
                 # 1e-9: rounding, where all runs of the reference have the same accuracy.
                 inside.append(low - 1e-9 <= value <= high + 1e-9)
                 verdict = "inside" if inside[-1] else "outside"
@@ -202,7 +193,7 @@ def _measured_cells(values: list[float]) -> tuple[str, str]:
     if not values:
         return "", ""
     summary = summarize(values)
-    deviation = "" if math.isnan(summary.deviation) else f" ± {summary.deviation:.2f}"
+    deviation = "" if summary.n == 1 else f" ± {summary.deviation:.2f}"
     return f"{summary.mean:.2f}{deviation}", str(summary.n)
 
 
@@ -225,16 +216,12 @@ def _mean_cell(values: list[float]) -> str:
 
 def _difference_cells(found: Comparison) -> tuple[str, str]:
     interval = ", ".join(map(signed, found.interval))
-    return signed(found.difference), f"[{interval}]" if _is_known(found.interval) else NONE
+    return signed(found.difference), f"[{interval}]" if math.isfinite(found.interval[0]) else NONE
 
 
 def _interval_cell(ends: Interval) -> str:
     low, high = max(ends[0], 0), min(ends[1], 100)
-    return f"[{low:.2f}, {high:.2f}]" if _is_known(ends) else NONE
-
-
-def _is_known(interval: Interval) -> bool:
-    return all(math.isfinite(end) for end in interval)
+    return f"[{low:.2f}, {high:.2f}]" if math.isfinite(ends[0]) else NONE
 
 
 def _by_framework(groups: Groups[float], name: str) -> list[list[float]]:
@@ -263,9 +250,9 @@ def _comparisons(
 
 def _command(rows: Mapping[str, Row], runs: Sequence[Result]) -> str:
     """Return the command that trains an experiment's runs."""
-    measured, seeds = {run.row for run in runs}, {run.seed for run in runs}
-    names = " ".join(name for name in rows if name in measured)
-    frameworks = {run.framework for run in runs}
-    framework = "" if len(frameworks) > 1 else f" --framework {frameworks.pop()}"
-    first = f" --first_seed {min(seeds)}" if min(seeds) else ""
-    return f"digitlab reproduce {names}{framework} --seeds {max(seeds) - min(seeds) + 1}{first}"
+    seeds, frameworks = {run.seed for run in runs}, {run.framework for run in runs}
+    words = [name for name in rows if any(run.row == name for run in runs)]
+    words += [] if len(frameworks) > 1 else ["--framework", *frameworks]
+    words += ["--seeds", f"{max(seeds) - min(seeds) + 1}"]
+    words += ["--first_seed", f"{min(seeds)}"] if min(seeds) else []
+    return command("digitlab", "reproduce", *words)

@@ -1,0 +1,145 @@
+"""Bad input that only the trainer can know: a monitor that nothing logs, a callback's complaint."""
+
+import sysconfig
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from digitlab.classifier import Classifier
+from digitlab.errors import InputError
+from digitlab.execution import monitored
+from digitlab.signals import Interrupted
+
+LOGGED = ("val/loss", "val/accuracy", "train/loss", "train/accuracy")
+"""The values that every `Classifier` logs once an epoch."""
+
+_WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
+_INSTALLED = tuple({str(Path(path)) for path in sysconfig.get_paths().values()})
+
+
+def check_monitors(model: Classifier, trainer: Trainer) -> None:
+    """Refuse callbacks and schedulers that monitor a value which the run cannot log.
+
+    A user's own hooks and callbacks may log any name, so with them nothing is refused here;
+    `as_input_error` then reports it at the end of the first epoch.
+
+    Raises:
+        InputError: The message names the nearest value.
+    """
+    if _logs_other_values(model, trainer):
+        return
+    logged = [name for name in LOGGED if trainer.limit_val_batches or name.startswith("train")]
+    each_epoch = trainer.check_val_every_n_epoch in (1, None)
+    scheduled = [name for name in logged if each_epoch or name.startswith("train")]
+    for owner, name in _monitors(trainer):
+        _check(owner, name, logged)
+    made: Any = model.configure_optimizers()
+    config = made.get("lr_scheduler", {}) if isinstance(made, dict) else {}
+    for owner, name in _plateaus([config.get("scheduler")]):
+        _check(owner, name, scheduled)
+
+
+def _check(owner: str, name: str, logged: list[str]) -> None:
+    if name in logged:
+        return
+    if name in LOGGED:
+        reason = f"is logged after a validation: validate each epoch, or monitor {logged[0]}"
+    else:
+        nearest = get_close_matches(name.replace("_", "/").replace("valid", "val"), logged, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"monitor one of {', '.join(logged)}"
+        reason = f"this run does not log: {hint}"
+    raise InputError(f"{owner} monitors {name}, which {reason}")
+
+
+def _monitors(trainer: Trainer) -> Iterator[tuple[str, str]]:
+    """List the callbacks that need a value to be logged, and its name."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set at run time
+        name = getattr(callback, "monitor", None)
+        counted = isinstance(callback, ModelCheckpoint) and name in ("epoch", "step")
+        if isinstance(name, str) and not counted and getattr(callback, "strict", True):
+            yield type(callback).__name__, name
+
+
+def _plateaus(schedulers: list[Any]) -> Iterator[tuple[str, str]]:
+    for scheduler in schedulers:
+        if isinstance(scheduler, ReduceLROnPlateau):
+            yield "model.lr_scheduler", monitored(scheduler)
+
+
+def _logs_other_values(model: Classifier, trainer: Trainer) -> bool:
+    """Return whether code that is not digitlab's or Lightning's might log values."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+    others = (LambdaCallback, LearningRateMonitor)
+    if any(isinstance(it, others) or not _is_known(type(it)) for it in callbacks):
+        return True
+    for kind in type(model).__mro__:
+        if _is_known(kind):
+            return False
+        for name, value in vars(kind).items():
+            if name == "__init__" and isinstance(value, FunctionType):
+                if "log" in _names(value.__code__):
+                    return True
+            elif callable(value) or hasattr(value, "__get__"):  # a method or a property
+                return True
+    return False
+
+
+def _is_known(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in ("digitlab", "lightning")
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = [it for it in code.co_consts if isinstance(it, CodeType)]
+    return {part for name in code.co_names for part in name.split("_")}.union(*map(_names, inner))
+
+
+def as_input_error(error: Exception, trainer: Trainer, first_step: int) -> InputError | None:
+    """Return an error of a fit as bad input, if it is one.
+
+    Lightning, loggers and callbacks check some settings only when training starts, and raise
+    whatever they like. A `ValueError` before the first step is taken for bad input, and any other
+    error if no code of the user's is involved, whose traceback would help to find it.
+    """
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    for owner, name in [*_monitors(trainer), *_plateaus(schedulers)]:
+        if name not in (logged := trainer.callback_metrics) and name in str(error):
+            return InputError(
+                f"{owner} monitors {name}, which this run does not log then: monitor one of "
+                f"{', '.join(logged)}"
+            )
+    if trainer.global_step not in (0, first_step):
+        return None
+    if isinstance(error, (ValueError, MisconfigurationException, *_WRONG_PATH)):
+        return InputError(str(error))
+    if isinstance(error, OSError):  # a full disk, say
+        return None
+    frames = []
+    traceback = error.__traceback__
+    while traceback:
+        frames.append(traceback.tb_frame)
+        traceback = traceback.tb_next
+    modules = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    own = [
+        module != "digitlab" and not frame.f_code.co_filename.startswith((*_INSTALLED, "<"))
+        for module, frame in zip(modules, frames, strict=True)
+    ]
+    if modules[-1] == "digitlab" or any(own):
+        return None
+    selves = [frame.f_locals.get("self") for frame in reversed(frames)]
+    named = next((it for it in selves if isinstance(it, Callback | Logger)), error)
+    return InputError(f"{type(named).__name__}: {error}")
+
+
+def error_of_ranks(first_step: int, error: BaseException, trainer: Trainer) -> BaseException | None:
+    """Return the error with which a fit ends if all ranks raise one; None for a bug."""
+    if isinstance(error, Interrupted | FloatingPointError):
+        return error
+    return as_input_error(error, trainer, first_step) if isinstance(error, Exception) else None

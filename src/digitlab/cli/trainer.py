@@ -1,0 +1,98 @@
+"""The trainer of `digitlab fit`: its callbacks, logger and checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from digitlab import callbacks as cb
+from digitlab.checkpoints import AtomicCheckpointIO
+from digitlab.cli.parser import RunCLI
+from digitlab.resume import ResumePoint
+
+
+def check_callbacks(cli: RunCLI) -> None:
+    """Refuse callbacks that try out settings, so that config.yaml would not be what ran."""
+    for callback in as_list(cli.config_init.trainer.callbacks):
+        if isinstance(callback, BatchSizeFinder | LearningRateFinder):
+            raise ValueError(
+                f"{type(callback).__name__} changes settings that config.yaml has, and trains for "
+                "trials: find them in Python with Lightning's Tuner, and give what it finds"
+            )
+
+
+def make_trainer(
+    cli: RunCLI,
+    folder: Path,
+    throughput: cb.Throughput,
+    weights: dict[str, str] | None,
+    start: ResumePoint,
+    allow_changes: bool = False,
+) -> Trainer:
+    """Make the trainer of a run.
+
+    Args:
+        cli: The run's settings.
+        folder: The run folder; only the first process writes there.
+        throughput: It has timed the reading of the data.
+        weights: `file` and `sha256` of the initial weights, if they were read from a file.
+        start: Where the run starts.
+        allow_changes: Whether a resumed run may have other settings than it had.
+    """
+    settings = cli.config.trainer
+    history, finite = cb.History(folder / "history.csv"), cb.FiniteLoss()
+    callbacks = [
+        *(throughput, history, cb.PrintEpoch(history)),
+        cb.SaveConfig(folder / "config.yaml", cli.dump()),
+        cb.SaveFigures(folder, history),
+        *(cb.ConfusionMatrix(), cb.WorstMistakes(), cb.FirstLayerKernels()),
+        *(cb.ModelGraph(), cb.Projector()),
+        cb.FinalEvaluation(folder, throughput, weights),  # the last to act: then a run is finished
+        finite,
+    ]
+    if settings.enable_checkpointing is not False:
+        callbacks += _checkpoints(cli, folder, finite, start, allow_changes)
+    plugins = [*as_list(settings.plugins), AtomicCheckpointIO()]
+    if settings.logger not in (None, True):  # the user's own logger, or none
+        return cli.instantiate_trainer(*callbacks, plugins=plugins)
+    # A run that was killed had logged steps after its checkpoint, and logs them again.
+    purge_step = start.step if start.resumed else None
+    # `FinalEvaluation` logs the hyper-parameters with the final metrics.
+    logger = TensorBoardLogger(folder, "", "", default_hp_metric=False, purge_step=purge_step)
+    # Lightning writes hyper-parameters to this file unless it exists; by then this one does.
+    logger.NAME_HPARAMS_FILE = "config.yaml"
+    return cli.instantiate_trainer(*callbacks, logger=logger, plugins=plugins)
+
+
+def _checkpoints(
+    cli: RunCLI, folder: Path, finite: cb.FiniteLoss, start: ResumePoint, allow_changes: bool
+) -> list[Callback]:
+    config, where = cli.config, folder / "checkpoints"
+    every = (config.checkpoint_every_n_steps, config.checkpoint_every_n_minutes)
+    callbacks: list[Callback] = [
+        cb.ExactResume(
+            cli.dump(), allow_changes, start.trained, allow_changes or config.allow_inexact_resume
+        )
+    ]
+    if config.framework == "keras":
+        from digitlab.parity.keras_files import KerasFiles
+
+        callbacks.append(KerasFiles(folder))
+    if config.trainer.limit_val_batches != 0:
+        best = cb.BestCheckpoint(
+            dirpath=where,
+            filename="best",
+            monitor="val/accuracy",
+            mode="max",
+            save_on_train_epoch_end=False,  # but after each validation
+            enable_version_counter=False,  # a checkpoint replaces the one before
+        )
+        callbacks.append(best)
+    return [*callbacks, cb.LastCheckpoint(where, finite, *every)]
+
+
+def as_list(given: Any) -> list[Any]:
+    """Make a list of a setting that may be one thing, several or None."""
+    return [] if given is None else given if isinstance(given, list) else [given]

@@ -1,0 +1,120 @@
+"""Settings compared with the signature of their class: one rule for Python and for configs."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from inspect import Parameter, signature
+from os import PathLike
+from types import NoneType, UnionType
+from typing import (
+    Any,
+    Literal,
+    Self,
+    SupportsFloat,
+    SupportsIndex,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import numpy as np
+
+_PLAIN: dict[Any, tuple[str, tuple[type, ...]]] = {
+    int: ("a whole number", (SupportsIndex,)),
+    float: ("a number", (SupportsFloat,)),
+    bool: ("true or false", (bool, np.bool_)),
+    str: ("text", (str, PathLike)),
+    NoneType: ("null", (NoneType,)),
+}
+
+
+class CheckedSettings:
+    """Base of classes whose arguments are checked before their `__init__` uses them."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Check the arguments; pickle gives none."""
+        names = list(signature(cls.__init__).parameters)[1:]
+        check_types(cls, {**dict(zip(names, args, strict=False)), **kwargs})
+        return super().__new__(cls)
+
+
+def check_types(owner: type, settings: Mapping[str, Any]) -> None:
+    """Refuse values that are not of the types in the signature of a class.
+
+    These are checked: None, choices, numbers, text, callables, and lists of them. Other types are
+    left to the class, and so are names that its signature lacks.
+
+    Raises:
+        ValueError: A value breaks a rule; the message names the setting, the value and the rule.
+
+    Examples:
+        >>> class Net:
+        ...     def __init__(self, width: int = 8, mode: Literal["a", "b"] | None = None): ...
+        >>> check_types(Net, {"width": 3, "mode": None})
+        >>> check_types(Net, {"mode": "c"})
+        Traceback (most recent call last):
+        ValueError: mode is 'c': it must be a or b, or null
+    """
+    for name, annotation, default in _parameters(owner):
+        value = settings.get(name, default)
+        if value is not default and not _allows(annotation, value):
+            raise ValueError(f"{name} is {value!r}: it must be {_rule(annotation)}")
+
+
+def _parameters(owner: type) -> Iterator[tuple[str, Any, Any]]:
+    """Yield names, types and defaults, also of the base classes that `**kwargs` are passed to."""
+    seen = set()
+    for base in owner.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = signature(base.__init__).parameters.values()  # type: ignore[misc]
+        try:
+            types = get_type_hints(base.__init__)  # type: ignore[misc]
+        except (NameError, TypeError):  # names that were imported for type checkers only
+            types = {}
+        for it in parameters:
+            if it.annotation is not Parameter.empty and it.name not in seen:
+                yield it.name, types.get(it.name, it.annotation), it.default
+            seen.add(it.name)
+        if not any(it.kind is Parameter.VAR_KEYWORD for it in parameters):
+            return
+
+
+def _allows(annotation: Any, value: Any) -> bool:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if annotation in _PLAIN:
+        return isinstance(value, _PLAIN[annotation][1])
+    if origin is Literal:
+        return isinstance(value, str | int) and value in args
+    if origin in (Union, UnionType):
+        return any(_allows(one, value) for one in args)
+    if origin is Callable:
+        return callable(value)
+    if args and origin in (tuple, list, Sequence):
+        return _are_allowed(origin, args, value)
+    return value is not None or annotation is Any or not isinstance(origin or annotation, type)
+
+
+def _are_allowed(origin: type, args: tuple[Any, ...], values: Any) -> bool:
+    if isinstance(values, str) or not isinstance(values, Collection):
+        return False
+    if origin is tuple and args[-1] is not Ellipsis:
+        return len(values) == len(args) and all(map(_allows, args, values))
+    return all(_allows(args[0], value) for value in values)
+
+
+def _rule(annotation: Any) -> str:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if annotation in _PLAIN:
+        return _PLAIN[annotation][0]
+    if origin is Literal:
+        *first, last = map(str, args)
+        return f"{', '.join(first)} or {last}" if first else last
+    if origin in (Union, UnionType):
+        others = [_rule(one) for one in args if one is not NoneType]
+        return " or ".join(others) + (", or null" if NoneType in args else "")
+    if origin is Callable:
+        return "a class or a function"
+    if args and origin in (tuple, list, Sequence):
+        count = f" of {len(args)}" if origin is tuple and args[-1] is not Ellipsis else ""
+        return f"a list{count}, each value {_rule(args[0])}"
+    return f"a {getattr(origin or annotation, '__name__', annotation)}"

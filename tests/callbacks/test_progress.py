@@ -1,0 +1,146 @@
+import io
+import itertools
+import os
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from lightning import Callback, Trainer
+
+from digitlab.callbacks import ProgressBar, progress
+from tests.fitting import BATCHES, small_mlp, trainer
+from tests.tiny import TinyDataModule
+
+pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller")
+
+
+class Terminal(io.StringIO):
+    """Stands for a terminal; `lines` is what it showed, one after another."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 2
+
+    def lines(self) -> list[str]:
+        return [text.strip() for text in self.getvalue().split("\r") if text.strip()]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Standard error, 80 columns wide."""
+    stream = Terminal()
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=stream))  # pytest sets sys.stderr
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((80, 24)))
+    return stream
+
+
+def with_bar(*others: Callback, **options: Any) -> Trainer:
+    return trainer(enable_progress_bar=True, callbacks=[ProgressBar(), *others], **options)
+
+
+def tick(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Advances the bar's clock by some seconds at each look."""
+    clock: Iterator[float] = itertools.count(start=100.0, step=seconds)
+    monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "drawn"),
+    [
+        (1, 0.25, [1, 2, 3, 4, 5, 6, 7]),
+        (1, 0.125, [1, 3, 5, 7]),
+        (1, 0.01, [1]),
+        (3, 1.0, [3, 6, 7]),  # batches, not blocks
+    ],
+)
+def test_a_bar_counts_batches_and_is_drawn_at_most_four_times_a_second(
+    terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+    seconds: float,
+    drawn: list[int],
+) -> None:
+    tick(monkeypatch, seconds)
+    model = small_mlp(steps_per_execution=steps)
+    reads = Mock(side_effect=model.running_score)
+    monkeypatch.setattr(model, "running_score", reads)
+    with_bar(limit_val_batches=0).fit(model, TinyDataModule())
+    lines = terminal.lines()
+    assert lines[0].startswith("Epoch 1/1:   0%|")
+    counts = [int(line.split(f"/{BATCHES} ")[0].split()[-1]) for line in lines if "acc" in line]
+    assert sorted({*counts}) == drawn
+    assert reads.call_count == len(drawn)  # reading a score would stall a GPU
+    if drawn[-1] == BATCHES:
+        score = model.epoch_score("train")
+        assert lines[-1].endswith(f", loss={score['loss']:.3f}, acc={score['accuracy']:.1%}")
+        assert 70 < len(lines[-1]) < 80
+        assert lines[-1].count("█") > 25
+
+
+def test_an_epoch_s_bar_is_cleared_and_says_when_it_validates(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tick(monkeypatch, 1.0)
+    left: list[str] = []
+
+    class Watch(Callback):
+        def on_train_epoch_end(self, *_: Any) -> None:
+            left.append(terminal.getvalue().split("\r")[-2])
+
+    run = with_bar(Watch(), num_sanity_val_steps=0, max_epochs=2)
+    run.fit(small_mlp(), TinyDataModule())
+    assert {line.split(":")[0] for line in terminal.lines()} == {"Epoch 1/2", "Epoch 2/2"}
+    assert sum("validating" in line for line in terminal.lines()) == 2
+    assert [text.strip() for text in left] == ["", ""]
+    assert "\n" not in terminal.getvalue()
+
+
+def test_a_bar_is_cleared_before_an_error(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tick(monkeypatch, 1.0)
+
+    class Failing(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 2:
+                raise RuntimeError("here")
+
+    with pytest.raises(RuntimeError, match="here"):
+        with_bar(Failing()).fit(small_mlp(), TinyDataModule())
+    assert terminal.getvalue().endswith("\r")
+    assert terminal.getvalue().split("\r")[-2].strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("validate", "Validation"), ("test", "Testing"), ("predict", "Predicting")]
+)
+def test_an_evaluation_has_a_bar(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, method: str, name: str
+) -> None:
+    tick(monkeypatch, 1.0)
+    getattr(with_bar(), method)(small_mlp(), TinyDataModule(eval_batch_size=20))
+    lines = [line for line in terminal.lines() if "/3 " in line]
+    assert {line.split(" DataLoader")[0] for line in lines} == {name}
+    assert [line.split("/3 ")[0].split()[-1] for line in lines] == ["0", "1", "2", "3"]
+    assert terminal.getvalue().split("\r")[-2].strip() == ""
+
+
+@pytest.mark.parametrize("method", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("stream", [io.StringIO(), None, Terminal()], ids=["file", "closed", "off"])
+def test_without_a_terminal_or_disabled_nothing_is_drawn_or_read(
+    monkeypatch: pytest.MonkeyPatch, method: str, stream: io.StringIO | None
+) -> None:
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=stream))
+    tick(monkeypatch, 1.0)
+    model, run = small_mlp(), with_bar()
+    model.running_score = None  # type: ignore[assignment]
+    if isinstance(stream, Terminal):
+        run.progress_bar_callback.disable()  # type: ignore[union-attr]
+    getattr(run, method)(model, TinyDataModule())
+    assert stream is None or stream.getvalue() == ""
