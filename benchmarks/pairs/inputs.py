@@ -273,7 +273,7 @@ TOPICS = {
         wrong("a layer for a model", "keras.Model", build=lambda: (net()[0], L.Dense(4))),
         wrong("a path for a model", "keras.Model", build=lambda: (net()[0], "model.keras")),
         wrong("a module that raises", ("KeyError", "Net"), build=raising),
-        wrong("a Keras layer that raises", ("mine", "KeyError"), build=keras_raising),
+        wrong("a Keras layer that raises", ("Raising", "KeyError"), build=keras_raising),
         wrong("EinsumDense", "mine", build=lambda: unknown("EinsumDense")),
         wrong("ConvLSTM1D", "mine", build=lambda: unknown("ConvLSTM1D")),
         wrong("no weights in Keras", "Keras",

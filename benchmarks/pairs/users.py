@@ -182,9 +182,6 @@ def all_nested() -> Iterator[Pair]:
                 yield pair(title, PASSED if act == "relu" else ACT, Plain,
                            lambda o=outermost, k=kind, d=depth, a=act: nested(k, o, d, a))
 
-def without_weights() -> Both:
-    return Function(lambda x: x.amax(2)[:, 0]), sequential(L.GlobalMaxPooling1D(), shape=(8, 8))
-
 SUBCLASSED = refused("keras.Model(inputs, outputs)")
 KINDS = [
     pair("functional", PASSED, Plain, chained),
@@ -204,7 +201,6 @@ KINDS = [
     pair("two outputs in a dict", refused("one output"), Plain, lambda: outputs("dict")),
     pair("one output in a list", PASSED, Plain, lambda: outputs("one")),
     Pair("one layer", PASSED, lambda: (nn.Linear(6, 4), sequential(L.Dense(4), shape=(6,))), (6,)),
-    Pair("no weights at all", PASSED, without_weights, batches=lambda: [IMAGES], loss=None),
 ]
 
 def penalized() -> Any:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import yaml
+
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 _PATH_SETTING = re.compile(
     r"(\w+_)?(root|dir|dirpath|path|folder|file|weights|checkpoint|runs?|json|csv|prepared|out"
@@ -174,6 +176,52 @@ def _fsync(path: Path) -> None:
         # Windows opens no folder. SMB and some of FUSE's file systems flush none.
         if error.errno in _LOST or not (is_folder or error.errno in _UNSUPPORTED):
             raise
+
+
+def load_yaml(text: str) -> Any:
+    """Read YAML as PyYAML does, but refuse a key that is given twice.
+
+    Raises:
+        ValueError: It is not valid; the message begins with "not valid YAML".
+    """
+    try:
+        left, seen = [yaml.compose(text, yaml.SafeLoader)], set[int]()
+        while left:
+            node = left.pop()
+            if node is None or id(node) in seen or isinstance(node, yaml.ScalarNode):
+                continue
+            seen.add(id(node))
+            if isinstance(node, yaml.SequenceNode):
+                left += node.value
+                continue
+            keys: dict[Any, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if isinstance(key, yaml.ScalarNode) and (first := keys.get(key.value)):
+                    raise ValueError(
+                        f"{key.value} is given twice, in lines {first} and {line}: keep one"
+                    )
+                keys |= {key.value: line} if isinstance(key, yaml.ScalarNode) else {}
+                left += (key, value)
+        settings = yaml.safe_load(text)
+        if not _is_finite(settings):  # jsonargparse would never finish
+            raise ValueError("it has more than 10,000 values: does an alias contain itself?")
+        return settings
+    except RecursionError as error:
+        raise ValueError("not valid YAML: it is nested too deeply") from error
+    # PyYAML's own conversions fail in many ways, such as that of `!!int` without a number.
+    except Exception as error:
+        raise ValueError(f"not valid YAML: {error}") from error
+
+
+def _is_finite(settings: Any) -> bool:
+    left = [settings]
+    for _ in range(10_000):
+        if not left:
+            return True
+        value = left.pop()
+        left += value.values() if isinstance(value, dict) else value if type(value) is list else ()
+    return False
 
 
 def write_text(path: Path, text: str) -> None:

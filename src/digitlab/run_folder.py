@@ -14,10 +14,9 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from filelock import FileLock, Timeout
 
-from digitlab.files import expand_path, naming, remove_partial_files, write_text
+from digitlab.files import expand_path, load_yaml, naming, remove_partial_files, write_text
 from digitlab.terminal import command
 
 if TYPE_CHECKING:
@@ -138,23 +137,12 @@ def read_settings(path: Path) -> dict[str, Any]:
         OSError: It cannot be read.
     """
     try:
-        settings = yaml.safe_load(path.read_text("utf-8"))
-    except OSError:
-        raise
-    except RecursionError as error:
-        raise ValueError(f"{path} is not valid YAML: it is nested too deeply") from error
-    # PyYAML's own conversions fail in many ways, such as that of `!!int` without a number.
-    except Exception as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+        settings = load_yaml(path.read_text("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is {error!s}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} has no settings: write them as `name: value`")
-    left: list[Any] = [settings]
-    for _ in range(10_000):
-        if not left:
-            return settings
-        value = left.pop()
-        left += value.values() if isinstance(value, dict) else value if type(value) is list else ()
-    raise ValueError(f"{path} has more than 10,000 values: does an alias contain itself?")
+    return settings
 
 
 def read_config(folder: Path, needed: Mapping[str, type] = {}) -> dict[str, Any]:
@@ -190,13 +178,17 @@ def read_config(folder: Path, needed: Mapping[str, type] = {}) -> dict[str, Any]
 _RESTORE = "restore it from a copy, or train the run anew"
 
 
-def framework(folder: Path) -> Framework:
+def framework(folder: Path, config: Mapping[str, Any] | None = None) -> Framework:
     """Return the framework in which a run was trained.
 
     Runs of version 0.1 do not say so in their config.yaml; in Keras they left a model.keras.
+
+    Args:
+        folder: The run folder.
+        config: Its settings, if they were read already.
     """
     old: Framework = "keras" if (folder / CHECKPOINTS["keras"]["last"]).exists() else "torch"
-    named = read_config(folder).get("framework", old)
+    named = (config or read_config(folder)).get("framework", old)
     if not isinstance(named, str) or named not in CHECKPOINTS:
         raise ValueError(
             f"{folder / 'config.yaml'} has framework {named}: it must be torch or keras"
@@ -205,17 +197,18 @@ def framework(folder: Path) -> Framework:
     return found
 
 
-def find_checkpoint(folder: Path, checkpoint: str) -> Path:
+def find_checkpoint(folder: Path, checkpoint: str, config: Mapping[str, Any] | None = None) -> Path:
     """Find a trained model of a run.
 
     Args:
         folder: The run folder.
         checkpoint: `last`, `best`, or the path of any file.
+        config: The run's settings, if they were read already.
 
     Raises:
         ValueError: There is no such file.
     """
-    paths = CHECKPOINTS[framework(folder)]
+    paths = CHECKPOINTS[framework(folder, config)]
     if checkpoint in paths:
         path = folder / paths[checkpoint]
         remedy = "train the run first, or give the path of a checkpoint"

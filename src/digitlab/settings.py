@@ -56,8 +56,18 @@ def check_types(owner: type, settings: Mapping[str, Any]) -> None:
     """
     for name, annotation, default in _parameters(owner):
         value = settings.get(name, default)
-        if value is not default and not _allows(annotation, value):
-            raise ValueError(f"{name} is {value!r}: it must be {_rule(annotation)}")
+        if value is not default:
+            check_type(name, value, annotation)
+
+
+def check_type(name: str, value: Any, annotation: Any) -> None:
+    """Refuse a value that is not of a type.
+
+    Raises:
+        ValueError: The message names the setting, the value and the rule.
+    """
+    if not _allows(annotation, value):
+        raise ValueError(f"{name} is {value!r}: it must be {_rule(annotation)}")
 
 
 def _parameters(owner: type) -> Iterator[tuple[str, Any, Any]]:

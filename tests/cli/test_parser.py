@@ -1,10 +1,13 @@
+import os
 import sys
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from digitlab import models
 from digitlab.cli import main, messages
+from digitlab.cli.fit import FitCLI
 from digitlab.cli.parser import RunCLI
 from tests.commands import SHORT, refusal
 
@@ -124,7 +127,17 @@ def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: 
         ("--trainer.limit_train_batches", "0", "trainer.limit_train_batches is 0: leave at least"),
         ("--name", "../x", "name is ../x: it must be of the form ^"),
         ("--seed_everything", "true", "seed_everything is True: it must be int"),
-        ("--seed_everything", "-1", "-1 is not in bounds"),
+        ("--seed_everything", "-1", "seed_everything is -1: it must be from 0 to 4294967295"),
+        ("--name", "a" * 300, "a folder's name has at most 255"),
+        ("--model", "__main__.Tiny", "run that script, python SCRIPT fit ..., instead of digitlab"),
+        ("--data.batch_size", "null", "data.batch_size is None: it must be a whole number"),
+        ("--model.optimizer", "null", "model.optimizer is None: it must be a class or a function"),
+        ("--model.hidden_features", "null", "model.hidden_features is None: it must be a list"),
+        (
+            "--model.optimizer",
+            "{class_path: SGD, class_path: Adam}",
+            "there is no Optimizer '{class",
+        ),
         ("--model.network", "torch.nn.ReLU", "there is no option 'model.network'"),
         ("--trainer.val_check_interval", "1000", "`val_check_interval` (1000) must be less than"),
     ],
@@ -194,6 +207,16 @@ def test_a_user_s_class_is_found_in_the_current_folder(
         ("modle: LeNet5", "there is no option 'modle': did you mean 'model'?"),
         ("model: {init_args: {droput: 3}}", "did you mean 'model.dropout'?"),
         ("model: [1, {", "bad.yaml is not valid YAML: "),
+        (
+            "name: a\ntrainer: {max_epochs: 1,\n max_epochs: 2}",
+            "max_epochs is given twice, in lines 2",
+        ),
+        ("seed_everything: null", "seed_everything is None: it must be a whole number"),
+        ("trainer: {devices: null}", "trainer.devices is None: it must be a list"),
+        (
+            "model: {init_args: {lr_scheduler_interval: null}}",
+            "model.lr_scheduler_interval is None: it must be epoch or step",
+        ),
         ("", "bad.yaml has no settings: write them as `name: value`"),
     ],
 )
@@ -204,6 +227,33 @@ def test_a_bad_config_is_refused_in_one_line(
     bad.write_text(text)
     shown = refusal(capsys, "fit", "--config", config, "--config", str(bad))
     assert message in shown
+
+
+@pytest.mark.parametrize("trainer", ["{default_root_dir: null}", "{callbacks: null, logger: null}"])
+def test_null_is_taken_where_it_means_the_default(
+    trainer: str, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nulls.yaml").write_text(f"trainer: {trainer}")
+    cli = RunCLI("fit", ["--config", config, "--config", str(tmp_path / "nulls.yaml")])
+    assert cli.config.trainer.default_root_dir == "runs"
+
+
+def test_a_config_can_come_through_a_pipe(config: str, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = Thread(target=pipe.write_text, args=(CONFIG.replace("epochs: 3", "epochs: 7"),))
+    writer.start()
+    cli = FitCLI("fit", ["--config", str(pipe), "--data.batch_size", "9"])
+    writer.join()
+    assert cli.config.trainer.max_epochs == 7
+    assert cli.config.data.init_args.batch_size == 9
+    assert cli.config.name == "mlp"  # not the pipe's
+
+
+def test_a_callback_s_default_that_is_an_enumeration_is_written_as_text(config: str) -> None:
+    timer = ["--trainer.callbacks", "Timer", "--trainer.callbacks.duration", "00:00:10:00"]
+    cli = RunCLI("fit", ["--config", config, *timer])
+    assert "interval: step\n" in cli.dump()
 
 
 def test_a_command_line_without_a_model_is_told_of_configs(

@@ -31,12 +31,22 @@ from digitlab.terminal import printable
 COLUMNS = ("file", "class", "class_name", "probability", "probabilities", "error")
 # An evaluation uses these settings of the run's trainer; one process is enough for it.
 TRAINER = ("accelerator", "precision")
+# An evaluation makes neither, so it imports no class that they name.
+TRAINING = ("optimizer", "lr_scheduler")
 # Settings of the data that may differ from the run's; others would score other images.
 DATA = {"root", "batch_size", "eval_batch_size"}
 
 
 class EvaluationCLI(RunCLI):
     """The options of `digitlab validate` and `test`."""
+
+    def dump(self) -> str:
+        """Write the settings as YAML, without those of the training, which were not read."""
+        settings = yaml.safe_load(super().dump())
+        for name in TRAINING:
+            settings["model"].get("init_args", {}).pop(name, None)
+        text: str = yaml.safe_dump(settings, sort_keys=False)
+        return text
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that name trained weights."""
@@ -84,6 +94,7 @@ class Evaluation:
         flags: The flags besides `--run`.
         checkpoint: The file of the weights.
         images: Image files to classify instead of the test split, if any.
+        framework: Where the run was trained.
     """
 
     cli: EvaluationCLI
@@ -91,6 +102,7 @@ class Evaluation:
     flags: list[str]
     checkpoint: Path
     images: list[str]
+    framework: run_folder.Framework
 
     def load(self) -> None:
         """Load the weights; a Keras run's model takes the place of the network.
@@ -99,7 +111,7 @@ class Evaluation:
             ValueError: They belong to another architecture, or the file is damaged.
             ImportError: The run is a Keras run, and the extra `parity` is not installed.
         """
-        if run_folder.framework(self.folder) == "torch":
+        if self.framework == "torch":
             load_weights(self.cli.model, self.checkpoint)
         else:
             from digitlab.parity.backend import choose_device, set_threads
@@ -117,7 +129,7 @@ class Evaluation:
         settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
         if self.images:  # all of them
             settings |= {"limit_predict_batches": 1.0, "fast_dev_run": False}
-        if run_folder.framework(self.folder) == "keras":
+        if self.framework == "keras":
             # TensorFlow's device and the saved model's precision were checked by `load`.
             settings |= {"accelerator": "cpu", "precision": "32-true"}
         return self.cli.instantiate_trainer(**settings)
@@ -176,17 +188,29 @@ def read_evaluation(name: str, options: list[str], help: str = "") -> Evaluation
     if not given:
         raise ValueError(f"{name} needs trained weights: name a run, --run RUN_DIR or latest")
     folder = run_folder.find_run(given[-1])
-    trained = run_folder.read_config(folder, run_folder.NEEDED)
-    kept = ("model", "data", "trainer", "seed_everything", "threads")
-    trained = {key: trained[key] for key in kept if key in trained}
-    trained["trainer"] = {key: trained["trainer"][key] for key in TRAINER}
+    config = run_folder.read_config(folder, run_folder.NEEDED)
+    trained = needed_settings(config)
     cli = make_cli(name, ["--run", str(folder), *flags], yaml.safe_dump(trained), help)
     _check_data(cli, trained["data"])
     limit = f"limit_{'val' if name == 'validate' else name}_batches"
     if cli.config.trainer.get(limit) == 0:
         raise ValueError(f"trainer.{limit} is 0: leave at least one batch to score")
-    checkpoint = run_folder.find_checkpoint(folder, cli.config.checkpoint)
-    return Evaluation(cli, folder, flags, checkpoint, images)
+    checkpoint = run_folder.find_checkpoint(folder, cli.config.checkpoint, config)
+    framework = run_folder.framework(folder, config)
+    return Evaluation(cli, folder, flags, checkpoint, images, framework)
+
+
+def needed_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run that an evaluation needs: model, data, device, seed, threads."""
+    kept = ("model", "data", "seed_everything", "threads")
+    trained = {key: config[key] for key in kept if key in config}
+    trained["trainer"] = {key: config["trainer"][key] for key in TRAINER}
+    if isinstance(arguments := trained["model"].get("init_args"), dict):
+        others = {key: value for key, value in arguments.items() if key not in TRAINING}
+        if "optimizer" in arguments:  # it is never made, but a class may require one
+            others["optimizer"] = {"class_path": "torch.optim.SGD"}
+        trained["model"] = trained["model"] | {"init_args": others}
+    return trained
 
 
 def _check_data(cli: EvaluationCLI, trained: dict[str, Any]) -> None:
@@ -247,7 +271,7 @@ def split_files(words: list[str]) -> tuple[list[str], list[str]]:
     for word in rest:
         if word == "--":
             images += rest
-        elif not word.startswith("-"):
+        elif not word.startswith("-") or word == "-":
             images.append(word)
         else:
             has_value_behind = "=" not in word and word != "--print_config"

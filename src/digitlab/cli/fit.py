@@ -103,7 +103,7 @@ class FitCLI(RunCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and name a run that has no name after its config or its network."""
         super().parse_arguments(parser, args)
-        configs, model = self.config_files, self.config.model
+        configs, model = [it for it in self.config_files if Path(it).is_file()], self.config.model
         default = Path(configs[0]).stem if configs else model.class_path.rpartition(".")[2]
         self.config.name = self.config.name or re.sub(r"[^\w.+-]", "_", default.lower())
 

@@ -86,6 +86,9 @@ def _unknown_parameter(match: re.Match[str], key: str, options: Iterable[str]) -
 
 def _unknown_class(match: re.Match[str], key: str, options: Iterable[str]) -> str:
     base, name = BASES.get(key), match["name"].rstrip(".")
+    if "module '__main__'" in match[0] or name.startswith("__main__."):
+        script = "run that script, python SCRIPT fit ..., instead of digitlab"
+        return f"{key}: there is no {name!r} in __main__: if a script defines it, {script}"
     if base is None:  # a class is one of several types that the value might have had
         return f"{key} is {name}: it must be {_rules(match.string)}"
     return f"{key}: there is no {base.__name__} {name!r}: {_nearest(name, _subclasses(base))}"
@@ -138,6 +141,8 @@ def _nearest(name: str, known: Iterable[str]) -> str:
         full = by_last_part[nearest[0]]
         suggestion = full if "." in full or not group else f"{group}.{full}"
         return f"did you mean {suggestion!r}?"
+    if not by_last_part:
+        return "give a class with its module, as in package.module.Class"
     if len(by_last_part) > 12:
         return "--help lists them all"
     return f"choose from {', '.join(by_last_part)}"

@@ -1,13 +1,16 @@
 """The command line parser: Lightning's, with configs before flags and errors of one line."""
 
+import os
 import re
 from argparse import ArgumentError
 from argparse import ArgumentParser as PlainParser
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from jsonargparse import get_loader, set_dumper, set_loader
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -16,10 +19,28 @@ import digitlab.callbacks
 import digitlab.models  # noqa: F401
 from digitlab.callbacks import ProgressBar
 from digitlab.classifier import Classifier
+from digitlab.cli.allowed import check_allowed
 from digitlab.cli.messages import explain, option_names
 from digitlab.data import ImageDataModule
 from digitlab.execution import NullProfiler
-from digitlab.files import expand_path, expand_settings
+from digitlab.files import expand_path, expand_settings, load_yaml
+
+
+def _load_value(text: str) -> Any:
+    """Read a config or an option's value as jsonargparse does, but refuse a key given twice."""
+    if text.count(":") > 1:
+        load_yaml(text)
+    return get_loader("yaml")(text)
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
+    """Writes a text that is a member of an enumeration, such as a callback's default, as text."""
+
+
+_Dumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str.__str__(text)))
+_dump = partial(yaml.dump, Dumper=_Dumper, default_flow_style=False, allow_unicode=True)
+set_loader("yaml of runs", _load_value, (yaml.YAMLError, ValueError))
+set_dumper("yaml of runs", partial(_dump, sort_keys=False))
 
 
 class RunCLI(LightningCLI):
@@ -63,6 +84,7 @@ class RunCLI(LightningCLI):
                 "prog": f"digitlab {command}",
                 "description": f"{help}. --model.help CLASS shows a class's options.",
                 "exit_on_error": False,
+                "parser_mode": "yaml of runs",
                 "allow_abbrev": False,
             },
         )
@@ -80,9 +102,8 @@ class RunCLI(LightningCLI):
         """Parse the configs, then the flags."""
         given, flags = split_off(args, "--config", "-c")
         self.config_files = [str(expand_path(path)) for path in given]
-        for config in self.config_files:
-            _check_config(config)
-        configs = [word for config in (self.base, *self.config_files) for word in ("-c", config)]
+        texts = [self.base, *map(_read_config, self.config_files)]
+        configs = [word for config in texts for word in ("-c", config)]
         try:
             self.config = parser.parse_args(configs + flags)
         except ArgumentError as error:
@@ -92,6 +113,9 @@ class RunCLI(LightningCLI):
             raise ValueError(message) from error
         expand_settings(self.config)
         self.config.trainer.default_root_dir = self.config.trainer.default_root_dir or "runs"
+        check_allowed(parser, self.config)
+        if not 0 <= (seed := self.config.seed_everything) < 2**32:
+            raise ValueError(f"seed_everything is {seed}: it must be from 0 to {2**32 - 1}")
 
     @staticmethod
     def _is_valid(parser: LightningArgumentParser, words: list[str]) -> bool:
@@ -142,35 +166,28 @@ class RunCLI(LightningCLI):
         return re.sub(r"^ *\w+: Unable to serialize instance.*\n", "", text, flags=re.MULTILINE)
 
 
-def _check_config(path: str) -> None:
-    """Check a config for errors that jsonargparse reports without the file's name."""
-    if not Path(path).is_file():
+def _read_config(path: str) -> str:
+    """Check a config for errors that jsonargparse reports without the file's name.
+
+    Returns:
+        Its path, relative to which it can name other files; for a pipe, its text.
+    """
+    if not Path(path).exists() or Path(path).is_dir():
         raise ValueError(f"there is no file {path}: give the path of a config")
     try:
-        settings = yaml.safe_load(Path(path).read_text("utf-8"))
-    except RecursionError as error:
-        raise ValueError(f"{path} is not valid YAML: it is nested too deeply") from error
-    # PyYAML's own conversions fail in many ways, such as that of `!!int` without a number.
-    except Exception as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+        text = Path(path).read_text("utf-8-sig")  # once: a pipe is empty then
+        settings = load_yaml(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} has no settings: write them as `name: value`")
-    if not _is_finite(settings):  # jsonargparse would never finish
-        raise ValueError(f"{path} has more than 10,000 values: does an alias contain itself?")
     if "config" in settings:
         raise ValueError(f"{path} sets config: name further configs by --config")
     if not isinstance(trainer := settings.get("trainer", {}), dict):
         raise ValueError(f"{path} sets trainer to {trainer}: leave it out, or give it settings")
-
-
-def _is_finite(settings: Any) -> bool:
-    left = [settings]
-    for _ in range(10_000):
-        if not left:
-            return True
-        value = left.pop()
-        left += value.values() if isinstance(value, dict) else value if type(value) is list else ()
-    return False
+    return path if Path(path).is_file() else text
 
 
 def split_off(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:
@@ -193,6 +210,11 @@ def check_settings(cli: RunCLI) -> None:
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if cli.config.trainer[name] == 0:
             raise ValueError(f"trainer.{name} is 0: leave at least one step to train")
+    if len(os.fsencode(cli.config.name)) > 200:  # the data set's name is added
+        raise ValueError(
+            f"name is {cli.config.name}: it must have at most 200 characters, as a folder's name "
+            "has at most 255"
+        )
     if cli.config.run:
         raise ValueError(
             f"run is {cli.config.run}: name the run to resume on the command line of digitlab fit, "

@@ -209,6 +209,7 @@ def is_channels_first_on_cpu(operation: Any) -> bool:
 
 def _made_again(layer: Any, channels_last: bool = False) -> Any:
     config = _without_dtype(layer.get_config())
+    config.pop("dtype", None)  # also where Keras infers the configuration, without a name
     if channels_last:
         config["data_format"] = "channels_last"
     try:
@@ -304,10 +305,13 @@ def computes_in_float32(operation: Any) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says first, without Keras's heading and terminal colours."""
-    text = re.sub(r"\x1b\[[\d;]*m|Exception encountered when calling .*", "", str(error)).strip()
-    line = (text or type(error).__name__).splitlines()[0]
-    return "".join(filter(str.isprintable, line))[:160]
+    """Return an error's type and first line, with the Keras layer and without terminal colours."""
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error  # not its repr
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(said)).strip()
+    heading = re.match(r"Exception encountered when calling (\S+?)\.call\(\)\.\s*", text)
+    where = f"{heading[1]}: " if heading else ""
+    line = next(iter(text[heading.end() if heading else 0 :].splitlines()), "")
+    return "".join(filter(str.isprintable, f"{where}{type(error).__name__}: {line}"))[:160]
 
 
 class CopiedModel:

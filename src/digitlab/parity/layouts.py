@@ -59,7 +59,9 @@ class Layout:
         if len(shape) != len(self.axes):
             return None
         single = self._single(shape)
-        groups = self.merged or tuple((axis,) for axis in range(len(single)))
+        if self.merged is None:
+            return single
+        groups = self.merged
         return tuple(prod(single[axis] for axis in group) for group in groups)
 
     def _single(self, shape: Shape) -> Shape:
@@ -104,7 +106,7 @@ class Layout:
             array = array[channels_last(inputs)]
         if self.per_output and outputs:
             array = array[..., channels_last(outputs)]
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")  # `ascontiguousarray` makes a scalar an array
 
     def to_torch(
         self,
@@ -132,7 +134,7 @@ class Layout:
             if self.gates:
                 blocks = np.split(array, len(self.gates))
                 array = np.concatenate([blocks[i] for i in np.argsort(self.gates)])
-            arrays.append(np.ascontiguousarray(array))
+            arrays.append(np.asarray(array, order="C"))
         if self.join == "add":
             arrays.append(arrays[0] if is_gradient else np.zeros_like(arrays[0]))
         return tuple(arrays)
@@ -269,11 +271,12 @@ def _merged(shape: Shape, target: Shape) -> tuple[Shape, ...] | None:
     """Return the groups of axes that make one shape of another by leaving out axes of size 1."""
     left, groups = list(range(len(shape))), []
     for size in target:
-        group = []
+        group: list[int] = []
         while left and (size != 1 and (not group or shape[group[-1]] == 1)):
             group.append(left.pop(0))
         groups.append(tuple(group))
-    groups[-1:] = [(*groups[-1], *left)] if groups else [tuple(left)]
+    if groups:
+        groups[-1] = (*groups[-1], *left)
     return tuple(groups)
 
 
@@ -430,13 +433,13 @@ def keras_parts(layer: Any, name: str = "") -> list[KerasPart]:
         return _separable(layer)
     return [
         KerasPart(".".join(filter(None, (within, part.name))), part.kind, part.variables)
-        for within, sublayer in _sublayers(layer)
-        for part in keras_parts(sublayer, layer.name)
+        for within, sublayer in _sublayers(layer, name or layer.name)
+        for part in keras_parts(sublayer, name or layer.name)
     ] or _of_own_layer(layer)
 
 
-def _sublayers(layer: Any) -> list[tuple[str, Any]]:
-    """Return the layers that a layer of Keras wraps, and their names."""
+def _sublayers(layer: Any, name: str) -> list[tuple[str, Any]]:
+    """Return the layers that a layer of Keras wraps, and their names; refuse an unknown one."""
     layers = import_keras().layers
     if isinstance(layer, layers.Bidirectional):
         return [("forward", layer.forward_layer), ("backward", layer.backward_layer)]
@@ -450,7 +453,7 @@ def _sublayers(layer: Any) -> list[tuple[str, Any]]:
         return [(it.name, it) for it in layer.layers]
     if type(layer).__module__.startswith("keras."):
         raise ValueError(
-            f"{layer.name} is a {type(layer).__name__}, whose layout of weights is not known: use "
+            f"{name} is a {type(layer).__name__}, whose layout of weights is not known: use "
             f"layers of {', '.join(it for it in LAYOUTS if it[0].isupper())}"
         )
     return []

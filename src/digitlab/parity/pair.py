@@ -274,9 +274,9 @@ class _Pair:
     doubles: tuple[nn.Module, CopiedModel, list[Match]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        _, in_torch_order = keras_inputs(self.keras_model, self.inputs)
         original, self.module = self.module, _copy(self.module)  # running may change weights
         torch_output(_copy(original), self.inputs)  # refuses inputs before a weight is overwritten
-        _, in_torch_order = keras_inputs(self.keras_model, self.inputs)
         self.orders = feature_orders(
             self.graph, frozenset(self.graph.inputs[i] for i in in_torch_order)
         )
@@ -341,12 +341,15 @@ class _Pair:
         def is_equal() -> bool:  # but for constants in float32
             return relative_difference(*outputs(_copy(ours), theirs, _double(self.inputs))) < 1e-6
 
-        matcher = attempt(())
-        for choices in islice(product(*map(range, matcher.options)), 1, _TRIALS):
+        chosen: tuple[int, ...] = ()
+        best = attempt(chosen)
+        for choices in islice(product(*map(range, best.options)), 1, _TRIALS):
             if is_equal():
-                return matcher.finish()
+                return best.finish()
             matcher = attempt(choices)
-        return matcher.finish() if is_equal() else attempt(()).finish()
+            if is_equal() or matcher.agreeing > best.agreeing:
+                best, chosen = matcher, choices
+        return best.finish() if is_equal() else attempt(chosen).finish()
 
     def _match_in_order(self) -> Matches:
         read = record_calls(_copy(self.module), self.inputs)

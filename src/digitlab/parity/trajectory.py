@@ -21,6 +21,7 @@ from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
 from digitlab.parity.checks import Check
 from digitlab.parity.flattening import feature_orders
 from digitlab.parity.graph import Graph
+from digitlab.parity.layouts import Order
 from digitlab.parity.sides import TOLERANCES, keras_images, precision, torch_images
 from digitlab.parity.weights import (
     Array,
@@ -189,7 +190,7 @@ class _MaskedDropout(nn.Module):
 
 
 def _keras_mask(
-    layer: Any, index: int, flattened: tuple[int, ...] | None, masks: DropoutMasks
+    layer: Any, index: int, flattened: Order | None, masks: DropoutMasks
 ) -> Callable[[tuple[int, ...]], Array]:
     """Make the function that returns a Keras layer's mask for an input shape, channels last."""
     of_channels, rate = _KERAS_DROPOUTS[type(layer).__name__], float(layer.rate)

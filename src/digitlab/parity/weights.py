@@ -205,6 +205,7 @@ class Matcher:
 
     Attributes:
         options: Where several PyTorch layers read the same, how many.
+        agreeing: How many Keras layers read the same as their PyTorch layer.
 
     Raises:
         ValueError: As for `match`.
@@ -219,7 +220,7 @@ class Matcher:
         choices: Sequence[int] = (),
     ) -> None:
         self.module, self.orders, self.read = module, orders, read or {}
-        self.choices, self.options = choices, list[int]()
+        self.choices, self.options, self.agreeing = choices, list[int](), 0
         self.theirs = {id(it): keras_parts(it) for it in graph.layers if hasattr(it, "weights")}
         self.theirs = {key: parts for key, parts in self.theirs.items() if parts}
         layers = [layer for layer in graph.layers if id(layer) in self.theirs]
@@ -314,9 +315,9 @@ class Matcher:
                 for order in orders
                 if any(_is_same(value, read, order) for read in self.read.get(ours.module, ()))
             ]
-            several = list(
-                {ours.full_name: (ours, order) for ours, order in reversed(agreeing)}.values()
-            )
+            self.agreeing += bool(agreeing)
+            by_module = {ours.module: (ours, order) for ours, order in reversed(agreeing)}
+            several = list(by_module.values())[::-1]
             if len(several) > 1:
                 place = len(self.options)
                 self.options.append(len(several))

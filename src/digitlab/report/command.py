@@ -33,7 +33,7 @@ def run(name: str, help: str, options: list[str]) -> int:
             raise InputError(f"out is {out}, which is a folder: give a file")
         if not os.access(out.absolute().parent, os.W_OK):
             raise InputError(f"{out.parent} may not be written: give --out FILE.html elsewhere")
-    files.write_text(out, render([(run, predict(name, run)) for run in runs]))
+    files.write_text(out, render([(run, predict(name, run, given.import_modules)) for run in runs]))
     print(f"Written to {printable(out)}")
     return 0
 
@@ -47,6 +47,11 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
         "for several runs in the current folder."
     )
     parser.add_argument("--out", type=Path | None, default=None, help=of_out)
+    of_modules = (
+        "Also show layers and predictions of runs whose model or data is in a module of your own: "
+        "it is imported, which runs its code."
+    )
+    parser.add_argument("--import_modules", type=bool, default=False, help=of_modules)
     given = parse_words(parser, options, "runs")
     if not given.runs:
         raise InputError("no run is named: give run folders, or latest")

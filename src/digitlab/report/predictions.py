@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 
 from digitlab.callbacks.logging import LayerTable, layer_table
-from digitlab.cli.evaluate import Evaluation, read_evaluation
+from digitlab.cli.allowed import find_unimported
+from digitlab.cli.evaluate import Evaluation, needed_settings, read_evaluation
 from digitlab.data.datamodule import Subset
 from digitlab.errors import InputError, reading_input
 from digitlab.report.content import Run
@@ -62,7 +63,7 @@ class Outcome(NamedTuple):
     why: str = ""  # the reason if there are no predictions
 
 
-def predict(command: str, run: Run) -> Outcome:
+def predict(command: str, run: Run, import_modules: bool = False) -> Outcome:
     """Classify images with a run's weights, on the CPU in float32, so that any machine can.
 
     The images and weights are those of the test score in metrics.json; without one, the last
@@ -72,7 +73,11 @@ def predict(command: str, run: Run) -> Outcome:
     Args:
         command: The subcommand, for messages.
         run: The run.
+        import_modules: Import the modules of the run's own classes, too.
     """
+    if not import_modules and (name := find_unimported(needed_settings(run.config))):
+        remedy = "if you trust it, add --import_modules true"
+        return Outcome(why=f"the run names {name}, and importing it runs its code; {remedy}")
     tested = run.metrics.get("test")
     entry = tested if isinstance(tested, dict) else {}
     # Not `auto`: a run of a GPU machine can be read elsewhere, too.
