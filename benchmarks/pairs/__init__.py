@@ -16,6 +16,7 @@ MODULES = (
     "graphs",
     "features",
     "users",
+    "subtle",
     "inputs",
 )
 

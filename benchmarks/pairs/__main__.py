@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.pairs import topics
-from benchmarks.pairs.common import run
+from benchmarks.pairs.common import Result, run
 from benchmarks.pairs.report import as_json
 from digitlab import files
 
@@ -33,7 +33,8 @@ def main() -> None:
     if not chosen:
         parser.error(f"there is no topic {starts[0]}: choose from {', '.join(topics())}")
     torch.set_num_threads(1)
-    results, faults = {}, 0
+    results: dict[str, list[Result]] = {}
+    faults = 0
     for topic, pairs in chosen.items():
         results[topic] = []
         for pair in pairs:
@@ -51,7 +52,7 @@ def main() -> None:
             faults += bool(result.fault)
             if options.details and result.fault:
                 print(result.details, flush=True)
-    count = sum(map(len, results.values()))
+    count = sum(len(of_topic) for of_topic in results.values())
     print(f"{count - faults} of {count} pairs are judged rightly")
     if options.out:
         files.write_text(options.out, json.dumps(as_json(results), indent=1) + "\n")

@@ -101,7 +101,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a pair: a verdict or `crash`, the layer named, a refusal's or float32's words."""
+    """What came of a pair: a verdict or `crash`, the layer named, the message."""
 
     pair: Pair
     verdict: str
@@ -123,8 +123,8 @@ class Result:
         known = {self.named, re.sub(r"_\d+$", "", self.named or "")}  # Keras numbers names
         if self.verdict == "failed" and wanted.names and not known & wanted.names:
             return "wrong name"
-        if self.verdict == "passed_float32" and "Exception encountered" in self.words:
-            return "poor words"
+        if any(others in self.words for others in ("Exception encountered", "{{", "\x1b")):
+            return "poor words"  # of TensorFlow or Keras
         missing = [word for word in wanted.names if word not in self.words]
         one_line_with_remedy = "\n" not in self.words and ": " in self.words
         if self.verdict == "refused" and (missing or not one_line_with_remedy):

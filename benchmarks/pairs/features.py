@@ -236,7 +236,7 @@ TOPICS = {
         *(pair for shape in ((1, 8, 8), (3, 8, 8), (1, 8, 5), (3, 8, 5), (2, 7, 7), (5, 5, 5))
             for pair in of_shape(shape)),
         *table(FLATTEN, conv_net, k_conv),
-        *(Pair(f"images as (H, W), {kind}", PASSED, lambda kind=kind: of_rows(kind))
+        *(Pair(f"images as (H, W), {kind}", PASSED, partial(of_rows, kind))
           for kind in ("flattened", "reshaped", "pooled", "convolved", "transposed")),
         Pair("a residual sum behind", PASSED, residual),
         Pair("a residual sum behind, normalized", PASSED, lambda: residual("norm")),

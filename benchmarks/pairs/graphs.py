@@ -180,14 +180,14 @@ def autoencoder(tied: bool, keras_tied: bool) -> Both:
     return Net(forward, **layers), functional(network, (8, 8))
 
 def language_model(tied: bool, keras_tied: bool) -> Both:
-    module = Net(lambda m, x: m.head(m.emb(x).mean(1).tanh()), emb=nn.Embedding(4, 6),
-                 head=nn.Linear(6, 4, bias=False))
+    emb, head = nn.Embedding(4, 6), nn.Linear(6, 4, bias=False)
     if tied:
-        module.head.weight = module.emb.weight
+        head.weight = emb.weight
+    module = Net(lambda m, x: m.head(m.emb(x).mean(1).tanh()), emb=emb, head=head)
 
     def network(x: Any) -> Any:
-        emb = L.ReversibleEmbedding(4, 6, name="emb") if keras_tied else L.Embedding(4, 6,
-            name="emb")
+        kind = L.ReversibleEmbedding if keras_tied else L.Embedding
+        emb = kind(4, 6, name="emb")
         y = ops.tanh(ops.mean(emb(x), 1))
         return emb(y, reverse=True) if keras_tied else L.Dense(4, use_bias=False, name="head")(y)
 
@@ -217,7 +217,7 @@ class Reordered(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for name in "sabc":
             x = getattr(self, name)(x).relu()
-        return self.h(x.mean((2, 3)))
+        return self.get_submodule("h")(x.mean((2, 3)))
 
 def chain(name: str, order: str, names: str, expected: Any, wrong: int | None = None) -> Pair:
     """Make a pair of chains of convolutions; a dash in Keras's names is a layer without one."""
@@ -284,7 +284,8 @@ def never_called() -> Both:
     module = Net(lambda m, x: m.fc(x.flatten(1)), fc=nn.Linear(64, 4), spare=nn.Linear(64, 4))
     return module, sequential(L.Flatten(), L.Dense(4))
 
-LAST, DOWN, VOCABULARY = "stages_0_out", "stages_1_down_1", {"batches": lambda: tokens(5, 4)}
+LAST, DOWN = "stages_0_out", "stages_1_down_1"
+VOCABULARY: dict[str, Any] = {"batches": lambda: tokens(5, 4)}
 TOPICS = {
     "residual and branched networks": [
         resnet("ResNet-8, named", PASSED),

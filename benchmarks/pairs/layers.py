@@ -96,9 +96,8 @@ NORMS = [
 
 def parametrized(kind: str) -> tuple[nn.Module, Any]:
     conv = nn.Conv2d(6, 6, 1)
-    made = torch.nn.utils.weight_norm(conv) if kind == "hook" else getattr(parametrizations,
-        kind)(conv)
-    return ours(made), theirs(L.Conv2D(6, 1))
+    wrap = torch.nn.utils.weight_norm if kind == "hook" else getattr(parametrizations, kind)
+    return ours(wrap(conv)), theirs(L.Conv2D(6, 1))
 
 def steps(layer: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 6), layer, nn.SiLU(), nn.Flatten(),

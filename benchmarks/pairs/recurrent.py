@@ -36,7 +36,8 @@ def ours(made: Any) -> nn.Module:
 def theirs(*layers: Any) -> Any:
     return sequential(*layers, L.Flatten(), L.Dense(4, name="fc"), shape=(8, 8))
 
-TWO, BI = {"num_layers": 2}, {"bidirectional": True}
+TWO: dict[str, Any] = {"num_layers": 2}
+BI: dict[str, Any] = {"bidirectional": True}
 STATES = fails("layer", "flatten", "fc")
 ROWS = [
     ("LSTM", rnn(LSTM), K.LSTM(5)),
