@@ -114,11 +114,14 @@ def _features(
     """Return what was flattened to make a call's output `(N, F)`."""
     if id(call.operation) in orders.outputs:
         return orders.outputs[id(call.operation)]
-    if type(call.operation).__name__ in ("Flatten", "Reshape") and call.inputs:
-        read = call.inputs[0]
-        shape = tuple(graph.symbolic[read].shape)
-        if len(shape) == 2:
-            return orders.features.get(read)
+    read = call.inputs[0] if call.inputs else -1
+    shape = tuple(graph.symbolic[read].shape) if call.inputs else ()
+    if type(call.operation).__name__ in ("Flatten", "Reshape") and len(shape) == 2:
+        return orders.features.get(read)
+    features = graph.symbolic[call.makes[0]].shape[1]
+    # Whatever the operation is, a Lambda too: as many values, and no weights.
+    is_flattening = len(call.inputs) == 1 and len(shape) > 2 and None not in shape[1:]
+    if is_flattening and prod(shape[1:]) == features and not getattr(call.operation, "weights", []):
         if getattr(call.operation, "data_format", None) == "channels_first":
             return Features((((*shape[2:], shape[1]), True),))  # it moves the channels last
         return Features(((shape[1:], orders.is_last[read]),))
