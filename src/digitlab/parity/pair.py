@@ -289,10 +289,12 @@ class _Pair:
                 f"; {', '.join(matches.ambiguous)} could be exchanged with a layer that reads the "
                 "same: give the Keras layers PyTorch's names"
             )
-        self.rows = [
+        rows = [
             replace(counts, note=note),
             round_trip(original, self.keras_model, in_module(matches.pairs, original)),
         ]
+        # Without weights, outputs alone are compared.
+        self.rows = [replace(row, informational=not matches.pairs) for row in rows]
         self.single: Any = self.keras_model
         if any(map(is_channels_first_on_cpu, self.graph.layers)):
             self.single = CopiedModel(self.graph, "float32")  # with the weights just copied

@@ -184,7 +184,10 @@ def keras_inputs(keras_model: Any, inputs: Inputs) -> tuple[list[Array], frozens
             )
         given = [inputs[it] for it in names]
     if len(given) != len(read):
-        raise ValueError(f"{name} has {len(read)} inputs, and {len(given)} are given")
+        raise ValueError(
+            f"{name} has {len(read)} inputs, and {len(given)} are given: give one for each "
+            "keras.Input, in their order, or a dict"
+        )
     arrays, in_torch_order = [], set()
     for i, (tensor, symbolic) in enumerate(zip(given, read, strict=True)):
         layout, as_in_torch = _arranged(
