@@ -1,5 +1,6 @@
 """The only importer of TensorFlow and Keras: in a safe order, on the right backend, silently."""
 
+import logging
 import os
 import random
 import sys
@@ -126,8 +127,8 @@ def _set_threads(tensorflow: Any, number: int) -> None:
 def _check_order() -> None:
     if find_spec("triton") and "tensorflow" in sys.modules and "triton" not in sys.modules:
         raise ImportError(
-            "TensorFlow was imported before Triton, which torch needs: that aborts the process "
-            "later; import digitlab.parity, or torch and triton, first"
+            "TensorFlow was imported before Triton, which torch needs, and the process would abort "
+            "later: restart Python, and import digitlab.parity before Keras and TensorFlow"
         )
 
 
@@ -209,6 +210,18 @@ def keras_dtype(policy: Policy) -> Iterator[None]:
     finally:
         config.set_floatx(before[0])
         config.set_dtype_policy(before[1])
+
+
+@contextmanager
+def only_errors_of(logger: str) -> Iterator[None]:
+    """Let a logger write errors alone in the `with` block."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 @contextmanager

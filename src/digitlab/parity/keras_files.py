@@ -1,7 +1,6 @@
 """Keras models in files, and a Keras model as the network of a `Classifier`."""
 
 import json
-import logging
 import re
 from collections.abc import Iterator
 from copy import deepcopy
@@ -18,7 +17,13 @@ from torch import Tensor, nn
 from digitlab.checkpoints import load_weights
 from digitlab.classifier import Classifier
 from digitlab.files import atomic_write
-from digitlab.parity.backend import POLICIES, find_policy, import_keras, to_tensorflow
+from digitlab.parity.backend import (
+    POLICIES,
+    find_policy,
+    import_keras,
+    only_errors_of,
+    to_tensorflow,
+)
 from digitlab.parity.sides import arrange, copy_in, outputs, relative_difference, sole_input
 from digitlab.parity.weights import build_twin, keras_layers, load_keras_weights
 
@@ -146,13 +151,8 @@ def _reason(error: Exception) -> str:
 
 def save_keras_model(keras_model: Any, path: Path) -> None:
     """Write a Keras model in the format of the suffix."""
-    logger = logging.getLogger("absl")  # Keras warns there that HDF5 is a legacy format
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
+    with only_errors_of("absl"):  # Keras warns there that HDF5 is a legacy format
         keras_model.save(path)
-    finally:
-        logger.setLevel(level)
 
 
 def load_from_keras(model: Classifier, path: Path, compare: bool = True) -> None:

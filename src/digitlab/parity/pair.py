@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from digitlab.parity.backend import import_keras, import_tensorflow
+from digitlab.parity.backend import import_keras, import_tensorflow, only_errors_of
 from digitlab.parity.checks import (
     HEADING,
     Check,
@@ -97,6 +97,7 @@ class Report:
         return "\n".join(lines)
 
 
+@only_errors_of("tensorflow")  # it warns of each trace of a layer's float64 copy
 def check(
     torch_module: nn.Module,
     keras_model: Any,
