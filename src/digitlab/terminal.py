@@ -1,8 +1,14 @@
-"""Text for a terminal: names from files are inert, and printed commands run when pasted."""
+"""The terminal: inert names, commands that run when pasted, and streams that may fail."""
 
+import errno
+import io
 import os
 import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 from unicodedata import category
 
 
@@ -49,3 +55,99 @@ def _quote(word: str | Path) -> str:
         for char in text
     )
     return f"\"$(printf '{''.join(inert)}')\""
+
+
+class _Nowhere(io.TextIOBase):
+    """Drops its text."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class Stream:
+    """A text stream that drops its text once it cannot be written any more.
+
+    Args:
+        stream: The stream to write to; None, as Python has it for a closed descriptor, drops all.
+        name: For the warning on standard error; without one, a failure is not reported.
+
+    Attributes:
+        error: Why writing failed, if it did.
+    """
+
+    def __init__(self, stream: TextIO | None, name: str = "") -> None:
+        self._stream: Any = stream or _Nowhere()
+        self._name = name
+        self.error: OSError | ValueError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text; characters that the stream's encoding lacks are escaped."""
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:
+            encoding = self._stream.encoding  # and not the error's, which may be "charmap"
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except (OSError, ValueError) as error:  # the latter if it is closed
+            self._drop(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError) as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError | ValueError) -> None:
+        """Send all further text, also what is buffered and what other code writes, nowhere."""
+        is_first, self.error = self.error is None, error
+        try:
+            number = self._stream.fileno()
+        except (OSError, ValueError, AttributeError):  # closed, or not a file
+            self._stream = _Nowhere()
+        else:
+            with open(os.devnull, "w") as null:
+                os.dup2(null.fileno(), number)
+        if self._name and is_first and not self.reader_left:
+            print(
+                f"digitlab: warning: {self._name} cannot be written ({error}): the rest is not "
+                "shown",
+                file=sys.stderr,
+            )
+
+    @property
+    def reader_left(self) -> bool:
+        """Whether a pipe's reader has closed it, such as `head`, which has seen enough."""
+        return isinstance(self.error, OSError) and self.error.errno == errno.EPIPE
+
+
+@contextmanager
+def surviving_streams() -> Iterator[Stream]:
+    """Replace `sys.stdout` and `sys.stderr` in the `with` block by streams that may fail."""
+    _open_closed_descriptors()
+    before = sys.stdout, sys.stderr
+    output, errors = Stream(sys.stdout, "standard output"), Stream(sys.stderr)
+    sys.stdout, sys.stderr = output, errors
+    try:
+        yield output
+    finally:
+        output.flush()  # not at the interpreter's end, whose errors cannot be caught
+        errors.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _open_closed_descriptors() -> None:
+    """Open closed standard streams, or the next files get their numbers, and stray output."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            os.dup2(null, number)
+            if null != number:
+                os.close(null)

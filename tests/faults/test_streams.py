@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from digitlab.callbacks import PrintEpoch
-from digitlab.cli.streams import Stream
+from digitlab.terminal import Stream
 from tests.faults.conftest import Alone
 from tests.faults.runs_of_tiny import COMMAND, at_call, fit, folder_of, log_of
 from tests.faults.victims import Fault, differences, run

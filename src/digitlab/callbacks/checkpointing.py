@@ -24,7 +24,7 @@ from digitlab.callbacks.logging import named_weights
 from digitlab.classifier import Classifier, Phase
 from digitlab.distributed import all_reduce_max, gather, print_rank_zero
 from digitlab.execution import learning_rate
-from digitlab.numerics import compare_numerics, numerics
+from digitlab.resume import compare_numerics, numerics
 from digitlab.scores import BATCHES_AT_ONCE, RunningScore
 from digitlab.signals import Interrupted, StopSignals
 

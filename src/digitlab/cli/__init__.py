@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from digitlab import __version__
-from digitlab.cli.streams import surviving_streams
-from digitlab.terminal import printable
+from digitlab.terminal import printable, surviving_streams
 
 if TYPE_CHECKING:
     from digitlab.signals import StopSignals

@@ -34,8 +34,13 @@ from digitlab.distributed import (
     watch_ranks,
 )
 from digitlab.errors import InputError, RunError, describe_error, reading_input
-from digitlab.numerics import compare_numerics
-from digitlab.resume import ResumePoint, check_resumable, find_resume_point, recorded_threads
+from digitlab.resume import (
+    ResumePoint,
+    check_resumable,
+    compare_numerics,
+    find_resume_point,
+    recorded_threads,
+)
 from digitlab.signals import Interrupted, StopSignals
 from digitlab.terminal import command, printable
 
