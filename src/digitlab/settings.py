@@ -66,8 +66,9 @@ def check_type(name: str, value: Any, annotation: Any) -> None:
     Raises:
         ValueError: The message names the setting, the value and the rule.
     """
-    if not _allows(annotation, value):
-        raise ValueError(f"{name} is {value!r}: it must be {_rule(annotation)}")
+    rule, allows = _rule(annotation)
+    if not allows(value):
+        raise ValueError(f"{name} is {value!r}: it must be {rule}")
 
 
 def _parameters(owner: type) -> Iterator[tuple[str, Any, Any]]:
@@ -89,42 +90,37 @@ def _parameters(owner: type) -> Iterator[tuple[str, Any, Any]]:
             return
 
 
-def _allows(annotation: Any, value: Any) -> bool:
+def _rule(annotation: Any) -> tuple[str, Callable[[Any], bool]]:
+    """Describe a type, and make its check."""
     origin, args = get_origin(annotation), get_args(annotation)
     if annotation in _PLAIN:
-        return isinstance(value, _PLAIN[annotation][1])
-    if origin is Literal:
-        return isinstance(value, str | int) and value in args
-    if origin in (Union, UnionType):
-        return any(_allows(one, value) for one in args)
-    if origin is Callable:
-        return callable(value)
-    if args and origin in (tuple, list, Sequence):
-        return _are_allowed(origin, args, value)
-    return value is not None or annotation is Any or not isinstance(origin or annotation, type)
-
-
-def _are_allowed(origin: type, args: tuple[Any, ...], values: Any) -> bool:
-    if isinstance(values, str) or not isinstance(values, Collection):
-        return False
-    if origin is tuple and args[-1] is not Ellipsis:
-        return len(values) == len(args) and all(map(_allows, args, values))
-    return all(_allows(args[0], value) for value in values)
-
-
-def _rule(annotation: Any) -> str:
-    origin, args = get_origin(annotation), get_args(annotation)
-    if annotation in _PLAIN:
-        return _PLAIN[annotation][0]
+        words, types = _PLAIN[annotation]
+        return words, lambda value: isinstance(value, types)
     if origin is Literal:
         *first, last = map(str, args)
-        return f"{', '.join(first)} or {last}" if first else last
+        words = f"{', '.join(first)} or {last}" if first else last
+        return words, lambda value: isinstance(value, str | int) and value in args
     if origin in (Union, UnionType):
-        others = [_rule(one) for one in args if one is not NoneType]
-        return " or ".join(others) + (", or null" if NoneType in args else "")
+        rules = [_rule(one) for one in args if one is not NoneType]
+        words, null = " or ".join(rule for rule, _ in rules), NoneType in args
+        return (
+            f"{words}{', or null' * null}",
+            lambda value: (null and value is None) or any(allows(value) for _, allows in rules),
+        )
     if origin is Callable:
-        return "a class or a function"
+        return "a class or a function", callable
     if args and origin in (tuple, list, Sequence):
-        count = f" of {len(args)}" if origin is tuple and args[-1] is not Ellipsis else ""
-        return f"a list{count}, each value {_rule(args[0])}"
-    return f"a {getattr(origin or annotation, '__name__', annotation)}"
+        rule, allows = _rule(args[0])
+        length = len(args) if origin is tuple and args[-1] is not Ellipsis else 0
+        return (
+            f"a list{f' of {length}' if length else ''}, each value {rule}",
+            lambda values: (
+                isinstance(values, Collection)
+                and not isinstance(values, str)
+                and len(values) == (length or len(values))
+                and all(map(allows, values))
+            ),
+        )
+    kind = origin or annotation
+    takes_null = annotation is Any or not isinstance(kind, type)
+    return f"a {getattr(kind, '__name__', kind)}", lambda value: value is not None or takes_null
