@@ -126,11 +126,9 @@ def _hidden(folder: Path) -> list[Path]:
 
 
 def _remove_partial(paths: Iterable[Path], old: Iterable[str] = ()) -> None:
-    """Remove files and folders of `atomic_write` whose process has ended.
+    """Remove what processes of this machine that have ended had begun to write.
 
-    Args:
-        paths: Where to look. Only names with this machine are removed.
-        old: Suffixes of files to remove that version 0.1 has named, `.<process>.<name>`.
+    Version 0.1 named no machine: of its files, those with suffixes in `old` are removed.
     """
     for path in paths:
         if not (found := _PARTIAL.match(path.name)) or _is_alive(int(found[1])):
@@ -178,6 +176,20 @@ def _fsync(path: Path) -> None:
             raise
 
 
+class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if first := lines.get(key.value):
+                raise ValueError(
+                    f"{key.value} is given twice, in lines {first} and {line}: keep one"
+                )
+            lines[key.value] = line
+        return node
+
+
 def load_yaml(text: str) -> Any:
     """Read YAML as PyYAML does, but refuse a key that is given twice.
 
@@ -185,25 +197,7 @@ def load_yaml(text: str) -> Any:
         ValueError: It is not valid; the message begins with "not valid YAML".
     """
     try:
-        left, seen = [yaml.compose(text, yaml.SafeLoader)], set[int]()
-        while left:
-            node = left.pop()
-            if node is None or id(node) in seen or isinstance(node, yaml.ScalarNode):
-                continue
-            seen.add(id(node))
-            if isinstance(node, yaml.SequenceNode):
-                left += node.value
-                continue
-            keys: dict[Any, int] = {}
-            for key, value in node.value:
-                line = key.start_mark.line + 1
-                if isinstance(key, yaml.ScalarNode) and (first := keys.get(key.value)):
-                    raise ValueError(
-                        f"{key.value} is given twice, in lines {first} and {line}: keep one"
-                    )
-                keys |= {key.value: line} if isinstance(key, yaml.ScalarNode) else {}
-                left += (key, value)
-        settings = yaml.safe_load(text)
+        settings = yaml.load(text, _UniqueKeys)
         if not _is_finite(settings):  # jsonargparse would never finish
             raise ValueError("it has more than 10,000 values: does an alias contain itself?")
         return settings

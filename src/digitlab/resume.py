@@ -83,12 +83,12 @@ class ResumePoint:
         return "Starting over: nothing was saved"
 
 
-def check_resumable(folder: Path) -> None:
-    """Refuse a Keras run of version 0.1, before the folder is locked, which leaves a file there.
+def check_resumable(folder: Path) -> dict[str, Any]:
+    """Read a run's settings before its folder is locked, which leaves a file there.
 
     Raises:
-        ValueError: It is one: it has no checkpoint, and its config.yaml names no framework; or that
-            file is damaged.
+        ValueError: A file is damaged, or the run is one of version 0.1 in Keras: no checkpoint, and
+            its config.yaml names no framework.
     """
     model = folder / run_folder.CHECKPOINTS["keras"]["last"]
     config = run_folder.read_config(folder, run_folder.NEEDED)
@@ -98,6 +98,7 @@ def check_resumable(folder: Path) -> None:
             f"{folder} is a Keras run of an older digitlab and has no checkpoint to resume from: "
             f"start a new run, {command('--framework', 'keras', '--weights', model)}"
         )
+    return config
 
 
 def recorded_threads(folder: Path) -> int:
@@ -119,8 +120,7 @@ def find_resume_point(folder: Path, settings: str, allow_changes: bool = False) 
         allow_changes: Accept any changed settings but those of optimizer and scheduler.
 
     Raises:
-        ValueError: A setting differs from the run's, the run is past a limit already, or it keeps
-            no checkpoints.
+        ValueError: A setting differs, the run is past a limit, or it keeps no checkpoints.
         OSError: A checkpoint cannot be read.
     """
     ours = yaml.safe_load(settings)
@@ -213,11 +213,7 @@ def _is_below(name: str, groups: tuple[str, ...]) -> bool:
 
 
 def _is_at_limit(trainer: dict[str, Any], epochs: int, steps: int) -> bool:
-    """Return whether training is complete.
-
-    Raises:
-        ValueError: There were more epochs or steps than that.
-    """
+    """Return whether training is complete; refuse a limit that the run is past."""
     most_epochs, most_steps = trainer.get("max_epochs"), trainer.get("max_steps", -1)
     if most_epochs is None:  # Lightning's default
         most_epochs = 1000 if most_steps == -1 and trainer.get("max_time") is None else -1
@@ -274,8 +270,7 @@ def compare_numerics(
     """Describe each difference between a checkpoint's `numerics` and those of this process.
 
     Raises:
-        ValueError: Not only the model of the device or torch's version differs, and `allow` is
-            false.
+        ValueError: More than the device's model or torch's version differs, and `allow` is false.
     """
     differing = {
         name: f"{name} is {value}, but the run had {saved[name]}"

@@ -129,17 +129,20 @@ def find_run(run: str, root: Path = Path("runs")) -> Path:
     return folder
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read a YAML file of settings.
+def read_settings(path: Path, content: bytes | None = None) -> dict[str, Any]:
+    """Read a YAML file of settings, or its content if that was read already.
 
     Raises:
-        ValueError: It is not valid YAML, or has no settings.
+        ValueError: It is not valid YAML in UTF-8, or has no settings.
         OSError: It cannot be read.
     """
     try:
-        settings = load_yaml(path.read_text("utf-8-sig"))
+        content = path.read_bytes() if content is None else content
+        settings = load_yaml(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{path} is {error!s}") from error
+        raise ValueError(f"{path} is {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} has no settings: write them as `name: value`")
     return settings
@@ -148,47 +151,40 @@ def read_settings(path: Path) -> dict[str, Any]:
 def read_config(folder: Path, needed: Mapping[str, type] = {}) -> dict[str, Any]:
     """Read a run's config.yaml.
 
-    Args:
-        folder: The run folder.
-        needed: Settings that it must have, and their types, such as `NEEDED`.
-
     Raises:
-        ValueError: It is damaged, or lacks a setting.
+        ValueError: It is damaged, or a setting of `needed` is missing or of another type.
         OSError: It cannot be read.
     """
     path = folder / "config.yaml"
     try:
         config = read_settings(path)
+        for name, kind in needed.items():
+            value: Any = config
+            for key in name.split("."):
+                if not isinstance(value, dict) or key not in value:
+                    raise ValueError(f"lacks {name}, which every run has")
+                value = value[key]
+            if not isinstance(value, kind):
+                raise ValueError(f"sets {name} to {value!r:.80}")
     except ValueError as error:
         reason = str(error).removeprefix(f"{path} ")
         raise ValueError(f"{path} is damaged: it {reason}; {_RESTORE}") from error
-    for name, kind in needed.items():
-        value: Any = config
-        for key in name.split("."):
-            if not isinstance(value, dict) or key not in value:
-                raise ValueError(
-                    f"{path} is damaged: it lacks {name}, which every run has; {_RESTORE}"
-                )
-            value = value[key]
-        if not isinstance(value, kind):
-            raise ValueError(f"{path} is damaged: {name} is {value!r:.80}; {_RESTORE}")
     return config
 
 
 _RESTORE = "restore it from a copy, or train the run anew"
 
 
-def framework(folder: Path, config: Mapping[str, Any] | None = None) -> Framework:
+def framework(folder: Path) -> Framework:
     """Return the framework in which a run was trained.
 
     Runs of version 0.1 do not say so in their config.yaml; in Keras they left a model.keras.
 
-    Args:
-        folder: The run folder.
-        config: Its settings, if they were read already.
+    Raises:
+        ValueError: The run's config.yaml is damaged, or names another framework.
     """
     old: Framework = "keras" if (folder / CHECKPOINTS["keras"]["last"]).exists() else "torch"
-    named = (config or read_config(folder)).get("framework", old)
+    named = read_config(folder).get("framework", old)
     if not isinstance(named, str) or named not in CHECKPOINTS:
         raise ValueError(
             f"{folder / 'config.yaml'} has framework {named}: it must be torch or keras"
@@ -197,18 +193,13 @@ def framework(folder: Path, config: Mapping[str, Any] | None = None) -> Framewor
     return found
 
 
-def find_checkpoint(folder: Path, checkpoint: str, config: Mapping[str, Any] | None = None) -> Path:
-    """Find a trained model of a run.
-
-    Args:
-        folder: The run folder.
-        checkpoint: `last`, `best`, or the path of any file.
-        config: The run's settings, if they were read already.
+def find_checkpoint(folder: Path, checkpoint: str) -> Path:
+    """Find a trained model of a run: its `last` or `best` one, or that in any file.
 
     Raises:
         ValueError: There is no such file.
     """
-    paths = CHECKPOINTS[framework(folder, config)]
+    paths = CHECKPOINTS[framework(folder)]
     if checkpoint in paths:
         path = folder / paths[checkpoint]
         remedy = "train the run first, or give the path of a checkpoint"

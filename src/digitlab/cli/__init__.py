@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from digitlab import __version__
 from digitlab.terminal import printable, surviving_streams
@@ -27,49 +27,36 @@ if TYPE_CHECKING:
     from digitlab.signals import StopSignals
 
 
-class Command(NamedTuple):
-    """A subcommand.
-
-    Args:
-        module: Its `run(name, help, options)` does the work and returns the exit code.
-        help: One line for `digitlab --help`.
-    """
-
-    module: str
-    help: str
-
-
 COMMANDS = {
-    "fit": Command(
-        "digitlab.cli.fit", "train a network: digitlab fit --config configs/digits/lenet5.yaml"
-    ),
-    "validate": Command(
-        "digitlab.cli.evaluate", "score a run on its validation images: --run latest"
-    ),
-    "test": Command("digitlab.cli.evaluate", "score a run on the test images: --run latest"),
-    "predict": Command(
-        "digitlab.cli.evaluate", "classify the test images, or files: --run latest [photo.png ...]"
-    ),
-    "convert": Command(
-        "digitlab.cli.convert",
+    "fit": ("cli.fit", "train a network: digitlab fit --config configs/digits/lenet5.yaml"),
+    "validate": ("cli.evaluate", "score a run on its validation images: --run latest"),
+    "test": ("cli.evaluate", "score a run on the test images: --run latest"),
+    "predict": ("cli.evaluate", "classify the test images, or files: --run latest [photo.png ...]"),
+    "convert": (
+        "cli.convert",
         "convert a run to Keras, or back: digitlab convert RUN_DIR model.keras",
     ),
-    "parity": Command(
-        "digitlab.cli.parity",
+    "parity": (
+        "cli.parity",
         "prove a network and its Keras twin equal: digitlab parity --config CONFIG",
     ),
-    "reproduce": Command(
-        "digitlab.reproduce.command",
+    "reproduce": (
+        "reproduce.command",
         "measure the documents' figures over seeds: digitlab reproduce B1 B2 --seeds 3",
     ),
-    "report": Command(
-        "digitlab.report.command",
+    "report": (
+        "report.command",
         "write runs as one HTML page: digitlab report RUN_DIR [RUN_DIR ...]",
     ),
 }
+"""The modules of the subcommands, and a line of help on each.
+
+A module's `run(name, help, options)` does the work and returns the exit code, or raises InputError,
+RunError or Interrupted.
+"""
 
 _LONG = {"fit", "parity", "reproduce"}
-_LINES = "\n".join(f"  {name:10} {command.help}" for name, command in COMMANDS.items())
+_LINES = "\n".join(f"  {name:10} {line}" for name, (_, line) in COMMANDS.items())
 HELP = f"""usage: digitlab COMMAND [options]
 
 The classic networks on MNIST and Fashion-MNIST, as a laboratory.
@@ -110,7 +97,10 @@ def _main(arguments: list[str]) -> int:
         print(f"digitlab {__version__}")
         return 0
     if name == "keras":
-        return _error(_renamed(next((it for it in options if not it.startswith("-")), "fit")))
+        old = next((it for it in options if not it.startswith("-")), "fit")
+        is_run = old in ("validate", "test", "predict")
+        new = f"{old} --run RUN_DIR" if is_run else "fit --framework keras"
+        return _error(f"digitlab keras {old} is now: digitlab {new}")
     if name not in COMMANDS:
         nearest = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"
@@ -132,7 +122,7 @@ def _run(name: str, options: list[str], debug: bool) -> int:
     module, help = COMMANDS[name]
     try:
         with reading_input():  # some commands need an extra
-            run = import_module(module).run
+            run = import_module(f"digitlab.{module}").run
         exit_code: int = run(name, help, options)
         return exit_code
     except Interrupted as interrupt:
@@ -151,15 +141,6 @@ def _error(message: str, debug: bool = False, code: int = 2) -> int:
     line = re.sub(r"\s*[\r\n]\s*", " ", message.strip())
     print(f"digitlab: error: {printable(line)}", file=sys.stderr)
     return code
-
-
-def _renamed(name: str) -> str:
-    new = (
-        f"{name} --run RUN_DIR"
-        if name in ("validate", "test", "predict")
-        else "fit --framework keras"
-    )
-    return f"digitlab keras {name} is now: digitlab {new}"
 
 
 def _prepare_process() -> None:

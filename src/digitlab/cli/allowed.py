@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from operator import attrgetter
 from typing import Any, get_args, get_origin
@@ -52,7 +52,7 @@ def check_allowed(parser: ArgumentParser, config: Namespace) -> None:
     named = [import_object(config[part]["class_path"]) for part in ("model", "data")]
     own = {it.__module__ for it in named}  # jsonargparse has compared their classes with the types
     modules = *MODULES, *sorted(it for it in own if not it.startswith("digitlab."))
-    _Check(modules).check_group(config, _actions(parser), "", "")
+    _Check(modules).check_group(config, actions_of(parser), "", "")
 
 
 def find_unimported(settings: Any) -> str | None:
@@ -78,26 +78,18 @@ def find_unimported(settings: Any) -> str | None:
     return None
 
 
+@dataclass
 class _Check:
-    """A walk over settings.
+    """A walk over settings."""
 
-    Args:
-        modules: Where functions may be defined.
-    """
-
-    def __init__(self, modules: tuple[str, ...]) -> None:
-        self.modules = modules
+    modules: tuple[str, ...]  # where functions may be defined
 
     def check_group(
         self, given: Namespace, actions: Mapping[str, Any], group: str, shown: str
     ) -> None:
-        """Check the values of a group of a parser's arguments.
+        """Check the values of a group of a parser's arguments, `trainer.` for example.
 
-        Args:
-            given: The values.
-            actions: The parser's arguments by their names.
-            group: What precedes the values' names in `actions`, `trainer.` for example.
-            shown: What precedes them in messages.
+        `group` precedes their names in `actions`, and `shown` in messages.
         """
         for name, value in vars(given).items():
             action = actions.get(group + name)
@@ -115,7 +107,7 @@ class _Check:
             if "class_path" in value:
                 self._class_path(key, value, hint)
             elif plain and isinstance(value, Namespace):  # its arguments, without its name
-                self.check_group(value, _actions(_parser_of(plain)), "", f"{key}.")
+                self.check_group(value, actions_of(_parser_of(plain)), "", f"{key}.")
             else:
                 items = vars(value) if isinstance(value, Namespace) else value
                 for name, item in items.items():
@@ -125,7 +117,8 @@ class _Check:
                 self._value(key, item, hint)
         # jsonargparse's own paths are callable.
         elif not isinstance(value, os.PathLike) and callable(value):
-            self._require(self._is_allowed(value, hint), key, _path(value), hint)
+            named = value if hasattr(value, "__qualname__") else type(value)
+            self._require(value, key, f"{named.__module__}.{named.__qualname__}", hint)
 
     def _class_path(self, key: str, spec: Namespace | dict[str, Any], hint: Any) -> None:
         path = spec["class_path"]
@@ -133,10 +126,10 @@ class _Check:
             found = import_object(path)
         except Exception as error:  # its module's own, too
             raise InputError(f"{key}: {path} cannot be imported: {error}") from error
-        self._require(self._is_allowed(found, hint), key, path, hint)
+        self._require(found, key, path, hint)
         arguments = spec.get("init_args")
         if isinstance(arguments, Namespace):
-            self.check_group(arguments, _actions(_parser_of(found)), "", f"{key}.")
+            self.check_group(arguments, actions_of(_parser_of(found)), "", f"{key}.")
         else:  # not parsed
             self._value(key, arguments, Any)
         self._value(key, spec.get("dict_kwargs"), Any)
@@ -157,13 +150,17 @@ class _Check:
         if not self._is_in_modules(value.__module__):
             return False
         module = sys.modules[value.__module__]
-        return value in (vars(module).get(value.__name__), _attribute(module, value.__qualname__))
+        for name in (value.__name__, value.__qualname__):
+            with suppress(AttributeError):  # a function within a function
+                if attrgetter(name)(module) is value:
+                    return True
+        return False
 
     def _is_in_modules(self, name: str) -> bool:
         return any(name == module or name.startswith(f"{module}.") for module in self.modules)
 
-    def _require(self, allowed: bool, key: str, path: str, hint: Any) -> None:
-        if allowed:
+    def _require(self, value: Any, key: str, path: str, hint: Any) -> None:
+        if self._is_allowed(value, hint):
             return
         classes = sorted(base.__name__ for base in (_classes(hint) or BASES))
         raise InputError(
@@ -203,17 +200,6 @@ def _parser_of(found: Any) -> ArgumentParser:
     return parser
 
 
-def _actions(parser: ArgumentParser) -> dict[str, Any]:
+def actions_of(parser: ArgumentParser) -> dict[str, Any]:
+    """Return a parser's arguments by their names, such as `trainer.max_epochs`."""
     return {action.dest: action for action in parser._actions}
-
-
-def _attribute(module: object, name: str) -> Any:
-    try:
-        return attrgetter(name)(module)
-    except AttributeError:  # a function within a function
-        return None
-
-
-def _path(value: Any) -> str:
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"

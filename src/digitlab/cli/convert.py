@@ -33,12 +33,7 @@ USAGE = (
 
 
 def run(name: str, help: str, options: list[str]) -> int:
-    """Convert a run to a Keras file, or a Keras file to a run.
-
-    Raises:
-        InputError: The input is bad.
-        RunError: Both models were compared, and predict differently; nothing is kept.
-    """
+    """Convert a run to a Keras file, or a Keras file to a run; keep neither if they differ."""
     if {"-h", "--help"} & set(options):
         print(f"usage: {USAGE}")
         return 0

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -49,7 +49,6 @@ class EvaluationCLI(RunCLI):
         return text
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options that name trained weights."""
         parser.add_argument("--run", type=str, help="Run folder, or latest. Required.")
         parser.add_argument(
             "--checkpoint", type=str, default="last", help="last, best, or a checkpoint's path."
@@ -67,7 +66,6 @@ class PredictionCLI(EvaluationCLI):
     """The options of `digitlab predict`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options for image files."""
         super().add_arguments_to_parser(parser)
         group = parser.add_argument_group(
             "Image files",
@@ -105,12 +103,7 @@ class Evaluation:
     framework: run_folder.Framework
 
     def load(self) -> None:
-        """Load the weights; a Keras run's model takes the place of the network.
-
-        Raises:
-            ValueError: They belong to another architecture, or the file is damaged.
-            ImportError: The run is a Keras run, and the extra `parity` is not installed.
-        """
+        """Load the weights; a Keras run's model takes the place of the network."""
         if self.framework == "torch":
             load_weights(self.cli.model, self.checkpoint)
         else:
@@ -125,7 +118,6 @@ class Evaluation:
             self.cli.model = load_classifier(self.cli.model, self.checkpoint, precision)
 
     def make_trainer(self) -> Trainer:
-        """Make the trainer."""
         settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
         if self.images:  # all of them
             settings |= {"limit_predict_batches": 1.0, "fast_dev_run": False}
@@ -136,11 +128,7 @@ class Evaluation:
 
 
 def run(name: str, help: str, options: list[str]) -> int:
-    """Score a run, or classify images with it; return 1 if an image could not be classified.
-
-    Raises:
-        InputError: The input is bad.
-    """
+    """Score a run, or classify images with it; return 1 if an image could not be classified."""
     with reading_input():
         evaluation = read_evaluation(name, options, help)
         cli, images = evaluation.cli, evaluation.images
@@ -175,11 +163,7 @@ def run(name: str, help: str, options: list[str]) -> int:
 
 
 def read_evaluation(name: str, options: list[str], help: str = "") -> Evaluation:
-    """Read a command line and the settings of the run that it names.
-
-    Raises:
-        ValueError, OSError: The input is bad.
-    """
+    """Read a command line and the settings of the run that it names."""
     make_cli = PredictionCLI if name == "predict" else EvaluationCLI
     if {"-h", "--help"} & set(options):
         make_cli(name, ["--help"], help=help)  # prints and exits
@@ -188,16 +172,14 @@ def read_evaluation(name: str, options: list[str], help: str = "") -> Evaluation
     if not given:
         raise ValueError(f"{name} needs trained weights: name a run, --run RUN_DIR or latest")
     folder = run_folder.find_run(given[-1])
-    config = run_folder.read_config(folder, run_folder.NEEDED)
-    trained = needed_settings(config)
+    trained = needed_settings(run_folder.read_config(folder, run_folder.NEEDED))
     cli = make_cli(name, ["--run", str(folder), *flags], yaml.safe_dump(trained), help)
     _check_data(cli, trained["data"])
     limit = f"limit_{'val' if name == 'validate' else name}_batches"
     if cli.config.trainer.get(limit) == 0:
         raise ValueError(f"trainer.{limit} is 0: leave at least one batch to score")
-    checkpoint = run_folder.find_checkpoint(folder, cli.config.checkpoint, config)
-    framework = run_folder.framework(folder, config)
-    return Evaluation(cli, folder, flags, checkpoint, images, framework)
+    checkpoint = run_folder.find_checkpoint(folder, cli.config.checkpoint)
+    return Evaluation(cli, folder, flags, checkpoint, images, run_folder.framework(folder))
 
 
 def needed_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -246,17 +228,21 @@ def _save_score(evaluation: Evaluation, phase: Literal["val", "test"], split: st
     print(f"Written to {printable(folder / 'metrics.json')}")
 
 
-def _write_predictions(batches: Sequence[Any], folder: Path) -> None:
+def _write_predictions(batches: Iterable[Any], folder: Path) -> None:
     """Write a row for each test image: `index` in the split, and the values of `predict_step`."""
-    rows: list[dict[str, Any]] = []
-    for batch in batches:
-        columns = [it.tolist() if isinstance(it, torch.Tensor) else it for it in batch.values()]
-        for values in zip(*columns, strict=True):
-            rows.append({"index": len(rows), **dict(zip(batch, values, strict=True))})
+    rows = [{"index": i, **row} for i, row in enumerate(_rows(batches))]
     right = sum(row["class"] == row["label"] for row in rows)
     print(f"{right} of {len(rows)} test images are classified right", flush=True)
     files.write_csv(folder / "predictions.csv", rows)
     print(f"Written to {printable(folder / 'predictions.csv')}")
+
+
+def _rows(batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Split batches of `predict_step`, whose values are of N images, into rows of one image."""
+    for batch in batches:
+        columns = (it.tolist() if isinstance(it, torch.Tensor) else it for it in batch.values())
+        for values in zip(*columns, strict=True):
+            yield dict(zip(batch, values, strict=True))
 
 
 def split_files(words: list[str]) -> tuple[list[str], list[str]]:
@@ -299,11 +285,7 @@ def _check_outputs(images: list[str], config: Any) -> None:
 
 
 def _classify(images: list[str], cli: EvaluationCLI, trainer: Trainer) -> int:
-    """Prepare and classify image files, print a line for each, and write the outputs.
-
-    Returns:
-        The exit code: 1 if an image could not be classified, else 0.
-    """
+    """Prepare and classify image files, print a line for each, and write the outputs."""
     prepared = [_prepare(image, cli.datamodule) for image in images]
     predictions = _predict(trainer, cli, [it for it in prepared if isinstance(it, PreparedImage)])
     rows: list[dict[str, Any]] = []
@@ -344,18 +326,12 @@ def _predict(
     if not images:
         return
     loader = cli.datamodule.image_loader(np.stack([image.pixels for image in images]))
-    for batch in cast("list[dict[str, Any]]", trainer.predict(cli.model, loader)):
-        columns = (batch[name].tolist() for name in ("class", "probability", "probabilities"))
-        for number, probability, probabilities in zip(*columns, strict=True):
-            if not math.isfinite(probability):
-                yield {"error": "the network's output is not finite: train it again"}
-                continue
-            yield {
-                "class": number,
-                "class_name": cli.datamodule.class_names[number],
-                "probability": probability,
-                "probabilities": probabilities,
-            }
+    for row in _rows(cast("list[dict[str, Any]]", trainer.predict(cli.model, loader))):
+        del row["label"]  # the loader's, without meaning
+        if math.isfinite(row["probability"]):
+            yield row | {"class_name": cli.datamodule.class_names[row["class"]]}
+        else:
+            yield {"error": "the network's output is not finite: train it again"}
 
 
 def _write_outputs(

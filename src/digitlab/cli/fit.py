@@ -63,7 +63,6 @@ class FitCLI(RunCLI):
     made: Trainer | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options that only training has."""
         add = parser.add_argument
         frameworks, outputs = Literal["torch", "keras"], Literal["logits", "softmax"]
         text = "Train the network in PyTorch, or its Keras twin in Keras."
@@ -125,13 +124,7 @@ class FitCLI(RunCLI):
 
 
 def run(name: str, help: str, options: list[str]) -> int:
-    """Train a network, or resume its training.
-
-    Raises:
-        InputError: The input is bad.
-        RunError: Training failed.
-        Interrupted: A signal asked the run to stop.
-    """
+    """Train a network, or resume its training."""
     # Adam's moments of silent units become denormal after some hundred steps, and a CPU computes
     # with such numbers so slowly that a small network's step takes half as long again. As zeros
     # they give the same weights. Now, because the threads of later operations inherit it.
@@ -177,11 +170,7 @@ def run(name: str, help: str, options: list[str]) -> int:
 
 
 def read_fit(name: str, options: list[str], help: str = "") -> tuple[FitCLI, Path | None]:
-    """Read a command line, and the folder of the run to resume, if any.
-
-    Raises:
-        ValueError, OSError: The input is bad.
-    """
+    """Read a command line, and the folder of the run to resume, if any."""
     given, others = split_off(options, "--run")
     if not given or {"-h", "--help"} & set(options):
         cli = FitCLI(name, options, help=help)
@@ -195,11 +184,10 @@ def read_fit(name: str, options: list[str], help: str = "") -> tuple[FitCLI, Pat
             return cli, None
         given = [str(folder)]
     folder = run_folder.find_run(given[-1])
-    check_resumable(folder)
-    base = (folder / "config.yaml").read_text("utf-8")
-    if "threads" not in (config := run_folder.read_config(folder)):
-        base = yaml.safe_dump(config | {"threads": recorded_threads(folder)})
-    cli = FitCLI(name, others, base, help)
+    config = check_resumable(folder)
+    if "threads" not in config:
+        config["threads"] = recorded_threads(folder)
+    cli = FitCLI(name, others, yaml.safe_dump(config), help)
     check_settings(cli)
     return cli, folder
 
@@ -251,16 +239,7 @@ def _load_weights(cli: FitCLI, start: ResumePoint) -> dict[str, str] | None:
 
 
 def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
-    """Make the Keras twin that is trained in place of the network.
-
-    Args:
-        cli: The run's settings.
-        weights: A file of either framework with the initial weights, if any.
-
-    Raises:
-        ValueError: Keras does not support a setting, or the weights do not fit.
-        ImportError: The extra `parity` is not installed.
-    """
+    """Make the Keras twin that is trained in place of the network, with weights from a file."""
     from digitlab.parity.backend import POLICIES, choose_device, limit_gpu_memory, set_threads
     from digitlab.parity.keras_files import load_initial_weights
     from digitlab.parity.keras_module import KerasClassifier
@@ -293,28 +272,23 @@ def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer, start: ResumePoint) -> 
     print(describe_run(cli, trainer))
     with report_interruption(folder, trainer, start):
         _fit(cli, trainer, start)
+    print(f"\nResults are in {printable(folder)}. What to do next:")
+    if (folder / "checkpoints").is_dir():
+        for words in (("test", "--run"), ("predict", "--run"), ("report",)):
+            print(f"  {command('digitlab', *words, folder)}")
     logger = trainer.logger  # and not `trainer.log_dir`, which waits for all ranks
-    events = Path(logger.log_dir) if isinstance(logger, TensorBoardLogger) else None
-    print_next_steps(folder, events)
+    if isinstance(logger, TensorBoardLogger):
+        print(f"  {command('tensorboard', '--logdir', Path(logger.log_dir))}")
 
 
 @contextmanager
 def report_interruption(folder: Path, trainer: Trainer, start: ResumePoint) -> Iterator[None]:
-    """Train in the `with` block; on an error, add how to resume.
-
-    Raises:
-        Interrupted: A signal asked the run to stop.
-        RunError: Training failed.
-    """
+    """Train in the `with` block; add to an interruption or failure how to resume."""
     try:
         yield
     except (Interrupted, FloatingPointError, RunError) as error:
-        steps = (
-            it.saved_step
-            for it in trainer.checkpoint_callbacks
-            if isinstance(it, cb.LastCheckpoint)
-        )
-        saved = max([start.step, *steps])
+        steps = (getattr(it, "saved_step", 0) for it in trainer.checkpoint_callbacks)
+        saved = max(start.step, *steps, 0)
         last = folder / run_folder.LAST
         rest = f"{last} was saved at step {saved}" if saved else "nothing was saved"
         if isinstance(error, FloatingPointError):
@@ -325,16 +299,6 @@ def report_interruption(folder: Path, trainer: Trainer, start: ResumePoint) -> I
         if error.asks_to_requeue:
             remedy = requeue()
         raise Interrupted(error.number, f"{error.rest or rest}; {remedy}") from None
-
-
-def print_next_steps(folder: Path, events: Path | None) -> None:
-    """Print where the results are, and commands for the next steps."""
-    print(f"\nResults are in {printable(folder)}. What to do next:")
-    if (folder / "checkpoints").is_dir():
-        for words in (("test", "--run"), ("predict", "--run"), ("report",)):
-            print(f"  {command('digitlab', *words, folder)}")
-    if events:
-        print(f"  {command('tensorboard', '--logdir', events)}")
 
 
 def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
@@ -357,12 +321,10 @@ def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
     except Exception as error:
         if refused := as_input_error(error, trainer, start.step):
             raise refused from error
+        failed = f"training failed after {trainer.global_step} steps"
         if isinstance(error, OSError):  # a full disk, say
-            reason = describe_error(error)
-            raise RunError(
-                f"training failed after {trainer.global_step} steps: {reason}"
-            ) from error
-        error.add_note(f"training failed after {trainer.global_step} steps")
+            raise RunError(f"{failed}: {describe_error(error)}") from error
+        error.add_note(failed)
         raise
 
 

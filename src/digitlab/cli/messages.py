@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from digitlab.classifier import Classifier
+from digitlab.cli.allowed import actions_of
 from digitlab.data import ImageDataModule
 from digitlab.errors import InputError
 from digitlab.files import expand_settings
@@ -46,7 +47,8 @@ def explain(message: str, options: Iterable[str]) -> str:
 
 def option_names(parser: ArgumentParser) -> list[str]:
     """List the names of a parser's options, without dashes."""
-    return [name.lstrip("-") for action in parser._actions for name in action.option_strings]
+    actions = actions_of(parser).values()
+    return [name.lstrip("-") for action in actions for name in action.option_strings]
 
 
 def parse_words(parser: ArgumentParser, arguments: list[str], words: str) -> Namespace:

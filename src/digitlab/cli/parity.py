@@ -36,7 +36,6 @@ class ParityCLI(FitCLI):
     """The options of `digitlab parity`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the length of the trajectory."""
         super().add_arguments_to_parser(parser)
         parser.add_argument(
             "--steps",
@@ -48,9 +47,7 @@ class ParityCLI(FitCLI):
 
 @dataclass
 class FullBatches:
-    """The first batches of a config's training, over as many epochs as needed.
-
-    An epoch's last batch is left out if it is smaller.
+    """The first batches of a config's training, over as many epochs as needed; only full ones.
 
     Args:
         loader: The config's loader of training images.
@@ -79,14 +76,7 @@ class FullBatches:
 
 
 def run(name: str, help: str, options: list[str]) -> int:
-    """Compare a config's network with its twin, and print and write the table.
-
-    Returns:
-        The exit code: 0 if everything agrees, else 1.
-
-    Raises:
-        InputError: The input is bad.
-    """
+    """Compare a config's network with its twin, and print and write the table."""
     with reading_input():
         cli = ParityCLI(name, options, help=help)
         check_settings(cli)

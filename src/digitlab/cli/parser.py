@@ -24,6 +24,7 @@ from digitlab.cli.messages import explain, option_names
 from digitlab.data import ImageDataModule
 from digitlab.execution import NullProfiler
 from digitlab.files import expand_path, expand_settings, load_yaml
+from digitlab.run_folder import read_settings
 
 
 def _load_value(text: str) -> Any:
@@ -99,7 +100,6 @@ class RunCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the configs, then the flags."""
         given, flags = split_off(args, "--config", "-c")
         self.config_files = [str(expand_path(path)) for path in given]
         texts = [self.base, *map(_read_config, self.config_files)]
@@ -108,8 +108,11 @@ class RunCLI(LightningCLI):
             self.config = parser.parse_args(configs + flags)
         except ArgumentError as error:
             message = explain(str(error), option_names(parser))
-            if configs[1] != "{}" and not self._is_valid(parser, configs[:2]):
-                message = f"the run's config.yaml is damaged: {message}"
+            try:
+                parser.parse_args(configs[:2])
+            except ArgumentError:
+                if self.base != "{}":
+                    message = f"the run's config.yaml is damaged: {message}"
             raise ValueError(message) from error
         expand_settings(self.config)
         self.config.trainer.default_root_dir = self.config.trainer.default_root_dir or "runs"
@@ -117,16 +120,7 @@ class RunCLI(LightningCLI):
         if not 0 <= (seed := self.config.seed_everything) < 2**32:
             raise ValueError(f"seed_everything is {seed}: it must be from 0 to {2**32 - 1}")
 
-    @staticmethod
-    def _is_valid(parser: LightningArgumentParser, words: list[str]) -> bool:
-        try:
-            parser.parse_args(words)
-        except ArgumentError:
-            return False
-        return True
-
     def instantiate_classes(self) -> None:
-        """Make the model and the data module."""
         try:
             self.config_init = self.parser.instantiate(self.config)
         except ValueError as error:
@@ -169,25 +163,17 @@ class RunCLI(LightningCLI):
 def _read_config(path: str) -> str:
     """Check a config for errors that jsonargparse reports without the file's name.
 
-    Returns:
-        Its path, relative to which it can name other files; for a pipe, its text.
+    The result is its path, relative to which it can name other files; for a pipe, its text.
     """
     if not Path(path).exists() or Path(path).is_dir():
         raise ValueError(f"there is no file {path}: give the path of a config")
-    try:
-        text = Path(path).read_text("utf-8-sig")  # once: a pipe is empty then
-        settings = load_yaml(text)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} has no settings: write them as `name: value`")
+    content = Path(path).read_bytes()  # once: a pipe is empty then
+    settings = read_settings(Path(path), content)
     if "config" in settings:
         raise ValueError(f"{path} sets config: name further configs by --config")
     if not isinstance(trainer := settings.get("trainer", {}), dict):
         raise ValueError(f"{path} sets trainer to {trainer}: leave it out, or give it settings")
-    return path if Path(path).is_file() else text
+    return path if Path(path).is_file() else content.decode("utf-8-sig")
 
 
 def split_off(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:

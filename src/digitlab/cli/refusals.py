@@ -1,9 +1,10 @@
 """Bad input that only the trainer can know: a monitor that nothing logs, a callback's complaint."""
 
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
+from traceback import walk_tb
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -21,6 +22,7 @@ from digitlab.signals import Interrupted
 LOGGED = ("val/loss", "val/accuracy", "train/loss", "train/accuracy")
 """The values that every `Classifier` logs once an epoch."""
 
+_SCHEDULER = "model.lr_scheduler"
 _WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
 _INSTALLED = tuple({str(Path(path)) for path in sysconfig.get_paths().values()})
 
@@ -36,42 +38,33 @@ def check_monitors(model: Classifier, trainer: Trainer) -> None:
     """
     if _logs_other_values(model, trainer):
         return
-    logged = [name for name in LOGGED if trainer.limit_val_batches or name.startswith("train")]
-    each_epoch = trainer.check_val_every_n_epoch in (1, None)
-    scheduled = [name for name in logged if each_epoch or name.startswith("train")]
-    for owner, name in _monitors(trainer):
-        _check(owner, name, logged)
     made: Any = model.configure_optimizers()
-    config = made.get("lr_scheduler", {}) if isinstance(made, dict) else {}
-    for owner, name in _plateaus([config.get("scheduler")]):
-        _check(owner, name, scheduled)
+    scheduler = made["lr_scheduler"]["scheduler"] if isinstance(made, dict) else None
+    each_epoch = trainer.check_val_every_n_epoch in (1, None)
+    for owner, name in _monitors(trainer, [scheduler]):
+        validates = trainer.limit_val_batches and (each_epoch or owner != _SCHEDULER)
+        logged = [it for it in LOGGED if validates or it.startswith("train")]
+        if name in logged:
+            continue
+        if name in LOGGED:
+            reason = f"is logged after a validation: validate each epoch, or monitor {logged[0]}"
+        else:
+            near = get_close_matches(name.replace("_", "/").replace("valid", "val"), logged, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"monitor one of {', '.join(logged)}"
+            reason = f"this run does not log: {hint}"
+        raise InputError(f"{owner} monitors {name}, which {reason}")
 
 
-def _check(owner: str, name: str, logged: list[str]) -> None:
-    if name in logged:
-        return
-    if name in LOGGED:
-        reason = f"is logged after a validation: validate each epoch, or monitor {logged[0]}"
-    else:
-        nearest = get_close_matches(name.replace("_", "/").replace("valid", "val"), logged, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"monitor one of {', '.join(logged)}"
-        reason = f"this run does not log: {hint}"
-    raise InputError(f"{owner} monitors {name}, which {reason}")
-
-
-def _monitors(trainer: Trainer) -> Iterator[tuple[str, str]]:
-    """List the callbacks that need a value to be logged, and its name."""
+def _monitors(trainer: Trainer, schedulers: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """List the callbacks and schedulers that need a value to be logged, and its name."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set at run time
         name = getattr(callback, "monitor", None)
         counted = isinstance(callback, ModelCheckpoint) and name in ("epoch", "step")
         if isinstance(name, str) and not counted and getattr(callback, "strict", True):
             yield type(callback).__name__, name
-
-
-def _plateaus(schedulers: list[Any]) -> Iterator[tuple[str, str]]:
     for scheduler in schedulers:
         if isinstance(scheduler, ReduceLROnPlateau):
-            yield "model.lr_scheduler", monitored(scheduler)
+            yield _SCHEDULER, monitored(scheduler)
 
 
 def _logs_other_values(model: Classifier, trainer: Trainer) -> bool:
@@ -108,8 +101,7 @@ def as_input_error(error: Exception, trainer: Trainer, first_step: int) -> Input
     whatever they like. A `ValueError` before the first step is taken for bad input, and any other
     error if no code of the user's is involved, whose traceback would help to find it.
     """
-    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-    for owner, name in [*_monitors(trainer), *_plateaus(schedulers)]:
+    for owner, name in _monitors(trainer, (it.scheduler for it in trainer.lr_scheduler_configs)):
         if name not in (logged := trainer.callback_metrics) and name in str(error):
             return InputError(
                 f"{owner} monitors {name}, which this run does not log then: monitor one of "
@@ -121,11 +113,7 @@ def as_input_error(error: Exception, trainer: Trainer, first_step: int) -> Input
         return InputError(str(error))
     if isinstance(error, OSError):  # a full disk, say
         return None
-    frames = []
-    traceback = error.__traceback__
-    while traceback:
-        frames.append(traceback.tb_frame)
-        traceback = traceback.tb_next
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     modules = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
     own = [
         module != "digitlab" and not frame.f_code.co_filename.startswith((*_INSTALLED, "<"))
