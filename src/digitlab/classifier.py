@@ -124,7 +124,6 @@ class Classifier(MultiStepModule):
         return self
 
     def configure_optimizers(self) -> Any:
-        """Make the optimizer and, where there is one, the learning rate scheduler."""
         optimizer = self.optimizer(self.parameters())
         if self.lr_scheduler is None:
             return optimizer
@@ -149,7 +148,6 @@ class Classifier(MultiStepModule):
             )
 
     def on_train_epoch_start(self) -> None:
-        """Start a training score."""
         self.sums["train"] = RunningScore(self.device)
 
     def batch_loss(self, batch: Batch) -> Tensor:
@@ -196,7 +194,6 @@ class Classifier(MultiStepModule):
         self.step_plateau_schedulers()
 
     def on_validation_epoch_start(self) -> None:
-        """Start a validation score."""
         self.sums["val"] = RunningScore(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -204,19 +201,15 @@ class Classifier(MultiStepModule):
         return self._measure("val", batch)[1]
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation score."""
         self._log_score("val")
 
     def on_test_epoch_start(self) -> None:
-        """Start a test score."""
         self.sums["test"] = RunningScore(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the test score."""
         self._measure("test", batch)
 
     def on_test_epoch_end(self) -> None:
-        """Log the test score."""
         self._log_score("test")
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int = 0) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from digitlab import files
 from digitlab.errors import RunError
+
+T = TypeVar("T")
 
 # Seconds that ranks get to end by themselves, once rank 0 is done.
 _GRACE = 10.0
@@ -89,7 +91,7 @@ def watch_ranks(trainer: Trainer) -> Iterator[None]:
     """
     try:
         yield
-        for child in _children(trainer):
+        for child in started_ranks(trainer, subprocess.Popen):
             child.wait(_GRACE)
     except (ProcessExitedException, ProcessRaisedException) as error:
         *_, last = str(error).splitlines()  # of its traceback
@@ -102,16 +104,17 @@ def watch_ranks(trainer: Trainer) -> Iterator[None]:
     except subprocess.TimeoutExpired:
         pass  # it has nothing left to save
     finally:
-        for child in _children(trainer):
+        for child in started_ranks(trainer, subprocess.Popen):
             child.kill()
         if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
             for process in multiprocessing.active_children():  # of a start that was interrupted
                 process.kill()
 
 
-def _children(trainer: Trainer) -> "list[subprocess.Popen[bytes]]":
+def started_ranks(trainer: Trainer, kind: type[T]) -> list[T]:
+    """List the processes of a class that Lightning has started, and that train for this one."""
     started = getattr(trainer.strategy.launcher, "procs", [])
-    return [child for child in started if isinstance(child, subprocess.Popen)]
+    return [child for child in started if isinstance(child, kind)]
 
 
 def ignore_lightning_signals(trainer: Trainer) -> None:

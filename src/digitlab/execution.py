@@ -112,7 +112,6 @@ class MultiStepModule(CheckedSettings, LightningModule):
         seed_per_rank(self.trainer)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the step, if it is time."""
         self.log_step(optimizer)
 
     def log_step(self, optimizer: Optimizer) -> None:
@@ -175,12 +174,8 @@ class MultiStepModule(CheckedSettings, LightningModule):
 
     def _of_hooks(self) -> Iterator[tuple[str, str]]:
         # Lightning calls these under automatic optimization only.
-        for hook in (
-            "configure_gradient_clipping",
-            "lr_scheduler_step",
-            "optimizer_step",
-            "optimizer_zero_grad",
-        ):
+        steps = ("lr_scheduler_step", "optimizer_step", "optimizer_zero_grad")
+        for hook in ("configure_gradient_clipping", *steps):
             if overrides(self, LightningModule, hook):
                 yield f"{type(self).__name__}.{hook}", "override on_before_optimizer_step"
 
@@ -223,6 +218,7 @@ class MultiStepModule(CheckedSettings, LightningModule):
     def _can_skip_hooks(self) -> bool:
         """Return whether there is no rank to synchronize, no gradient to scale, no hook to call."""
         shared = ("on_before_zero_grad", "on_before_backward", "on_after_backward")
+        of_callbacks = (*shared, "on_before_optimizer_step")
         trainer = self.trainer
         precision = trainer.precision_plugin
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
@@ -230,12 +226,8 @@ class MultiStepModule(CheckedSettings, LightningModule):
             type(trainer.strategy) is SingleDeviceStrategy
             and type(precision) in (Precision, DoublePrecision, HalfPrecision, MixedPrecision)
             and getattr(precision, "scaler", None) is None
-            and not any(
-                overrides(callback, Callback, hook)
-                for callback in callbacks
-                for hook in (*shared, "on_before_optimizer_step")
-            )
             and not any(overrides(self, LightningModule, hook) for hook in (*shared, "backward"))
+            and not any(overrides(it, Callback, hook) for it in callbacks for hook in of_callbacks)
         )
 
     def _finish_block(self, steps_before: int) -> None:
@@ -266,7 +258,6 @@ class NullProfiler(PassThroughProfiler):
     _nothing = nullcontext()
 
     def profile(self, action_name: str) -> Any:
-        """Return a context that does nothing."""
         return self._nothing
 
 

@@ -8,12 +8,11 @@ from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from threading import current_thread, main_thread
 from types import FrameType
-from typing import Any
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 
-from digitlab.distributed import all_reduce_max, ignore_lightning_signals
+from digitlab.distributed import all_reduce_max, ignore_lightning_signals, started_ranks
 
 # Windows has neither.
 _REQUEUE = getattr(signal, "SIGUSR1", None)
@@ -90,11 +89,11 @@ class StopSignals:
         try:
             yield
         except Exception as error:  # a rank may have been too young to handle it
-            if not (self._number and self._ranks()):
+            if not (self._number and started_ranks(self.trainer, BaseProcess)):
                 raise
             raise Interrupted(self._number) from error
         except Interrupted as interrupt:
-            if self._ranks():
+            if started_ranks(self.trainer, BaseProcess):
                 interrupt.number = self._number or interrupt.number
             raise
         finally:
@@ -105,10 +104,11 @@ class StopSignals:
         again = bool(self._number)
         if self._number != _REQUEUE:  # which asks for more: to be requeued
             self._number = number
-        if ranks := self._ranks():  # the main process waits for them
+        if ranks := started_ranks(self.trainer, BaseProcess):  # the main process waits for them
             for rank in ranks:
                 with suppress(OSError, AttributeError):  # it has ended
-                    os.kill(rank.pid, signal.SIGINT if again else signal.SIGTERM)
+                    sent = signal.SIGINT if again else signal.SIGTERM
+                    os.kill(rank.pid, sent)  # type: ignore[arg-type]  # it was started
             return
         if not self.deferring or (again and number == signal.SIGINT):
             raise Interrupted(number)
@@ -116,11 +116,6 @@ class StopSignals:
             # Not `print`: the signal may have interrupted one. Standard error may be closed.
             with suppress(OSError, AttributeError):
                 os.write(sys.stderr.fileno(), b"\nstopping after this step; Ctrl-C stops at once\n")
-
-    def _ranks(self) -> list[Any]:
-        """List the processes that multiprocessing has started, and that train for this one."""
-        started = getattr(self.trainer.strategy.launcher, "procs", [])
-        return [it for it in started if isinstance(it, BaseProcess)]
 
     def received(self) -> int:
         """Return the number of a signal that any rank received, or 0; call it on all ranks."""

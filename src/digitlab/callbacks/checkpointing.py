@@ -43,7 +43,6 @@ class FiniteLoss(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Check the losses if it is time."""
         assert isinstance(pl_module, Classifier)
         every = max(1, BATCHES_AT_ONCE // pl_module.steps_per_execution)
         if batch_idx % every == 0 or trainer.is_last_batch:
@@ -319,7 +318,6 @@ class LastCheckpoint(Checkpoint):
             self.signals.deferring = not trainer.fit_loop.done
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save inside an epoch if it is time; stop if a signal has come."""
         seen, self._seen_step = self._seen_step, trainer.global_step
         assert isinstance(pl_module, Classifier)
         ends = pl_module.training_ends_inside_epoch()
@@ -343,7 +341,6 @@ class LastCheckpoint(Checkpoint):
                     del pl_module.sums[phase]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save at the end of an epoch; stop if a signal has come."""
         if trainer.is_last_batch:  # otherwise the epoch was ended inside, and saved there
             self.save(trainer, pl_module)
         if self.signals:

@@ -40,7 +40,6 @@ class History(Callback):
         self._learning_rate: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows and the state of the current epoch, for a checkpoint."""
         return {
             "rows": self.rows,
             "validation": self._validation,
@@ -63,19 +62,16 @@ class History(Callback):
             write_csv(self.path, self.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start a row."""
         self._validation = None
         self._started = perf_counter()
         # Read now: at the epoch's end a scheduler has set the next epoch's.
         self._learning_rate = learning_rate(trainer.optimizers[0])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the latest validation of the epoch."""
         assert isinstance(pl_module, Classifier)
         self._validation = pl_module.epoch_score("val")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finish the row and write all rows."""
         assert isinstance(pl_module, Classifier)
         train = pl_module.epoch_score("train")
         row: HistoryRow = {
@@ -104,12 +100,10 @@ class PrintEpoch(Callback):
         self.history = history
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the layers."""
         if trainer.is_global_zero and isinstance(pl_module, Classifier):
             print(tabulate_layers(layer_table(pl_module)), flush=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the epoch's line."""
         if trainer.is_global_zero:
             print(describe_epoch(self.history.rows[-1]), flush=True)
 
@@ -216,7 +210,6 @@ class Throughput(Callback):
             self._started = now
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the times and counts so far, for a checkpoint."""
         running = {} if self._started is None else {"training": self._trained()[1]}
         return {
             "seconds": {**self.seconds, **running},
@@ -225,7 +218,6 @@ class Throughput(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Add the times and counts of a checkpoint to those of this process."""
         for phase, seconds in state_dict["seconds"].items():
             self.seconds[phase] += seconds
         self.images = state_dict["images"]
@@ -240,14 +232,12 @@ class Throughput(Callback):
             self._learning_rate = learning_rate(trainer.optimizers[0])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start an epoch."""
         self._epoch_mark = self._step_mark = self._trained()
         self._learning_rate = learning_rate(trainer.optimizers[0])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the images, and log the rate if it is time."""
         self.images += len(batch[1])
         seen, self._seen_step = self._seen_step, trainer.global_step
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set at run time
@@ -257,22 +247,18 @@ class Throughput(Callback):
             self._step_mark = self._trained()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the rates of the epoch."""
         values = {"train/images_per_second": self._rate(trainer, self._epoch_mark)}
         if self._learning_rate is not None:
             values["train/learning_rate"] = self._learning_rate
         log_metrics(pl_module, values, epoch_end_step(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Change from training to validation."""
         self._finish("training")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Change from validation to training."""
         self._finish("validation")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
         self._finish("training")
         self._started = None
 
@@ -299,13 +285,11 @@ class ClassProbabilities(Callback):
         self._seen_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from the step at which the run starts or resumes."""
         self._seen_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the probabilities if it is time."""
         # A step may take several batches, and a Lightning batch may be several steps.
         seen, self._seen_step = self._seen_step, trainer.global_step
         if self._seen_step // self.every_n_steps == seen // self.every_n_steps:

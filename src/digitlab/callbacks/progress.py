@@ -33,7 +33,6 @@ class ProgressBar(TQDMProgressBar):
 
     @property
     def is_enabled(self) -> bool:
-        """Whether to draw at all."""
         return super().is_enabled and sys.stderr is not None and sys.stderr.isatty()
 
     def _should_update(self, current: int, total: float) -> bool:
@@ -90,7 +89,6 @@ class ProgressBar(TQDMProgressBar):
         return shown | trainer.progress_bar_metrics
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Start the bar over."""
         bar = self.train_progress_bar
         bar.set_description(self.train_description, refresh=False)
         bar.set_postfix_str("", refresh=False)

@@ -50,7 +50,6 @@ class SaveConfig(Callback):
         self.settings = settings
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write and show the settings if they are new."""
         if not trainer.is_global_zero:
             return
         is_known = self.path.is_file() and self.path.read_text("utf-8") == self.settings
@@ -75,7 +74,6 @@ class SaveFigures(Callback):
         self.history = history
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw random training images."""
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         if trainer.is_global_zero and isinstance(data, ImageDataModule):
             images, labels = data.arrays("train")
@@ -87,7 +85,6 @@ class SaveFigures(Callback):
                 show_picture(trainer.loggers, "train/samples", samples, 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the curves."""
         if trainer.is_global_zero and self.history.rows:
             write_figure(self.folder / "curves.png", draw_curves(self.history.rows))
 
@@ -128,15 +125,12 @@ class FinalEvaluation(Callback):
         self.weights = weights
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the source of the initial weights, for a checkpoint."""
         return {"weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
         self.weights = state_dict["weights"]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate, print and write."""
         assert isinstance(pl_module, Classifier)
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         used: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time

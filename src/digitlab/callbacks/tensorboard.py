@@ -114,7 +114,6 @@ class ValidationPicture(Callback, ABC):
         """
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the previous validation."""
         self._kept.clear()
 
     def on_validation_batch_end(
@@ -127,7 +126,6 @@ class ValidationPicture(Callback, ABC):
             self._kept.append(self.update(images, labels, outputs))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the picture, in rank 0."""
         if not _is_shown(trainer):
             return
         # Joined before they are copied from the device: one copy each, not one for each batch.
@@ -157,7 +155,6 @@ class ConfusionMatrix(ValidationPicture):
         return labels, logits.argmax(1)
 
     def draw(self, kept: Sequence[Tensor], names: Sequence[str]) -> Image.Image:
-        """Count the images of each class by the class predicted, and draw the counts."""
         labels, predicted = kept
         classes = max(len(names), int(max(labels.max(), predicted.max())) + 1)
         counts = multiclass_confusion_matrix(predicted, labels, classes)
@@ -220,7 +217,6 @@ class FirstLayerKernels(Callback):
     """
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the kernels."""
         if not trainer.is_global_zero or not of_tensorboard(trainer.loggers):
             return
         if found := first_kernels(pl_module):
@@ -243,7 +239,6 @@ class ModelGraph(Callback):
     """Shows the network in TensorBoard, under Graphs, after training."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Trace the network with one validation image."""
         from tensorboard.compat.proto.event_pb2 import Event
 
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
@@ -319,7 +314,6 @@ class Projector(Callback):
     """
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Classify the images once more, and write the last layer's inputs."""
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         found = of_tensorboard(trainer.loggers) if trainer.is_global_zero else []
         if not found or not isinstance(data, ImageDataModule):
