@@ -4,9 +4,10 @@ import json
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -338,21 +339,19 @@ def _write_outputs(
     config: Any, images: list[str], prepared: list[PreparedImage | str], rows: list[dict[str, Any]]
 ) -> None:
     if config.save_prepared is not None:
-        taken: set[str] = set()
+        written = Counter[str]()
         for image, result in zip(images, prepared, strict=True):
             if isinstance(result, PreparedImage):
                 # Not the photograph's own name: it may lie in that folder.
                 stem = f"{Path(image).stem}-prepared"
-                names = (f"{stem}{f'-{n}' if n > 1 else ''}.png" for n in count(1))
-                name = next(name for name in names if name not in taken)
-                taken.add(name)
-                path = Path(config.save_prepared, name)
+                written[stem] += 1
+                again = f"-{written[stem]}" if written[stem] > 1 else ""
+                path = Path(config.save_prepared, f"{stem}{again}.png")
                 files.write_image(path, Image.fromarray(result.pixels))
     if config.json is not None:
         lines = ",\n".join(json.dumps(row) for row in rows)
         files.write_text(Path(config.json), f"[\n{lines}\n]\n")
     if config.csv is not None:
         files.write_csv(Path(config.csv), [dict.fromkeys(COLUMNS) | row for row in rows])
-    for written in (config.save_prepared, config.json, config.csv):
-        if written is not None:
-            print(f"Written to {printable(written)}")
+    for target in filter(None, (config.save_prepared, config.json, config.csv)):
+        print(f"Written to {printable(target)}")
