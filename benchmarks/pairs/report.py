@@ -1,22 +1,21 @@
 """The table of verdicts by topic, for docs/parity.md."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.pairs.common import Result
 
 COLUMNS = {
-    "equal": "equal pairs",
-    "passed": "`passed`",
-    "passed_float32": "`passed_float32`",
-    "refused": "refused",
-    "failed": "failed",
-    "differing": "differing pairs",
-    "found": "found",
-    "named": "right layer named",
-    "invalid": "not to be compared",
-    "said": "refused in words",
+    "equal pairs: `passed`": ("passed", "equal"),
+    "`passed_float32`": ("passed_float32", "equal"),
+    "differing pairs: found, with the right layer": ("named", "differing"),
+    "others: refused in words": ("said", "invalid"),
 }
+"""By heading, the numbers of a cell: how many, and of how many."""
+
+
+FAULTS = ("wrong accept", "crash", "false failure", "wrong name")
 
 
 def as_json(results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
@@ -55,22 +54,35 @@ def _numbers(results: Sequence[Result]) -> dict[str, int]:
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """Make the tables of docs/parity.md by their names."""
     topics = found["topics"]
-    all_of = {key: sum(numbers[key] for numbers in topics.values()) for key in COLUMNS}
+    keys = {key for pair in COLUMNS.values() for key in pair}
+    all_of = {key: sum(numbers[key] for numbers in topics.values()) for key in keys}
     lines = [
-        f"| topic | {' | '.join(COLUMNS.values())} |",
+        f"| topic | {' | '.join(COLUMNS)} |",
         "|---|" + "--:|" * len(COLUMNS),
         *(
-            f"| {topic} | " + " | ".join(str(numbers[key]) for key in COLUMNS) + " |"
+            f"| {topic} | " + " | ".join(_share(numbers, *of) for of in COLUMNS.values()) + " |"
             for topic, numbers in {**topics, "**all**": all_of}.items()
         ),
     ]
-    return {"pairs": "\n".join(lines), "pairs-not-passed": _explanations(found["not passed"])}
+    faults = Counter(it["fault"] for it in found["not passed"] if it["fault"])
+    of_kind = ", ".join(f"{it}: {faults.get(it, 0)}" for it in FAULTS)
+    count = sum(all_of[key] for key in ("equal", "differing", "invalid"))
+    lines += ["", f"Of {count} pairs, {sum(faults.values())} are judged wrongly ({of_kind})."]
+    rows = [it for it in found["not passed"] if it["fault"] or it["verdict"] == "passed_float32"]
+    return {"pairs": "\n".join(lines), "pairs-not-passed": _explanations(rows)}
+
+
+def _share(numbers: Mapping[str, int], part: str, whole: str) -> str:
+    """Write how many of how many; empty if there are none."""
+    is_rare = part == "passed_float32" and not numbers[part]
+    return "" if is_rare or not numbers[whole] else f"{numbers[part]}/{numbers[whole]}"
 
 
 def _explanations(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for it in rows:
-        named = f", names {it['named']}" if it["named"] else ""
-        words = f": {it['words']}" if it["words"] else ""
-        lines.append(f"- {it['topic']}, {it['pair']}: `{it['verdict']}`{named}{words}")
+        fault = f" **{it['fault']}**: `{it['verdict']}`" if it["fault"] else ""
+        named = f" names {it['named']}" if it["fault"] and it["named"] else ""
+        words = f" {it['words']}" if it["words"] else ""
+        lines.append(f"- {it['topic']}, {it['pair']}:{fault}{named}{words}")
     return "\n".join(lines) or "Every equal pair passed."
