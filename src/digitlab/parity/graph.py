@@ -305,13 +305,9 @@ def computes_in_float32(operation: Any) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """Return an error's type and first line, with the Keras layer and without TensorFlow's node."""
+    """Return an error's type and first line, with the Keras layer and without terminal colours."""
     said = error.args[0] if isinstance(error, KeyError) and error.args else error  # not its repr
-<<<<<<< HEAD
     text = re.sub(r"\x1b\[[\d;]*m|\{\{.*?\}\} ?", "", str(said)).strip()
-=======
-    text = re.sub(r"\x1b\[[\d;]*m|\{\{.*?\}\} *", "", str(said)).strip()
->>>>>>> ad0e69e (wip)
     heading = re.match(r"Exception encountered when calling (\S+?)\.call\(\)\.\s*", text)
     where = f"{heading[1]}: " if heading else ""
     line = next(iter(text[heading.end() if heading else 0 :].splitlines()), "")
