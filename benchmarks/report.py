@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from scipy.stats import quantile_test
 
 from benchmarks.contest import Turn
-from benchmarks.targets import TARGETS, Rounds, Target
+from benchmarks.targets import TARGETS, Rounds
 from benchmarks.variants import MODELS
 
 Summary = dict[str, Any]
@@ -93,24 +93,20 @@ def _multiple(rounds: dict[str, Rounds], variant: str) -> str:
 
 
 def _against_targets(measured: dict[str, dict[str, Rounds]]) -> Iterator[str]:
-    yield from _head("model", "ratio", "measured", "target", "met")
+    """Make the lines of a table with a row for each ratio and a column for each model."""
+    by_ratio: dict[str, dict[str, str]] = {}
     for target in TARGETS:
         for model, rounds in measured.items():
-            if row := _target_row(target, model, rounds):
-                yield row
-
-
-def _target_row(target: Target, model: str, rounds: dict[str, Rounds]) -> str | None:
-    sides = target.sides(rounds)
-    bound = target.bounds.get(model)
-    if not sides or bound is None:
-        return None
-    ours, theirs = sides
-    found = ratios(rounds[ours], rounds[theirs])
-    met = median(found) <= bound if target.at_most else median(found) >= bound
-    wanted = f"{'≤' if target.at_most else '≥'} {bound}"
-    cells = (f"{ours} / {theirs}", _range(found), wanted, "yes" if met else "**no**")
-    return _row(MODELS[model].title, *cells)
+            sides, bound = target.sides(rounds), target.bounds.get(model)
+            if sides and bound is not None:
+                found = ratios(*(rounds[side] for side in sides))
+                met = median(found) <= bound if target.at_most else median(found) >= bound
+                cell = f"{_range(found)} {'≤' if target.at_most else '≥'}{bound}"
+                row = by_ratio.setdefault(" / ".join(sides), {})
+                row[model] = cell if met else f"**{cell} missed**"
+    yield from _head("ratio", *(MODELS[model].title for model in measured))
+    for ratio, row in by_ratio.items():
+        yield _row(ratio, *(row.get(model, "") for model in measured))
 
 
 def ratio_table(result: dict[str, Any], pairs: list[str]) -> str:

@@ -62,8 +62,16 @@ def test_the_guide_to_resuming_in_one_s_own_code_runs(tmp_path: Path) -> None:
 
 @needs_keras
 def test_the_parity_guide_s_python_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    shown = run(program(text_of("parity.md"), tmp_path, languages=("python",)), tmp_path)
-    assert "the first Keras layer whose output differs: pool" in shown
+    code = program(text_of("parity.md"), tmp_path, languages=("python",))
+    shown = run(f"{code}\ntest_both_frameworks_compute_the_same()", tmp_path)
+    assert "the first Keras layer that differs: pool" in shown
+
+
+@needs_keras
+@pytest.mark.parametrize("example", sorted(DOCS.glob("examples/*.py")), ids=lambda it: it.stem)
+def test_a_complete_pair_of_the_parity_guide_passes(example: Path, tmp_path: Path) -> None:
+    assert f'--8<-- "docs/examples/{example.name}"' in text_of("parity.md")
+    assert "FAILED" not in run(example.read_text("utf-8"), tmp_path)
 
 
 def test_the_guide_to_a_data_set_runs_from_top_to_bottom(tmp_path: Path) -> None:
@@ -89,7 +97,7 @@ def test_the_guide_to_an_architecture_trains_without_tensorflow(tmp_path: Path) 
 @needs_keras
 def test_the_guide_to_an_architecture_and_its_twin_runs_from_top_to_bottom(tmp_path: Path) -> None:
     shown = run(program(text_of("extend/architecture.md"), tmp_path), tmp_path)
-    assert "the first Keras layer whose output differs: conv1" in shown
+    assert "the first Keras layer that differs: conv1" in shown
     assert "both compute the same" in shown
     assert list(tmp_path.glob("runs/digits-lenet1989-keras/version_0/metrics.json"))
 

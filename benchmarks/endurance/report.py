@@ -28,11 +28,13 @@ def unnamed(parts: dict[str, Any]) -> list[str]:
 
 
 def _promises(parts: dict[str, Any]) -> str:
-    lines = ["| promise | fault | tried | held |", "| --- | --- | --- | --- |"]
+    lines, before = ["| promise | fault | tried | held |", "| --- | --- | --- | --- |"], ""
     for promise in PROMISES:
         tried, held = _count(promise.tests, parts)
         if tried:  # else it is newer than the results
-            lines.append(f"| {promise.text} | {promise.fault} | {tried:,} | {held:,} |")
+            text = "″" if promise.text == before else promise.text
+            lines.append(f"| {text} | {promise.fault} | {tried:,} | {held:,} |")
+            before = promise.text
     return "\n".join(lines)
 
 

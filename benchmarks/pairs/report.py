@@ -1,22 +1,20 @@
 """The table of verdicts by topic, for docs/parity.md."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.pairs.common import Result
 
 COLUMNS = {
-    "equal": "equal pairs",
-    "passed": "`passed`",
-    "passed_float32": "`passed_float32`",
-    "refused": "refused",
-    "failed": "failed",
-    "differing": "differing pairs",
-    "found": "found",
-    "named": "right layer named",
-    "invalid": "not to be compared",
-    "said": "refused in words",
+    "equal pairs: `passed` + `passed_float32`": ("equal", "passed", "passed_float32"),
+    "differing pairs: found, with the right layer": ("differing", "named"),
+    "others: refused in words": ("invalid", "said"),
 }
+"""By heading, how many pairs there are, and what came of them."""
+
+FAULTS = ("wrong accept", "crash", "false failure", "wrong name")
+"""Kinds of wrong judgements that the table always counts."""
 
 
 def as_json(results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
@@ -55,22 +53,38 @@ def _numbers(results: Sequence[Result]) -> dict[str, int]:
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """Make the tables of docs/parity.md by their names."""
     topics = found["topics"]
-    all_of = {key: sum(numbers[key] for numbers in topics.values()) for key in COLUMNS}
+    keys = {key for of in COLUMNS.values() for key in of}
+    all_of = {key: sum(numbers[key] for numbers in topics.values()) for key in keys}
     lines = [
-        f"| topic | {' | '.join(COLUMNS.values())} |",
+        f"| topic | {' | '.join(COLUMNS)} |",
         "|---|" + "--:|" * len(COLUMNS),
         *(
-            f"| {topic} | " + " | ".join(str(numbers[key]) for key in COLUMNS) + " |"
+            f"| {topic} | " + " | ".join(_share(numbers, *of) for of in COLUMNS.values()) + " |"
             for topic, numbers in {**topics, "**all**": all_of}.items()
         ),
     ]
+    faults = Counter(it["fault"] for it in found["not passed"] if it["fault"])
+    of_kind = ", ".join(f"{it}: {faults[it]}" for it in dict.fromkeys((*FAULTS, *faults)))
+    count = sum(all_of[key] for key in ("equal", "differing", "invalid"))
+    lines += ["", f"Of {count} pairs, {sum(faults.values())} are judged wrongly ({of_kind})."]
     return {"pairs": "\n".join(lines), "pairs-not-passed": _explanations(found["not passed"])}
 
 
+def _share(numbers: Mapping[str, int], whole: str, *parts: str) -> str:
+    """Write how many of how many; empty if there are none."""
+    counts = [numbers[part] for part in parts]
+    right = "+".join(str(count) for i, count in enumerate(counts) if count or not i)
+    return f"{right}/{numbers[whole]}" if numbers[whole] else ""
+
+
 def _explanations(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = []
+    """Name the pairs that were compared in float32 alone, and explain those judged wrongly."""
+    weak = [it["pair"] for it in rows if it["verdict"] == "passed_float32" and not it["fault"]]
+    lines = [f"`passed_float32`: {'; '.join(weak)}."] if weak else []
     for it in rows:
-        named = f", names {it['named']}" if it["named"] else ""
-        words = f": {it['words']}" if it["words"] else ""
-        lines.append(f"- {it['topic']}, {it['pair']}: `{it['verdict']}`{named}{words}")
+        if it["fault"]:
+            named = f", names {it['named']}" if it["named"] else ""
+            words = f": {it['words']}" if it["words"] else ""
+            where = f"{it['topic']}, {it['pair']}"
+            lines += ["", f"**{it['fault']}** of {where}: `{it['verdict']}`{named}{words}"]
     return "\n".join(lines) or "Every equal pair passed."

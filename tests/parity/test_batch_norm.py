@@ -72,6 +72,7 @@ def test_only_the_running_variance_differs_by_n_over_n_minus_1(shape: tuple[int,
     assert torch.allclose(exact(x), stock(x), rtol=1e-12, atol=1e-12)  # float64
     torch.testing.assert_close(exact.running_mean, stock.running_mean)
     n = math.prod(shape) / 3
+    assert stock.running_var is not None
     added = stock.running_var - 0.75
     torch.testing.assert_close(exact.running_var, 0.75 + added * (n - 1) / n)
     torch.testing.assert_close(

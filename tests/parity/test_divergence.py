@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812 # its usual name
 
 from digitlab import models
 from digitlab.parity.backend import import_keras
-from digitlab.parity.pair import first_divergence
+from digitlab.parity.divergence import first_divergence
 from digitlab.parity.weights import copy_weights, to_keras
 from tests.parity.nets import IMAGES, DocumentStyle, Residual, keras_residual, keras_style
 

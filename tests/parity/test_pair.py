@@ -117,7 +117,7 @@ def test_a_term_that_keras_alone_adds_to_the_training_is_found(where: str) -> No
 def test_arrays_and_lists_are_compared_as_tensors_are() -> None:
     batches = [[images.numpy(), labels.numpy()] for images, labels in BATCHES]
     model, twin = DocumentStyle(), keras_style()
-    report = check(model, twin, batches)  # type: ignore[arg-type] # what a user may have
+    report = check(model, twin, batches)
     report.assert_passed()
     assert report == check(model, twin, BATCHES)
 
