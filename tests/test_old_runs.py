@@ -11,6 +11,7 @@ import pytest
 
 from digitlab.cli import main
 from digitlab.resume import recorded_threads
+from digitlab.run_folder import read_metrics
 from tests.commands import config_of, refusal
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
@@ -142,11 +143,6 @@ def assert_same_score(score: dict[str, Any], expected: dict[str, Any]) -> None:
     assert score["loss"] == pytest.approx(
         expected["loss"], rel=1e-4
     )  # other CPUs round differently
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text("utf-8"))
-    return metrics
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

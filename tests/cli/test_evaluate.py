@@ -84,8 +84,6 @@ def test_flags_that_change_a_score_stand_beside_it_and_in_a_config_of_its_own(ru
     ("flag", "value", "message"),
     [
         ("--data.validation_size", "40", "data.validation_size is 40, but the run was trained"),
-        ("--data.train_images", "[0, 100]", "data.train_images is [0, 100], but the run was"),
-        ("--data.normalization", "symmetric", "data.normalization is symmetric, but the run was"),
         ("--data", "DigitsDataModule", "DigitsDataModule, but the run was trained on tests.tiny"),
         ("--trainer.limit_test_batches", "0", "trainer.limit_test_batches is 0"),
         ("--model.hidden_features", "[32]", "than MLP: its hidden_features is [16], not [32]"),
@@ -128,14 +126,6 @@ def test_a_missing_or_damaged_checkpoint_is_refused_by_name(
     damage(path)
     assert message.format(path) in refusal(capsys, "test", "--run", str(run))
     assert not (run / "test.yaml").exists()
-
-
-def test_a_missing_run_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert "it is not a run folder" in refusal(capsys, "test", "--run", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    assert "there is no run in runs" in refusal(capsys, "test", "--run", "latest")
 
 
 @pytest.mark.parametrize("name", ["validate", "test", "predict"])

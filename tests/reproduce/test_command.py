@@ -113,8 +113,6 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
         (["B12"], "there is no row B12: did you mean B2?"),
         (["B1", "--seeds", "1", "B2"], "B2 comes after an option: name the rows first"),
         (["--seeds", "0"], "seeds is 0: give at least 1"),
-        (["--workers", "x"], "workers is x: it must be int"),
-        (["--framework", "jax"], "framework is jax: it must be one of"),
         (["--sedes", "1"], "there is no option 'sedes': did you mean 'seeds'?"),
         (["B1_as_published", "--framework", "keras"], "B1_as_published needs torch"),
         (["B1", "--explain", "B1:B2"], "leave the rows out"),
@@ -122,6 +120,9 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
         (["--pages", "README.md"], "give it too"),
         (["--report", "--pages", "none.md"], "there is no page none.md"),
         (["--report", "B1"], "leave rows and --explain out"),
+        (["--explain", "B1"], "name two configs with a colon between, such as B1:B2"),
+        (["--explain", "B1:B1"], "so name two configs"),
+        (["--explain", "B1:none.yaml"], "there is no file none.yaml"),
         (["--explain", "B1:B2", "--validate_every", "5"], "leave --framework and --validate_every"),
     ],
 )
