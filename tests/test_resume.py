@@ -21,12 +21,6 @@ slow = pytest.mark.slow
 MLP = ["--model.hidden_features", "[16]", "--trainer.max_epochs", "3"]
 
 
-@pytest.fixture
-def finished(finished_run: Path, tmp_path: Path) -> Path:
-    """A copy of a finished run."""
-    return Path(shutil.copytree(finished_run, tmp_path / "finished"))
-
-
 @pytest.fixture(scope="module")
 def half_run(tmp_path_factory: pytest.TempPathFactory, tiny_for_module: None) -> Path:
     """The same run, stopped at step 10 inside its second epoch; step 7 is in previous.ckpt."""
@@ -75,10 +69,10 @@ CHANGES = [
 
 @pytest.mark.parametrize(("options", "said"), CHANGES)
 def test_a_changed_setting_is_refused_by_name(
-    finished: Path, refused: Any, options: str, said: str
+    copied_run: Path, refused: Any, options: str, said: str
 ) -> None:
-    line = refused(finished, *options.split())
-    assert line.startswith(said.format(finished))
+    line = refused(copied_run, *options.split())
+    assert line.startswith(said.format(copied_run))
     assert line.endswith(("start a new run from its --weights", "give up the exact result"))
 
 
@@ -185,20 +179,22 @@ def test_an_option_that_older_versions_did_not_have_is_no_change(
     ],
 )
 def test_what_no_checkpoint_can_give_is_refused_whatever_is_allowed(
-    finished: Path, refused: Any, options: str, said: str
+    copied_run: Path, refused: Any, options: str, said: str
 ) -> None:
-    assert re.fullmatch(said, refused(finished, *options.split()))
+    assert re.fullmatch(said, refused(copied_run, *options.split()))
 
 
-def test_a_finished_run_stays_as_it_is(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = (finished / "checkpoints" / "last.ckpt").read_bytes()
+def test_a_finished_run_stays_as_it_is(
+    copied_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (copied_run / "checkpoints" / "last.ckpt").read_bytes()
     capsys.readouterr()
-    resume(finished)
+    resume(copied_run)
     assert capsys.readouterr().out == (
-        f"{finished} is finished: 3 epochs, 21 steps; lengthen it by a larger --trainer.max_epochs "
-        "or max_steps\n"
+        f"{copied_run} is finished: 3 epochs, 21 steps; lengthen it by a larger "
+        "--trainer.max_epochs or max_steps\n"
     )
-    assert (finished / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert (copied_run / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
 def test_a_longer_run_equals_one_that_was_that_long_from_the_start(
@@ -276,15 +272,15 @@ def test_a_checkpoint_without_read_permission_is_not_a_damaged_one(half: Path) -
     assert "Permission denied" in log.read_text().splitlines()[-1]
 
 
-def test_an_edited_config_is_noticed(finished: Path, refused: Any) -> None:
-    config = finished / "config.yaml"
+def test_an_edited_config_is_noticed(copied_run: Path, refused: Any) -> None:
+    config = copied_run / "config.yaml"
     config.write_text(config.read_text().replace("batch_size: 32", "batch_size: 7", 1))
-    assert refused(finished).startswith("data.batch_size is 7, but the run in")
+    assert refused(copied_run).startswith("data.batch_size is 7, but the run in")
 
 
-def test_a_run_in_another_process_is_refused(finished: Path, refused: Any) -> None:
-    with run_folder.lock_run(finished):
-        assert "is being trained by another process: wait for its end" in refused(finished)
+def test_a_run_in_another_process_is_refused(copied_run: Path, refused: Any) -> None:
+    with run_folder.lock_run(copied_run):
+        assert "is being trained by another process: wait for its end" in refused(copied_run)
 
 
 def test_a_run_without_checkpoints_is_not_trained_again(tmp_path: Path, refused: Any) -> None:
@@ -302,18 +298,18 @@ def test_a_longer_run_drops_the_scores_of_the_shorter_one(tmp_path: Path) -> Non
     assert not (folder / "predictions.csv").exists()
 
 
-def test_a_checkpoint_of_weights_alone_is_refused(finished: Path, refused: Any) -> None:
-    last = finished / "checkpoints" / "last.ckpt"
+def test_a_checkpoint_of_weights_alone_is_refused(copied_run: Path, refused: Any) -> None:
+    last = copied_run / "checkpoints" / "last.ckpt"
     content = torch.load(last, weights_only=True)
     torch.save({name: content[name] for name in ("state_dict", "hyper_parameters")}, last)
     said = f"{last} was written by an older digitlab or another program, and cannot be resumed: "
-    assert refused(finished) == f"{said}start a new run, --weights {last}"
+    assert refused(copied_run) == f"{said}start a new run, --weights {last}"
 
 
-def test_a_keras_run_may_be_killed_before_its_first_checkpoint(finished: Path) -> None:
-    shutil.rmtree(finished / "checkpoints")
-    (finished / "model.keras").touch()
-    check_resumable(finished)  # only one of version 0.1 is refused, see test_old_runs.py
+def test_a_keras_run_may_be_killed_before_its_first_checkpoint(copied_run: Path) -> None:
+    shutil.rmtree(copied_run / "checkpoints")
+    (copied_run / "model.keras").touch()
+    check_resumable(copied_run)  # only one of version 0.1 is refused, see test_old_runs.py
 
 
 def test_another_number_of_ranks_is_refused_unless_changes_are_allowed() -> None:

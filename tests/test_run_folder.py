@@ -2,7 +2,6 @@ import errno
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -205,13 +204,12 @@ def test_a_loss_that_is_not_finite_is_no_damage(tmp_path: Path) -> None:
 def test_every_command_names_a_damaged_file_before_any_work(
     command: str,
     file: str,
-    finished_run: Path,
-    tmp_path: Path,
+    copied_run: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if (command, file) == ("predict --run", "metrics.json"):
         pytest.skip("it neither reads nor writes that file")
-    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    run = copied_run
     (run / file).write_text("{")
     before = sorted(run.rglob("*"))
     line = refusal(capsys, *command.split(), str(run))
@@ -221,9 +219,9 @@ def test_every_command_names_a_damaged_file_before_any_work(
 
 @pytest.mark.parametrize("setting", ["batch_size: [", "no_such_setting: 1", "in: {a: }"])
 def test_a_setting_that_is_refused_is_the_config_s_fault_not_the_flags(
-    setting: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    setting: str, finished_run: Path, copied_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    run = copied_run
     with (run / "config.yaml").open("a") as file:
         file.write(f"{setting}\n")
     line = refusal(capsys, "fit", "--run", str(run), "--trainer.max_epochs", "5")
@@ -233,12 +231,11 @@ def test_a_setting_that_is_refused_is_the_config_s_fault_not_the_flags(
 
 
 def test_a_score_is_printed_before_it_is_written(
-    finished_run: Path,
-    tmp_path: Path,
+    copied_run: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    run = copied_run
 
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

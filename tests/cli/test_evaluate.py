@@ -1,6 +1,5 @@
 import csv
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ from tests.tiny import TEST, TinyDataModule
 
 
 @pytest.fixture
-def run(finished_run: Path, tmp_path: Path) -> Path:
-    """A copy of a finished run."""
-    return Path(shutil.copytree(finished_run, tmp_path / "runs" / "tiny-mlp" / "version_0"))
+def run(copied_run: Path) -> Path:
+    return copied_run
 
 
 @pytest.mark.parametrize("checkpoint", ["last", "best", "path of last", "path of best"])

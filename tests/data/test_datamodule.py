@@ -283,23 +283,17 @@ def numbers(batch: tuple[Tensor, Tensor], whole: dict[bytes, int]) -> list[int]:
 
 
 class Recorder(LightningModule):
-    """Trains one weight, records the images it is served, and saves at a given batch."""
+    """Trains one weight, and records the images it is served."""
 
-    def __init__(self, checkpoint: Path | None = None, save_at: tuple[int, int] = (-1, -1)) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.checkpoint = checkpoint
-        self.save_at = save_at
-        self.seen: list[tuple[int, int, list[int]]] = []
+        self.seen: list[tuple[int, list[int]]] = []
         self.validations: list[list[list[int]]] = []
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        self.seen.append((self.current_epoch, batch_idx, numbers(batch, TRAIN)))
+        self.seen.append((self.current_epoch, numbers(batch, TRAIN)))
         return self.weight.sum()
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.checkpoint and (self.current_epoch, batch_idx) == self.save_at:
-            self.trainer.save_checkpoint(self.checkpoint)
 
     def on_validation_start(self) -> None:
         self.validations.append([])
@@ -311,16 +305,6 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def expected(epochs: int, seed: int = 0, batches: int = 7) -> list[tuple[int, int, list[int]]]:
-    """Epoch, batch and images of each training step, by the sampler's rule."""
-    seed_everything(seed, verbose=False)
-    seen = []
-    for epoch in range(epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(200).tolist()
-        seen += [(epoch, i, order[32 * i : 32 * (i + 1)]) for i in range(batches)]
-    return seen
-
-
 @pytest.mark.parametrize(("limit", "batches"), [(1.0, 3), (1, 1), (2, 2)])
 def test_every_validation_starts_at_the_first_image(limit: float, batches: int) -> None:
     model = Recorder()
@@ -330,35 +314,12 @@ def test_every_validation_starts_at_the_first_image(limit: float, batches: int) 
     assert model.validations == [whole[: min(2, batches)], *[whole[:batches]] * 4]
 
 
-@pytest.mark.parametrize(
-    ("length", "batches"),
-    [
-        ({"max_epochs": 3}, 7),
-        ({"max_steps": 21, "max_epochs": -1}, 7),
-        ({"max_epochs": 3, "limit_train_batches": 5}, 5),
-    ],
-)
-@pytest.mark.parametrize("save_at", [(0, 0), (1, 2), (1, -1)])
-def test_a_run_resumed_inside_an_epoch_is_served_the_remaining_images(
-    tmp_path: Path, save_at: tuple[int, int], length: dict[str, int], batches: int
-) -> None:
-    epoch, batch = save_at[0], save_at[1] % batches
-    reference = expected(3, batches=batches)
-    checkpoint = tmp_path / "middle.ckpt"
-    stopped, resumed = Recorder(checkpoint, (epoch, batch)), Recorder()
-    trainer(**length).fit(stopped, TinyDataModule())
-    assert stopped.seen == reference
-    trainer(**length).fit(resumed, TinyDataModule(), ckpt_path=checkpoint, weights_only=True)
-    rest = reference[epoch * batches + batch + 1 :]
-    assert [batch for *_, batch in resumed.seen] == [batch for *_, batch in rest]
-
-
 def test_overfitting_repeats_the_same_batches() -> None:
     model = Recorder()
     # Lightning looks at the sampler's class only, so it warns about the validation split too.
     with pytest.warns(UserWarning, match=r"turning off the (train|val) dataloader shuffling"):
         trainer(max_epochs=2, overfit_batches=2, limit_val_batches=0).fit(model, TinyDataModule())
-    first, second = ([batch for e, _, batch in model.seen if e == epoch] for epoch in (0, 1))
+    first, second = ([batch for e, batch in model.seen if e == epoch] for epoch in (0, 1))
     assert first == second == [[*range(32)], [*range(32, 64)]]
 
 
