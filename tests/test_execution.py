@@ -177,27 +177,6 @@ def test_a_gpu_gives_the_bits_of_single_steps_too(precision: str) -> None:
     check_bits(4, precision=precision, accelerator="gpu", devices=1)
 
 
-# Python 3.12 warns of any fork beside threads; torch's are idle here.
-@pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_two_processes_train_as_they_do_by_single_steps(tmp_path: Path, precision: Any) -> None:
-    class Leaving(Callback):
-        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            path = tmp_path / f"{pl_module.steps_per_execution}-{trainer.global_rank}.pt"
-            torch.save({**pl_module.state_dict(), "step": torch.tensor(trainer.global_step)}, path)
-
-    for steps in (1, 3):
-        torch.manual_seed(1)
-        model = MLP([16], steps_per_execution=steps)
-        seed_everything(3, verbose=False)
-        ranks: dict[str, Any] = {"strategy": "ddp_fork", "devices": 2, "precision": precision}
-        trainer(callbacks=[Leaving()], max_epochs=2, **ranks).fit(model, TinyDataModule())
-    ours, others, theirs = (torch.load(tmp_path / f"{name}.pt") for name in ("3-0", "3-1", "1-0"))
-    assert ours["step"] == 2 * 4
-    assert_bitwise_equal(ours, others)
-    assert_bitwise_equal(ours, theirs)
-
-
 class Listening(MLP):
     """Notes the calls of hooks, its own and a callback's."""
 

@@ -9,7 +9,6 @@ from PIL import Image
 
 from digitlab.cli import main
 from digitlab.cli.fit import FitCLI, remove
-from digitlab.data import DigitsDataModule
 from digitlab.data.download import Split
 from digitlab.models import MLP, LinearClassifier
 from digitlab.run_folder import read_metrics
@@ -211,14 +210,3 @@ def test_a_fit_prints_data_layers_epochs_times_scores_and_next_steps(
         f"tensorboard --logdir {folder}\n",
     ):
         assert part in shown
-
-
-@pytest.mark.parametrize(
-    ("name", "low"), [("linear", 0.9), pytest.param("lenet5", 0.95, marks=pytest.mark.slow)]
-)
-def test_digits_train_to_a_band_without_any_file(name: str, low: float, tmp_path: Path) -> None:
-    place = ["--trainer.default_root_dir", str(tmp_path), "--trainer.accelerator", "cpu"]
-    assert main(["fit", "--config", f"configs/digits/{name}.yaml", *place]) == 0
-    metrics = read_metrics(tmp_path / f"digits-{name}" / "version_0")
-    assert metrics["test"]["n"] == 360 == len(DigitsDataModule().arrays("test")[1])
-    assert low <= metrics["test"]["accuracy"] <= 0.999

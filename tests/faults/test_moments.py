@@ -160,17 +160,6 @@ def test_a_run_that_is_killed_at_its_end_again_and_again_trains_nothing_twice(
     assert differences(folder, alone(COMMAND)) == []
 
 
-@pytest.mark.slow
-def test_a_run_that_was_killed_in_a_validation_inside_an_epoch(
-    tmp_path: Path, alone: Alone
-) -> None:
-    # A validation follows every second time when it would be due to save.
-    command = f"{MLP} --trainer.val_check_interval 8"
-    folder = killed(
-        fit(command, tmp_path), tmp_path, partial(at_call, Classifier, "validation_step", 2)
-    )
-    resume(folder)
-    assert differences(folder, alone(command)) == []
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from tests.faults.runs_of_tiny import (
     kill_before,
     killed,
     killed_again,
+    left_alone,
     resume,
 )
 from tests.faults.victims import differences, scalars
@@ -31,6 +32,7 @@ RUNS = {
     "no dropout": "LinearClassifier",
     "dropout": MLP,
     "dropout, blocks": f"{MLP} {BLOCKS}",
+    "dropout in evaluation, blocks": f"{MLP} {BLOCKS} --model.dropout_in_evaluation true",
     "bf16, blocks": f"{MLP} {BLOCKS} --trainer.precision bf16-mixed",
     "momentum": f"{MLP} {SGD}",
     "schedule by step": f"{MLP} {BY_STEP}",
@@ -77,3 +79,27 @@ def test_a_run_that_was_killed_ends_where_one_left_alone_does(
     for tag, curve in scalars(folder).items():
         steps = [step for step, _ in curve]
         assert steps == sorted(set(steps)) or tag == "epoch"  # which is logged with every record
+
+
+CONFIGS = sorted(Path(__file__).parents[2].glob("configs/digits/*.yaml"))
+BF16 = "--trainer.precision bf16-mixed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [BLOCKS, "--model.steps_per_execution 1", BF16])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_a_killed_run_of_the_config_ends_where_one_left_alone_does(
+    tmp_path: Path, config: Path, variant: str
+) -> None:
+    def fit(place: Path) -> list[str]:
+        short = "--trainer.max_epochs 2 --trainer.limit_train_batches 10 --trainer.accelerator cpu"
+        often = "--trainer.log_every_n_steps 2 --checkpoint_every_n_steps 3"
+        where = ["--trainer.default_root_dir", str(place)]
+        return ["fit", "--config", str(config), *where, *f"{short} {often} {variant}".split()]
+
+    alone, other = tmp_path / "alone", tmp_path / "killed"
+    # In blocks of 4, the tenth step is the last of the first epoch's, the 18th in the next.
+    (fault,) = kill_before(18)
+    folder = killed(fit(other), other, fault)
+    resume(folder)
+    assert differences(folder, left_alone(fit(alone), alone)) == []

@@ -1,9 +1,4 @@
-import os
 import shlex
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +12,6 @@ from tests.commands import refusal
 from tests.reproduce.samples import RESULT
 
 ROOT = Path(__file__).parents[2]
-REPRODUCE = [sys.executable, "-m", "digitlab", "reproduce", "--framework", "torch", "--out", "out"]
 
 
 @pytest.fixture
@@ -68,23 +62,6 @@ def test_rows_are_trained_over_seeds_and_the_printed_commands_run(
 
     assert main(command) == 0
     assert "[1/1]" not in capsys.readouterr().out  # nothing was left to do
-
-
-@pytest.mark.slow  # trains three runs as processes
-def test_a_killed_queue_is_resumed_by_the_same_command(laboratory: Path) -> None:
-    command = [*REPRODUCE[:4], "B1", *REPRODUCE[4:], "--seeds", "2", "--workers", "1"]
-    # A process group, so that its runs die with it, as on a machine that is switched off.
-    with subprocess.Popen(command, start_new_session=True) as process:
-        deadline = time.monotonic() + 100
-        while len(done(laboratory)) < 1 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        second = laboratory / "out" / "runs" / "tiny-nn-torch-seed_1"
-        while not list(second.glob("*/version_0")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
-    assert done(laboratory) == [("B1", "torch", 0)]
-    assert subprocess.run(command, check=True).returncode == 0
-    assert done(laboratory) == [("B1", "torch", 0), ("B1", "torch", 1)]
 
 
 def test_a_run_that_fails_is_named_with_its_log_and_gives_exit_code_1(
