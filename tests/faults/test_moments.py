@@ -160,8 +160,6 @@ def test_a_run_that_is_killed_at_its_end_again_and_again_trains_nothing_twice(
     assert differences(folder, alone(COMMAND)) == []
 
 
-
-
 @pytest.mark.slow
 def test_a_run_that_was_moved_is_resumed_and_keeps_its_best(tmp_path: Path, alone: Alone) -> None:
     # With this rate nothing is learned: the first epoch is the best, as none is better.

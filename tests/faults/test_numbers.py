@@ -75,6 +75,13 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     assert not last.with_name("best.ckpt").exists()
 
 
+@pytest.mark.slow
+def test_a_rate_that_is_too_large_is_named(tmp_path: Path) -> None:
+    options = "--model.optimizer SGD --model.optimizer.lr 1e38"
+    _, line = stopped(fit(f"LeNet5 {options}", tmp_path), tmp_path, None)
+    assert "is nan at step 2, learning rate 1e+38; nothing was saved" in line
+
+
 @pytest.mark.parametrize("seed", [0, slow(6)])
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(
     tmp_path: Path, alone: Alone, seed: int
