@@ -51,32 +51,25 @@ def test_latest_is_the_run_that_was_started_last(tmp_path: Path) -> None:
     assert run_folder.find_run(str(first), tmp_path) == first
 
 
-@pytest.mark.parametrize("kind", ["dangling", "loop", "folder", "unreadable", "removed"])
+@pytest.mark.parametrize("kind", ["loop", "folder", "unreadable"])
 def test_a_broken_entry_does_not_hide_the_latest_run(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path, "name", started=100)
-    config = make_run(tmp_path, "name", started=300) / "config.yaml"
-    stat, calls = Path.stat, 0
+    config, stat = make_run(tmp_path, "name", started=300) / "config.yaml", Path.stat
 
-    def fail(path: Path, **options: Any) -> Any:
-        nonlocal calls
+    def refuse(path: Path, **options: Any) -> Any:  # root can read all
         if path == config:
-            calls += 1
-            if kind == "unreadable":
-                raise PermissionError(errno.EACCES, "Permission denied", str(path))
-            if calls > 1:  # after the question whether it is a file
-                raise FileNotFoundError(errno.ENOENT, "No such file", str(path))
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return stat(path, **options)
 
-    if kind in ("unreadable", "removed"):
-        monkeypatch.setattr(Path, "stat", fail)
+    config.unlink()
+    if kind == "unreadable":
+        monkeypatch.setattr(Path, "stat", refuse)
+    elif kind == "folder":
+        config.mkdir()
     else:
-        config.unlink()
-        if kind == "folder":
-            config.mkdir()
-        else:
-            config.symlink_to("nowhere" if kind == "dangling" else config)
+        config.symlink_to(config)
     assert run_folder.find_run("latest", tmp_path) == run
 
 

@@ -324,10 +324,8 @@ def test_a_report_imports_no_module_that_a_run_names_unless_asked(
     "model",
     [
         spec(f"{__name__}.Own", activation=f"{__name__}.halve", several=["torch.nn.init.zeros_"]),
-        spec(f"{__name__}.Own", activation="torch.nn.functional.gelu", layer=spec("torch.nn.GELU")),
         spec(f"{__name__}.Own", activation="torch.nn.functional.max_pool2d", kind="torch.nn.ReLU"),
         spec(f"{__name__}.Own", anything=spec("torchvision.transforms.v2.RandomErasing", p=0.1)),
-        spec(f"{__name__}.Own", activation="torchvision.transforms.v2.functional.hflip"),
         spec(f"{__name__}.Own", activation=spec("torch.nn.ReLU"), untyped=spec("torch.nn.Tanh")),
         spec(f"{__name__}.Own", options={"width": 5}),
         spec(f"{__name__}.Own", optimizer=spec(f"{__name__}.make_sgd", lr=0.1)),

@@ -109,23 +109,6 @@ def test_untrained_weights_are_refused(command: str, capsys: pytest.CaptureFixtu
     assert shown == f"{command} needs trained weights: name a run, --run RUN_DIR or latest"
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (Path.unlink, "there is no checkpoint {}"),
-        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "{} is damaged"),
-    ],
-    ids=["missing", "damaged"],
-)
-def test_a_missing_or_damaged_checkpoint_is_refused_by_name(
-    damage: Any, message: str, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = run / "checkpoints" / "last.ckpt"
-    damage(path)
-    assert message.format(path) in refusal(capsys, "test", "--run", str(run))
-    assert not (run / "test.yaml").exists()
-
-
 @pytest.mark.parametrize("name", ["validate", "test", "predict"])
 def test_an_evaluation_in_several_processes_is_refused(
     run: Path, name: str, capsys: pytest.CaptureFixture[str]

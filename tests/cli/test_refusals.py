@@ -78,6 +78,10 @@ def options(place: Path, words: str) -> list[str]:
         ("CALL BackboneFinetuning", "BackboneFinetuning: 'LinearClassifier' object has no attr"),
         ("CALL EarlyStopping CALL.monitor val/loss CALL.mode low", "`mode` can be min, max, got"),
         ("CALL LearningRateMonitor --trainer.logger false", "Cannot use `LearningRateMonitor`"),
+        (
+            "--model.steps_per_execution 4 --trainer.val_check_interval 3",
+            "validate after whole epochs, or set steps_per_exec",
+        ),
         ("--trainer.strategy dpp", "invalid strategy name: `strategy='dpp'`"),
         ("--trainer.logger CSVLogger --trainer.logger.save_dir /dev/null/x", "'/dev/null/x'"),
         ("--trainer.logger CSVLogger --trainer.logger.dir x", "no option 'trainer.logger.dir'"),

@@ -106,9 +106,7 @@ def test_a_hold_out_depends_on_its_own_seed_only() -> None:
         ("fit", 0, ["train", "test"]),
         ("fit", 50, ["train"]),
         ("validate", 0, ["test"]),
-        ("validate", 50, ["train"]),
         ("test", 50, ["test"]),
-        ("predict", 0, ["test"]),
         (None, 50, ["train", "test"]),
     ],
 )
