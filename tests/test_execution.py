@@ -1,5 +1,6 @@
 """Several optimizer steps per `training_step` give what one gives, bit for bit."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,21 @@ def test_a_scheduler_that_monitors_what_was_not_logged_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="monitors val/loss, which this epoch did not log"):
         fit(model, check_val_every_n_epoch=2)
+
+
+def test_the_optimizer_computes_outside_of_a_mixed_precision() -> None:
+    inside: list[bool] = []
+
+    class Watching(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            loss = closure() if closure else None
+            inside.append(torch.is_autocast_enabled("cpu"))
+            return super().step() if closure is None else loss
+
+    for steps in (1, 4):
+        model = small_mlp(steps_per_execution=steps, optimizer=partial(Watching, lr=0.01))
+        fit(model, precision="bf16-mixed")
+    assert inside == [False] * (2 * BATCHES)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")  # on machines of many cores

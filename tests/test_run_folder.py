@@ -63,13 +63,11 @@ def test_a_broken_entry_does_not_hide_the_latest_run(
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return stat(path, **options)
 
-    config.unlink()
     if kind == "unreadable":
         monkeypatch.setattr(Path, "stat", refuse)
-    elif kind == "folder":
-        config.mkdir()
     else:
-        config.symlink_to(config)
+        config.unlink()
+        config.mkdir() if kind == "folder" else config.symlink_to(config)
     assert run_folder.find_run("latest", tmp_path) == run
 
 

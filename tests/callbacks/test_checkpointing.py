@@ -193,3 +193,12 @@ def test_weights_that_are_not_finite_are_neither_validated_nor_saved(tmp_path: P
         fit(Spoiled(7, "weight"), finite, LastCheckpoint(tmp_path, finite), Watch())
     assert validated == []
     assert step_of(tmp_path / "last.ckpt") is None
+
+
+def test_a_module_may_list_weights_that_are_not_torch_s() -> None:
+    class AnotherFramework(MLP):
+        def named_weights(self) -> dict[str, Tensor]:
+            return {"dense/kernel": torch.tensor([0.0, math.nan])}
+
+    with pytest.raises(FloatingPointError, match="dense/kernel is not finite after step 7"):
+        fit(AnotherFramework([16]), FiniteLoss())
