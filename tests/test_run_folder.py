@@ -51,20 +51,21 @@ def test_latest_is_the_run_that_was_started_last(tmp_path: Path) -> None:
     assert run_folder.find_run(str(first), tmp_path) == first
 
 
-@pytest.mark.parametrize("kind", ["loop", "folder", "unreadable"])
+@pytest.mark.parametrize("kind", ["loop", "folder", "removed"])
 def test_a_broken_entry_does_not_hide_the_latest_run(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path, "name", started=100)
-    config, stat = make_run(tmp_path, "name", started=300) / "config.yaml", Path.stat
+    config, is_file = make_run(tmp_path, "name", started=300) / "config.yaml", Path.is_file
 
-    def refuse(path: Path, **options: Any) -> Any:  # root can read all
+    def removed_after(path: Path) -> bool:
+        there = is_file(path)
         if path == config:
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return stat(path, **options)
+            path.unlink(missing_ok=True)
+        return there
 
-    if kind == "unreadable":
-        monkeypatch.setattr(Path, "stat", refuse)
+    if kind == "removed":
+        monkeypatch.setattr(Path, "is_file", removed_after)
     else:
         config.unlink()
         config.mkdir() if kind == "folder" else config.symlink_to(config)
