@@ -247,7 +247,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"limit_train_batches": 0.5}, "limit_train_batches 0.5 .* number of optimizer steps"),
     ({"overfit_batches": 0.5}, "overfit_batches 0.5 .* a number of optimizer steps"),
     ({"val_check_interval": 3}, "val_check_interval 3 .* validate after whole"),
-    ({"val_check_interval": 0.5}, "val_check_interval 0.5 .* validate after whole"),
     ({"val_check_interval": "00:00:01:00"}, "val_check_interval as a time .* validate"),
     ({"gradient_clip_val": 1.0}, "gradient_clip_val 1.0 .* model's gradient_clip_norm"),
     ({"accumulate_grad_batches": 2}, "accumulate_grad_batches 2 .* larger batch_size"),
