@@ -1,4 +1,5 @@
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,12 @@ def finished_blocks_run(tmp_path_factory: pytest.TempPathFactory, tiny_root: Pat
     """The same with 8 steps per execution: epochs of 13 steps are blocks of 8 and 5."""
     blocks = ["--model.steps_per_execution", "8", "--data.batch_size", "16"]
     return _finish(tmp_path_factory.mktemp("blocks"), tiny_root, *blocks)
+
+
+@pytest.fixture
+def copied_run(finished_run: Path, tmp_path: Path) -> Path:
+    """A finished run of a test's own, in a folder of all runs."""
+    return Path(shutil.copytree(finished_run, tmp_path / "runs" / "tiny-mlp" / "version_0"))
 
 
 def _finish(place: Path, data: Path, *options: str) -> Path:

@@ -13,15 +13,6 @@ from digitlab.models import MLP, LeNet1, LeNet5, LinearClassifier
 from tests.fitting import assert_bitwise_equal, checkpoint_of, small_mlp, weights
 
 
-class DocumentNN(nn.Module):
-    """Reference: the layers of document B's NN, under B's names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(784, 128)
-        self.fc2 = nn.Linear(128, 10)
-
-
 class DocumentLeNet(nn.Module):
     """Reference: the layers of document B's LeNet, under B's names."""
 
@@ -46,13 +37,8 @@ def refusal(model: Classifier, path: Path) -> str:
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before torch 1.6"])
-@pytest.mark.parametrize(
-    ("theirs", "ours"), [(DocumentNN(), MLP([128])), (DocumentLeNet(), LeNet5())]
-)
-def test_what_document_b_saves_loads_by_its_own_names(
-    tmp_path: Path, theirs: nn.Module, ours: Classifier, legacy: bool
-) -> None:
-    path = tmp_path / "torch_nn.pth"
+def test_what_document_b_saves_loads_by_its_own_names(tmp_path: Path, legacy: bool) -> None:
+    theirs, ours, path = DocumentLeNet(), LeNet5(), tmp_path / "torch_nn.pth"
     torch.save(theirs.state_dict(), path, _use_new_zipfile_serialization=not legacy)
     load_weights(ours, path)
     assert_bitwise_equal(ours.network.state_dict(), dict(theirs.state_dict()))
@@ -78,11 +64,7 @@ def test_a_checkpoint_or_a_model_s_state_dict_gives_its_weights_and_nothing_else
     [
         (LeNet5(), LeNet1(), "its network.conv1.weight is (6, 1, 5, 5), not (32, 1, 3, 3)"),
         (MLP([8]), MLP([9]), "its hidden_features is [8], not [9]"),
-        (MLP([8]), MLP([8, 8]), "its hidden_features is [8], not [8, 8]"),
         (LeNet1(padding=2), LeNet1(padding="same"), "its padding is 2, not same"),
-        (LeNet1(padding="same"), LeNet1(padding=2), "its padding is same, not 2"),
-        (MLP([8], num_classes=7), MLP([8]), "its num_classes is 7, not 10"),
-        (LinearClassifier(in_channels=3), LinearClassifier(), "its in_channels is 3, not 1"),
     ],
 )
 def test_a_checkpoint_of_another_architecture_is_refused(
@@ -126,18 +108,13 @@ def named(prefix: str, weights: dict[str, Tensor] = NETWORK) -> dict[str, Any]:
     [
         (named(""), ""),
         (named("network."), ""),
-        (named("module."), "stripped module. from their names"),
         (named("_orig_mod."), "stripped _orig_mod. from their names"),
-        (named("model."), "stripped model. from their names"),
-        (named("module._orig_mod."), "stripped module._orig_mod. from their names"),
-        (named("network._orig_mod."), "stripped network._orig_mod. from their names"),
         (named("module.model.network."), "stripped module.model.network. from their names"),
         (
             {**NETWORK, "fc2._orig_mod.bias": NETWORK["fc2.bias"], "fc2.bias": None},
             "stripped _orig_mod. from their names",
         ),
         ({"model": named(""), "epoch": 3}, "took the weights under model"),
-        ({"state_dict": named(""), "model": "mlp"}, "took the weights under state_dict"),
         (
             {"model_state_dict": named("module."), "optimizer": {"state": {}}},
             "took the weights under model_state_dict and stripped module. from their names",
@@ -176,22 +153,14 @@ def test_weights_of_two_models_are_refused_as_ambiguous(tmp_path: Path) -> None:
     assert "has model.fc1.weight and module.fc1.weight, as if of two" in refusal(small_mlp(), path)
 
 
-def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
-    # tests/faults/test_fuzz_checkpoints.py proves that no code in a file is run.
-    torch.save(small_mlp().network, tmp_path / "module.pt")
-    assert "plain tensors" in refusal(small_mlp(), tmp_path / "module.pt")
-
-
 @pytest.mark.parametrize(
     "content",
     [
         b"",
-        b"no checkpoint",
         b"\x80\x02.",  # leads the unpickler to pop from an empty list
-        b"\x80\x02X\x01",  # and to unpack too few bytes
         struct.pack(">IIII", 0x803, 1, 28, 28),
     ],
-    ids=["empty", "text", "no value", "cut value", "IDX"],
+    ids=["empty", "no value", "IDX"],
 )
 def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "damaged.ckpt"

@@ -1,4 +1,3 @@
-import json
 import math
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from digitlab import models
 from digitlab.cli import main
 from digitlab.cli.fit import FitCLI
 from digitlab.cli.parser import RunCLI, check_settings, check_together
+from digitlab.run_folder import read_metrics
 
 CONFIGS = sorted(Path("configs").glob("*/*.yaml"))
 OVERLAYS = sorted(Path("configs").glob("*.yaml"))
@@ -60,7 +60,7 @@ def test_a_config_trains(path: Path, tmp_path: Path) -> None:
     short = ["--trainer.max_epochs", "-1", "--trainer.max_steps", "3"]
     assert main(["fit", "--config", str(path), *options, *place, *short]) == 0
     (folder,) = root.glob(f"*-{path.stem}/version_0")
-    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+    metrics = read_metrics(folder)
     assert metrics["optimizer_steps"] == 3
     assert math.isfinite(metrics["train"]["loss"])
     assert list(folder.glob("events*"))
@@ -84,3 +84,39 @@ def test_an_overlay_changes_the_trainer_alone(path: Path) -> None:
     changed = yaml.safe_load(overlaid.dump())
     assert changed["trainer"] != plain["trainer"]
     assert {**changed, "trainer": None} == {**plain, "trainer": None}
+
+
+EPOCH = ["--trainer.max_epochs", "1"]
+WHOLE = ["--seed_everything", "4"]
+
+
+# The bands are two-sided, since too good is wrong too; they are wider than the seeds' spread.
+@pytest.mark.parametrize(
+    ("config", "options", "low", "high"),
+    [
+        ("digits/linear", [], 0.90, 0.999),
+        pytest.param("digits/lenet5", [], 0.95, 0.999, marks=pytest.mark.slow),
+        ("mnist/linear", EPOCH, 0.90, 0.92),
+        pytest.param("mnist/linear", WHOLE, 0.915, 0.928, marks=pytest.mark.slow),
+        pytest.param("mnist/nn128", WHOLE, 0.960, 0.976, marks=pytest.mark.slow),
+        pytest.param("mnist/nn128_as_published", WHOLE, 0.945, 0.963, marks=pytest.mark.slow),
+        pytest.param("mnist/nn128_keras_recipe", WHOLE, 0.973, 0.982, marks=pytest.mark.slow),
+        pytest.param("fashion_mnist/nn128", WHOLE, 0.850, 0.885, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_on_real_images_ends_in_its_band(
+    config: str,
+    options: list[str],
+    low: float,
+    high: float,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    if not config.startswith("digits"):
+        request.getfixturevalue("real_data")
+    place = ["--trainer.default_root_dir", str(tmp_path), "--trainer.accelerator", "cpu"]
+    assert main(["fit", "--config", f"configs/{config}.yaml", *place, *options]) == 0
+    (folder,) = tmp_path.glob("*/version_0")
+    score = read_metrics(folder)["test"]
+    assert score["n"] == (360 if config.startswith("digits") else 10_000)
+    assert low <= score["accuracy"] <= high

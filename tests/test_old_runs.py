@@ -11,6 +11,7 @@ import pytest
 
 from digitlab.cli import main
 from digitlab.resume import recorded_threads
+from digitlab.run_folder import read_metrics
 from tests.commands import config_of, refusal
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
@@ -100,16 +101,6 @@ def test_an_old_pytorch_run_is_resumed_inside_an_epoch(
     assert_same_score(read_metrics(folder)["test"], read_metrics(OLD_RUNS / "torch")["test"])
 
 
-def test_a_finished_old_pytorch_run_is_left_as_it_is(
-    copy_run: CopyRun, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = copy_run("torch")
-    before = read_metrics(folder)
-    assert main(["fit", "--run", str(folder)]) == 0
-    assert "is finished: 2 epochs, 180 steps" in capsys.readouterr().out
-    assert read_metrics(folder) == before
-
-
 @pytest.mark.parametrize(
     ("device", "threads"), [("cpu (1 thread)", 1), ("cpu (24 threads)", 24), ("Tesla T4", 5)]
 )
@@ -142,11 +133,6 @@ def assert_same_score(score: dict[str, Any], expected: dict[str, Any]) -> None:
     assert score["loss"] == pytest.approx(
         expected["loss"], rel=1e-4
     )  # other CPUs round differently
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text("utf-8"))
-    return metrics
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -1,11 +1,7 @@
 import errno
-import fcntl
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +9,7 @@ import pytest
 
 from digitlab import run_folder
 from digitlab.cli import main
-from digitlab.errors import InputError, reading_input
 from tests.commands import refusal
-
-CREATE_TEN = """
-import sys
-from pathlib import Path
-from digitlab import run_folder
-for _ in range(10):
-    print(run_folder.create_run_dir(Path(sys.argv[1]), "name"))
-"""
 
 
 def make_run(root: Path, name: str, started: float) -> Path:
@@ -47,14 +34,6 @@ def test_a_number_is_not_given_again_after_a_gap(tmp_path: Path) -> None:
     assert run_folder.create_run_dir(tmp_path, "name").name == "version_12"
 
 
-def test_processes_never_share_a_folder(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CREATE_TEN, str(tmp_path)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    lines = [line for process in processes for line in process.communicate()[0].splitlines()]
-    assert [process.returncode for process in processes] == [0] * 4
-    assert len(lines) == len(set(lines)) == 40
-
-
 def test_a_folder_taken_between_looking_and_making_is_left_to_its_owner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,32 +51,24 @@ def test_latest_is_the_run_that_was_started_last(tmp_path: Path) -> None:
     assert run_folder.find_run(str(first), tmp_path) == first
 
 
-@pytest.mark.parametrize("kind", ["dangling", "loop", "folder", "unreadable", "removed"])
+@pytest.mark.parametrize("kind", ["loop", "folder", "removed"])
 def test_a_broken_entry_does_not_hide_the_latest_run(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path, "name", started=100)
-    config = make_run(tmp_path, "name", started=300) / "config.yaml"
-    stat, calls = Path.stat, 0
+    config, is_file = make_run(tmp_path, "name", started=300) / "config.yaml", Path.is_file
 
-    def fail(path: Path, **options: Any) -> Any:
-        nonlocal calls
+    def removed_after(path: Path) -> bool:
+        there = is_file(path)
         if path == config:
-            calls += 1
-            if kind == "unreadable":
-                raise PermissionError(errno.EACCES, "Permission denied", str(path))
-            if calls > 1:  # after the question whether it is a file
-                raise FileNotFoundError(errno.ENOENT, "No such file", str(path))
-        return stat(path, **options)
+            path.unlink(missing_ok=True)
+        return there
 
-    if kind in ("unreadable", "removed"):
-        monkeypatch.setattr(Path, "stat", fail)
+    if kind == "removed":
+        monkeypatch.setattr(Path, "is_file", removed_after)
     else:
         config.unlink()
-        if kind == "folder":
-            config.mkdir()
-        else:
-            config.symlink_to("nowhere" if kind == "dangling" else config)
+        config.mkdir() if kind == "folder" else config.symlink_to(config)
     assert run_folder.find_run("latest", tmp_path) == run
 
 
@@ -150,19 +121,6 @@ def test_a_locked_run_is_refused_until_it_is_released(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_named(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    expected = f"'{tmp_path}'; the file system has no locks, so give"
-    with pytest.raises(InputError, match=expected), reading_input():
-        run_folder.lock_run(tmp_path)
-
-
 def test_a_run_of_another_user_is_to_be_copied(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,63 +154,38 @@ def test_updating_metrics_keeps_what_others_have_written(tmp_path: Path) -> None
 
 
 HEAD = "epoch,step,train_loss,train_accuracy,val_loss,val_accuracy,learning_rate,seconds\n"
-SHORT: Any = {"ids": lambda value: repr(value[:20])}
-DEEP, LONG = b"[" * 100_000, b"1" * 5000
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        *(b"", b"null", b"[1]", b"\x00\xff", "a: 1".encode("utf-16"), DEEP, b"a: " + LONG),
-        *(
-            b"a:\n\tb: 1",
-            b"a: 2024-99-99",
-            b"a: !!int",
-            b"a: &a [*a]",
-            b"a: !!python/name:os.system",
-        ),
-        *(b"model: 1", b"model: {class_path: 1}", b"model: {class_path: x}\ndata:"),
+DEEP, LONG = "[" * 100_000, "1" * 5000
+OF_ANY = ["", "null", "[1]", "\0\xff", DEEP]
+DAMAGED = {
+    "config.yaml": [
+        *(*OF_ANY, "a: " + LONG, "a:\n\tb: 1", "a: 2024-99-99", "a: !!int", "a: &a [*a]"),
+        *("a: !!python/name:os.system", "model: 1", "model: {class_path: x}\ndata:"),
     ],
-    **SHORT,
-)
-def test_a_damaged_config_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(
-        ValueError, match=f"^{tmp_path}/config.yaml is damaged: (.|\n)+; restore it"
-    ):
-        run_folder.read_config(tmp_path, run_folder.NEEDED)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        *(b"", b"null", b"[1]", b"\x00\xff", "{}".encode("utf-16"), DEEP, b'{"a": ' + LONG + b"}"),
-        *(b'{"test": {"acc', b'{"a": ' + b"1" * 400 + b"}"),
+    "metrics.json": [*OF_ANY, f'{{"a": {LONG}}}', '{"test": {"acc', f'{{"a": {"1" * 400}}}'],
+    "history.csv": [
+        *(HEAD + "1e300,1,1,1,1,1,1,1\n", HEAD + "-1,1,1,1,1,1,1,1\n", HEAD + "1,1,1,1,1,7,1,1\n"),
+        *(HEAD + "1,1,1,x,1,1,1,1\n", HEAD + "\0\n", HEAD + LONG, HEAD + DEEP),
     ],
-    **SHORT,
-)
-def test_damaged_metrics_are_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "metrics.json").write_bytes(content)
-    with pytest.raises(ValueError, match=f"^{tmp_path}/metrics.json is damaged: .+; restore it"):
-        run_folder.read_metrics(tmp_path)
+}
+READ = {
+    "config.yaml": lambda folder: run_folder.read_config(folder, run_folder.NEEDED),
+    "metrics.json": run_folder.read_metrics,
+    "history.csv": run_folder.read_history,
+}
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        *("1e300,1,1,1,1,1,1,1", "-1,1,1,1,1,1,1,1", "1,1,1e300,1,1,1,1,1", "1,1,1,1,1,7,1,1"),
-        *("1,1,1,x,1,1,1,1", "\0", "1" * 5000, "[" * 100_000),
-    ],
-    **SHORT,
-)
-def test_a_damaged_history_is_named(tmp_path: Path, line: str) -> None:
-    assert run_folder.read_history(tmp_path).empty
-    (tmp_path / "history.csv").write_text(f"{HEAD}{line}\n")
-    with pytest.raises(ValueError, match=f"^{tmp_path}/history.csv is damaged: .+; restore it"):
-        run_folder.read_history(tmp_path)
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    for content in DAMAGED[name]:
+        (tmp_path / name).write_text(content, "latin-1")
+        with pytest.raises(ValueError, match=f"^{tmp_path}/{name} is damaged: (.|\n)+; restore it"):
+            READ[name](tmp_path)
 
 
 def test_a_loss_that_is_not_finite_is_no_damage(tmp_path: Path) -> None:
+    assert run_folder.read_history(tmp_path).empty
     (tmp_path / "history.csv").write_text(f"{HEAD}1,7,inf,0.1,nan,,0.1,1\n2,14,3e38,1,,0,1,1\n")
     history = run_folder.read_history(tmp_path)
     assert history.fillna(-1).to_numpy().tolist() == [[1, -1, 0.1, -1, -1], [2, 3e38, 1, -1, 0]]
@@ -263,13 +196,12 @@ def test_a_loss_that_is_not_finite_is_no_damage(tmp_path: Path) -> None:
 def test_every_command_names_a_damaged_file_before_any_work(
     command: str,
     file: str,
-    finished_run: Path,
-    tmp_path: Path,
+    copied_run: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if (command, file) == ("predict --run", "metrics.json"):
         pytest.skip("it neither reads nor writes that file")
-    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    run = copied_run
     (run / file).write_text("{")
     before = sorted(run.rglob("*"))
     line = refusal(capsys, *command.split(), str(run))
@@ -279,9 +211,9 @@ def test_every_command_names_a_damaged_file_before_any_work(
 
 @pytest.mark.parametrize("setting", ["batch_size: [", "no_such_setting: 1", "in: {a: }"])
 def test_a_setting_that_is_refused_is_the_config_s_fault_not_the_flags(
-    setting: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    setting: str, finished_run: Path, copied_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    run = copied_run
     with (run / "config.yaml").open("a") as file:
         file.write(f"{setting}\n")
     line = refusal(capsys, "fit", "--run", str(run), "--trainer.max_epochs", "5")
@@ -291,12 +223,11 @@ def test_a_setting_that_is_refused_is_the_config_s_fault_not_the_flags(
 
 
 def test_a_score_is_printed_before_it_is_written(
-    finished_run: Path,
-    tmp_path: Path,
+    copied_run: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    run = copied_run
 
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

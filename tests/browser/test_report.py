@@ -41,11 +41,6 @@ def report(data: Path, folder: Path, *runs: Path) -> Path:
     return out
 
 
-def test_it_asks_for_nothing_but_its_own_file(browser: Browser, page: str) -> None:
-    browser.open(page)
-    assert set(browser.requests()) == {page}
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_curves_and_ground_are_of_the_reader_s_scheme(
     browser: Browser, page: str, scheme: Literal["light", "dark"]

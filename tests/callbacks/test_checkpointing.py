@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,18 @@ class KilledAt(Callback):
             raise Killed
 
 
+def three_epochs(
+    folder: Path, *others: Callback, block: int = 1, every: int | None = None, **how: Any
+) -> tuple[dict[str, Tensor], Any]:
+    """The weights and history of a run with dropout that saves what it needs to be resumed."""
+    model, history = small_mlp(dropout=0.5, steps_per_execution=block), History(folder / "csv")
+    saving = LastCheckpoint(folder, every_n_steps=every, every_n_minutes=None)
+    fit(model, history, ExactResume(), saving, *others, epochs=3, **how)
+    return weights(model), [row | {"seconds": None} for row in history.rows]
+
+
 @pytest.mark.parametrize(
-    ("steps", "every", "killed", "saved"),
+    ("block", "every", "killed", "saved"),
     [
         (1, 2, 5, 4),  # inside the first epoch of 7 steps
         (1, None, 9, 7),  # after it
@@ -68,19 +79,9 @@ class KilledAt(Callback):
     ],
 )
 def test_a_killed_run_is_resumed_bit_for_bit(
-    tmp_path: Path, steps: int, every: int | None, killed: int, saved: int
+    tmp_path: Path, block: int, every: int | None, killed: int, saved: int
 ) -> None:
-    last = tmp_path / "last.ckpt"
-
-    def run(*others: Callback, path: Path | None = None) -> tuple[dict[str, Tensor], Any]:
-        model, history = (
-            small_mlp(dropout=0.5, steps_per_execution=steps),
-            History(tmp_path / "csv"),
-        )
-        saving = LastCheckpoint(tmp_path, every_n_steps=every, every_n_minutes=None)
-        fit(model, history, ExactResume(), saving, *others, path=path, epochs=3)
-        return weights(model), [row | {"seconds": None} for row in history.rows]
-
+    last, run = tmp_path / "last.ckpt", partial(three_epochs, tmp_path, block=block, every=every)
     whole, rows = run()
     last.unlink()
     with pytest.raises(Killed):
@@ -99,18 +100,12 @@ def test_a_killed_run_is_resumed_bit_for_bit(
 def test_a_run_that_max_steps_ended_inside_an_epoch_is_lengthened_bit_for_bit(
     tmp_path: Path, end: int, block: int, validate_every: float
 ) -> None:
-    def run(path: Path | None = None, steps: int = -1) -> tuple[dict[str, Tensor], Any]:
-        model = small_mlp(dropout=0.5, steps_per_execution=block)
-        history = History(tmp_path / "csv")
-        saving = [history, ExactResume(), LastCheckpoint(tmp_path)]
-        fit(model, *saving, path=path, epochs=3, steps=steps, validate_every=validate_every)
-        return weights(model), [row | {"seconds": None} for row in history.rows]
-
+    run = partial(three_epochs, tmp_path, block=block, validate_every=validate_every)
     whole, rows = run()
     run(steps=end)
     last = tmp_path / "last.ckpt"
     assert step_of(last) == end
-    lengthened, same_rows = run(last)
+    lengthened, same_rows = run(path=last)
     assert_bitwise_equal(lengthened, whole)
     assert same_rows == rows
 

@@ -11,8 +11,6 @@ import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.nn.functional import cross_entropy
@@ -215,12 +213,7 @@ ROWS: list[HistoryRow] = [
 ]
 
 
-def pixels(figure: Figure, path: Path) -> NDArray[np.uint8]:
-    figure.savefig(path)
-    return np.asarray(Image.open(path).convert("L"))
-
-
-def test_the_curves_are_the_rows_without_what_was_not_validated(tmp_path: Path) -> None:
+def test_the_curves_are_the_rows_without_what_was_not_validated() -> None:
     figure = draw_curves(ROWS)
     assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy", "loss"]
     for axes in figure.axes:
@@ -232,13 +225,8 @@ def test_the_curves_are_the_rows_without_what_was_not_validated(tmp_path: Path) 
         legend = axes.get_legend()
         assert legend is not None
         assert [text.get_text() for text in legend.get_texts()] == ["train", "val"]
+    assert [len(axes.lines) for axes in draw_curves(ROWS[:1]).axes] == [1, 1]
     assert plt.get_fignums() == []  # none is left open
-
-
-def test_a_run_of_one_epoch_without_validation_has_curves(tmp_path: Path) -> None:
-    figure = draw_curves(ROWS[:1])
-    assert [len(axes.lines) for axes in figure.axes] == [1, 1]
-    assert len(np.unique(pixels(figure, tmp_path / "curves.png"))) > 20
 
 
 def test_old_names_of_callbacks_lead_to_the_new_ones() -> None:

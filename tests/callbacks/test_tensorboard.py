@@ -27,11 +27,10 @@ from digitlab.callbacks import (
 from digitlab.callbacks.pictures import draw_confusion_matrix, draw_images, draw_kernels
 from digitlab.callbacks.tensorboard import trace
 from digitlab.classifier import Classifier
-from digitlab.data.download import Split
 from digitlab.models import MLP, LeNet5
 from tests import events, tiny
 from tests.fitting import assert_bitwise_equal, small_mlp, trainer, weights, whole
-from tests.tiny import SpiedDataModule, TinyDataModule
+from tests.tiny import TinyDataModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller")
 
@@ -337,12 +336,3 @@ def test_weights_and_random_numbers_are_those_of_a_run_without(
     )
     assert_bitwise_equal(shown, plain)
     assert torch.equal(numbers, same_numbers)
-
-
-def test_with_a_hold_out_its_images_are_shown_and_the_test_split_stays_unread(
-    tmp_path: Path, read_splits: list[Split]
-) -> None:
-    fit(tmp_path, LeNet5(), SpiedDataModule(validation_size=40))
-    assert set(read_splits) == {"train"}
-    assert len((tmp_path / "projector" / "labels.tsv").read_text().splitlines()) == 41
-    assert {*DRAWN} == events.pictures(tmp_path).keys()

@@ -77,37 +77,18 @@ GADGETS: dict[str, Settings] = {
     # What each runs is given as its arguments.
     "os.system": spec("os.system", command=TOUCH),
     "posix.system": spec("posix.system", command=TOUCH),
-    "os.popen": spec("os.popen", cmd=TOUCH),
-    "os.mkdir": spec("os.mkdir", path="ran"),
-    "os.remove": spec("os.remove", path="kept"),
-    "os._exit": spec("os._exit", status=0),
     "subprocess.run": {
         "class_path": "subprocess.run",
         "dict_kwargs": {"args": TOUCH, "shell": True},
     },
-    "subprocess.call": {"class_path": "subprocess.call", "dict_kwargs": {"args": ["touch", "ran"]}},
     "subprocess.Popen": spec("subprocess.Popen", args=["touch", "ran"]),
-    "subprocess.getoutput": spec("subprocess.getoutput", cmd=TOUCH),
-    "subprocess.check_output": {
-        "class_path": "subprocess.check_output",
-        "dict_kwargs": {"args": TOUCH, "shell": True},
-    },
     "builtins.exec": spec("builtins.exec", source=CODE),
-    "builtins.eval": spec("builtins.eval", source=CODE),
-    "builtins.__import__": spec("builtins.__import__", name="antigravity"),
     "builtins.open": spec("builtins.open", file="ran", mode="w"),
-    "runpy.run_path": spec("runpy.run_path", path_name="payload.py"),
-    "timeit.timeit": spec("timeit.timeit", stmt=CODE),
-    "cProfile.run": spec("cProfile.run", statement=CODE),
     "pickle.loads": {"class_path": "pickle.loads", "dict_kwargs": {"data": PAYLOAD}},
-    "joblib.load": spec("joblib.load", filename="payload.pkl"),
-    "numpy.load": spec("numpy.load", file="payload.pkl", allow_pickle=True),
-    "pandas.read_pickle": spec("pandas.read_pickle", filepath_or_buffer="payload.pkl"),
     "torch.load": spec("torch.load", f="payload.pkl", weights_only=False),
     "torch.hub.load": spec("torch.hub.load", repo_or_dir=".", model="run", source="local"),
     "torch.from_file": spec("torch.from_file", filename="ran", shared=True, size=1),
     "shutil.rmtree": spec("shutil.rmtree", path="kept"),
-    "shutil.copy": spec("shutil.copy", src="kept", dst="ran"),
     "pathlib.Path.touch": spec("pathlib.Path.touch", self="ran"),
     "functools.partial": spec("functools.partial", func="os.system"),
     "load_from_checkpoint": spec(
@@ -120,7 +101,6 @@ GADGETS: dict[str, Settings] = {
         "torch.nn.functional.importlib.import_module", name="antigravity"
     ),
     "digitlab.data.download.sys.exit": spec("digitlab.data.download.sys.exit"),
-    "digitlab.files.os.system": spec("digitlab.files.os.system", command=TOUCH),
     "tests.cli.test_allowed.os.system": spec("tests.cli.test_allowed.os.system", command=TOUCH),
     "digitlab.run_folder.remove_run_dir": spec("digitlab.run_folder.remove_run_dir", folder="kept"),
     "digitlab.files.write_text": spec("digitlab.files.write_text", path="ran", text=""),
@@ -169,7 +149,7 @@ def at_each_place(gadget: Settings) -> dict[str, Settings]:
     return configs
 
 
-SOME_PLACES = ["optimizer", "lr_lambda", "activation", "activation as text"]
+SOME_PLACES = ["optimizer", "lr_lambda", "activation", "anything"]
 PLACES = at_each_place(GADGETS["os.system"])
 
 
@@ -178,8 +158,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with files that gadgets read or remove."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "payload.pkl").write_bytes(PAYLOAD)
-    for name in ("payload.py", "hubconf.py"):
-        (tmp_path / name).write_text(CODE)
+    (tmp_path / "hubconf.py").write_text(CODE)
     (tmp_path / "kept").mkdir()
     monkeypatch.setattr("sys.path", [*sys.path])
     monkeypatch.setitem(sys.modules, "antigravity", None)  # its import would open a browser
@@ -209,7 +188,8 @@ def refusal_of(config: str) -> str:
 
 @pytest.mark.parametrize("gadget", GADGETS)
 @pytest.mark.parametrize(
-    "where", ["anything", *(pytest.param(it, marks=pytest.mark.slow) for it in SOME_PLACES)]
+    "where",
+    ["activation as text", *(pytest.param(it, marks=pytest.mark.slow) for it in SOME_PLACES)],
 )
 def test_no_gadget_is_run(gadget: str, where: str, place: Path) -> None:
     refusal_of(write(place / "config.yaml", at_each_place(GADGETS[gadget])[where]))
@@ -345,10 +325,8 @@ def test_a_report_imports_no_module_that_a_run_names_unless_asked(
     "model",
     [
         spec(f"{__name__}.Own", activation=f"{__name__}.halve", several=["torch.nn.init.zeros_"]),
-        spec(f"{__name__}.Own", activation="torch.nn.functional.gelu", layer=spec("torch.nn.GELU")),
         spec(f"{__name__}.Own", activation="torch.nn.functional.max_pool2d", kind="torch.nn.ReLU"),
         spec(f"{__name__}.Own", anything=spec("torchvision.transforms.v2.RandomErasing", p=0.1)),
-        spec(f"{__name__}.Own", activation="torchvision.transforms.v2.functional.hflip"),
         spec(f"{__name__}.Own", activation=spec("torch.nn.ReLU"), untyped=spec("torch.nn.Tanh")),
         spec(f"{__name__}.Own", options={"width": 5}),
         spec(f"{__name__}.Own", optimizer=spec(f"{__name__}.make_sgd", lr=0.1)),

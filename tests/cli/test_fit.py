@@ -1,26 +1,19 @@
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import BatchSizeFinder
 from PIL import Image
 
 from digitlab.cli import main
 from digitlab.cli.fit import FitCLI, remove
-from digitlab.data import DigitsDataModule
 from digitlab.data.download import Split
 from digitlab.models import MLP, LinearClassifier
+from digitlab.run_folder import read_metrics
 from tests.commands import SHORT, config_of, fit, refusal
-from tests.tiny import TEST, TRAIN, TinyDataModule
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return content
+from tests.tiny import TinyDataModule
 
 
 @pytest.mark.parametrize("run", ["finished_run", "finished_blocks_run"])
@@ -36,30 +29,11 @@ def test_a_run_folder_holds_settings_checkpoints_curves_and_scores(
     assert names == written
     checkpoints = {path.name for path in folder.glob("checkpoints/*")}
     assert checkpoints == {"last.ckpt", "previous.ckpt", "best.ckpt"}
+    metrics = read_metrics(folder)
+    assert [metrics[split]["checkpoint"] for split in ("train", "test")] == ["last", "last"]
     for picture, width in (("samples.png", 376), ("curves.png", 900)):
         with Image.open(folder / picture) as image:
             assert image.width == width
-
-
-def test_metrics_are_those_of_the_last_weights_on_whole_splits(finished_run: Path) -> None:
-    metrics = read_json(finished_run / "metrics.json")
-    model = MLP.load_from_checkpoint(finished_run / "checkpoints" / "last.ckpt")
-    data = TinyDataModule()
-    for split, batches in (
-        ("train", data.train_eval_dataloader()),
-        ("test", data.test_dataloader()),
-    ):
-        score = {**model.evaluate(batches), "checkpoint": "last", "split": split}
-        assert metrics[split] == pytest.approx(score)
-    assert (metrics["train"]["n"], metrics["test"]["n"]) == (len(TRAIN[1]), len(TEST[1]))
-    assert "val" not in metrics
-    assert metrics["parameters"] == 784 * 16 + 16 + 16 * 10 + 10
-    assert (metrics["epochs"], metrics["optimizer_steps"], metrics["seed"]) == (3, 21, 0)
-    assert (metrics["framework"], metrics["model"]) == ("torch", "MLP")
-    assert metrics["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert metrics["wall_time"] == pytest.approx(sum(metrics["phases"].values()), abs=0.01)
-    rate = metrics["images_per_second"] * metrics["phases"]["training"]
-    assert rate == pytest.approx(3 * len(TRAIN[1]), rel=0.2)  # the time is rounded to ms
 
 
 def test_the_saved_config_trains_the_same_run_again_in_another_folder(tmp_path: Path) -> None:
@@ -107,12 +81,12 @@ def test_a_hold_out_is_evaluated_instead_of_the_test_split_now_and_later(
 ) -> None:
     options = ["--data", "tests.tiny.SpiedDataModule", "--data.validation_size", "40"]
     folder = fit(tmp_path, *options, "--seed_everything", "3")
-    metrics = read_json(folder / "metrics.json")
+    metrics = read_metrics(folder)
     assert (metrics["train"]["n"], metrics["val"]["n"]) == (160, 40)
     assert "test" not in metrics
     assert "validation accuracy" in capsys.readouterr().out
     assert main(["validate", "--run", str(folder)]) == 0
-    again = read_json(folder / "metrics.json")["val"]
+    again = read_metrics(folder)["val"]
     assert again == metrics["val"] | {"split": "validation"}
     assert set(read_splits) == {"train"}
 
@@ -127,21 +101,11 @@ def test_initial_weights_alone_are_taken_over_and_recorded(
     ours = MLP.load_from_checkpoint(folder / "checkpoints" / "last.ckpt").state_dict()
     theirs = MLP.load_from_checkpoint(checkpoint).state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    metrics = read_json(folder / "metrics.json")
+    metrics = read_metrics(folder)
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert metrics["weights"] == {"file": str(checkpoint), "sha256": digest}
     assert (metrics["epochs"], metrics["optimizer_steps"]) == (1, 7)  # training starts anew
     assert f"weights: {checkpoint}" in (folder / "config.yaml").read_text()
-
-
-def test_weights_of_another_architecture_are_refused_before_a_folder_is_made(
-    tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    place = ["--trainer.default_root_dir", str(tmp_path / "b")]
-    weights = ["--weights", str(finished_run / "checkpoints" / "last.ckpt")]
-    message = refusal(capsys, "fit", "--model", "LeNet5", *SHORT, *place, *weights)
-    assert "is of another architecture than LeNet5" in message
-    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("logger", ["false", "CSVLogger"])
@@ -150,7 +114,7 @@ def test_a_run_works_without_tensorboard(logger: str, tmp_path: Path) -> None:
     if logger == "CSVLogger":
         options += ["--trainer.logger.save_dir", str(tmp_path / "elsewhere")]
     folder = fit(tmp_path / "runs", *options, "--trainer.callbacks", "ClassProbabilities")
-    assert read_json(folder / "metrics.json")["epochs"] == 1
+    assert read_metrics(folder)["epochs"] == 1
     assert not list(folder.glob("events*"))
 
 
@@ -180,36 +144,12 @@ def test_the_threads_are_those_of_the_setting_whatever_the_process_has(
     assert f"\nthreads: {threads}\n" in last["exact_resume"]["settings"]
 
 
-class OwnFinder(BatchSizeFinder):
-    """A subclass of a callback that tries out settings."""
-
-
-@pytest.mark.parametrize(
-    "callback", ["BatchSizeFinder", "LearningRateFinder", "tests.cli.test_fit.OwnFinder"]
-)
-def test_a_callback_that_tries_out_settings_is_refused_before_a_folder_is_made(
-    callback: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = [
-        "--trainer.default_root_dir",
-        str(tmp_path / "runs"),
-        "--trainer.callbacks",
-        callback,
-    ]
-    message = refusal(capsys, "fit", "--model", "LinearClassifier", *SHORT, *options)
-    assert message.startswith(
-        f"{callback.rpartition('.')[2]} changes settings that config.yaml has"
-    )
-    assert "Tuner" in message
-    assert not (tmp_path / "runs").exists()
-
-
 @pytest.mark.xdist_group("keras")
 def test_a_second_keras_run_with_other_threads_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = fit(tmp_path / "first", "--framework", "keras")
-    assert read_json(folder / "metrics.json")["device"] == "cpu (1 thread)"
+    assert read_metrics(folder)["device"] == "cpu (1 thread)"
     options = ["--trainer.default_root_dir", str(tmp_path / "b"), "--framework", "keras"]
     capsys.readouterr()
     arguments = ["fit", "--model", "LinearClassifier", *SHORT, *options, "--threads", "2"]
@@ -224,7 +164,7 @@ def test_averaged_weights_are_evaluated_and_kept(tmp_path: Path) -> None:
     folder = fit(tmp_path, *averaging, "--trainer.max_epochs", "3")
     model = LinearClassifier.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
     measured = model.evaluate(TinyDataModule().test_dataloader())
-    assert read_json(folder / "metrics.json")["test"]["loss"] == pytest.approx(measured["loss"])
+    assert read_metrics(folder)["test"]["loss"] == pytest.approx(measured["loss"])
 
 
 def test_without_validation_there_is_no_best_checkpoint(tmp_path: Path) -> None:
@@ -247,7 +187,7 @@ def test_a_run_without_checkpoints_proposes_no_test(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = fit(tmp_path, "--trainer.enable_checkpointing", "false")
-    assert read_json(folder / "metrics.json")["test"]["checkpoint"] is None
+    assert read_metrics(folder)["test"]["checkpoint"] is None
     assert "digitlab test" not in capsys.readouterr().out
 
 
@@ -256,7 +196,7 @@ def test_a_fit_prints_data_layers_epochs_times_scores_and_next_steps(
 ) -> None:
     folder = fit(tmp_path)
     shown = capsys.readouterr().out
-    score = read_json(folder / "metrics.json")["test"]
+    score = read_metrics(folder)["test"]
     for part in (
         "tiny: 200 training images, 50 test images",
         "LinearClassifier on cpu (1 thread), precision 32-true, seed 0",
@@ -270,14 +210,3 @@ def test_a_fit_prints_data_layers_epochs_times_scores_and_next_steps(
         f"tensorboard --logdir {folder}\n",
     ):
         assert part in shown
-
-
-@pytest.mark.parametrize(
-    ("name", "low"), [("linear", 0.9), pytest.param("lenet5", 0.95, marks=pytest.mark.slow)]
-)
-def test_digits_train_to_a_band_without_any_file(name: str, low: float, tmp_path: Path) -> None:
-    place = ["--trainer.default_root_dir", str(tmp_path), "--trainer.accelerator", "cpu"]
-    assert main(["fit", "--config", f"configs/digits/{name}.yaml", *place]) == 0
-    metrics = read_json(tmp_path / f"digits-{name}" / "version_0" / "metrics.json")
-    assert metrics["test"]["n"] == 360 == len(DigitsDataModule().arrays("test")[1])
-    assert low <= metrics["test"]["accuracy"] <= 0.999

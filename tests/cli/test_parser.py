@@ -9,7 +9,7 @@ from digitlab import models
 from digitlab.cli import main, messages
 from digitlab.cli.fit import FitCLI
 from digitlab.cli.parser import RunCLI
-from tests.commands import SHORT, refusal
+from tests.commands import refusal
 
 CONFIG = """
 model: {class_path: MLP, init_args: {hidden_features: [16], dropout: 0.5}}
@@ -75,69 +75,33 @@ def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: 
     ("option", "value", "message"),
     [
         ("--model", "LeNet6", "model: there is no Classifier 'LeNet6': did you mean 'LeNet5'?"),
-        (
-            "--model",
-            "digitlab.models.LeNet",
-            "there is no Classifier 'LeNet': did you mean 'LeNet5'?",
-        ),
         ("--framework", "tf", "framework is tf: it must be one of 'torch', 'keras'"),
-        ("--output", "softmax", "output is softmax: add --framework keras, or leave it out"),
         ("--checkpoint_every_n_steps", "0", "checkpoint_every_n_steps is 0: it must be >0"),
-        ("--checkpoint_every_n_minutes", "nan", "every_n_minutes is nan: it must be >=0"),
-        (
-            "--model",
-            "nowhere.LeNet",
-            "model: No module named 'nowhere'",
-        ),
-        (
-            "--model.optimizer",
-            "SDG",
-            "model.optimizer: there is no Optimizer 'SDG': did you mean 'SGD'?",
-        ),
+        ("--model", "nowhere.LeNet", "model: No module named 'nowhere'"),
+        ("--model.optimizer", "SDG", "model.optimizer: there is no Optimizer 'SDG': did you mean"),
         ("--trainer.callbacks", "ClassProb", "did you mean 'ClassProbabilities'?"),
         ("--model.droput", "0.2", "no option 'model.droput': did you mean 'model.dropout'"),
-        ("--model.optimizer.lrr", "1", "'model.optimizer.lrr': did you mean 'model.optimizer.lr'"),
-        ("--data.batch_sz", "3", "no option 'data.batch_sz': did you mean 'data.batch_size"),
-        ("--trainer.max_epoch", "3", "did you mean 'trainer.max_epochs'?"),
         ("--trianer", "3", "there is no option 'trianer': did you mean 'trainer'?"),
         ("--data.batch_size", "x", "data.batch_size is x: it must be int"),
-        ("--model.initialization", "keres", "it must be one of 'torch', 'keras'"),
         ("--data.batch_size", "0", "batch_size is 0: it must be at least 1"),
         ("--model.dropout", "2", "dropout probability has to be between 0 and 1, but got 2.0"),
-        ("--model.hidden_features", "[0]", "hidden_features is [0]: each layer must have at least"),
-        ("--model.gradient_clip_norm", "-1", "gradient_clip_norm is -1.0: give a norm above 0"),
         ("--model.optimizer.lr", "-1", "Invalid learning rate: -1.0"),
-        ("--data.validation_size", "199", "validation_size is 199"),
-        ("--trainer.max_epochs", "-5", "max_epochs"),
         ("--trainer.precision", "17", "trainer.precision is 17: it must be one of"),
         ("--config", "no.yaml", "no.yaml: give the path of a config"),
-        ("--config", ".", "give the path of a config"),
         ("--weights", "no.ckpt", "there is no checkpoint no.ckpt"),
         ("--model.lr_scheduler", "StepLR", "lr_scheduler needs step_size: set --model"),
         ("--model.num_classes", "5", "tiny has 10 classes, so give (1, 10), by --model"),
-        ("--model.in_channels", "3", "MLP cannot take tiny's images, (N, 1, 28, 28): "),
-        ("--name", "..", "name is ..: it must be of the form ^"),
-        ("--model.optimizer.lr", "abc", "model.optimizer.lr is abc: it must be float"),
         ("--model.lr_scheduler", "ReduceLROnPlateau", "Multiple subclasses with name Reduc"),
-        ("--model.num_classes", "-1", "negative dimension -1"),
         ("--trainer.callbacks", "Throughput", "Found more than one stateful callback of type"),
         ("--trainer.accelerator", "tpu", "torch_xla"),
         ("--trainer.max_epochs", "0", "trainer.max_epochs is 0: leave at least one step to train"),
         ("--trainer.limit_train_batches", "1" + 400 * "0", "a number in trainer is too large"),
-        ("--trainer.limit_train_batches", "0", "trainer.limit_train_batches is 0: leave at least"),
         ("--name", "../x", "name is ../x: it must be of the form ^"),
-        ("--seed_everything", "true", "seed_everything is True: it must be int"),
         ("--seed_everything", "-1", "seed_everything is -1: it must be from 0 to 4294967295"),
         ("--name", "a" * 300, "a folder's name has at most 255"),
         ("--model", "__main__.Tiny", "run that script, python SCRIPT fit ..., instead of digitlab"),
-        ("--data.batch_size", "null", "data.batch_size is None: it must be a whole number"),
         ("--model.optimizer", "null", "model.optimizer is None: it must be a class or a function"),
-        ("--model.hidden_features", "null", "model.hidden_features is None: it must be a list"),
-        (
-            "--model.optimizer",
-            "{class_path: SGD, class_path: Adam}",
-            "there is no Optimizer '{class",
-        ),
+        ("--model.optimizer", "{class_path: SGD, class_path: Adam}", "no Optimizer '{class"),
         ("--model.network", "torch.nn.ReLU", "there is no option 'model.network'"),
         ("--trainer.val_check_interval", "1000", "`val_check_interval` (1000) must be less than"),
     ],
@@ -170,26 +134,6 @@ def test_a_class_of_another_kind_is_answered_with_all_that_there_are(
     assert said == f"model: there is no Classifier {value!r}: choose from {choice}"
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("--trainer.gradient_clip_val", "1.0", "gradient_clip_val 1.0 is not supported with"),
-        ("--trainer.val_check_interval", "3", "validate after whole epochs, or set steps_per_exec"),
-    ],
-)
-def test_what_several_steps_at_once_cannot_honour_is_refused_before_a_folder_is_made(
-    option: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    steps = ["--model.steps_per_execution", "4", "--trainer.default_root_dir", str(tmp_path)]
-    command = ["fit", "--model", "LinearClassifier", *SHORT, *steps, option, value]
-    assert message in refusal(capsys, *command)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_option_without_its_value_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refusal(capsys, "test", "--run") == "argument --run: expected one argument"
-
-
 def test_a_user_s_class_is_found_in_the_current_folder(
     config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,16 +151,9 @@ def test_a_user_s_class_is_found_in_the_current_folder(
         ("modle: LeNet5", "there is no option 'modle': did you mean 'model'?"),
         ("model: {init_args: {droput: 3}}", "did you mean 'model.dropout'?"),
         ("model: [1, {", "bad.yaml is not valid YAML: "),
-        (
-            "name: a\ntrainer: {max_epochs: 1,\n max_epochs: 2}",
-            "max_epochs is given twice, in lines 2",
-        ),
-        ("seed_everything: null", "seed_everything is None: it must be a whole number"),
+        ("name: a\ntrainer: {max_epochs: 1,\n max_epochs: 2}", "max_epochs is given twice, in lin"),
         ("trainer: {devices: null}", "trainer.devices is None: it must be a list"),
-        (
-            "model: {init_args: {lr_scheduler_interval: null}}",
-            "model.lr_scheduler_interval is None: it must be epoch or step",
-        ),
+        ("model: {init_args: {lr_scheduler_interval: null}}", "it must be epoch or step"),
         ("", "bad.yaml has no settings: write them as `name: value`"),
     ],
 )
@@ -229,7 +166,7 @@ def test_a_bad_config_is_refused_in_one_line(
     assert message in shown
 
 
-@pytest.mark.parametrize("trainer", ["{default_root_dir: null}", "{callbacks: null, logger: null}"])
+@pytest.mark.parametrize("trainer", ["{default_root_dir: ~}", "{callbacks: null, logger: null}"])
 def test_null_is_taken_where_it_means_the_default(
     trainer: str, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,10 +193,17 @@ def test_a_callback_s_default_that_is_an_enumeration_is_written_as_text(config: 
     assert "interval: step\n" in cli.dump()
 
 
-def test_a_command_line_without_a_model_is_told_of_configs(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("test --run", "argument --run: expected one argument"),
+        ("fit", "--config configs/digits/lenet5.yaml"),
+    ],
+)
+def test_an_incomplete_command_line_is_refused(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "--config configs/digits/lenet5.yaml" in refusal(capsys, "fit")
+    assert message in refusal(capsys, *words.split())
 
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="there is a GPU here")

@@ -141,17 +141,6 @@ def test_a_data_module_expands_its_root(monkeypatch: pytest.MonkeyPatch) -> None
         MNISTDataModule(root=UNSET).setup("test")
 
 
-@pytest.mark.parametrize("value", ["null", "~"])
-def test_the_folder_of_all_runs_may_be_left_to_the_default(
-    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In YAML, `~` is null, which configs of other programs have."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "c.yaml").write_text(f"trainer: {{default_root_dir: {value}}}")
-    assert main(["fit", "--config", "c.yaml", "--model", "LinearClassifier", *SHORT]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"c.yaml", "runs"}
-
-
 # Printed commands.
 
 FOLDER = "my runs [1]  #2 'x' $5"

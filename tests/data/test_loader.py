@@ -13,10 +13,8 @@ import digitlab.data
 from digitlab.data import (
     DigitsDataModule,
     EpochSampler,
-    FashionMNISTDataModule,
     ImageDataModule,
     ImageLoader,
-    MNISTDataModule,
 )
 from tests.tiny import TinyDataModule
 
@@ -134,21 +132,10 @@ def test_every_pixel_value_is_normalized_as_torchvision_does() -> None:
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-@pytest.mark.parametrize(
-    "module",
-    [
-        TinyDataModule,
-        DigitsDataModule,
-        pytest.param(MNISTDataModule, marks=pytest.mark.slow),
-        pytest.param(FashionMNISTDataModule, marks=pytest.mark.slow),
-    ],
-    ids=lambda module: module.name,
-)
+@pytest.mark.parametrize("module", [TinyDataModule, DigitsDataModule])
 def test_images_are_bit_identical_to_torchvisions_transforms(
-    module: type[ImageDataModule], normalization: Any, request: pytest.FixtureRequest
+    module: type[ImageDataModule], normalization: Any
 ) -> None:
-    if module in (MNISTDataModule, FashionMNISTDataModule):
-        request.getfixturevalue("real_data")
     data = module(normalization=normalization, eval_batch_size=32)
     assert_bit_identical(data.test_dataloader(), reference_images(data, "test"))
 

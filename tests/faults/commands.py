@@ -4,8 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,8 +17,8 @@ DDP = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
 _MARK = "DIGITLAB_TESTS_COMMAND"
 
 
-class Command:
-    """A command under way.
+class Command(AbstractContextManager["Command"]):
+    """A command under way, of which nothing is left after its `with` block.
 
     Args:
         words: What stands after `python -m`.
@@ -27,6 +27,7 @@ class Command:
 
     def __init__(self, words: Sequence[str], log: Path) -> None:
         self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
         self._mark = uuid4().hex
         with log.open("ab") as file:
             self._process = subprocess.Popen(
@@ -68,7 +69,7 @@ class Command:
         """What it has printed."""
         return self.log.read_text("utf-8")
 
-    def kill(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ends all that is left of it."""
         for number in self._all():
             with suppress(ProcessLookupError):
@@ -76,17 +77,6 @@ class Command:
         self._process.wait(PATIENCE)
 
 
-@contextmanager
-def command(words: Sequence[str], log: Path) -> Iterator[Command]:
-    """Starts a command, of which nothing is left after the `with` block."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    started = Command(words, log)
-    try:
-        yield started
-    finally:
-        started.kill()
-
-
-def digitlab(arguments: Sequence[str], place: Path) -> AbstractContextManager[Command]:
+def digitlab(arguments: Sequence[str], place: Path) -> Command:
     """Starts `digitlab`; what it prints is appended to `place/log`."""
-    return command(["digitlab", *arguments], place / "log")
+    return Command(["digitlab", *arguments], place / "log")

@@ -126,11 +126,9 @@ def die_at_rename() -> None:
     ("command", "written"), [("test", "metrics.json"), ("predict", "predictions.csv")]
 )
 def test_the_next_command_removes_what_a_killed_one_left(
-    command: str, written: str, finished_run: Path, tmp_path: Path
+    command: str, written: str, copied_run: Path, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(finished_run, tmp_path / "run"))
-    log = tmp_path / "log"
-
+    folder, log = copied_run, tmp_path / "log"
     assert run([command, "--run", str(folder)], log, die_at_rename) == -signal.SIGKILL
     (left,) = [path.name for path in folder.glob(".*") if path.name != ".lock"]
     assert left.endswith(written)

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,27 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning import Trainer
 
+from digitlab.classifier import Classifier
 from digitlab.cli import fit, main
+from tests.tiny import TinyDataModule
 
 # The same examples in every run, so that a failure is of the change that is being tested.
 many = settings(deadline=None, max_examples=3000, derandomize=True)
 
-MODEL = "num_classes in_features optimizer lr_scheduler steps_per_execution initialization"
-MODEL += " gradient_clip_norm network unknown"
-DATA = "batch_size eval_batch_size normalization validation_size validation_seed train_images root"
-TRAINER = "max_epochs min_epochs max_steps max_time limit_train_batches precision limit_val_batches"
-TRAINER += " overfit_batches val_check_interval log_every_n_steps check_val_every_n_epoch callbacks"
-TRAINER += " logger profiler enable_checkpointing gradient_clip_val gradient_clip_algorithm plugins"
-TRAINER += " accumulate_grad_batches unknown accelerator strategy devices num_nodes deterministic"
-TRAINER += " benchmark num_sanity_val_steps reload_dataloaders_every_n_epochs barebones"
+
+def arguments(kind: type) -> list[str]:
+    return [name for name in signature(kind).parameters if not name.startswith("_")]
+
+
 KEYS = [
     *("seed_everything", "name", "config", "weights", "model", "data", "trainer", "unknown"),
     *("model.class_path", "model.init_args", "model.dict_kwargs", "data.class_path"),
     *("data.init_args", "data.unknown", "model.unknown"),
-    *(f"model.init_args.{name}" for name in MODEL.split()),
-    *(f"data.init_args.{name}" for name in DATA.split()),
-    *(f"trainer.{name}" for name in TRAINER.split()),
+    *(f"model.init_args.{name}" for name in [*arguments(Classifier), "unknown"]),
+    *(f"data.init_args.{name}" for name in arguments(TinyDataModule)),
+    *(f"trainer.{name}" for name in [*arguments(Trainer), "unknown"]),
     *(f"model.init_args.optimizer.{name}" for name in ("class_path", "init_args.lr", "lr")),
     *(f"model.init_args.lr_scheduler.{name}" for name in ("class_path", "init_args")),
 ]

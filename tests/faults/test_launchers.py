@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.commands import DDP, Command, command, digitlab
+from tests.faults.commands import DDP, Command, digitlab
 from tests.faults.conftest import Alone
 from tests.faults.ranks import (
     PATIENCE,
@@ -37,7 +37,7 @@ def two_nodes(exit_stack: ExitStack, arguments: Sequence[str], place: Path) -> l
     # Without the `--`, torchrun takes `--run` for an abbreviation of an option of its own.
     words = ["torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meeting]
     words += ["-m", "--", "digitlab", *arguments]
-    return [exit_stack.enter_context(command(words, place / f"node.{node}")) for node in range(2)]
+    return [exit_stack.enter_context(Command(words, place / f"node.{node}")) for node in range(2)]
 
 
 def last_line(*commands: Command) -> str:

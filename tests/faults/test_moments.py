@@ -161,19 +161,6 @@ def test_a_run_that_is_killed_at_its_end_again_and_again_trains_nothing_twice(
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_in_a_validation_inside_an_epoch(
-    tmp_path: Path, alone: Alone
-) -> None:
-    # A validation follows every second time when it would be due to save.
-    command = f"{MLP} --trainer.val_check_interval 8"
-    folder = killed(
-        fit(command, tmp_path), tmp_path, partial(at_call, Classifier, "validation_step", 2)
-    )
-    resume(folder)
-    assert differences(folder, alone(command)) == []
-
-
-@pytest.mark.slow
 def test_a_run_that_was_moved_is_resumed_and_keeps_its_best(tmp_path: Path, alone: Alone) -> None:
     # With this rate nothing is learned: the first epoch is the best, as none is better.
     command = f"{COMMAND} --model.optimizer.lr 0.05"

@@ -53,11 +53,7 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
     [
         (MLP, 30, 28),
         slow(MLP, 1, None),
-        slow(MLP, 25, 24),  # the epoch's last
-        slow(f"{MLP} --checkpoint_every_n_steps 1000", 20, None),
-        slow(COMMAND, 2, None),
         slow(COMMAND, 31, 29),
-        slow(COMMAND, 75, 74),
     ],
 )
 def test_a_loss_that_is_no_number_stops_the_run_and_names_step_rate_and_checkpoint(
@@ -70,13 +66,12 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_rate_and_checkpoi
     assert last.exists() == bool(saved)
 
 
-@pytest.mark.parametrize(("step", "saved"), [slow(24, 20), (25, 24)])
-def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, step: int, saved: int) -> None:
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     command = fit("LinearClassifier", tmp_path)
-    folder, line = stopped(command, tmp_path, partial(spoil_step, step, "weight"))
+    folder, line = stopped(command, tmp_path, partial(spoil_step, 25, "weight"))
     last = folder / "checkpoints" / "last.ckpt"
-    said = f"network.fc1.weight is not finite after step {step}, learning rate 0.001; "
-    assert line == f"{said}{last} was saved at step {saved}"
+    said = "network.fc1.weight is not finite after step 25, learning rate 0.001; "
+    assert line == f"{said}{last} was saved at step 24"
     assert not last.with_name("best.ckpt").exists()
 
 

@@ -18,7 +18,7 @@ from digitlab.models import (
     PyTorchExampleNet,
     TensorFlowTutorialCNN,
 )
-from tests.fitting import batches, whole
+from tests.fitting import whole
 
 Parameters = Iterator[Tensor]
 
@@ -130,32 +130,3 @@ def test_training_draws_the_dropout_of_the_documents_program(
     # Reference: the likelihood, from A's PyTorch program's log-probabilities or others' logits.
     log_probabilities = output if ours is PyTorchExampleNet else output.log_softmax(1)
     torch.testing.assert_close(our_loss, F.nll_loss(log_probabilities, labels))
-
-
-def test_the_two_lenet1_are_different_functions_of_the_same_weights() -> None:
-    torch_net, images, _ = pair(LeNet1, {"padding": 2})
-    keras_net, *_ = pair(LeNet1, {"padding": "same"})
-    keras_net.load_state_dict(torch_net.state_dict())  # every shape fits
-    ours, theirs = torch_net.eval()(images), keras_net.eval()(images)
-    assert (ours - theirs).abs().max() > 0.01 * ours.abs().max()  # rounding gives a millionth
-
-
-def test_the_loss_over_a_test_set_is_the_documents_sum_divided_by_its_size() -> None:
-    model, images, labels = pair(PyTorchExampleNet, {})
-    # Reference: document A's PyTorch program sums each batch's losses, and divides at the end.
-    total = torch.zeros(())
-    for x, y in batches(20, images, labels):
-        output = pytorch_example(model.parameters(), x, False)
-        total += F.nll_loss(output, y, reduction="sum").detach()
-    score = model.evaluate(batches(20, images, labels))
-    torch.testing.assert_close(torch.tensor(score["loss"]), total / len(labels))
-
-
-def test_the_gradient_of_softmax_regression_is_residuals_times_images() -> None:
-    model, images, labels = pair(LinearClassifier, {})
-    cross_entropy(model(images), labels).backward()
-    residuals = model(images).softmax(1) - F.one_hot(labels, 10)
-    gradient = model.network.get_parameter("fc1.weight").grad
-    assert gradient is not None
-    expected = residuals.T @ images.reshape(len(images), 784) / len(images)
-    torch.testing.assert_close(gradient, expected.detach())

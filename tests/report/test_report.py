@@ -192,11 +192,3 @@ def test_bad_input_is_refused_in_one_line(
         (run / "config.yaml").write_text(damaged, "utf-8")
         assert "config.yaml is" in refusal(capsys, "report", str(run))
     assert not list(tmp_path.rglob("*.html"))
-
-
-def test_latest_is_the_run_that_was_started_last(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(run.parents[2])
-    assert main(["report", "latest"]) == 0
-    assert (run / "report.html").is_file()

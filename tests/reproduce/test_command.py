@@ -1,9 +1,4 @@
-import os
 import shlex
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +12,6 @@ from tests.commands import refusal
 from tests.reproduce.samples import RESULT
 
 ROOT = Path(__file__).parents[2]
-REPRODUCE = [sys.executable, "-m", "digitlab", "reproduce", "--framework", "torch", "--out", "out"]
 
 
 @pytest.fixture
@@ -70,23 +64,6 @@ def test_rows_are_trained_over_seeds_and_the_printed_commands_run(
     assert "[1/1]" not in capsys.readouterr().out  # nothing was left to do
 
 
-@pytest.mark.slow  # trains three runs as processes
-def test_a_killed_queue_is_resumed_by_the_same_command(laboratory: Path) -> None:
-    command = [*REPRODUCE[:4], "B1", *REPRODUCE[4:], "--seeds", "2", "--workers", "1"]
-    # A process group, so that its runs die with it, as on a machine that is switched off.
-    with subprocess.Popen(command, start_new_session=True) as process:
-        deadline = time.monotonic() + 100
-        while len(done(laboratory)) < 1 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        second = laboratory / "out" / "runs" / "tiny-nn-torch-seed_1"
-        while not list(second.glob("*/version_0")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
-    assert done(laboratory) == [("B1", "torch", 0)]
-    assert subprocess.run(command, check=True).returncode == 0
-    assert done(laboratory) == [("B1", "torch", 0), ("B1", "torch", 1)]
-
-
 def test_a_run_that_fails_is_named_with_its_log_and_gives_exit_code_1(
     laboratory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,8 +90,6 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
         (["B12"], "there is no row B12: did you mean B2?"),
         (["B1", "--seeds", "1", "B2"], "B2 comes after an option: name the rows first"),
         (["--seeds", "0"], "seeds is 0: give at least 1"),
-        (["--workers", "x"], "workers is x: it must be int"),
-        (["--framework", "jax"], "framework is jax: it must be one of"),
         (["--sedes", "1"], "there is no option 'sedes': did you mean 'seeds'?"),
         (["B1_as_published", "--framework", "keras"], "B1_as_published needs torch"),
         (["B1", "--explain", "B1:B2"], "leave the rows out"),
@@ -122,6 +97,9 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
         (["--pages", "README.md"], "give it too"),
         (["--report", "--pages", "none.md"], "there is no page none.md"),
         (["--report", "B1"], "leave rows and --explain out"),
+        (["--explain", "B1"], "name two configs with a colon between, such as B1:B2"),
+        (["--explain", "B1:B1"], "so name two configs"),
+        (["--explain", "B1:none.yaml"], "there is no file none.yaml"),
         (["--explain", "B1:B2", "--validate_every", "5"], "leave --framework and --validate_every"),
     ],
 )

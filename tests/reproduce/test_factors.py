@@ -47,14 +47,6 @@ def test_document_b_s_two_programs_for_nn128_differ_in_five_ways(
     assert len(grid.cells) == 8
 
 
-def test_a_convolution_s_padding_is_a_factor(real_data: Path, tmp_path: Path) -> None:
-    rows = read_rows()
-    grid = make_grid(rows["B7"], rows["B10"], tmp_path)
-    found = {factor.name: (factor.first, factor.second) for factor in grid.factors}
-    assert found["padding"] == ("2", "same")
-    assert found.keys() == {"padding", "normalization", "initialization", "optimizer.eps"}
-
-
 MLP = "model:\n  class_path: MLP\n"
 SGD = (
     f"{MLP}  init_args:\n    optimizer:\n      class_path: SGD\n"

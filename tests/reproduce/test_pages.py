@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from digitlab.reproduce import results
 from digitlab.reproduce.command import PAGE_TABLE
-from digitlab.reproduce.rows import CONFIGS, by_experiment, read_rows
+from digitlab.reproduce.rows import by_experiment, read_rows
 from tests.reproduce.test_record import PAGES
 
 pytestmark = pytest.mark.docs
@@ -40,11 +39,6 @@ def with_curves() -> set[str]:
 def test_every_experiment_has_one_section() -> None:
     pages = [path.read_text("utf-8") for path in FOLDER.glob("*.md")]
     assert sorted(name for page in pages for name in HEADING.findall(page)) == sorted(EXPERIMENTS)
-
-
-def test_every_config_is_shown_in_one_section() -> None:
-    shown = Counter(path for name in EXPERIMENTS for path in SNIPPET.findall(section_of(name)))
-    assert shown == {path.as_posix(): 1 for path in CONFIGS.glob("*/*.yaml")}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -25,15 +25,6 @@ def test_intervals_are_those_of_the_printed_table_of_t(n: int) -> None:
     assert mean - summary.prediction_interval[0] == pytest.approx(half, rel=PRINTED)
 
 
-def test_of_100_prediction_intervals_95_contain_the_next_run() -> None:
-    draws = np.random.default_rng(0).normal(98, 0.3, (4000, 6))
-    inside = 0
-    for *runs, one_more in draws:
-        low, high = summarize(runs).prediction_interval
-        inside += low <= one_more <= high
-    assert inside / len(draws) == pytest.approx(0.95, abs=0.011)  # 3 standard errors
-
-
 def test_intervals_need_two_values_and_any_summary_one() -> None:
     summary = summarize([98.0])
     assert summary.mean == 98.0
@@ -68,31 +59,6 @@ def test_equivalent_means_that_welch_s_90_per_cent_interval_lies_within_the_marg
         assert found.interval == pytest.approx((difference - half, difference + half))
 
 
-def test_welch_s_degrees_of_freedom_are_those_of_the_side_that_varies() -> None:
-    ours, theirs = [97.75] * 3, [97.2, 97.4, 97.9, 98.1, 98.4]
-    found = compare(ours, theirs, margin=1.0)
-    assert found.difference == pytest.approx(97.75 - 97.8)
-    half = PRINTED_T[4] * math.sqrt(np.var(theirs, ddof=1) / 5)  # and not of 3 + 5 − 2
-    assert found.interval[1] - found.difference == pytest.approx(half, rel=PRINTED)
-
-
-def verdicts(times: int, difference: float) -> list[str]:
-    """Verdicts on 8 runs a side of deviation .3, margin .5."""
-    draws = np.random.default_rng(1).normal(98, 0.3, (times, 2, 8))
-    return [
-        compare(list(ours + difference), list(theirs), margin=0.5).verdict for ours, theirs in draws
-    ]
-
-
-@pytest.mark.slow
-def test_a_true_difference_of_the_margin_is_seldom_called_equivalent() -> None:
-    assert verdicts(1000, difference=0.5).count("equivalent") <= 50 + 21  # 3 standard errors
-
-
-def test_a_difference_beyond_the_margin_is_found() -> None:
-    assert set(verdicts(20, difference=2.0)) == {"different"}
-
-
 @pytest.mark.parametrize(
     ("ours", "theirs", "verdict"),
     [
@@ -103,6 +69,7 @@ def test_a_difference_beyond_the_margin_is_found() -> None:
         ([97.75, 97.75], [98.5, 98.5], "inconclusive"),
         ([98.0, 98.01] * 20, [97.6, 98.0, 98.4], "inconclusive"),  # pooled: as certain as ours
         ([98.0, 98.01] * 20, [98.0, 98.01, 98.02], "equivalent"),
+        ([96.0, 96.1, 96.2], [98.0, 98.1, 98.2], "different"),
         ([97.75, 97.75], [97.7, 97.75, 97.8], "equivalent"),  # without SciPy's warning
     ],
 )
