@@ -312,6 +312,20 @@ def test_a_callback_writes_no_text_of_a_config_where_the_config_says(
     assert_nothing_ran(place)
 
 
+def test_no_gadget_in_a_checkpoint_s_hyper_parameters_is_run(
+    finished_run: Path, place: Path
+) -> None:
+    checkpoint = torch.load(finished_run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"] |= {
+        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        "optimizer": GADGETS["os.system"],
+    }
+    torch.save(checkpoint, "evil.ckpt")
+    with pytest.raises(ValueError, match="optimizer is"):
+        MLP.load_from_checkpoint("evil.ckpt")
+    assert_nothing_ran(place)
+
+
 @pytest.mark.parametrize("network", ["MLP", f"{__name__}.Strict"])
 def test_an_evaluation_makes_no_optimizer_scheduler_callback_or_logger_of_the_run(
     network: str, finished_run: Path, place: Path

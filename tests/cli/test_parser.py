@@ -125,6 +125,7 @@ def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: 
         ("--trainer.max_epochs", "0", "trainer.max_epochs is 0: leave at least one step to train"),
         ("--trainer.limit_train_batches", "1" + 400 * "0", "a number in trainer is too large"),
         ("--trainer.limit_train_batches", "0", "trainer.limit_train_batches is 0: leave at least"),
+        ("--trainer.check_val_every_n_epoch", "0", "check_val_every_n_epoch is 0: it must be at"),
         ("--name", "../x", "name is ../x: it must be of the form ^"),
         ("--seed_everything", "true", "seed_everything is True: it must be int"),
         ("--seed_everything", "-1", "seed_everything is -1: it must be from 0 to 4294967295"),
@@ -184,6 +185,31 @@ def test_what_several_steps_at_once_cannot_honour_is_refused_before_a_folder_is_
     command = ["fit", "--model", "LinearClassifier", *SHORT, *steps, option, value]
     assert message in refusal(capsys, *command)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trainer", "a.yaml"], "a.yaml is not valid YAML: max_epochs is given twice, in lines"),
+        (["--trainer", "b.yaml"], "trainer.max_epochs is x: it must be int"),
+        (
+            ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.patience", "x"],
+            "trainer.callbacks.patience is x: it must be int",
+        ),
+    ],
+)
+def test_a_setting_in_a_part_s_own_file_or_of_a_callback_is_named(
+    words: list[str],
+    message: str,
+    config: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text("max_epochs: 1\nmax_epochs: 2")
+    Path("b.yaml").write_text("max_epochs: x")
+    assert refusal(capsys, "fit", "--config", config, *words).startswith(message)
 
 
 def test_an_option_without_its_value_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
