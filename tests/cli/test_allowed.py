@@ -282,6 +282,30 @@ def test_no_command_that_reads_a_config_runs_a_gadget(
     assert code == 2 or command in ("validate", "test", "predict", "report", "convert")
 
 
+def test_a_callback_writes_no_text_of_a_config_where_the_config_says(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callback = spec("SaveConfig", path="ran", settings=CODE)
+    config = write(place / "config.yaml", {"trainer": {"callbacks": [callback]}})
+    assert main(["fit", "--config", config]) == 2
+    assert "SaveConfig, which digitlab fit adds to each run" in capsys.readouterr().err
+    assert_nothing_ran(place)
+
+
+def test_no_gadget_in_a_checkpoint_s_hyper_parameters_is_run(
+    finished_run: Path, place: Path
+) -> None:
+    checkpoint = torch.load(finished_run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"] |= {
+        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        "optimizer": GADGETS["os.system"],
+    }
+    torch.save(checkpoint, "evil.ckpt")
+    with pytest.raises(ValueError, match="optimizer is"):
+        MLP.load_from_checkpoint("evil.ckpt")
+    assert_nothing_ran(place)
+
+
 @pytest.mark.parametrize("network", ["MLP", f"{__name__}.Strict"])
 def test_an_evaluation_makes_no_optimizer_scheduler_callback_or_logger_of_the_run(
     network: str, finished_run: Path, place: Path
@@ -304,13 +328,18 @@ def test_an_evaluation_makes_no_optimizer_scheduler_callback_or_logger_of_the_ru
         {"model": spec("MLP", activation="mailed.Net")},
         {"model": spec("MLP", activation='"{class_path: \\"mailed\\x2eNet\\"}"')},
         {"model": spec("MLP", activation="./mailed.py")},
+        {"model": spec("MLP", activation="~/mailed.py")},
+        # `object` has these names, too.
+        {"model": spec("mailed.__class__")},
+        {"data": spec("mailed.Data.__init__")},
         {"data": spec("mailed.Data")},
     ],
 )
 def test_a_report_imports_no_module_that_a_run_names_unless_asked(
-    changes: Settings, finished_run: Path, place: Path
+    changes: Settings, finished_run: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (place / "mailed.py").write_text(CODE)
+    monkeypatch.setenv("HOME", str(place))
     sys.modules.pop("mailed", None)
     run = run_with(finished_run, place, changes)
     assert main(["report", str(run)]) == 0

@@ -96,6 +96,7 @@ def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: 
         ("--trainer.accelerator", "tpu", "torch_xla"),
         ("--trainer.max_epochs", "0", "trainer.max_epochs is 0: leave at least one step to train"),
         ("--trainer.limit_train_batches", "1" + 400 * "0", "a number in trainer is too large"),
+        ("--trainer.check_val_every_n_epoch", "0", "check_val_every_n_epoch is 0: it must be at"),
         ("--name", "../x", "name is ../x: it must be of the form ^"),
         ("--seed_everything", "-1", "seed_everything is -1: it must be from 0 to 4294967295"),
         ("--name", "a" * 300, "a folder's name has at most 255"),
@@ -132,6 +133,35 @@ def test_a_class_of_another_kind_is_answered_with_all_that_there_are(
     choice = ", ".join(sorted(models.__all__))
     said = refusal(capsys, "fit", "--config", config, "--model", value)
     assert said == f"model: there is no Classifier {value!r}: choose from {choice}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trainer", "a.yaml"], "a.yaml is not valid YAML: max_epochs is given twice, in lines"),
+        (["--trainer", "b.yaml"], "trainer.max_epochs is x: it must be int"),
+        (
+            ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.patience", "x"],
+            "trainer.callbacks.patience is x: it must be int",
+        ),
+    ],
+)
+def test_a_setting_in_a_part_s_own_file_or_of_a_callback_is_named(
+    words: list[str],
+    message: str,
+    config: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text("max_epochs: 1\nmax_epochs: 2")
+    Path("b.yaml").write_text("max_epochs: x")
+    assert refusal(capsys, "fit", "--config", config, *words).startswith(message)
+
+
+def test_an_option_without_its_value_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, "test", "--run") == "argument --run: expected one argument"
 
 
 def test_a_user_s_class_is_found_in_the_current_folder(

@@ -66,11 +66,11 @@ def find_unimported(settings: Any) -> str | None:
         return next(filter(None, map(find_unimported, items)), None)
     if not isinstance(settings, str):
         return None
-    if os.path.isfile(settings):  # jsonargparse reads settings from it
+    if os.path.isfile(os.path.expanduser(settings)):  # jsonargparse reads settings from it
         return settings
     if all(map(str.isidentifier, settings.split("."))):
         module, _, name = settings.rpartition(".")
-        unknown = module and name not in vars(sys.modules.get(module) or object)
+        unknown = module and name not in getattr(sys.modules.get(module), "__dict__", ())
         return settings if unknown else None
     with suppress(ValueError):
         if (inner := load_yaml(settings)) != settings:  # jsonargparse reads YAML in a text, too

@@ -37,7 +37,14 @@ def explain(message: str, options: Iterable[str]) -> str:
         message: jsonargparse's own, of many lines.
         options: The names that the parser knows; the nearest one is proposed.
     """
-    key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    # jsonargparse tries the base class, too, which takes no options.
+    base = (
+        r"- Problem with given class_path 'lightning\.Callback':\s+Option '\w+' is not accepted\s"
+    )
+    message = re.sub(base, "", message)
+    key = ""
+    for name in dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)):
+        key = name if not key or name.startswith(f"{key}.") else f"{key}.{name}"
     for pattern, describe in PATTERNS:
         if match := re.search(pattern, message, re.DOTALL):
             return describe(match, key, options)
@@ -131,6 +138,10 @@ PATTERNS: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] =
         lambda match, key, _: f"{key}: {match['line']}",
     ),
     (r"arguments are required: (?P<name>\w+)", _missing),
+    (
+        r"Unable to load config '(?P<path>[^\n]+)'\s+- (?P<line>not valid YAML[^\n]+)",
+        lambda match, *_: f"{match['path']} is {match['line']}",
+    ),
     (r"(?:Given value|Got value): (?P<value>[^\n]+)", _wrong_value),
 ]
 

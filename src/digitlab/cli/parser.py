@@ -196,6 +196,8 @@ def check_settings(cli: RunCLI) -> None:
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if cli.config.trainer[name] == 0:
             raise ValueError(f"trainer.{name} is 0: leave at least one step to train")
+    if cli.config.trainer.check_val_every_n_epoch == 0:
+        raise ValueError("trainer.check_val_every_n_epoch is 0: it must be at least 1, or null")
     if len(os.fsencode(cli.config.name)) > 200:  # the data set's name is added
         raise ValueError(
             f"name is {cli.config.name}: it must have at most 200 characters, as a folder's name "

@@ -14,8 +14,16 @@ from digitlab.resume import ResumePoint
 
 
 def check_callbacks(cli: RunCLI) -> None:
-    """Refuse callbacks that try out settings, so that config.yaml would not be what ran."""
+    """Refuse callbacks that try out settings, so that config.yaml would not be what ran.
+
+    Those that write a run's files could write any text to any file.
+    """
     for callback in as_list(cli.config_init.trainer.callbacks):
+        if isinstance(callback, cb.SaveConfig | cb.SaveFigures | cb.History | cb.FinalEvaluation):
+            raise ValueError(
+                f"trainer.callbacks has {type(callback).__name__}, which digitlab fit adds to each "
+                "run: leave it out"
+            )
         if isinstance(callback, BatchSizeFinder | LearningRateFinder):
             raise ValueError(
                 f"{type(callback).__name__} changes settings that config.yaml has, and trains for "
