@@ -8,6 +8,9 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import Precision
+
+# Private (as of 2.6.6), but it refuses a call on an instance, which would not load into it.
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -109,8 +112,8 @@ class Classifier(MultiStepModule):
         if initialization == "keras":
             self.apply(initialize_as_keras)
 
-    @classmethod
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+    @_restricted_classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: N805
         """Load a model as Lightning does, but call nothing that a checkpoint names."""
         return super().load_from_checkpoint(*args, **{"_instantiator": None, **kwargs})
 
