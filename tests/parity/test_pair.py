@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from digitlab.parity.backend import import_keras, keras_dtype
 from digitlab.parity.checks import Check
-from digitlab.parity.pair import Report, check
+from digitlab.parity.pair import check
+from digitlab.parity.report import Report
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import (
     BATCHES,

@@ -30,10 +30,12 @@ from digitlab.parity.backend import (
     to_tensorflow,
     unchanged_random_state,
 )
+from digitlab.parity.graph import keras_layers
 from digitlab.parity.keras_files import KerasNetwork
+from digitlab.parity.layouts import LAYOUTS
 from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.sides import arrange
-from digitlab.parity.weights import LAYOUTS, build_twin, keras_layers, to_keras
+from digitlab.parity.weights import build_twin, to_keras
 
 _GRADIENT_HOOKS = (
     *("on_before_zero_grad", "on_before_backward", "on_after_backward"),
