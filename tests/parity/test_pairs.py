@@ -6,13 +6,17 @@ import pytest
 from benchmarks.pairs import topics
 from benchmarks.pairs.common import Pair, run
 
+MORE = {"flattening": 8, "matching of layers": 6, "layers that are hard to copy": 8}
+"""Topics with more pairs by default: one in so many."""
 
-def sampled(pairs: list[Pair]) -> list[Pair]:
+
+def sampled(topic: str, pairs: list[Pair]) -> list[Pair]:
     """Choose two pairs: an equal one and another, if a topic has both."""
     equal = [pair for pair in pairs if pair.expected.verdict.startswith("passed")]
     others = [pair for pair in pairs if pair not in equal]
     halves = (equal, others) if equal and others else (pairs[::2], pairs[1::2])
-    return [half[len(half) // 2] for half in halves]
+    more = pairs[:: MORE[topic]] if topic in MORE else []
+    return [half[len(half) // 2] for half in halves] + more
 
 
 def parameters() -> list[Any]:
@@ -20,7 +24,7 @@ def parameters() -> list[Any]:
         pytest.param(
             pair,
             id=f"{topic}: {pair.name}",
-            marks=[] if pair in sampled(pairs) else [pytest.mark.slow],
+            marks=[] if pair in sampled(topic, pairs) else [pytest.mark.slow],
         )
         for topic, pairs in topics().items()
         for pair in pairs

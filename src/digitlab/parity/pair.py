@@ -46,6 +46,7 @@ _TRIALS = 24  # ways to assign weights where several layers read the same
 _NAMED = 32  # examples are enough to find a layer, and few enough to hold the outputs of all layers
 
 
+@only_errors_of("tensorflow")  # it warns of each trace of a layer's float64 copy
 def check(
     torch_module: nn.Module,
     keras_model: Any,
@@ -187,6 +188,8 @@ class _Pair:
             replace(counts, note=note),
             round_trip(original, self.keras_model, in_module(pairs, original)),
         ]
+        # Without weights, outputs alone are compared.
+        self.rows = [replace(row, informational=not pairs) for row in rows]
         # Only now do the layers have the weights.
         self.single = _Sides(self.module, self.keras_model, pairs)
         if any(map(is_channels_first_on_cpu, self.graph.layers)):
