@@ -18,7 +18,7 @@ from digitlab.parity.checks import (
     parameter_counts,
     round_trip,
 )
-from digitlab.parity.sides import arrange, evaluation_mode
+from digitlab.parity.sides import arrange, evaluation_mode, in_torch_layout
 from digitlab.parity.weights import to_keras
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import (
@@ -204,6 +204,12 @@ def test_images_are_laid_out_as_the_keras_model_reads_them() -> None:
         read((60,), images.flatten(1))
     with pytest.raises(ValueError, match="has 0 inputs of known shape: give it one keras"):
         arrange(images, keras.Sequential([keras.layers.Dense(1)]))
+
+
+def test_an_output_with_equal_axes_is_read_in_the_layout_that_fits_better() -> None:
+    ours = np.random.default_rng(0).random((2, 4, 4, 4))
+    for theirs in (ours, np.moveaxis(ours, 1, -1)):
+        np.testing.assert_array_equal(in_torch_layout(ours, theirs), ours)
 
 
 def test_the_table_tells_verdicts_and_notes() -> None:

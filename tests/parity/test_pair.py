@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from digitlab.parity.backend import import_keras, keras_dtype
 from digitlab.parity.checks import Check
@@ -98,6 +98,32 @@ def test_what_changes_the_training_of_keras_alone_is_found(what: str) -> None:
         report = check(model, twin, BATCHES)  # the gradients of both are compared none the less
         report.assert_passed()
         assert report.checks[-1].compared == 2 * report.checks[1].compared
+
+
+def test_an_attention_that_pytorch_alone_freezes_is_found() -> None:
+    """Its three projections are views of one tensor."""
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(7)
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.register_buffer("mean", torch.rand(1, 5, 4)[:, :1])  # a constant that is a view
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x - self.mean
+            result: Tensor = self.attention(x, x, x, need_weights=False)[0]
+            return result
+
+    keras, model = import_keras(), Attending()
+    steps = keras.Input((5, 4))
+    centred = steps - model.mean.numpy()  # type: ignore[operator]
+    twin = keras.Model(steps, keras.layers.MultiHeadAttention(2, 2)(centred, centred))
+    batches = [torch.rand(3, 5, 4)]
+    check(model, twin, batches, loss=None).assert_passed()
+    report = check(model.requires_grad_(False), twin, batches, loss=None)
+    (failed,) = [row for row in report.checks if not (row.passed or row.informational)]
+    assert failed.note.startswith("attention.in_proj_weight[0/3] is frozen in torch alone")
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -286,3 +312,19 @@ def test_a_layer_that_cannot_be_copied_is_compared_as_it_is(name: str) -> None:
     assert "give Doubled a get_config that has all its arguments" in report.only_float32
     assert {row.tolerance for row in report.checks[2:]} == {1e-5}
     assert not check(DocumentStyle(), keras_style(conv1=[uncopyable(name), conv]), BATCHES).passed
+
+
+def test_where_nothing_is_copied_layers_are_matched_in_the_order_of_calls() -> None:
+    class Reversed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second, self.first = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.second(2 * self.first(x))
+            return result
+
+    keras = import_keras()
+    dense = [keras.layers.Dense(4) for _ in range(2)]
+    twin = keras.Sequential([keras.Input((4,)), dense[0], uncopyable("refuses"), dense[1]])
+    assert check(Reversed(), twin, [torch.rand(5, 4)], loss=None).verdict == "passed_float32"

@@ -64,6 +64,21 @@ def test_a_kernel_of_any_dimension_is_that_of_an_einsum(kind: str) -> None:
     np.testing.assert_array_equal(layout.to_torch(kernel)[0], weight)
 
 
+def test_a_depthwise_kernel_has_the_multiplier_behind_the_channels() -> None:
+    weight = np.random.default_rng(0).random((6, 1, 4, 5))  # 3 channels, each twice
+    (layout,) = LAYOUTS["DepthwiseConv2D"]["kernel"]
+    kernel = layout.to_keras(weight, shape=(4, 5, 3, 2))
+    np.testing.assert_array_equal(kernel, np.einsum("cmxy->xycm", weight.reshape(3, 2, 4, 5)))
+    np.testing.assert_array_equal(layout.to_torch(kernel)[0], weight)
+
+
+def test_of_two_biases_the_first_gets_the_sum_and_each_the_gradient_of_it() -> None:
+    (layout,) = LAYOUTS["LSTMCell"]["bias"]
+    values = np.arange(8.0)
+    np.testing.assert_array_equal(layout.to_torch(values), [values, 0 * values])
+    np.testing.assert_array_equal(layout.to_torch(values, is_gradient=True), [values, values])
+
+
 def test_copying_is_all_or_nothing() -> None:
     ours, theirs = pair(fc1=3, fc2=2), dense(fc1=3, fc2=5)
     tensors = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
@@ -105,6 +120,11 @@ MISFITS: dict[str, tuple[nn.Module, Callable[[Any], Any], str]] = {
         nn.Linear(4, 3),
         lambda k: sequential((4,), k.EinsumDense("ab,bc->ac", 3, bias_axes="c", name="einsum")),
         "einsum is a EinsumDense, whose layout of weights is not known: use layers of Dense",
+    ),
+    "gates": (
+        nn.GRU(4, 3),
+        lambda k: sequential((5, 4), k.GRU(3, reset_after=False, name="gru")),
+        "gru has reset_after=False, which computes another function than torch.nn.GRU: use",
     ),
     "variable": (
         pair(fc1=3),
