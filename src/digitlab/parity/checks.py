@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from digitlab.parity.backend import import_keras, import_tensorflow
-from digitlab.parity.layouts import tensor_of
+from digitlab.parity.graph import keras_layers
+from digitlab.parity.layouts import Array
+from digitlab.parity.matching import Match, in_module, match
+from digitlab.parity.parts import is_parameter, tensor_of
 from digitlab.parity.sides import (
     TOLERANCES,
     Inputs,
@@ -26,7 +29,7 @@ from digitlab.parity.sides import (
     relative_difference,
     torch_output,
 )
-from digitlab.parity.weights import Array, Match, in_module, keras_layers, load_matched, match
+from digitlab.parity.weights import load_matched
 
 Loss = Literal["cross_entropy", "binary", "mse"]
 
@@ -88,7 +91,7 @@ def parameter_counts(
 
     The totals are the frameworks' own, which do not depend on how layers are matched here.
     """
-    pairs = match(module, keras_model).pairs if pairs is None else pairs
+    pairs = match(module, keras_model) if pairs is None else pairs
     matched = {name.partition("[")[0] for pair in pairs for name in pair.torch_names}
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     # Buffers without a counterpart, such as a mean to subtract, are constants and no weights.
@@ -109,7 +112,7 @@ def round_trip(module: nn.Module, keras_model: Any, pairs: list[Match] | None = 
 
     Of two biases that Keras adds up, the sum is compared.
     """
-    pairs = match(module, keras_model).pairs if pairs is None else pairs
+    pairs = match(module, keras_model) if pairs is None else pairs
     for pair in pairs:
         pair.variable.assign(pair.to_keras())
     back = deepcopy(module)
@@ -153,9 +156,10 @@ def training_settings(keras_model: Any, pairs: list[Match]) -> Check | None:
     if not found and keras_model.losses:
         found.append(f"{keras_model.name} has added losses")
     for pair in pairs:
-        parameters = [it for it in pair.tensors if isinstance(it, nn.Parameter) or it._is_view()]
-        ours = any(it.requires_grad for it in parameters)
-        if parameters and ours != bool(pair.variable.trainable):
+        named = zip(pair.tensors, pair.torch_names, strict=True)
+        trained = [tensor.requires_grad for tensor, path in named if is_parameter(tensor, path)]
+        ours = any(trained)
+        if trained and ours != bool(pair.variable.trainable):
             found.append(f"{pair.torch_name} is frozen in {'keras' if ours else 'torch'} alone")
     if not found:
         return None
@@ -219,49 +223,41 @@ def gradients(
         most.
     """
     dtype = precision(module, keras_model)
-    pairs = match(module, keras_model).pairs if pairs is None else pairs
-    our_loss, ours = _torch_gradients(module, pairs, inputs, targets, loss)
-    their_loss, theirs = _keras_gradients(keras_model, pairs, inputs, targets, loss)
-    differences = gradient_differences(pairs, ours, theirs)
+    pairs = match(module, keras_model) if pairs is None else pairs
+    of_loss, differences, count = gradient_differences(
+        module, keras_model, inputs, targets, loss, pairs
+    )
     # `max` may pass over NaN, which is worse than any number.
     worst = max(
         differences, key=lambda name: np.nan_to_num(differences[name], nan=np.inf), default=""
     )
-    count = sum(array.size for arrays in ours for array in arrays if array is not None)
     note = f"most in {worst.removeprefix('network.')}" if worst else "no parameter has a gradient"
     tolerance, difference = TOLERANCES[dtype], differences.get(worst, 0.0)
     return [
-        Check(f"loss, {dtype}", 1, relative_difference(our_loss, their_loss), tolerance),
+        Check(f"loss, {dtype}", 1, of_loss, tolerance),
         Check(f"gradients, {dtype}", count, difference, tolerance, note, informational=not pairs),
     ]
 
 
-def wrong_gradients(
+def gradient_differences(
     module: nn.Module,
     keras_model: Any,
     inputs: Inputs,
     targets: Tensor,
     loss: Loss,
     pairs: list[Match],
-    tolerance: float,
-) -> list[Match]:
-    """Return the pairs whose gradients differ; the arguments are those of `gradients`."""
-    _, ours = _torch_gradients(module, pairs, inputs, targets, loss)
-    _, theirs = _keras_gradients(keras_model, pairs, inputs, targets, loss)
-    differences = gradient_differences(pairs, ours, theirs)
-    return [pair for pair in pairs if not differences.get(pair.torch_name, 0.0) <= tolerance]
+) -> tuple[float, dict[str, float], int]:
+    """Compare a loss and its gradients; the arguments are those of `gradients`.
 
-
-Gradients = list[tuple[Array | None, ...]]
-
-
-def gradient_differences(
-    pairs: list[Match], ours: Gradients, theirs: Gradients
-) -> dict[str, float]:
-    """Return the relative difference of each pair's gradients by the names of its tensors."""
+    Returns:
+        The difference of the loss, those of the gradients by the names of each pair's tensors, and
+        the number of values compared.
+    """
+    our_loss, ours = _torch_gradients(module, pairs, inputs, targets, loss)
+    their_loss, theirs = _keras_gradients(keras_model, pairs, inputs, targets, loss)
     known = [array for arrays in (*ours, *theirs) for array in arrays if array is not None]
     floor = 1e-3 * max((float(np.abs(array).max(initial=0)) for array in known), default=0.0)
-    return {
+    differences = {
         pair.torch_name: max(
             _difference(left, right, floor)
             for left, right in zip(lefts, rights, strict=True)
@@ -270,6 +266,8 @@ def gradient_differences(
         for pair, lefts, rights in zip(pairs, ours, theirs, strict=True)
         if any(array is not None for array in (*lefts, *rights))
     }
+    count = sum(array.size for arrays in ours for array in arrays if array is not None)
+    return relative_difference(our_loss, their_loss), differences, count
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -285,6 +283,10 @@ def _probabilities(array: Array) -> bool:
 def _bits(array: Array) -> Array:
     """Return an array's bytes, one row for each value."""
     return np.ascontiguousarray(array).reshape(-1, 1).view(np.uint8)
+
+
+Gradients = list[tuple[Array | None, ...]]
+"""For each pair, the gradients by its tensors."""
 
 
 def _torch_gradients(

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from digitlab.parity.backend import import_keras, import_tensorflow
+from digitlab.parity.copies import CopiedModel
 from digitlab.parity.flattening import feature_orders
-from digitlab.parity.graph import CopiedModel, Graph
+from digitlab.parity.graph import Graph
 from digitlab.parity.layouts import Array, Order, channels_last
 from digitlab.parity.sides import (
     TOLERANCES,

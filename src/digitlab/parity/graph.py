@@ -1,37 +1,12 @@
-"""A Keras model as a list of calls, which can be computed in float64 and watched call by call.
-
-`Graph` expands the models nested in a model, at any depth: what remains are calls of layers and of
-operations, in the order in which they are computed. `double_copies` gives the layers in float64.
-
-TensorFlow holds some constants in float32 even there: the slope of a leaky ReLU, the square root in
-GELU, Python numbers that Keras casts (`Rescaling`, `Normalization`, limits of `ReLU`). The context
-`exact_constants` computes with all of their digits.
-"""
+"""A Keras model as a list of the calls of its layers, with nested models expanded at any depth."""
 
 import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from math import pi, sqrt
 from typing import Any
-from unittest.mock import patch
 
-import numpy as np
-
-from digitlab.parity.backend import (
-    Policy,
-    import_keras,
-    import_tensorflow,
-    keras_dtype,
-    unchanged_random_state,
-)
-
-
-class CopyError(ValueError):
-    """A layer that cannot be copied in float64; the message names it, the reason and the remedy."""
+from digitlab.parity.backend import import_keras
 
 
 @dataclass(frozen=True)
@@ -149,159 +124,17 @@ def _inputs_of(model: Any) -> list[Any]:
     return list(inputs)
 
 
+def keras_layers(model: Any) -> list[Any]:
+    """Return the layers of a Keras model and of the models nested in it, in the order of calls."""
+    return [layer for layer in Graph(model).layers if hasattr(layer, "weights")]
+
+
 def evaluate(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a layer or an operation in evaluation mode."""
     is_layer = isinstance(operation, import_keras().layers.Layer)
     if is_layer and "training" in signature(operation.call).parameters:
         kwargs = kwargs | {"training": False}
     return operation(*args, **kwargs)
-
-
-def copy_layer(layer: Any, policy: Policy) -> Any:
-    """Copy a layer and its weights in another precision, with nothing frozen.
-
-    An operation that is no layer has no weights and no precision, and is returned as it is. A
-    convolution or pooling in the layout `channels_first`, which TensorFlow does not compute on a
-    CPU, is copied as one that computes the same channels last.
-
-    Raises:
-        CopyError: The layer cannot be made again from its configuration.
-    """
-    if not isinstance(layer, import_keras().layers.Layer):
-        return layer
-    with keras_dtype(policy), unchanged_random_state(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Keras warns of Python functions in a configuration
-        # A user's layer may raise anything when it is copied.
-        try:
-            made = _made_again(layer)
-            shapes = layer.get_build_config()
-            if transposed := is_channels_first_on_cpu(layer):
-                made = _made_again(layer, channels_last=True)
-                if shapes:
-                    batch, channels, *space = shapes["input_shape"]
-                    shapes = {"input_shape": (batch, *space, channels)}
-            if layer.built and not made.built:
-                made.build_from_config(shapes)
-            made.set_weights(layer.get_weights())
-        except Exception as error:
-            raise CopyError(
-                f"{layer.name} cannot be copied in {policy} ({type(error).__name__}): give "
-                f"{type(layer).__name__} a get_config that has all its arguments"
-            ) from error
-    for part in made._flatten_layers():  # the layer's own switch misses those frozen by a config
-        part.trainable = True
-        if part.compute_dtype != policy:
-            raise CopyError(
-                f"{layer.name} computes in {part.compute_dtype} whatever its dtype is: let "
-                f"{type(layer).__name__} pass its dtype on"
-            )
-    return _ChannelsFirst(made) if transposed else made
-
-
-def is_channels_first_on_cpu(operation: Any) -> bool:
-    """Return whether TensorFlow refuses an operation on a CPU for its layout."""
-    if getattr(operation, "data_format", None) != "channels_first":
-        return False
-    kind = type(operation).__name__
-    computed = "Conv" in kind or ("Pool" in kind and "Global" not in kind)
-    return computed and not import_tensorflow().config.list_logical_devices("GPU")
-
-
-def _made_again(layer: Any, channels_last: bool = False) -> Any:
-    config = _without_dtype(layer.get_config())
-    config.pop("dtype", None)  # also where Keras infers the configuration, without a name
-    if channels_last:
-        config["data_format"] = "channels_last"
-    try:
-        return type(layer).from_config(config)
-    except Exception:
-        # Keras refuses to make a Python function from a file; here the function itself is at hand.
-        functions = {
-            key: value
-            for key in config
-            if callable(value := getattr(layer, key, None))
-            and not isinstance(value, import_keras().layers.Layer)
-        }
-        if not functions:
-            raise
-        if "function" in config:  # a Lambda's configuration has more than its arguments
-            config.pop("function_config", None)
-        return type(layer)(**config | functions)
-
-
-def _without_dtype(config: Any) -> Any:
-    """Remove the dtype of a layer's configuration, and of the layers in it."""
-    if isinstance(config, list | tuple):
-        return type(config)(map(_without_dtype, config))
-    if not isinstance(config, dict):
-        return config
-    return {
-        key: _without_dtype(value)
-        for key, value in config.items()
-        if key != "dtype" or "name" not in config
-    }
-
-
-_EXACT: ContextVar[bool] = ContextVar("exact", default=False)
-
-
-@contextmanager
-def exact_constants(exact: bool = True) -> Iterator[None]:
-    """Let TensorFlow compute float64 with float64 constants in the `with` block.
-
-    Only Python numbers that are cast to float64, the leaky ReLU and GELU are changed.
-    """
-    token = _EXACT.set(exact)
-    try:
-        with _patched():
-            yield
-    finally:
-        _EXACT.reset(token)
-
-
-@contextmanager
-def _patched() -> Iterator[None]:
-    tensorflow = import_tensorflow()
-    cast, leaky_relu, gelu = tensorflow.cast, tensorflow.nn.leaky_relu, tensorflow.nn.gelu
-
-    def is_exact(value: Any) -> bool:
-        return _EXACT.get() and getattr(value, "dtype", None) == tensorflow.float64
-
-    def exact_cast(x: Any, dtype: Any, *args: Any, **kwargs: Any) -> Any:
-        is_double = isinstance(x, float) and tensorflow.as_dtype(dtype) == tensorflow.float64
-        if _EXACT.get() and is_double:
-            return tensorflow.constant(x, tensorflow.float64)
-        return cast(x, dtype, *args, **kwargs)
-
-    def exact_leaky_relu(features: Any, alpha: float = 0.2, name: str | None = None) -> Any:
-        if not is_exact(features):
-            return leaky_relu(features, alpha, name)
-        return tensorflow.where(features > 0, features, alpha * features)
-
-    def exact_gelu(features: Any, approximate: bool = False, name: str | None = None) -> Any:
-        if not is_exact(features):
-            return gelu(features, approximate, name)
-        if approximate:
-            inner = sqrt(2 / pi) * (features + 0.044715 * features**3)
-            return 0.5 * features * (1 + tensorflow.tanh(inner))
-        return 0.5 * features * (1 + tensorflow.math.erf(features / sqrt(2)))
-
-    with (
-        patch.object(tensorflow, "cast", exact_cast),
-        patch.object(tensorflow.nn, "leaky_relu", exact_leaky_relu),
-        patch.object(tensorflow.nn, "gelu", exact_gelu),
-    ):
-        yield
-
-
-def computes_in_float32(operation: Any) -> bool:
-    """Return whether TensorFlow computes an operation in float32 whatever the precision is.
-
-    That is resizing, except to the nearest value.
-    """
-    kind = type(operation).__name__
-    method = getattr(operation, "interpolation", "nearest")
-    return kind in ("UpSampling2D", "Resizing", "Resize") and method != "nearest"
 
 
 def first_line(error: Exception) -> str:
@@ -312,137 +145,3 @@ def first_line(error: Exception) -> str:
     where = f"{heading[1]}: " if heading else ""
     line = next(iter(text[heading.end() if heading else 0 :].splitlines()), "")
     return "".join(filter(str.isprintable, f"{where}{type(error).__name__}: {line}"))[:160]
-
-
-class CopiedModel:
-    """A Keras model whose layers are copies in one precision, with nothing frozen.
-
-    Args:
-        graph: The model.
-        policy: The precision.
-
-    Attributes:
-        copies: By `id` of a layer, its copy.
-        variables: By `id` of a layer's variable, its copy.
-        is_exact: Whether to compute with `exact_constants`; off at first.
-        rounded: By name of a layer whose constants TensorFlow holds in float32, by how much its
-            output differs for that, relative to the largest value.
-
-    Raises:
-        CopyError: A layer cannot be copied, or TensorFlow computes it in float32.
-    """
-
-    def __init__(self, graph: Graph, policy: Policy = "float64") -> None:
-        self.graph, self.is_double, self.is_exact = graph, policy == "float64", False
-        for layer in graph.layers if self.is_double else ():
-            if computes_in_float32(layer):
-                raise CopyError(
-                    f"TensorFlow computes {layer.name} in float32: interpolate to the nearest "
-                    "value, or outside the model"
-                )
-        self.copies = {id(layer): copy_layer(layer, policy) for layer in graph.layers}
-        self.variables = {
-            id(variable): copy
-            for layer in graph.layers
-            if hasattr(layer, "weights")
-            for variable, copy in zip(layer.weights, self.copies[id(layer)].weights, strict=True)
-        }
-        self.rounded: dict[str, float] = {}
-
-    def _evaluate(self, call: Call, args: Any, kwargs: Any, is_exact: bool) -> Any:
-        """Evaluate the copy of a call's layer, with or without all digits of its constants."""
-        copy = self.copies[id(call.operation)]
-        if self.is_double and getattr(copy, "input_mean", None) is not None:  # a Normalization
-            dtype, built = (np.float64 if is_exact else np.float32), copy._build_input_shape
-            copy.input_mean, copy.input_variance = (
-                np.asarray(value, dtype)
-                for value in (call.operation.input_mean, call.operation.input_variance)
-            )
-            copy.build(built)
-        with exact_constants(is_exact):
-            return evaluate(copy, *import_keras().tree.map_structure(self._copied, (args, kwargs)))
-
-    def _copied(self, value: Any) -> Any:
-        """Return the copy of a variable that is an argument of a call, and others as they are."""
-        return self.variables.get(id(value), value)
-
-    def run(
-        self,
-        inputs: Sequence[Any],
-        before: Callable[[Call, tuple[Any, ...]], None] = lambda call, args: None,
-        watch: bool = False,
-    ) -> list[Any]:
-        """Compute all values.
-
-        Args:
-            inputs: Tensors in the precision of the model, or integers.
-            before: Called with each call and its arguments before it is computed.
-            watch: Whether to compare each copy with its layer, and with TensorFlow's constants.
-
-        Raises:
-            CopyError: A layer does not compute in this precision, or its copy is not the same.
-        """
-
-        def compute(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            before(call, args)
-            try:
-                made = self._evaluate(call, args, kwargs, self.is_exact)
-            except Exception as error:  # a user's layer may raise anything
-                how = "float64" if self.is_double else "float32"
-                raise CopyError(
-                    f"{call.name} cannot be computed in {how} ({first_line(error)}): replace it by "
-                    "layers that can"
-                ) from error
-            if watch:
-                self._watch(call, args, kwargs, made)
-            return made
-
-        return self.graph.run(inputs, compute)
-
-    def _watch(self, call: Call, args: Any, kwargs: Any, made: Any) -> None:
-        copy, tree = self.copies[id(call.operation)], import_keras().tree
-        other = self._evaluate(call, args, kwargs, not self.is_exact)
-        if difference := _largest_difference(made, other):
-            self.rounded[call.name] = max(self.rounded.get(call.name, 0.0), difference)
-        if copy is call.operation or isinstance(copy, _ChannelsFirst):
-            return
-        # A copy lacks what a layer's configuration does not contain.
-        original = evaluate(call.operation, *tree.map_structure(_as_float32, (args, kwargs)))
-        if not _largest_difference(made, original) < 1e-3:
-            raise CopyError(
-                f"the copy of {call.name} computes something else: give "
-                f"{type(call.operation).__name__} a get_config that has all its arguments"
-            )
-
-
-class _ChannelsFirst:
-    """A layer in the layout `channels_first`, computed channels last.
-
-    Args:
-        layer: The same layer in the layout `channels_last`.
-    """
-
-    def __init__(self, layer: Any) -> None:
-        self.layer, self.weights, self.name = layer, layer.weights, layer.name
-
-    def __call__(self, inputs: Any) -> Any:
-        """Compute the layer, `(N, C, ...)` to `(N, C, ...)`."""
-        ops = import_keras().ops
-        return ops.moveaxis(self.layer(ops.moveaxis(inputs, 1, -1)), -1, 1)
-
-
-def _as_float32(value: Any) -> Any:
-    tensorflow = import_tensorflow()
-    is_double = getattr(value, "dtype", None) == tensorflow.float64
-    return tensorflow.cast(value, tensorflow.float32) if is_double else value
-
-
-def _largest_difference(ours: Any, theirs: Any) -> float:
-    """Return the largest difference of two structures of arrays, relative to the largest value."""
-    flatten, worst = import_keras().tree.flatten, 0.0
-    for pair in zip(flatten(ours), flatten(theirs), strict=True):
-        left, right = map(np.asarray, pair)
-        if left.dtype.kind == "f" and left.size:
-            largest = np.abs(left).max() or 1.0
-            worst = max(worst, float(np.abs(left - right).max() / largest))
-    return worst

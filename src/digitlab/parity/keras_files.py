@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
@@ -24,8 +25,10 @@ from digitlab.parity.backend import (
     only_errors_of,
     to_tensorflow,
 )
-from digitlab.parity.sides import arrange, copy_in, outputs, relative_difference, sole_input
-from digitlab.parity.weights import build_twin, keras_layers, load_keras_weights
+from digitlab.parity.copies import copy_layer
+from digitlab.parity.graph import keras_layers
+from digitlab.parity.sides import arrange, outputs, relative_difference, sole_input
+from digitlab.parity.weights import build_twin, load_keras_weights
 
 SUFFIXES = (".keras", ".h5")
 """Suffixes of Keras models' files: Keras 3's own format, and the older HDF5."""
@@ -212,7 +215,9 @@ def _check_shape(keras_model: Any, path: Path, channels: int) -> None:
 def in_float32(keras_model: Any) -> Any:
     """Return a model of mixed precision in float32, as its weights are, and others as they are."""
     low = {"float16", "bfloat16"} & {layer.compute_dtype for layer in keras_layers(keras_model)}
-    return copy_in(keras_model, "float32") if low else keras_model
+    clone = import_keras().models.clone_model
+    copy = partial(copy_layer, policy="float32")
+    return clone(keras_model, clone_function=copy, recursive=True) if low else keras_model
 
 
 def load_classifier(model: Classifier, path: Path, precision: object = None) -> Classifier:

@@ -30,10 +30,12 @@ from digitlab.parity.backend import (
     to_tensorflow,
     unchanged_random_state,
 )
+from digitlab.parity.graph import keras_layers
 from digitlab.parity.keras_files import KerasNetwork
+from digitlab.parity.layouts import LAYOUTS
 from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.sides import arrange
-from digitlab.parity.weights import LAYOUTS, build_twin, keras_layers, to_keras
+from digitlab.parity.weights import build_twin, to_keras
 
 _GRADIENT_HOOKS = (
     *("on_before_zero_grad", "on_before_backward", "on_after_backward"),
@@ -131,11 +133,7 @@ class KerasClassifier(Classifier):
         Raises:
             ValueError: There is one; the message names it.
         """
-        unsupported = (
-            *_unsupported_settings(trainer, self.policy),
-            *_unsupported_callbacks(trainer),
-        )
-        for setting, remedy in unsupported:
+        for setting, remedy in _unsupported(trainer, self.policy):
             raise ValueError(f"{setting} is not supported by a Keras model: {remedy}")
         super().check_supported(trainer)
 
@@ -242,10 +240,9 @@ class KerasClassifier(Classifier):
         keras = import_keras()
         for layer in keras_layers(self.keras_model):
             if isinstance(layer, keras.layers.Conv2D):
-                kernel = keras.ops.convert_to_numpy(layer.kernel)
-                return layer.name, torch.from_numpy(
-                    LAYOUTS["Conv2D"]["kernel"][0].to_torch(kernel)[0]
-                )
+                (layout,) = LAYOUTS["Conv2D"]["kernel"]
+                (kernel,) = layout.to_torch(keras.ops.convert_to_numpy(layer.kernel))
+                return layer.name, torch.from_numpy(kernel)
         return None
 
     def features(self, images: Tensor) -> Tensor | None:
@@ -296,14 +293,9 @@ def _compile_twin(
         keras_model = (to_keras if copy_weights else build_twin)(original, softmax)
         optimizer = to_keras_optimizer(original.optimizer(original.parameters()))
         optimizer.global_clipnorm = original.gradient_clip_norm
-        losses = keras.losses
-        keras_model.compile(
-            optimizer,
-            losses.CategoricalCrossentropy()
-            if softmax
-            else losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
-        )
+        sparse = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        loss = keras.losses.CategoricalCrossentropy() if softmax else sparse
+        keras_model.compile(optimizer, loss, metrics=["accuracy"])
         keras_model.optimizer.build(keras_model.trainable_variables)
         outputs = keras.ops.zeros((1, *keras_model.output_shape[1:]))
         labels = outputs if softmax else keras.ops.zeros((1,), "int64")
@@ -343,13 +335,8 @@ def _compile_steps(keras_model: Any, policy: Policy, softmax: bool) -> Any:
         )
         return scores.stack()
 
-    spec = tensorflow.TensorSpec
-    signature = [
-        spec((None, *keras_model.input_shape[1:]), floats),
-        spec((None,), "int64"),
-        spec((None,), floats),
-        spec((), "int32"),
-    ]
+    shapes = [(None, *keras_model.input_shape[1:]), (None,), (None,), ()]
+    signature = list(map(tensorflow.TensorSpec, shapes, (floats, "int64", floats, "int32")))
     return tensorflow.function(train_steps, input_signature=signature, autograph=False)
 
 
@@ -380,8 +367,8 @@ def _check_original(original: Classifier) -> None:
             )
 
 
-def _unsupported_settings(trainer: Trainer, policy: Policy) -> Iterator[tuple[str, str]]:
-    """Yield each setting that Keras's training step cannot honour, and the remedy."""
+def _unsupported(trainer: Trainer, policy: Policy) -> Iterator[tuple[str, str]]:
+    """Yield each setting or callback that Keras's training step cannot honour, and the remedy."""
     precision = str(trainer.precision)
     if precision not in POLICIES:
         yield f"precision {precision}", f"use one of {', '.join(POLICIES)}"
@@ -393,6 +380,7 @@ def _unsupported_settings(trainer: Trainer, policy: Policy) -> Iterator[tuple[st
         yield f"gradient_clip_val {norm}", "use the model's gradient_clip_norm"
     if (batches := trainer.accumulate_grad_batches) != 1:
         yield f"accumulate_grad_batches {batches}", "use a larger batch_size"
+    yield from _unsupported_callbacks(trainer)
 
 
 def _unsupported_callbacks(trainer: Trainer) -> Iterator[tuple[str, str]]:

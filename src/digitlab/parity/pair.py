@@ -1,12 +1,11 @@
 """The comparison of any PyTorch module with any Keras model: `check`."""
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice, product
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,86 +14,36 @@ from torch.overrides import TorchFunctionMode
 
 from digitlab.parity.backend import import_keras, import_tensorflow, only_errors_of
 from digitlab.parity.checks import (
-    HEADING,
     Check,
     Loss,
-    format_check,
+    gradient_differences,
     gradients,
     logits,
     parameter_counts,
     round_trip,
     training_settings,
-    wrong_gradients,
 )
+from digitlab.parity.copies import CopiedModel, CopyError, is_channels_first_on_cpu
 from digitlab.parity.divergence import first_divergence, record_calls
 from digitlab.parity.flattening import feature_orders
-from digitlab.parity.graph import Call, CopiedModel, CopyError, Graph, is_channels_first_on_cpu
+from digitlab.parity.graph import Call, Graph
+from digitlab.parity.matching import Match, Matcher, in_copies, in_module
+from digitlab.parity.report import Report
 from digitlab.parity.sides import (
     TOLERANCES,
     Inputs,
+    each,
+    flat,
     keras_inputs,
     outputs,
     precision,
+    read_batch,
     relative_difference,
     torch_output,
 )
-from digitlab.parity.weights import Match, Matcher, Matches, in_copies, in_module
-
-Verdict = Literal["passed", "passed_float32", "failed"]
 
 _TRIALS = 24  # ways to assign weights where several layers read the same
 _NAMED = 32  # examples are enough to find a layer, and few enough to hold the outputs of all layers
-
-
-@dataclass(frozen=True)
-class Report:
-    """The result of comparing a pair; as a string, a table.
-
-    Args:
-        checks: The rows of the table.
-        first_divergence: Name of the first Keras layer that differs; None if none does.
-        only_float32: Why nothing was compared in float64, with the layer and the remedy; empty if
-            it was.
-    """
-
-    checks: tuple[Check, ...]
-    first_divergence: str | None = None
-    only_float32: str = ""
-
-    @property
-    def verdict(self) -> Verdict:
-        """`passed`, in float64; `passed_float32`, which hides differences below 1e-5; `failed`."""
-        required = [check for check in self.checks if not check.informational]
-        if not required or not all(check.passed for check in required):
-            return "failed"
-        return "passed_float32" if self.only_float32 else "passed"
-
-    @property
-    def passed(self) -> bool:
-        """Whether the pair passed in float64."""
-        return self.verdict == "passed"
-
-    def assert_passed(self, allow_float32: bool = False) -> None:
-        """Fail a test if the comparison failed.
-
-        Args:
-            allow_float32: Whether a pair may pass that was compared in float32 alone.
-
-        Raises:
-            AssertionError: It failed; the message is the table.
-        """
-        if not self.passed and not (allow_float32 and self.verdict == "passed_float32"):
-            is_weak = self.verdict == "passed_float32"
-            reason = "were compared in float32 alone" if is_weak else "do not compute the same"
-            raise AssertionError(f"the two {reason}\n{self}")
-
-    def __str__(self) -> str:
-        lines = [HEADING, *map(format_check, self.checks)]
-        if self.only_float32:
-            lines.append(f"compared in float32 alone: {self.only_float32}")
-        if self.first_divergence is not None:
-            lines.append(f"the first Keras layer that differs: {self.first_divergence}")
-        return "\n".join(lines)
 
 
 @only_errors_of("tensorflow")  # it warns of each trace of a layer's float64 copy
@@ -132,21 +81,22 @@ def check(
     if not isinstance(batches, Iterable):
         raise ValueError(f"batches are a {type(batches).__name__}: give a list or a DataLoader")
     graph = _graph(torch_module, keras_model, loss)
-    examples = (_read(batch, loss, graph) for batch in batches)
-    examples = ((inputs, targets) for inputs, targets in examples if len(_first(inputs)))
+    examples = (read_batch(batch, loss, graph) for batch in batches)
+    examples = ((inputs, targets) for inputs, targets in examples if len(flat(inputs)[0]))
     if (first := next(examples, None)) is None:
         nothing = Check("logits", 0, 0.0, TOLERANCES["float32"], "there are no examples")
         return Report((nothing,))
-    pair = _Pair(torch_module, keras_model, graph, first[0])
+    pair = _Pair(torch_module, keras_model, graph, first[0], loss)
     worst: dict[str, Check] = {}
     suspect: tuple[Inputs, Tensor] | None = None
     for inputs, targets in chain([first], examples):
-        for row in pair.compare(inputs, targets, loss):
+        for row in pair.compare(inputs, targets):
             _keep_worst(worst, row)
             suspect = suspect or (None if row.passed else (inputs, targets))
-    settings = training_settings(keras_model, pair.pairs)  # added losses are known by now
+    # Added losses are known by now.
+    settings = training_settings(keras_model, pair.single.pairs)
     rows = (*pair.rows, *([settings] if settings else []), *worst.values(), *pair.rounded())
-    name = pair.name_divergence(*suspect, loss) if suspect else None
+    name = pair.name_divergence(*suspect) if suspect else None
     return Report(rows, name, pair.reason)
 
 
@@ -179,73 +129,6 @@ def _graph(module: nn.Module, keras_model: Any, loss: Loss | None) -> Graph:
     return graph
 
 
-def _read(batch: Any, loss: Loss | None, graph: Graph) -> tuple[Inputs, Tensor]:
-    """Return a batch's inputs and targets as tensors, or refuse it."""
-    parts: list[Any] = list(batch) if isinstance(batch, list | tuple) else [batch]
-    if loss is None:
-        inputs = _tensors(batch)
-        return inputs, torch.empty(0)
-    if len(parts) != 2 or not isinstance(parts[1], Tensor | np.ndarray):
-        kinds = ", ".join(type(part).__name__ for part in parts[:3])
-        raise ValueError(
-            f"a batch is {kinds}: it must be inputs and targets, such as two tensors, images and "
-            "labels, as in `[(images, labels)]`"
-        )
-    inputs, targets = _tensors(parts[0]), torch.as_tensor(parts[1])
-    if loss == "cross_entropy":
-        _check_labels(targets, len(_first(inputs)), graph.symbolic[graph.outputs[0]].shape[1])
-    elif not targets.is_floating_point():
-        raise ValueError(f"targets are {targets.dtype}: for loss={loss} they must be floats")
-    return inputs, targets
-
-
-def _tensors(given: Any) -> Inputs:
-    if isinstance(given, dict):
-        return {name: _tensor(value) for name, value in given.items()}
-    if isinstance(given, list | tuple):
-        return tuple(map(_tensor, given))
-    return _tensor(given)
-
-
-def _tensor(given: Any) -> Tensor:
-    if not isinstance(given, Tensor | np.ndarray):
-        raise ValueError(
-            f"an input is a {type(given).__name__}: it must be a tensor or an array, as in "
-            "`[(images, labels)]`"
-        )
-    try:
-        tensor = torch.as_tensor(given)
-    except TypeError as error:
-        raise ValueError(f"an input is an array of {given.dtype}: it must be numbers") from error
-    is_image = tensor.ndim == 4
-    if tensor.dtype in (torch.float32, torch.float64) or (
-        not is_image and tensor.dtype in (torch.int32, torch.int64)
-    ):
-        return tensor
-    kind, rule = "images", "float32 (N, C, H, W), as `images.float()` makes them"
-    if not is_image:
-        kind, rule = "inputs", "float32, float64, int32 or int64"
-    raise ValueError(f"{kind} are {tensor.dtype} {tuple(tensor.shape)}: they must be {rule}")
-
-
-def _first(inputs: Inputs) -> Tensor:
-    if isinstance(inputs, dict):
-        return next(iter(inputs.values()))
-    return inputs[0] if isinstance(inputs, tuple) else inputs
-
-
-def _check_labels(labels: Tensor, examples: int, classes: int | None) -> None:
-    most = classes or math.inf
-    integers = labels.dtype == torch.int64 and labels.shape == (examples,)
-    if not integers or not ((labels >= 0) & (labels < most)).all():
-        span = f", from {labels.min()} to {labels.max()}" if integers else ""
-        raise ValueError(
-            f"labels are {labels.dtype} {tuple(labels.shape)}{span}: they must be int64 "
-            f"({examples},), from 0 to {most - 1}, as `labels.long()` or, of one-hot labels, "
-            "`labels.argmax(1)` makes them"
-        )
-
-
 def _keep_worst(worst: dict[str, Check], row: Check) -> None:
     """Keep a batch's row if it is the worst of its name so far, and add up the counts."""
     before = worst.setdefault(row.name, replace(row, compared=0))
@@ -253,6 +136,14 @@ def _keep_worst(worst: dict[str, Check], row: Check) -> None:
     worse = not row.difference <= before.difference and not np.isnan(before.difference)
     compared = before.compared + row.compared
     worst[row.name] = replace(row if worse else before, compared=compared)
+
+
+class _Sides(NamedTuple):
+    """Both sides in one precision, and their matched weights."""
+
+    module: nn.Module
+    model: Any
+    pairs: list[Match]
 
 
 @dataclass
@@ -264,15 +155,18 @@ class _Pair:
         keras_model: The Keras side, which gets the module's weights.
         graph: The Keras side's graph.
         inputs: The first batch's, by which the layers are matched.
+        loss: As for `check`.
     """
 
     module: nn.Module
     keras_model: Any
     graph: Graph
     inputs: Inputs
+    loss: Loss | None
     rows: list[Check] = field(init=False)
     reason: str = field(default="", init=False)
-    doubles: tuple[nn.Module, CopiedModel, list[Match]] | None = field(default=None, init=False)
+    single: _Sides = field(init=False)
+    doubles: _Sides | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         _, in_torch_order = keras_inputs(self.keras_model, self.inputs)
@@ -281,29 +175,34 @@ class _Pair:
         self.orders = feature_orders(
             self.graph, frozenset(self.graph.inputs[i] for i in in_torch_order)
         )
-        matches = self._match_in_double() or self._match_in_order()
-        self.pairs = in_module(matches.pairs, self.module)
-        counts = parameter_counts(self.module, self.keras_model, self.pairs)
-        note = f"{counts.note}, matched {matches.how}"
-        if matches.ambiguous:
+        matcher = self._match_in_double() or self._match_in_order()
+        pairs = in_module(matcher.finish(), self.module)
+        counts = parameter_counts(self.module, self.keras_model, pairs)
+        note = f"{counts.note}, matched by {'name' if matcher.named else 'order of calls'}"
+        if matcher.ambiguous:
             note += (
-                f"; {', '.join(matches.ambiguous)} could be exchanged with a layer that reads the "
+                f"; {', '.join(matcher.ambiguous)} could be exchanged with a layer that reads the "
                 "same: give the Keras layers PyTorch's names"
             )
         rows = [
             replace(counts, note=note),
-            round_trip(original, self.keras_model, in_module(matches.pairs, original)),
+            round_trip(original, self.keras_model, in_module(pairs, original)),
         ]
         # Without weights, outputs alone are compared.
-        self.rows = [replace(row, informational=not matches.pairs) for row in rows]
-        self.single: Any = self.keras_model
+        self.rows = [replace(row, informational=not pairs) for row in rows]
+        # Only now do the layers have the weights.
+        self.single = _Sides(self.module, self.keras_model, pairs)
         if any(map(is_channels_first_on_cpu, self.graph.layers)):
-            self.single = CopiedModel(self.graph, "float32")  # with the weights just copied
+            copied = CopiedModel(self.graph, "float32")
+            self.single = _Sides(self.module, copied, in_copies(pairs, copied))
         if self.doubles:
-            # Only now do the copies have the same weights as the layers.
-            self._watch(self.doubles[1])
+            try:
+                model = self.doubles.model
+                model.run(_constants(model, self.inputs), watch=True)
+            except CopyError as error:
+                self.reason, self.doubles = str(error), None
 
-    def _match_in_double(self) -> Matches | None:
+    def _match_in_double(self) -> Matcher | None:
         """Make float64 copies of both sides, and match their layers by what they read."""
         try:
             ours = deepcopy(self.module).double().requires_grad_(True)
@@ -318,14 +217,14 @@ class _Pair:
                     f"{type(self.module).__name__} returns another dtype than float64: do not "
                     "convert to a fixed dtype in it"
                 )
-            matches = self._assign(ours, theirs)
+            matcher = self._assign(ours, theirs)
         except CopyError as error:
             self.reason = str(error)
             return None
-        self.doubles = ours, theirs, in_copies(matches.pairs, theirs)
-        return matches
+        self.doubles = _Sides(ours, theirs, in_copies(matcher.finish(), theirs))
+        return matcher
 
-    def _assign(self, ours: nn.Module, theirs: CopiedModel) -> Matches:
+    def _assign(self, ours: nn.Module, theirs: CopiedModel) -> Matcher:
         """Match the layers, and give the copies the weights; where it is ambiguous, by trial."""
         read = record_calls(_copy(ours), _double(self.inputs))
         inputs = _constants(theirs, self.inputs)
@@ -348,103 +247,92 @@ class _Pair:
         best = attempt(chosen)
         for choices in islice(product(*map(range, best.options)), 1, _TRIALS):
             if is_equal():
-                return best.finish()
+                return best
             matcher = attempt(choices)
             if is_equal() or matcher.agreeing > best.agreeing:
                 best, chosen = matcher, choices
-        return best.finish() if is_equal() else attempt(chosen).finish()
+        return best if is_equal() else attempt(chosen)
 
-    def _match_in_order(self) -> Matches:
+    def _match_in_order(self) -> Matcher:
         read = record_calls(_copy(self.module), self.inputs)
         matcher = Matcher(self.module, self.graph, self.orders, read)
         for call in self.graph.calls:
             matcher.add(call)
-        return matcher.finish()
+        return matcher
 
-    def _watch(self, theirs: CopiedModel) -> None:
-        try:
-            theirs.run(_constants(theirs, self.inputs), watch=True)
-        except CopyError as error:
-            self.reason, self.doubles = str(error), None
-
-    def compare(self, inputs: Inputs, targets: Tensor, loss: Loss | None) -> list[Check]:
+    def compare(self, inputs: Inputs, targets: Tensor) -> list[Check]:
         """Compare outputs, and gradients if there is a loss."""
-        name = "logits" if loss == "cross_entropy" else "outputs"
-        rows = [logits(self.module, self.single, inputs, name)]
         if not self.doubles:
-            pairs = self.pairs
-            if isinstance(self.single, CopiedModel):
-                pairs = in_copies(pairs, self.single)
-            if loss:
-                rows += gradients(self.module, self.single, inputs, targets, loss, pairs)
-            return rows
-        module, model, pairs = self.doubles
-        doubled = _double(inputs)
-
-        def in_double() -> list[Check]:
-            made = [logits(module, model, doubled, name)]
-            return made + (gradients(module, model, doubled, targets, loss, pairs) if loss else [])
-
+            return self._rows(self.single, inputs, targets)
+        model, doubled = self.doubles.model, _double(inputs)
         with _ExactTorch() if model.is_exact else nullcontext():
-            doubles = in_double()
+            doubles = self._rows(self.doubles, doubled, targets)
         if not all(row.passed for row in doubles) and not model.is_exact:
             with _exact(model):
-                exact = in_double()
+                exact = self._rows(self.doubles, doubled, targets)
             if all(row.passed for row in exact):
                 model.is_exact, doubles = True, exact
+        as_it_is = self._outputs(self.single, inputs)
         if precision(self.module, self.keras_model) == "float64":  # a row of the same name
-            return doubles if model.is_exact else rows + doubles[1:]
-        return rows + doubles
+            return doubles if model.is_exact else [as_it_is, *doubles[1:]]
+        return [as_it_is, *doubles]
+
+    def _rows(self, sides: _Sides, inputs: Inputs, targets: Tensor) -> list[Check]:
+        rows = [self._outputs(sides, inputs)]
+        if self.loss:
+            rows += gradients(sides.module, sides.model, inputs, targets, self.loss, sides.pairs)
+        return rows
+
+    def _outputs(self, sides: _Sides, inputs: Inputs) -> Check:
+        name = "logits" if self.loss == "cross_entropy" else "outputs"
+        return logits(sides.module, sides.model, inputs, name)
 
     def rounded(self) -> list[Check]:
         """Return rows for information about constants that TensorFlow holds in float32."""
-        if not self.doubles or not self.doubles[1].is_exact:
+        if not self.doubles or not self.doubles.model.is_exact:
             return []
         note = (
             "TensorFlow holds its constants in float32, also in float64; both sides agree with all "
             "their digits. Round the constants in PyTorch, as float(numpy.float32(0.01)), for "
             "equal bits"
         )
-        rounded = self.doubles[1].rounded.items() or [("hard_sigmoid", 5e-9)]
+        rounded = self.doubles.model.rounded.items() or [("hard_sigmoid", 5e-9)]
         return [
             Check(f"constants of {name}", 1, difference, 0.0, note, informational=True)
             for name, difference in rounded
         ]
 
-    def name_divergence(self, inputs: Inputs, targets: Tensor, loss: Loss | None) -> str | None:
+    def name_divergence(self, inputs: Inputs, targets: Tensor) -> str | None:
         """Find the first layer that differs, in its output or else in its gradients."""
-        name = self._name_output(inputs)
-        return name or (self._name_gradient(inputs, targets, loss) if loss else None)
-
-    def _name_output(self, inputs: Inputs) -> str | None:
-        """Find the first layer that differs, on the examples whose outputs differ most."""
-        module, model = self.doubles[:2] if self.doubles else (self.module, self.single)
+        sides = self.doubles or self.single
         inputs = _double(inputs) if self.doubles else inputs
+        named = [self._name_output(sides, inputs)]
+        if self.doubles and self.doubles.model.rounded:
+            with _exact(self.doubles.model):
+                named.append(self._name_output(sides, inputs))
+        if not any(named) and self.loss:
+            tolerance = TOLERANCES[precision(sides.module, sides.model)]
+            _, differences, _ = gradient_differences(
+                sides.module, sides.model, inputs, targets, self.loss, sides.pairs
+            )
+            named = [
+                it.layer
+                for it in sides.pairs
+                if not differences.get(it.torch_name, 0.0) <= tolerance
+            ]
+        order = [call.name for call in self.graph.calls]
+        # Constants in float32 are no fault: what differs with and without them counts. Gradients
+        # are wrong from the last layer back.
+        return max((name for name in named if name), key=order.index, default=None)
+
+    def _name_output(self, sides: _Sides, inputs: Inputs) -> str | None:
+        """Find the first layer that differs, on the examples whose outputs differ most."""
+        module, model, _ = sides
         ours, theirs = outputs(module, model, inputs)
         if ours.shape == theirs.shape:
             by_example = np.abs(ours - theirs).reshape(len(ours), -1).max(1)
             worst = np.argsort(-np.nan_to_num(by_example, nan=np.inf))[:_NAMED].copy()
-            inputs = _take(inputs, torch.from_numpy(worst))
-        named = [self._first(module, model, inputs)]
-        if self.doubles and model.rounded:
-            with _exact(model):
-                named.append(self._first(module, model, inputs))
-        order = [call.name for call in self.graph.calls]
-        # Constants in float32 are no fault: what differs with and without them counts.
-        return max((name for name in named if name), key=order.index, default=None)
-
-    def _name_gradient(self, inputs: Inputs, targets: Tensor, loss: Loss) -> str | None:
-        """Find the layer whose weights' gradients differ first on the way back."""
-        module, model, pairs = self.doubles or (self.module, self.single, self.pairs)
-        if not self.doubles and isinstance(model, CopiedModel):
-            pairs = in_copies(pairs, model)
-        inputs = _double(inputs) if self.doubles else inputs
-        tolerance = TOLERANCES[precision(module, model)]
-        wrong = wrong_gradients(module, model, inputs, targets, loss, pairs, tolerance)
-        order = [call.name for call in self.graph.calls]
-        return max((pair.layer for pair in wrong), key=order.index, default=None)
-
-    def _first(self, module: nn.Module, model: Any, inputs: Inputs) -> str | None:
+            inputs = each(lambda tensor: tensor[torch.from_numpy(worst)], inputs)
         return first_divergence(module, model, inputs) or first_divergence(
             module, model, inputs, strict=True
         )
@@ -467,13 +355,7 @@ def _constants(model: CopiedModel, inputs: Inputs) -> list[Any]:
 
 def _double(inputs: Inputs) -> Inputs:
     """Convert floating-point inputs to float64, which a module without parameters would not do."""
-
-    def convert(tensor: Tensor) -> Tensor:
-        return tensor.double() if tensor.is_floating_point() else tensor
-
-    if isinstance(inputs, dict):
-        return {name: convert(tensor) for name, tensor in inputs.items()}
-    return tuple(map(convert, inputs)) if isinstance(inputs, tuple) else convert(inputs)
+    return each(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, inputs)
 
 
 def _copy(module: nn.Module) -> nn.Module:
@@ -482,12 +364,6 @@ def _copy(module: nn.Module) -> nn.Module:
         return deepcopy(module)
     except Exception:  # a user's module may raise anything when it is copied
         return module
-
-
-def _take(inputs: Inputs, indices: Tensor) -> Inputs:
-    if isinstance(inputs, dict):
-        return {name: tensor[indices] for name, tensor in inputs.items()}
-    return tuple(it[indices] for it in inputs) if isinstance(inputs, tuple) else inputs[indices]
 
 
 class _ExactTorch(TorchFunctionMode):

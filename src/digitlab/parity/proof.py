@@ -20,9 +20,10 @@ from digitlab.parity.checks import (
     round_trip,
     training_settings,
 )
+from digitlab.parity.matching import match
 from digitlab.parity.optimizers import exact_optimizer, to_keras_optimizer
 from digitlab.parity.trajectory import Batch, MakeOptimizer, is_batch_norm, trajectory
-from digitlab.parity.weights import match, to_keras
+from digitlab.parity.weights import to_keras
 
 # Rounding errors accumulate, so a longer trajectory in float32 would tell less.
 STEPS_IN_FLOAT32 = 5
@@ -82,7 +83,7 @@ def run_checks(
     twin = to_keras(double)
     yield parameter_counts(double, twin)
     yield round_trip(double, twin)
-    if row := training_settings(twin, match(double, twin).pairs):
+    if row := training_settings(twin, match(double, twin)):
         yield row
     yield logits(double, twin, images)
     yield logits(single, single_twin, images)

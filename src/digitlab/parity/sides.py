@@ -1,6 +1,7 @@
 """Both sides of a comparison: the inputs of each, and its output in PyTorch's layout."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,12 +9,80 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from digitlab.parity.backend import Policy, import_keras
-from digitlab.parity.graph import CopiedModel, copy_layer, first_line
-from digitlab.parity.weights import Array, keras_layers
+from digitlab.parity.backend import import_keras
+from digitlab.parity.copies import CopiedModel
+from digitlab.parity.graph import Graph, first_line, keras_layers
+from digitlab.parity.layouts import Array
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """What a model reads: one tensor, several by position, or several by name."""
+
+
+def each(function: Callable[[Any], Tensor], inputs: Any) -> Inputs:
+    """Apply a function to each tensor of inputs; those in a list become a tuple."""
+    if isinstance(inputs, dict):
+        return {name: function(tensor) for name, tensor in inputs.items()}
+    return tuple(map(function, inputs)) if isinstance(inputs, list | tuple) else function(inputs)
+
+
+def flat(inputs: Inputs) -> list[Tensor]:
+    """Return the tensors of inputs, in their order."""
+    if isinstance(inputs, dict):
+        return list(inputs.values())
+    return list(inputs) if isinstance(inputs, tuple) else [inputs]
+
+
+def read_batch(batch: Any, loss: str | None, graph: Graph) -> tuple[Inputs, Tensor]:
+    """Return a batch's inputs and targets as tensors, or refuse it."""
+    if loss is None:
+        return each(_tensor, batch), torch.empty(0)
+    parts: list[Any] = list(batch) if isinstance(batch, list | tuple) else [batch]
+    if len(parts) != 2 or not isinstance(parts[1], Tensor | np.ndarray):
+        kinds = ", ".join(type(part).__name__ for part in parts[:3])
+        raise ValueError(
+            f"a batch is {kinds}: it must be inputs and targets, such as two tensors, images and "
+            "labels, as in `[(images, labels)]`"
+        )
+    inputs, targets = each(_tensor, parts[0]), torch.as_tensor(parts[1])
+    if loss == "cross_entropy":
+        _check_labels(targets, len(flat(inputs)[0]), graph.symbolic[graph.outputs[0]].shape[1])
+    elif not targets.is_floating_point():
+        raise ValueError(f"targets are {targets.dtype}: for loss={loss} they must be floats")
+    return inputs, targets
+
+
+def _tensor(given: Any) -> Tensor:
+    if not isinstance(given, Tensor | np.ndarray):
+        raise ValueError(
+            f"an input is a {type(given).__name__}: it must be a tensor or an array, as in "
+            "`[(images, labels)]`"
+        )
+    try:
+        tensor = torch.as_tensor(given)
+    except TypeError as error:
+        raise ValueError(f"an input is an array of {given.dtype}: it must be numbers") from error
+    is_image = tensor.ndim == 4
+    if tensor.dtype in (torch.float32, torch.float64) or (
+        not is_image and tensor.dtype in (torch.int32, torch.int64)
+    ):
+        return tensor
+    kind, rule = "images", "float32 (N, C, H, W), as `images.float()` makes them"
+    if not is_image:
+        kind, rule = "inputs", "float32, float64, int32 or int64"
+    raise ValueError(f"{kind} are {tensor.dtype} {tuple(tensor.shape)}: they must be {rule}")
+
+
+def _check_labels(labels: Tensor, examples: int, classes: int | None) -> None:
+    most = classes or math.inf
+    integers = labels.dtype == torch.int64 and labels.shape == (examples,)
+    if not integers or not ((labels >= 0) & (labels < most)).all():
+        span = f", from {labels.min()} to {labels.max()}" if integers else ""
+        raise ValueError(
+            f"labels are {labels.dtype} {tuple(labels.shape)}{span}: they must be int64 "
+            f"({examples},), from 0 to {most - 1}, as `labels.long()` or, of one-hot labels, "
+            "`labels.argmax(1)` makes them"
+        )
+
 
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
 """Largest difference that rounding may cause, relative to the largest value."""
@@ -74,7 +143,7 @@ def torch_output(module: nn.Module, inputs: Inputs) -> Tensor:
             else:
                 output = module(*(given if isinstance(given, tuple) else (given,)))
         except Exception as error:  # a user's module may raise anything
-            shapes = ", ".join(str(tuple(it.shape)) for it in _flat(inputs))
+            shapes = ", ".join(str(tuple(it.shape)) for it in flat(inputs))
             raise ValueError(
                 f"{type(module).__name__} cannot compute inputs of shape {shapes} "
                 f"({first_line(error)}): give what it reads, images as (N, C, H, W)"
@@ -88,31 +157,24 @@ def keras_output(keras_model: Any, read: list[Any]) -> Any:
     if isinstance(keras_model, CopiedModel):
         made = keras_model.run(read)
         return sole_output([made[i] for i in keras_model.graph.outputs], only_one=True)
-    names = getattr(keras_model, "input_names", None)
-    given: Any = read
-    if isinstance(getattr(keras_model, "_inputs_struct", None), dict) and names:
-        given = dict(zip(keras_model._inputs_struct, read, strict=True))
+    structure = getattr(keras_model, "_inputs_struct", None)
+    given: Any = read if len(read) > 1 else read[0]
+    if isinstance(structure, dict):
+        given = dict(zip(structure, read, strict=True))
     try:
-        output = keras_model(
-            given if len(read) > 1 or isinstance(given, dict) else read[0], training=False
-        )
+        output = keras_model(given, training=False)
     except Exception as error:  # a user's layer may raise anything
         raise ValueError(f"{keras_model.name} cannot be computed: {first_line(error)}") from error
     return sole_output(output)
-
-
-def _flat(inputs: Inputs) -> list[Tensor]:
-    if isinstance(inputs, dict):
-        return list(inputs.values())
-    return list(inputs) if isinstance(inputs, tuple) else [inputs]
 
 
 def precision(module: nn.Module, keras_model: Any) -> str:
     """Return the coarser dtype of the two sides, `float32` or `float64`; refuse any other."""
     ours = {str(t.dtype).removeprefix("torch.") for t in module.parameters()}
     if isinstance(keras_model, CopiedModel):
-        return min(ours, default="float64") if keras_model.is_double else "float32"
-    found = ours | {layer.compute_dtype for layer in keras_layers(keras_model)}
+        found = ours | {keras_model.policy}
+    else:
+        found = ours | {layer.compute_dtype for layer in keras_layers(keras_model)}
     if unknown := sorted(found - set(TOLERANCES)):
         raise ValueError(
             f"a side computes in {unknown[0]}: compare in float32 or float64, "
@@ -148,9 +210,7 @@ def torch_inputs(module: nn.Module, inputs: Inputs) -> Inputs:
         dtype = parameter.dtype if tensor.is_floating_point() else tensor.dtype
         return tensor.to(parameter.device, dtype)
 
-    if isinstance(inputs, dict):
-        return {name: move(tensor) for name, tensor in inputs.items()}
-    return tuple(map(move, inputs)) if isinstance(inputs, tuple) else move(inputs)
+    return each(move, inputs)
 
 
 def keras_inputs(keras_model: Any, inputs: Inputs) -> tuple[list[Array], frozenset[int]]:
@@ -171,10 +231,7 @@ def keras_inputs(keras_model: Any, inputs: Inputs) -> tuple[list[Array], frozens
     Raises:
         ValueError: The model reads no such inputs.
     """
-    copied = keras_model if isinstance(keras_model, CopiedModel) else None
-    read = [copied.graph.symbolic[i] for i in copied.graph.inputs] if copied else keras_model.inputs
-    name = copied.graph.name if copied else keras_model.name
-    given = _flat(inputs)
+    name, read, given = keras_model.name, keras_model.inputs, flat(inputs)
     if isinstance(inputs, dict):
         names = [it.name for it in read]
         if set(names) != set(inputs):
@@ -188,7 +245,8 @@ def keras_inputs(keras_model: Any, inputs: Inputs) -> tuple[list[Array], frozens
             f"{name} has {len(read)} inputs, and {len(given)} are given: give one for each "
             "keras.Input, in their order, or a dict"
         )
-    arrays, in_torch_order = [], set()
+    arrays: list[Array] = []
+    in_torch_order: set[int] = set()
     for i, (tensor, symbolic) in enumerate(zip(given, read, strict=True)):
         layout, as_in_torch = _arranged(
             f"{name}'s input {symbolic.name}" if len(read) > 1 else name,
@@ -196,11 +254,9 @@ def keras_inputs(keras_model: Any, inputs: Inputs) -> tuple[list[Array], frozens
             tuple(symbolic.shape[1:]),
             _is_read_channels_first(symbolic),
         )
-        dtype = str(symbolic.dtype)
-        if copied and dtype.startswith("float") and tensor.is_floating_point():
-            dtype = "float64" if copied.is_double else "float32"
-        elif not tensor.is_floating_point():
-            dtype = "int64"
+        dtype = str(symbolic.dtype) if tensor.is_floating_point() else "int64"
+        if isinstance(keras_model, CopiedModel) and dtype.startswith("float"):
+            dtype = keras_model.policy
         arrays.append(np.ascontiguousarray(layout.cpu().numpy(), dtype=dtype))
         in_torch_order |= {i} if as_in_torch else set()
     return arrays, frozenset(in_torch_order)
@@ -257,33 +313,6 @@ def _arranged(
         f"{name} reads {wanted}, and the {what} {tuple(tensor.shape[1:])}: it must read "
         f"{', '.join(taken)}"
     )
-
-
-def torch_images(module: nn.Module, images: Tensor) -> Tensor:
-    """Move images to the device and dtype of a module's parameters."""
-    return _flat(torch_inputs(module, images))[0]
-
-
-def keras_images(keras_model: Any, images: Tensor) -> Array:
-    """Convert images `(N, C, H, W)` to the layout and dtype that a Keras model reads."""
-    array = arrange(images.detach(), keras_model).cpu().numpy()
-    return np.ascontiguousarray(array, dtype=str(sole_input(keras_model).dtype))
-
-
-def copy_in(keras_model: Any, policy: Policy) -> Any:
-    """Copy a Keras model and its weights in another precision.
-
-    Raises:
-        CopyError: A layer cannot be copied.
-    """
-    keras = import_keras()
-
-    def copy(layer: Any) -> Any:
-        if isinstance(layer, keras.Model):
-            return keras.models.clone_model(layer, clone_function=copy)
-        return copy_layer(layer, policy)
-
-    return copy(keras_model)
 
 
 def sole_output(output: Any, only_one: bool = False) -> Any:

@@ -20,17 +20,11 @@ from torch.nn.functional import batch_norm, cross_entropy
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
 from digitlab.parity.checks import Check
 from digitlab.parity.flattening import feature_orders
-from digitlab.parity.graph import Graph
-from digitlab.parity.layouts import Order
-from digitlab.parity.sides import TOLERANCES, keras_images, precision, torch_images
-from digitlab.parity.weights import (
-    Array,
-    Layout,
-    Match,
-    copy_weights,
-    keras_layers,
-    match,
-)
+from digitlab.parity.graph import Graph, keras_layers
+from digitlab.parity.layouts import Array, Layout, Order
+from digitlab.parity.matching import Match, match
+from digitlab.parity.sides import TOLERANCES, keras_inputs, precision, torch_inputs
+from digitlab.parity.weights import copy_weights
 
 Batch = tuple[Tensor, Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -276,7 +270,7 @@ def trajectory(
     ours = _TorchSide(with_keras_batch_norms(copy) if exact_norms else copy, make_optimizer)
     theirs = _KerasSide(keras_with_masks(keras_model, masks), make_keras_optimizer, dtype)
     copy_weights(ours.module, theirs.model)
-    pairs = match(ours.module, theirs.model).pairs
+    pairs = match(ours.module, theirs.model)
     worst, largest_loss, done = _Worst(TOLERANCES[dtype]), 0.0, 0
     for done, (images, labels) in enumerate(islice(batches, steps), start=1):
         masks.step = done - 1
@@ -345,7 +339,7 @@ class _TorchSide:
     def step(self, images: Tensor, labels: Tensor) -> float:
         """Take an optimizer step, and return the loss before it."""
         self.optimizer.zero_grad()
-        logits = self.module(torch_images(self.module, images))
+        logits = self.module(torch_inputs(self.module, images))
         loss = cross_entropy(logits, labels.to(logits.device))
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         self.optimizer.step()
@@ -367,9 +361,8 @@ class _KerasSide:
 
     def step(self, images: Tensor, labels: Tensor) -> float:
         """Take an optimizer step, and return the loss before it."""
-        constant = import_tensorflow().constant
-        batch = constant(keras_images(self.model, images)), constant(labels.cpu().numpy())
-        return float(self._traced(*batch))
+        constant, (read,) = import_tensorflow().constant, keras_inputs(self.model, images)[0]
+        return float(self._traced(constant(read), constant(labels.cpu().numpy())))
 
     def _step(self, images: Any, labels: Any) -> Any:
         keras, variables = import_keras(), self.model.trainable_variables

@@ -1,0 +1,276 @@
+"""The parts of layers that have weights, in PyTorch and in Keras.
+
+Most layers have one part; an attention has four projections, a recurrent layer one part for each
+layer and direction.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from digitlab.parity.backend import import_keras
+from digitlab.parity.layouts import LAYOUTS, Layout, Shape
+
+_LAYER_TENSORS = {"weight", "bias", "running_mean", "running_var"} | {
+    f"{kind}_{gate}" for kind in ("weight", "bias") for gate in ("ih", "hh")
+}
+"""Names of tensors in PyTorch's layers; parameters of other names are matched singly."""
+
+
+@dataclass(frozen=True)
+class KerasPart:
+    """Variables of a Keras layer that belong together.
+
+    Args:
+        name: Name within the layer; empty if the layer has no other part.
+        kind: The key of its layouts; "parameters" are a layer's own, stored as in PyTorch.
+        variables: The variables by their names.
+    """
+
+    name: str
+    kind: str
+    variables: dict[str, Any]
+
+    def layouts(self, variable: str, tensors: Mapping[str, Tensor]) -> tuple[Layout, ...]:
+        """Return the possible layouts of a variable, none if it is not known.
+
+        Args:
+            variable: The variable's name.
+            tensors: Those of a PyTorch part.
+        """
+        if self.kind != "parameters":
+            return LAYOUTS[self.kind].get(variable, ())
+        if len(tensors) != 1:
+            return ()
+        ((source, tensor),) = tensors.items()
+        shape = tuple(self.variables[variable].shape)
+        axes = tuple(range(len(shape)))
+        as_it_is = Layout(source, axes, _merged(shape, tuple(tensor.shape)))
+        return (as_it_is, Layout(source, (*axes[1:], 0))) if len(axes) > 2 else (as_it_is,)
+
+
+def _merged(shape: Shape, target: Shape) -> tuple[Shape, ...]:
+    """Return the groups of axes that make one shape of another by leaving out axes of size 1."""
+    left, groups = list(range(len(shape))), []
+    for size in target:
+        group: list[int] = []
+        while left and (size != 1 and (not group or shape[group[-1]] == 1)):
+            group.append(left.pop(0))
+        groups.append(tuple(group))
+    if groups:
+        groups[-1] = (*groups[-1], *left)
+    return tuple(groups)
+
+
+@dataclass(frozen=True)
+class TorchPart:
+    """Tensors of a PyTorch module that belong together.
+
+    Args:
+        module: Name of the module, as in `named_modules`.
+        name: Name of the part within the module; empty if it has no other.
+        tensors: Parameters and buffers, or views of them, by their names in the part.
+        paths: The names of the tensors in the root's `state_dict`, as `tensor_of` reads them.
+    """
+
+    module: str
+    name: str
+    tensors: dict[str, Tensor]
+    paths: dict[str, str]
+
+    @property
+    def full_name(self) -> str:
+        """The module's name and the part's."""
+        return ".".join(filter(None, (self.module, self.name)))
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is a buffer that is no layer's, such as a mean to subtract."""
+        return not any(
+            name.startswith("running_") or is_parameter(tensor, self.paths[name])
+            for name, tensor in self.tensors.items()
+        )
+
+
+def is_parameter(tensor: Tensor, path: str) -> bool:
+    """Return whether the tensor of a path is a parameter, or a third of one."""
+    return isinstance(tensor, nn.Parameter) or "[" in path
+
+
+def tensor_of(named: Mapping[str, Any], path: str) -> Any:
+    """Return the tensor of a path; of one such as `in_proj_weight[1/3]`, the second third.
+
+    Examples:
+        >>> tensor_of({"weight": np.arange(6)}, "weight[1/3]").tolist()
+        [2, 3]
+    """
+    name, _, third = path.partition("[")
+    tensor = named.get(name)
+    if tensor is None or not third:
+        return tensor
+    size = len(tensor) // 3
+    return tensor[int(third[0]) * size :][:size]
+
+
+Projections = Literal["heads", "split", "joint"]
+"""How to see projections that are stored as one: an attention's in three; of `nn.Linear`, too, if
+the output is three times as wide as the input; or all of them as one."""
+
+
+def torch_parts(module: nn.Module, projections: Projections = "heads") -> list[TorchPart]:
+    """Find the parts of a PyTorch module that have weights, in the order of registration."""
+    found: list[TorchPart] = []
+    for name, layer in module.named_modules():
+        tensors: dict[str, Any] = dict(layer.named_parameters(recurse=False))
+        tensors |= dict(layer.named_buffers(recurse=False))
+        tensors.pop("num_batches_tracked", None)  # Keras has no such counter
+        is_triple = isinstance(layer, nn.Linear) and layer.out_features == 3 * layer.in_features
+        if isinstance(layer, nn.RNNBase):
+            keys = _recurrent_keys(layer, tensors)
+        elif isinstance(layer, nn.MultiheadAttention):
+            keys = _attention_keys(tensors, projections)
+        elif is_triple and projections == "split":
+            keys = _thirds("", tensors)
+        else:
+            keys = _plain_keys(tensors)
+        for part, of_part in keys.items():
+            found.append(
+                TorchPart(
+                    name,
+                    part,
+                    {ours: tensor_of(tensors, key) for ours, key in of_part.items()},
+                    {ours: f"{name}.{key}".lstrip(".") for ours, key in of_part.items()},
+                )
+            )
+    return found
+
+
+_Keys = dict[str, dict[str, str]]
+"""By name of a part, and by name of a tensor in it, the path of the tensor in the layer."""
+
+
+def _plain_keys(tensors: dict[str, Any]) -> _Keys:
+    """Return the tensors of a layer as one part, and each other parameter as a part of its own."""
+    of_layer = {key: key for key in tensors if key in _LAYER_TENSORS}
+    single = {key: {key: key} for key in tensors if key not in of_layer}
+    return ({"": of_layer} if of_layer else {}) | single
+
+
+def _recurrent_keys(layer: nn.RNNBase, tensors: dict[str, Any]) -> _Keys:
+    directions = ("", "_reverse") if layer.bidirectional else ("",)
+    return {
+        suffix.lstrip("_") if len(tensors) > 4 else "": {
+            key.removesuffix(suffix): key for key in tensors if key.endswith(suffix)
+        }
+        for suffix in (f"_l{i}{it}" for i in range(layer.num_layers) for it in directions)
+    }
+
+
+def _attention_keys(tensors: dict[str, Any], projections: Projections) -> _Keys:
+    """Return the three projections into heads, which are usually stored as one."""
+    if "in_proj_weight" not in tensors:  # keys and values of other widths than the queries
+        biases = _thirds("in_proj_", tensors)
+        return {part: {"weight": f"{part[0]}_proj_weight", **biases[part]} for part in biases}
+    if projections == "joint":
+        kinds = [kind for kind in ("weight", "bias") if f"in_proj_{kind}" in tensors]
+        return {"in_proj": {kind: f"in_proj_{kind}" for kind in kinds}}
+    return _thirds("in_proj_", tensors)
+
+
+def _thirds(prefix: str, tensors: dict[str, Any]) -> _Keys:
+    """Return the projections of queries, keys and values that are stored as one."""
+    kinds = [kind for kind in ("weight", "bias") if prefix + kind in tensors]
+    return {
+        part: {kind: f"{prefix}{kind}[{i}/3]" for kind in kinds}
+        for i, part in enumerate(("query", "key", "value"))
+    }
+
+
+def keras_parts(layer: Any, name: str = "") -> list[KerasPart]:
+    """Find the parts of a Keras layer that have weights, in PyTorch's order.
+
+    Args:
+        layer: The layer.
+        name: The name to report, if the layer is within another.
+
+    Raises:
+        ValueError: A part's layout is not known, or no PyTorch layer computes the same.
+    """
+    if not layer.weights:
+        return []
+    kind = next((it.__name__ for it in type(layer).__mro__ if it.__name__ in LAYOUTS), None)
+    if kind == "GRUCell" and not layer.reset_after:
+        raise ValueError(
+            f"{name or layer.name} has reset_after=False, which computes another function than "
+            "torch.nn.GRU: use reset_after=True"
+        )
+    if kind:
+        return [KerasPart("", kind, {it.name: it for it in layer.weights})]
+    if isinstance(layer, import_keras().layers.MultiHeadAttention):
+        return _projections(layer)
+    if "SeparableConv" in type(layer).__name__:
+        return _separable(layer)
+    return [
+        KerasPart(".".join(filter(None, (within, part.name))), part.kind, part.variables)
+        for within, sublayer in _sublayers(layer, name or layer.name)
+        for part in keras_parts(sublayer, name or layer.name)
+    ] or _of_own_layer(layer)
+
+
+def _sublayers(layer: Any, name: str) -> list[tuple[str, Any]]:
+    """Return the layers that a layer of Keras wraps, and their names; refuse an unknown one."""
+    layers = import_keras().layers
+    if isinstance(layer, layers.Bidirectional):
+        return [("forward", layer.forward_layer), ("backward", layer.backward_layer)]
+    if isinstance(layer, layers.TimeDistributed):
+        return [("", layer.layer)]
+    if isinstance(layer, layers.RNN):
+        return [("", layer.cell)]
+    if isinstance(layer, layers.StackedRNNCells):
+        return [(f"cell{i}", cell) for i, cell in enumerate(layer.cells)]
+    if isinstance(layer, layers.Pipeline):
+        return [(it.name, it) for it in layer.layers]
+    if type(layer).__module__.startswith("keras."):
+        raise ValueError(
+            f"{name} is a {type(layer).__name__}, whose layout of weights is not known: use "
+            f"layers of {', '.join(it for it in LAYOUTS if it[0].isupper())}"
+        )
+    return []
+
+
+def _projections(layer: Any) -> list[KerasPart]:
+    names = ("query", "key", "value", "attention_output")
+    parts = [next(it for it in layer._flatten_layers() if it.name == name) for name in names]
+    return [
+        KerasPart(
+            name,
+            "output projection" if name == names[-1] else "projection",
+            {variable.name: variable for variable in part.weights},
+        )
+        for name, part in zip(names, parts, strict=True)
+    ]
+
+
+def _separable(layer: Any) -> list[KerasPart]:
+    variables, dimensions = {it.name: it for it in layer.weights}, type(layer).__name__[-2:]
+    depthwise = {"kernel": variables.pop("depthwise_kernel")}
+    variables["kernel"] = variables.pop("pointwise_kernel")
+    return [
+        KerasPart("depthwise", f"DepthwiseConv{dimensions}", depthwise),
+        KerasPart("pointwise", f"Conv{dimensions}", variables),
+    ]
+
+
+def _of_own_layer(layer: Any) -> list[KerasPart]:
+    """Find the parts of a user's layer: its own variables, then those of the layers in it."""
+    sublayers = [it for it in layer._layers if it.weights]
+    inside = {id(variable) for sublayer in sublayers for variable in sublayer.weights}
+    own = {it.name: it for it in layer.weights if id(it) not in inside}
+    parts = [KerasPart("", "parameters", {name: variable}) for name, variable in own.items()]
+    for sublayer in sublayers:
+        for part in keras_parts(sublayer):
+            name = ".".join(filter(None, (sublayer.name, part.name)))
+            parts.append(KerasPart(name, part.kind, part.variables))
+    return parts
