@@ -108,6 +108,7 @@ def test_an_attention_that_pytorch_alone_freezes_is_found() -> None:
             super().__init__()
             torch.manual_seed(7)
             self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.mean: Tensor
             self.register_buffer("mean", torch.rand(1, 5, 4)[:, :1])  # a constant that is a view
 
         def forward(self, x: Tensor) -> Tensor:
