@@ -118,7 +118,7 @@ def test_an_attention_that_pytorch_alone_freezes_is_found() -> None:
 
     keras, model = import_keras(), Attending()
     steps = keras.Input((5, 4))
-    centred = steps - model.mean.numpy()  # type: ignore[operator]
+    centred = steps - model.mean.numpy()
     twin = keras.Model(steps, keras.layers.MultiHeadAttention(2, 2)(centred, centred))
     batches = [torch.rand(3, 5, 4)]
     check(model, twin, batches, loss=None).assert_passed()
