@@ -103,7 +103,7 @@ def tensor_of(named: Mapping[str, Any], path: str) -> Any:
     """Return the tensor of a path; of one such as `in_proj_weight[1/3]`, the second third.
 
     Examples:
-        >>> tensor_of({"weight": np.arange(6)}, "weight[1/3]").tolist()
+        >>> tensor_of({"weight": list(range(6))}, "weight[1/3]")
         [2, 3]
     """
     name, _, third = path.partition("[")
