@@ -1,5 +1,7 @@
 import hashlib
 import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from PIL import Image
 
 from digitlab.cli import main
 from digitlab.cli.fit import FitCLI, remove
+from digitlab.cli.trainer import wait_for_events
 from digitlab.data.download import Split
 from digitlab.models import MLP, LinearClassifier
 from digitlab.run_folder import read_metrics
@@ -210,3 +213,16 @@ def test_a_fit_prints_data_layers_epochs_times_scores_and_next_steps(
         f"tensorboard --logdir {folder}\n",
     ):
         assert part in shown
+
+
+def test_a_run_resumed_within_a_second_has_the_later_event_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # TensorBoard sorts the names, in which a process number is a text.
+    second = int(time.time())
+    before = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.99999999.0"
+    (tmp_path / before).touch()
+    wait_for_events(tmp_path)
+    assert int(time.time()) > second
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits although none is later"))
+    wait_for_events(tmp_path)

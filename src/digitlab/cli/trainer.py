@@ -1,5 +1,8 @@
 """The trainer of `digitlab fit`: its callbacks, logger and checkpoints."""
 
+import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +70,26 @@ def make_trainer(
         return cli.instantiate_trainer(*callbacks, plugins=plugins)
     # A run that was killed had logged steps after its checkpoint, and logs them again.
     purge_step = start.step if start.resumed else None
+    if start.resumed:
+        wait_for_events(folder)
     # `FinalEvaluation` logs the hyper-parameters with the final metrics.
     logger = TensorBoardLogger(folder, "", "", default_hp_metric=False, purge_step=purge_step)
     # Lightning writes hyper-parameters to this file unless it exists; by then this one does.
     logger.NAME_HPARAMS_FILE = "config.yaml"
     return cli.instantiate_trainer(*callbacks, logger=logger, plugins=plugins)
+
+
+def wait_for_events(folder: Path) -> None:
+    """Wait, for up to a second, until a new event file's name comes after those of a run folder.
+
+    TensorBoard reads event files in the order of their names: the second, the host, and the process
+    number as a text, in which 10001 comes before 9997.
+    """
+    for _ in range(25):
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}."
+        if all(path.name < name for path in folder.glob("events.out.tfevents.*")):
+            return
+        time.sleep(0.05)  # a clock that was put back is not waited for
 
 
 def _checkpoints(
