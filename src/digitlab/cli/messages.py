@@ -4,8 +4,8 @@ import re
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from importlib import import_module
-from inspect import signature
+from inspect import isroutine, signature
+from pydoc import locate
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback
@@ -79,8 +79,9 @@ def _unknown_option(match: re.Match[str], key: str, options: Iterable[str]) -> s
 
 
 def _unknown_parameter(match: re.Match[str], key: str, options: Iterable[str]) -> str:
-    module, _, name = match["owner"].rpartition(".")
-    owner = getattr(import_module(module), name)
+    owner = locate(match["owner"])
+    if isroutine(owner):
+        return f"{key} is {match['owner']}, which takes no {match['name']}: name a class"
     if not isinstance(owner, type):  # but `typing.Union`: the config names no class
         return f"{key} has {match['name']}, but no class: name it, by {key}.class_path"
     parameters = {
