@@ -101,7 +101,8 @@ def draw_curves(rows: list[HistoryRow]) -> Figure:
         axes.set(xlabel="epoch", ylabel=quantity)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:  # an epoch that was cut short has a row without scores
+            axes.legend()
     return figure
 
 
