@@ -98,6 +98,7 @@ ENDS = {  # epochs have 25 steps
     "max_steps at a validation": f"{MLP} --trainer.val_check_interval 8 --trainer.max_steps 33",
     "a callback": f"{MLP} {PLATEAU} {STOP}",
     "a callback, blocks": f"{MLP} {BLOCKS} {BY_EPOCH} {STOP}",
+    "a callback in the last epoch": f"{MLP} {BLOCKS} {STOP} --trainer.max_epochs 2",
     "early stopping": f"{MLP} {STOPPING} --trainer.val_check_interval 8",
     "max_time": f"{MLP} --trainer.max_time 00:01:00:00",
     "max_time, blocks": f"{MLP} {BLOCKS} --trainer.max_time 00:01:00:00",
@@ -111,6 +112,7 @@ LAST = {
 slow = partial(pytest.param, marks=pytest.mark.slow)
 INSIDE = [
     ("torch", "max_steps inside a block", "after the last row was written"),
+    ("torch", "a callback in the last epoch", "in the final evaluation"),
     *(
         slow(framework, end, moment)
         for framework, ends in (("torch", ENDS), ("keras", IN_KERAS))

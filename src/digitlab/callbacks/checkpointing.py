@@ -214,6 +214,8 @@ def end_training(trainer: Trainer) -> None:
         Classifier.on_train_batch_end(module, None, None, 0)  # logs the score, after callbacks
         loop.epoch_loop.on_advance_end(loop._data_fetcher)  # validates, if it is time
         loop.on_advance_end()
+        # In the last epoch, whoever asks meanwhile whether the loop is done has counted it already.
+        epochs.completed = epochs.processed
     loop.on_run_end()
 
 
