@@ -1,4 +1,4 @@
-"""The fused Adam step against torch's own, bit for bit."""
+"""The fused Adam step against torch's own, bit for bit; the fused RMSprop against torch's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam, Optimizer, RMSprop
 from torch.optim.lr_scheduler import ExponentialLR
 
-from digitlab.optimizers import fused_adam_step
+from digitlab.optimizers import FusedRMSprop, fused_adam_step
 
 
 def network() -> nn.Sequential:
@@ -19,15 +19,20 @@ def network() -> nn.Sequential:
 
 
 def train(
-    make: Callable[[Any], Optimizer], fused: bool, steps: int = 7, skip: int | None = None
+    make: Callable[[Any], Optimizer],
+    fused: bool,
+    steps: int = 7,
+    skip: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Train a network, and give its weights and the optimizer's state; `skip` has no gradient."""
-    model = network()
+    model = network().to(dtype)
     optimizer = make(model)
     generator = torch.Generator().manual_seed(1)
     for step in range(steps):
         optimizer.zero_grad()
-        model(torch.rand(4, 1, 28, 28, generator=generator)).square().sum().backward()
+        images = torch.rand(4, 1, 28, 28, generator=generator).to(dtype)
+        model(images).square().sum().backward()
         if step == skip:
             model[3].bias.grad = None
         (fused_adam_step(optimizer) if fused else optimizer.step)()
@@ -111,3 +116,62 @@ def test_any_other_optimizer_makes_its_own_step(optimizer: str) -> None:
     model(torch.rand(1, 1, 28, 28)).sum().backward()
     made.step()
     assert fused_adam_step(made) == made.step
+
+
+RMSPROPS: dict[str, dict[str, float]] = {
+    "default": {},
+    "of Keras": {"lr": 0.001, "alpha": 0.9, "eps": 1e-7},
+    "all": {"lr": 0.02, "alpha": 0.5, "eps": 1e-3, "weight_decay": 0.1},
+    "no average": {"lr": 1e-4, "alpha": 0.0},
+}
+
+
+@pytest.mark.parametrize("skip", [None, 3])
+@pytest.mark.parametrize("settings", RMSPROPS)
+def test_the_fused_rmsprop_is_torchs_except_for_rounding(settings: str, skip: int | None) -> None:
+    options: dict[str, Any] = RMSPROPS[settings]
+    ours, theirs = (
+        train(lambda model: kind(model.parameters(), **options), False, 30, skip, torch.float64)  # noqa: B023
+        for kind in (FusedRMSprop, RMSprop)
+    )
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], msg=name)
+
+
+def test_a_state_of_torchs_rmsprop_loads_into_the_fused_one_and_back() -> None:
+    made = []
+    for first, second in ((FusedRMSprop, RMSprop), (RMSprop, FusedRMSprop)):
+        model = network().double()
+        images = torch.ones(4, 1, 28, 28, dtype=torch.float64)
+        optimizer: Optimizer = first(model.parameters(), lr=0.01)
+        for step in range(4):
+            if step == 2:
+                state = optimizer.state_dict()
+                optimizer = second(model.parameters(), lr=0.5)
+                optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+            model(images).square().sum().backward()
+            optimizer.step()
+        made.append([parameter.detach() for parameter in model.parameters()])
+    torch.testing.assert_close(*made)
+
+
+def test_a_step_of_the_fused_rmsprop_computes_and_returns_the_loss_of_its_closure() -> None:
+    model = network()
+    optimizer = FusedRMSprop(model.parameters())
+
+    def closure() -> torch.Tensor:
+        loss = model(torch.ones(2, 1, 28, 28)).square().sum()
+        loss.backward()
+        return loss
+
+    before = model[3].bias.clone()
+    assert optimizer.step(closure).requires_grad
+    assert not torch.equal(model[3].bias, before)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5, -0.1])
+def test_a_smoothing_constant_out_of_its_range_is_refused(alpha: float) -> None:
+    with pytest.raises(ValueError, match=f"alpha is {alpha}: it must be at least 0 and below 1"):
+        FusedRMSprop(network().parameters(), alpha=alpha)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from digitlab.optimizers import FusedRMSprop
 from digitlab.parity.backend import import_keras
 
 
@@ -231,6 +232,7 @@ _COUNTERPARTS: dict[Optimizer, tuple[str, Optimizer, tuple[str, ...]]] = {
     torch.optim.Adam: ("Adam", KerasAdam, _ADAM),
     torch.optim.AdamW: ("AdamW", KerasAdam, (*_ADAM, "weight_decay")),
     torch.optim.RMSprop: ("RMSprop", KerasRMSprop, _RMSPROP),
+    FusedRMSprop: ("RMSprop", KerasRMSprop, _RMSPROP),
     KerasAdam: ("Adam", KerasAdam, (*_ADAM, "weight_decay")),
     KerasRMSprop: ("RMSprop", KerasRMSprop, (*_RMSPROP, "weight_decay")),
 }
