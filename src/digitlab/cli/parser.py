@@ -127,9 +127,10 @@ class RunCLI(LightningCLI):
         try:
             self.config = parser.parse_args(configs + flags)
         except ArgumentError as error:
-            cause = error.__cause__
+            cause = _root(error)
+            # jsonargparse passes a bug's bare key on, but its own such errors are sentences.
             if isinstance(cause, KeyError) and str(cause) == repr(cause.args[0]):
-                raise ValueError(describe_error(cause)) from error  # code that lacks a key
+                raise ValueError(describe_error(cause)) from error
             message = explain(str(error), option_names(parser))
             try:
                 parser.parse_args(configs[:2])
@@ -147,11 +148,7 @@ class RunCLI(LightningCLI):
         try:
             self.config_init = self.parser.instantiate(self.config)
         except ValueError as error:
-            # jsonargparse wraps a constructor's error in one for every type that it tried.
-            cause: BaseException = error
-            while cause.__cause__:
-                cause = cause.__cause__
-            raise ValueError(describe_error(cause)) from error
+            raise ValueError(describe_error(_root(error))) from error
         self.model: Classifier = self.config_init.model
         self.datamodule: ImageDataModule = self.config_init.data
 
@@ -181,6 +178,13 @@ class RunCLI(LightningCLI):
         # A default that is an instance, such as a device, is dumped as a sentence; left out, the
         # argument takes that default again.
         return re.sub(r"^ *\w+: Unable to serialize instance.*\n", "", text, flags=re.MULTILINE)
+
+
+def _root(error: BaseException) -> BaseException:
+    """Find the first of a chain: jsonargparse wraps an error for every type that it tried."""
+    while error.__cause__:
+        error = error.__cause__
+    return error
 
 
 def _read_config(path: str) -> str:
