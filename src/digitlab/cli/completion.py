@@ -1,6 +1,5 @@
 """`digitlab --print_completion`: a script that lets a shell complete commands and options."""
 
-from argparse import SUPPRESS
 from importlib import import_module
 from typing import Any
 
@@ -10,6 +9,8 @@ from jsonargparse import ArgumentParser
 from digitlab.cli import COMMANDS
 from digitlab.cli.evaluate import EvaluationCLI, PredictionCLI
 from digitlab.cli.fit import FitCLI
+from digitlab.cli.messages import option_names
+from digitlab.cli.options import short_parser
 from digitlab.cli.parity import ParityCLI
 from digitlab.cli.parser import RunCLI
 
@@ -17,6 +18,9 @@ _PARSERS: dict[str, type[RunCLI]] = {
     **{"fit": FitCLI, "validate": EvaluationCLI, "test": EvaluationCLI},
     **{"predict": PredictionCLI, "parity": ParityCLI},
 }
+
+
+_PATHS = {"FILE": shtab.FILE, "FOLDER": shtab.DIRECTORY, "RUN": shtab.DIRECTORY}
 
 
 class _MadeError(Exception):
@@ -35,13 +39,22 @@ def run(name: str, help: str, options: list[str]) -> int:
 
 def _parser_of(command: str) -> ArgumentParser:
     if command in _PARSERS:
-        return parser_of(_PARSERS[command], command)
+        parser = short_parser(command, "")
+        for action in parser._actions:
+            if action.metavar in _PATHS:
+                action.complete = _PATHS[action.metavar]
+        known = option_names(parser)
+        # By name alone: with the options of all classes that they take, there are ten thousands.
+        for name in option_names(parser_of(_PARSERS[command], command)):
+            if name not in known and len(name) > 1:
+                parser.add_argument(f"--{name}", help="")
+        return parser
     module = import_module(f"digitlab.{COMMANDS[command][0]}")
     if hasattr(module, "make_parser"):
         made: ArgumentParser = module.make_parser(command, "")
         return made
     parser = ArgumentParser(print_config=None)
-    parser.add_argument("paths", nargs="*", help=SUPPRESS).complete = shtab.FILE
+    parser.add_argument("paths", nargs="*").complete = shtab.FILE
     return parser
 
 

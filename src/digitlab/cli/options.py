@@ -72,9 +72,10 @@ def add_parity_options(parser: Any) -> None:
 def add_evaluation_options(parser: Any) -> None:
     """Add the options of `digitlab validate` and `test`."""
     add = parser.add_argument
-    add("--run", type=str, help="Run folder, or latest. Required.")
+    add("--run", metavar="RUN", type=str, help="Run folder, or latest. Required.")
     add("--checkpoint", type=str, default="last", help="last, best, or a checkpoint's path.")
-    add("--threads", type=PositiveInt | None, help="CPU threads. Default: the run's.")
+    text = "CPU threads. Default: the run's."
+    add("--threads", metavar="N", type=PositiveInt | None, help=text)
 
 
 def add_prediction_options(parser: Any) -> None:
@@ -85,16 +86,18 @@ def add_prediction_options(parser: Any) -> None:
         "predict --run latest photo.png more/*.jpg. They are classified instead of the test "
         "split, each prepared as the run's training images were. All words after -- are files.",
     )
-    group.add_argument("--json", type=str, help="JSON file to write a row for each image to.")
-    group.add_argument("--csv", type=str, help="CSV file to write a row for each image to.")
+    for kind in ("json", "csv"):
+        text = f"{kind.upper()} file to write a row for each image to."
+        group.add_argument(f"--{kind}", metavar="FILE", type=str, help=text)
     group.add_argument(
         *("--save_prepared", "--save-prepared"),
+        metavar="FOLDER",
         type=str,
         help="Folder to write the prepared images to, as PNG files of 28x28 pixels.",
     )
 
 
-def _classes(package: str, ending: str = "") -> str:
+def _classes(package: str, ending: str = "") -> list[str]:
     """List the public classes of a package whose names end so, without importing it."""
     source = Path(__file__).parents[1].joinpath(package, "__init__.py").read_text("utf-8")
     (names,) = (
@@ -102,23 +105,24 @@ def _classes(package: str, ending: str = "") -> str:
         for it in ast.parse(source).body
         if isinstance(it, ast.Assign) and ast.unparse(it.targets[0]) == "__all__"
     )
-    return ", ".join(it for it in names if it.endswith(ending) and it != "ImageDataModule")
+    return [it for it in names if it.endswith(ending) and it != "ImageDataModule"]
 
 
 def _add_common_training(parser: ArgumentParser) -> None:
+    models, data = _classes("models"), _classes("data", "DataModule")
     lines = {
         "config FILE": "Settings: a YAML file, or the name of a config. Later ones win over "
         "earlier ones, and options over all.",
-        "model CLASS": f"Network: {_classes('models')}, or your own, module.Class.",
+        "model CLASS": f"Network: {', '.join(models)}, or your own, module.Class.",
         "model.help CLASS": "Show the options of a network and exit.",
         "model.optimizer CLASS": "Adam, SGD, ...; then its options, as --model.optimizer.lr 0.01.",
-        "data CLASS": f"Data: {_classes('data', 'DataModule')}, or your own.",
+        "data CLASS": f"Data: {', '.join(data)}, or your own.",
         "data.help CLASS": "Show the options of a data module and exit.",
         "data.batch_size N": "Images of an optimizer step.",
         "data.validation_size N": "Training images to hold out for validation; 0 validates on "
         "the test split.",
     }
-    _add_lines(parser, "Network and data", lines)
+    _add_lines(parser, "Network and data", lines, {"model": models, "data": data})
     lines = {
         "seed_everything SEED": "Seed of initial weights, order of images and dropout. Default: 0.",
         "trainer.max_epochs N": "Epochs; -1 trains until it is stopped.",
@@ -140,11 +144,18 @@ def _add_common_evaluation(parser: ArgumentParser) -> None:
     _add_lines(parser, "Data and device", lines)
 
 
-def _add_lines(parser: ArgumentParser, title: str, lines: dict[str, str]) -> None:
+def _add_lines(
+    parser: ArgumentParser,
+    title: str,
+    lines: dict[str, str],
+    choices: dict[str, list[str]] | None = None,
+) -> None:
+    """Add options that are shown and completed, but not parsed: `name VALUE`, and a help text."""
     group = parser.add_argument_group(title)
     for line, text in lines.items():
         name, value = line.split()
-        group.add_argument(f"--{name}", metavar=value, default=SUPPRESS, help=text)
+        action = group.add_argument(f"--{name}", metavar=value, default=SUPPRESS, help=text)
+        action.choices = (choices or {}).get(name.removesuffix(".help"))
 
 
 class _ShortHelp(HelpFormatter):
