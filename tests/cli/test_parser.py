@@ -178,14 +178,15 @@ class Keyless(MLP):
     """A model with a bug."""
 
     def __init__(self) -> None:
-        super().__init__([{}["args"]])
+        widths: dict[str, int] = {}
+        super().__init__([widths["args"]])
 
 
 def test_a_key_error_of_a_model_s_code_names_its_place(
     config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = Path(__file__)
-    line = path.read_text().splitlines().index('        super().__init__([{}["args"]])') + 1
+    line = path.read_text().splitlines().index('        super().__init__([widths["args"]])') + 1
     bare = ["--model", "tests.cli.test_parser.Keyless", "--data", "tests.tiny.TinyDataModule"]
     said = refusal(capsys, "fit", *bare, "--trainer.max_epochs", "1")
     assert said == f"KeyError 'args' in {path}, line {line}; --debug shows more"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.model_summary import LayerSummary
+from lightning.pytorch.utilities.model_summary.model_summary import LayerSummary
 from torch import Tensor
 
 from digitlab.batches import Block

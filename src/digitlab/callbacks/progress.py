@@ -23,7 +23,7 @@ _LINES = (f"{_LINE} {{rate_noinv_fmt}}", _LINE, "{desc} {percentage:.0f}% {score
 _MARGIN = 2  # columns for the `^C` that a terminal prints
 
 
-class _Bar(Tqdm):  # type: ignore[misc]  # tqdm has no types
+class _Bar(Tqdm):
     """A bar whose line drops first the rate, then the bar itself, where the terminal is narrow."""
 
     scores = ""

@@ -42,7 +42,7 @@ def _parser_of(command: str) -> ArgumentParser:
         parser = short_parser(command, "")
         for action in parser._actions:
             if action.metavar in _PATHS:
-                action.complete = _PATHS[action.metavar]
+                setattr(action, "complete", _PATHS[action.metavar])  # noqa: B010  # shtab reads it
         known = option_names(parser)
         # By name alone: with the options of all classes that they take, there are ten thousands.
         for name in option_names(parser_of(_PARSERS[command], command)):
