@@ -141,6 +141,7 @@ def test_the_table_of_layers_has_every_parameter_tensor_and_the_outputs_shapes()
 def test_a_network_for_other_images_has_a_table_without_the_outputs_it_cannot_compute() -> None:
     model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 10)))
     assert output_shapes(model) == {"0": (784,)}
+    assert not any(layer._forward_hooks for layer in model.network.modules())
 
 
 class Clock(Callback):
