@@ -109,7 +109,7 @@ def test_the_file_says_what_the_scores_belong_to(
     *_, scores, times = capsys.readouterr().out.splitlines()
     assert scores == (
         f"Train accuracy {metrics['train']['accuracy']:.2%}, test accuracy {test['accuracy']:.2%} "
-        f"({test['correct']}/50), test loss {test['loss']:.4f}"
+        f"({test['correct']}/50), loss {test['loss']:.4f}"
     )
     assert [phase.split()[0] for phase in times.split(", ")] == [*phases]
 

@@ -203,9 +203,9 @@ def test_a_fit_prints_data_layers_epochs_times_scores_and_next_steps(
     for part in (
         "tiny: 200 training images, 50 test images",
         "LinearClassifier on cpu (1 thread), precision 32-true, seed 0",
-        "weight (10, 784), bias (10,)",
+        "(10,)   weight (10, 784), bias (10,)",
         "7,850 parameters in 2 tensors",
-        "epoch   1  train loss ",
+        "\n           train loss  accuracy  val (test split) loss  accuracy\nepoch   1  ",
         f"test accuracy {score['accuracy']:.2%} ({score['correct']}/50)",
         ", training ",
         f"digitlab test --run {folder}\n",

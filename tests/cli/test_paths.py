@@ -56,7 +56,7 @@ def test_every_path_setting_of_a_command_is_expanded(
     with monkeypatch.context() as patch:
         patch.setattr(jsonargparse.ArgumentParser, "parse_args", spied)
         with pytest.raises(SystemExit):
-            main([name, "--help"])
+            main([name, "--help_all"])
     capsys.readouterr()
     tried = []
     for action in parsers[0]._actions:

@@ -19,4 +19,5 @@ from digitlab.cli.fit import read_fit  # noqa: E402
 
 draw_images(np.zeros((2, 28, 28), np.uint8), ["0", "1"])
 draw_curves([]).savefig(io.BytesIO())
-read_fit("fit", ["--model", "MLP", "--data", "tests.tiny.TinyDataModule"])
+words = ["--model", "MLP", "--data", "tests.tiny.TinyDataModule", "--trainer.max_epochs", "1"]
+read_fit("fit", words)

@@ -325,7 +325,10 @@ def test_a_model_of_another_architecture_or_framework_is_not_measured_as_the_run
         ["test", "--run", "{run}"],  # a run that somebody mailed
         ["predict", "--run", "{run}", "--checkpoint", "{file}"],
         ["convert", "{file}", "{new}", "--model", "LeNet5"],
-        ["fit", "--framework", "keras", "--model", "LeNet5", "--weights", "{file}"],
+        [
+            *("fit", "--framework", "keras", "--model", "LeNet5", "--weights", "{file}"),
+            *("--trainer.max_epochs", "1"),
+        ],
         ["parity", "--model", "LeNet5", "--weights", "{file}"],
     ],
     ids=lambda command: command[0],

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from digitlab import __version__
+from digitlab.errors import InputError, Interrupted, RunError, describe_error, reading_input
 from digitlab.terminal import printable, surviving_streams
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ A module's `run(name, help, options)` does the work and returns the exit code, o
 RunError or Interrupted.
 """
 
+_WITHOUT_TORCH = {"configs"}
+_SHORT_HELP = {"fit", "validate", "test", "predict", "parity"}
+
 _LONG = {"fit", "parity", "reproduce"}
 _LINES = "\n".join(f"  {name:10} {line}" for name, (_, line) in COMMANDS.items())
 HELP = f"""usage: digitlab COMMAND [options]
@@ -68,6 +72,8 @@ options:
   -h, --help  show this text; `digitlab COMMAND --help` shows a command's options
   --version   show the version
   --debug     with a command: show the traceback of an error
+  --print_completion bash|zsh
+              print a script that lets the shell complete commands and options
 """
 
 
@@ -90,6 +96,8 @@ def main(args: Sequence[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     name, *options = [word for word in arguments if word != "--debug"] or ["--help"]
+    if name == "help":
+        name, *options = [*options[:1], "--help"]
     if name in ("-h", "--help"):
         print(HELP, end="")
         return 0
@@ -101,10 +109,17 @@ def _main(arguments: list[str]) -> int:
         is_run = old in ("validate", "test", "predict")
         new = f"{old} --run RUN_DIR" if is_run else "fit --framework keras"
         return _error(f"digitlab keras {old} is now: digitlab {new}")
-    if name not in COMMANDS:
+    if name == "--print_completion" and (options and options[0]) not in ("bash", "zsh"):
+        return _error(f"print_completion is {' '.join(options) or 'empty'}: give bash or zsh")
+    if name not in (*COMMANDS, "--print_completion"):
         nearest = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"
         return _error(f"there is no command {name!r}: {hint}")
+    if name in _SHORT_HELP and {"-h", "--help"} & set(options):
+        from digitlab.cli.options import short_parser
+
+        short_parser(name, COMMANDS[name][1]).print_help()
+        return 0
     try:
         return _run(name, options, debug)
     except KeyboardInterrupt:
@@ -114,15 +129,13 @@ def _main(arguments: list[str]) -> int:
 
 def _run(name: str, options: list[str], debug: bool) -> int:
     _prepare_process()
-    # torch and Lightning take seconds to import: only now, and only for a command.
-    from digitlab.errors import InputError, RunError, describe_error, reading_input
-    from digitlab.signals import Interrupted
-
-    _silence()
-    module, help = COMMANDS[name]
+    _announce(name, options)
+    module, help = COMMANDS.get(name, ("cli.completion", ""))
     try:
         with reading_input():  # some commands need an extra
             run = import_module(f"digitlab.{module}").run
+        _silence()
+        options = ["--help" if word == "--help_all" else word for word in options]
         exit_code: int = run(name, help, options)
         return exit_code
     except Interrupted as interrupt:
@@ -132,6 +145,14 @@ def _run(name: str, options: list[str], debug: bool) -> int:
         return _error(str(error), debug)
     except (RunError, OSError) as error:  # the latter where the disk is full, say
         return _error(describe_error(error), debug, code=1)
+
+
+def _announce(name: str, options: list[str]) -> None:
+    """Say what is loaded, which takes seconds: on a terminal, and beside the command's output."""
+    if name not in _WITHOUT_TORCH and "torch" not in sys.modules and sys.stderr.isatty():
+        keras = " and TensorFlow" * (name == "parity" or "keras" in options)
+        print(f"digitlab {__version__}: loading PyTorch{keras} ...", file=sys.stderr)
+        sys.stderr.flush()
 
 
 def _error(message: str, debug: bool = False, code: int = 2) -> int:
@@ -159,7 +180,7 @@ def _prepare_process() -> None:
 
 
 def _silence() -> None:
-    """Hide messages that a user cannot act on; called once Lightning is imported."""
+    """Hide messages that a user cannot act on; Lightning's import sets other levels."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # announcements and advertisements
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # its results

@@ -14,13 +14,13 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 import yaml
-from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from PIL import Image
 
 from digitlab import files, run_folder
 from digitlab.checkpoints import load_weights
+from digitlab.cli.options import add_evaluation_options, add_prediction_options
 from digitlab.cli.parser import RunCLI, split_off
 from digitlab.data import ImageDataModule
 from digitlab.data.photographs import PreparedImage, open_image
@@ -50,12 +50,7 @@ class EvaluationCLI(RunCLI):
         return text
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--run", type=str, help="Run folder, or latest. Required.")
-        parser.add_argument(
-            "--checkpoint", type=str, default="last", help="last, best, or a checkpoint's path."
-        )
-        text = "CPU threads. Default: the run's."
-        parser.add_argument("--threads", type=PositiveInt | None, default=None, help=text)
+        add_evaluation_options(parser)
 
     def before_instantiate_classes(self) -> None:
         """Set the number of threads, which runs of older versions leave to torch."""
@@ -68,19 +63,7 @@ class PredictionCLI(EvaluationCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        group = parser.add_argument_group(
-            "Image files",
-            "Words that are neither options nor their values are image files, as in digitlab "
-            "predict --run latest photo.png more/*.jpg. They are classified instead of the test "
-            "split, each prepared as the run's training images were. All words after -- are files.",
-        )
-        group.add_argument("--json", type=str, help="JSON file to write a row for each image to.")
-        group.add_argument("--csv", type=str, help="CSV file to write a row for each image to.")
-        group.add_argument(
-            *("--save_prepared", "--save-prepared"),
-            type=str,
-            help="Folder to write the prepared images to, as PNG files of 28x28 pixels.",
-        )
+        add_prediction_options(parser)
 
 
 @dataclass
@@ -219,7 +202,8 @@ def _save_score(evaluation: Evaluation, phase: Literal["val", "test"], split: st
     entry: dict[str, Any] = {**score, "checkpoint": checkpoint, "split": split}
     if others := split_off(evaluation.flags, "--checkpoint")[1]:
         entry["flags"] = others
-    sentence = f"{describe_score(split, score)}, checkpoint {checkpoint}"
+    shown = "validation (test split)" if (phase, split) == ("val", "test") else split
+    sentence = f"{describe_score(shown, score)}, checkpoint {checkpoint}"
     if evaluation.checkpoint.stem == "best":
         own = evaluation.checkpoint.resolve().parents[1] == folder.resolve()
         entry["chosen_on"] = cli.datamodule.validation_split if own else "unknown"

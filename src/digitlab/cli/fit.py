@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
-from jsonargparse.typing import NonNegativeFloat, PositiveInt, restricted_string_type
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -21,7 +20,8 @@ from digitlab.callbacks.results import describe_device
 from digitlab.checkpoints import load_weights, sha256
 from digitlab.classifier import Classifier
 from digitlab.cli import inside_rank
-from digitlab.cli.parser import RunCLI, check_settings, check_together, split_off
+from digitlab.cli.options import add_fit_options
+from digitlab.cli.parser import RunCLI, check_end, check_settings, check_together, split_off
 from digitlab.cli.refusals import as_input_error, check_monitors, error_of_ranks
 from digitlab.cli.trainer import as_list, check_callbacks, make_trainer
 from digitlab.distributed import (
@@ -44,10 +44,6 @@ from digitlab.resume import (
 from digitlab.signals import Interrupted, StopSignals
 from digitlab.terminal import command, printable
 
-RunName = restricted_string_type(
-    "RunName", r"^[\w.+-]*\w[\w.+-]*$", docstring="Part of a folder's name."
-)
-
 
 class FitCLI(RunCLI):
     """The options of `digitlab fit`.
@@ -63,46 +59,7 @@ class FitCLI(RunCLI):
     made: Trainer | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        add = parser.add_argument
-        frameworks, outputs = Literal["torch", "keras"], Literal["logits", "softmax"]
-        text = "Train the network in PyTorch, or its Keras twin in Keras."
-        add("--framework", type=frameworks, default="torch", help=text)
-        text = (
-            "With --framework keras: end the network in logits, or, as document A does, in a "
-            "softmax, with the cross-entropy of clipped probabilities."
-        )
-        add("--output", type=outputs, default="logits", help=text)
-        text = (
-            "Name of the run: its folder is <data set>-<name> under trainer.default_root_dir. "
-            "Default: the first config's."
-        )
-        add("--name", type=RunName | None, default=None, help=text)
-        text = "File with the initial weights: a checkpoint, a state dict or, in Keras, a model."
-        add("--weights", type=str | None, default=None, help=text)
-        text = (
-            "Resume this run, a folder or latest, with its settings. A larger trainer.max_epochs "
-            "lengthens it."
-        )
-        add("--run", type=str | None, default=None, help=text)
-        text = (
-            "With --run: accept settings that change the result. An unfinished epoch starts over, "
-            "with the weights so far."
-        )
-        add("--allow_changes", type=bool, default=False, help=text)
-        text = (
-            "With --run: resume on another type of device, or with other threads, deterministic or "
-            "precision flags of torch; metrics.json then says so."
-        )
-        add("--allow_inexact_resume", type=bool, default=False, help=text)
-        text = (
-            "CPU threads of PyTorch or TensorFlow. Another number rounds differently: part of what "
-            "a seed gives."
-        )
-        add("--threads", type=PositiveInt, default=1, help=text)
-        text = "Optimizer steps between two checkpoints inside an epoch. Default: none."
-        add("--checkpoint_every_n_steps", type=PositiveInt | None, default=None, help=text)
-        text = "Minutes between two checkpoints inside an epoch; null for none."
-        add("--checkpoint_every_n_minutes", type=NonNegativeFloat | None, default=1.0, help=text)
+        add_fit_options(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and name a run that has no name after its config or its network."""
@@ -175,6 +132,7 @@ def read_fit(name: str, options: list[str], help: str = "") -> tuple[FitCLI, Pat
     if not given or {"-h", "--help"} & set(options):
         cli = FitCLI(name, options, help=help)
         check_settings(cli)
+        check_end(cli)
         if cli.config.output != "logits" and cli.config.framework != "keras":
             raise ValueError(
                 f"output is {cli.config.output}: add --framework keras, or leave it out"
@@ -189,6 +147,7 @@ def read_fit(name: str, options: list[str], help: str = "") -> tuple[FitCLI, Pat
         config["threads"] = recorded_threads(folder)
     cli = FitCLI(name, others, yaml.safe_dump(config), help)
     check_settings(cli)
+    check_end(cli)
     return cli, folder
 
 

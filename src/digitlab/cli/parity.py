@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from digitlab import files
 from digitlab.cli.fit import FitCLI, new_run_dir, remove
+from digitlab.cli.options import add_parity_options
 from digitlab.cli.parser import check_settings, check_together
 from digitlab.data import ImageLoader
 from digitlab.errors import reading_input
@@ -36,13 +37,7 @@ class ParityCLI(FitCLI):
     """The options of `digitlab parity`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        super().add_arguments_to_parser(parser)
-        parser.add_argument(
-            "--steps",
-            type=int,
-            default=50,
-            help="Training steps, at least 1; all weights are compared after each.",
-        )
+        add_parity_options(parser)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import os
 import re
-from argparse import ArgumentError
+from argparse import Action, ArgumentError
 from argparse import ArgumentParser as PlainParser
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import get_loader, set_dumper, set_loader
+from jsonargparse import DefaultHelpFormatter, get_loader, set_dumper, set_loader
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -22,6 +22,7 @@ from digitlab.classifier import Classifier
 from digitlab.cli.allowed import check_allowed
 from digitlab.cli.messages import explain, option_names
 from digitlab.data import ImageDataModule
+from digitlab.errors import describe_error
 from digitlab.execution import NullProfiler
 from digitlab.files import expand_path, expand_settings, load_yaml
 from digitlab.run_folder import read_settings
@@ -42,6 +43,24 @@ _Dumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str
 _dump = partial(yaml.dump, Dumper=_Dumper, default_flow_style=False, allow_unicode=True)
 set_loader("yaml of runs", _load_value, (yaml.YAMLError, ValueError))
 set_dumper("yaml of runs", partial(_dump, sort_keys=False))
+
+
+class _Help(DefaultHelpFormatter):
+    """Shows the names that Sphinx's markup in a help text refers to, without the markup."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = re.sub(
+            r":[\w:]+:`[~.]*([^`<]*?)(?: *<[^>]*>)?`", r"\1", super()._get_help_string(action)
+        )
+        text = re.sub(r"`([^`<]+) *<[^>]*>`_+", r"\1", text)  # a link
+        return text.replace("``", "")
+
+
+class _Parser(LightningArgumentParser):
+    """A parser with such help; jsonargparse makes those of single classes of the same type."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _Help, **kwargs})
 
 
 class RunCLI(LightningCLI):
@@ -81,6 +100,7 @@ class RunCLI(LightningCLI):
                 "enable_model_summary": False,  # `PrintEpoch` also shows the tensors' shapes
                 "num_sanity_val_steps": 0,
             },
+            parser_class=_Parser,
             parser_kwargs={
                 "prog": f"digitlab {command}",
                 "description": f"{help}. --model.help CLASS shows a class's options.",
@@ -107,6 +127,10 @@ class RunCLI(LightningCLI):
         try:
             self.config = parser.parse_args(configs + flags)
         except ArgumentError as error:
+            cause = _root(error)
+            # jsonargparse passes a bug's bare key on, but its own such errors are sentences.
+            if isinstance(cause, KeyError) and str(cause) == repr(cause.args[0]):
+                raise ValueError(describe_error(cause)) from error
             message = explain(str(error), option_names(parser))
             try:
                 parser.parse_args(configs[:2])
@@ -124,11 +148,7 @@ class RunCLI(LightningCLI):
         try:
             self.config_init = self.parser.instantiate(self.config)
         except ValueError as error:
-            # jsonargparse wraps a constructor's error in one for every type that it tried.
-            cause: BaseException = error
-            while cause.__cause__:
-                cause = cause.__cause__
-            raise ValueError(str(cause)) from error
+            raise ValueError(describe_error(_root(error))) from error
         self.model: Classifier = self.config_init.model
         self.datamodule: ImageDataModule = self.config_init.data
 
@@ -158,6 +178,13 @@ class RunCLI(LightningCLI):
         # A default that is an instance, such as a device, is dumped as a sentence; left out, the
         # argument takes that default again.
         return re.sub(r"^ *\w+: Unable to serialize instance.*\n", "", text, flags=re.MULTILINE)
+
+
+def _root(error: BaseException) -> BaseException:
+    """Find the first of a chain: jsonargparse wraps an error for every type that it tried."""
+    while error.__cause__:
+        error = error.__cause__
+    return error
 
 
 def _read_config(path: str) -> str:
@@ -207,6 +234,17 @@ def check_settings(cli: RunCLI) -> None:
         raise ValueError(
             f"run is {cli.config.run}: name the run to resume on the command line of digitlab fit, "
             "not in a config"
+        )
+
+
+def check_end(cli: RunCLI) -> None:
+    """Refuse a training without an end: Lightning would stop it after 1000 epochs."""
+    trainer = cli.config.trainer
+    limits = (trainer.max_epochs, trainer.max_time, trainer.fast_dev_run or None)
+    if limits == (None, None, None) and trainer.max_steps == -1:
+        raise ValueError(
+            "the run has no end: add --trainer.max_epochs 5, or max_steps or max_time; with "
+            "--trainer.max_epochs=-1 it trains until it is stopped"
         )
 
 

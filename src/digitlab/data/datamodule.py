@@ -112,6 +112,11 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         """Where validation images come from: the hold-out, or the test split if there is none."""
         return "validation" if self.validation_size else "test"
 
+    @property
+    def validation_is_test(self) -> bool:
+        """Whether validation scores are of the test split; screen, curves and report say so."""
+        return self.validation_split == "test"
+
     @abstractmethod
     def read(self, split: Split) -> Arrays:
         """Read a whole split: images, uint8 `(N, 28, 28)`, and labels, int64 `(N,)`.

@@ -235,6 +235,11 @@ class KerasClassifier(Classifier):
             for layer in self.keras_model.layers
         ]
 
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each layer's output for an image, in Keras's layout."""
+        outputs = {layer.name: layer.output for layer in self.keras_model.layers}
+        return {it: tuple(one.shape[1:]) for it, one in outputs.items() if hasattr(one, "shape")}
+
     def first_kernels(self) -> tuple[str, Tensor] | None:
         """Return the first convolution's name and kernels `(out, in, height, width)`, if any."""
         keras = import_keras()
