@@ -35,7 +35,7 @@ COMMANDS = {
     "predict": ("cli.evaluate", "classify the test images, or files: --run latest [photo.png ...]"),
     "convert": (
         "cli.convert",
-        "convert a run to Keras, or back: digitlab convert RUN_DIR model.keras",
+        "write a run as ONNX, PyTorch or Keras: convert latest model.onnx",
     ),
     "parity": (
         "cli.parity",

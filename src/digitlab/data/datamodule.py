@@ -272,7 +272,7 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         """Serve custom images, uint8 `(N, 28, 28)`, normalized as the test split; labels are 0."""
         labels = np.zeros(len(images), np.int64)
         order = EpochSampler(len(images))
-        return ImageLoader(images, labels, order, self.eval_batch_size, self._scale())
+        return ImageLoader(images, labels, order, self.eval_batch_size, self.mean_and_std())
 
     def _loader(
         self,
@@ -287,9 +287,12 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         sampler = EpochSampler(len(labels), run_seed(), shuffle, pad, rank, world_size)
         device = trainer.strategy.root_device if trainer else "cpu"
-        return ImageLoader(images, labels, sampler, batch_size, self._scale(), device, **blocks)
+        return ImageLoader(
+            images, labels, sampler, batch_size, self.mean_and_std(), device, **blocks
+        )
 
-    def _scale(self) -> tuple[float, float] | None:
+    def mean_and_std(self) -> tuple[float, float] | None:
+        """Return what pixels from 0 to 1 are normalized with; None if they stay as they are."""
         scale = {"unit": None, "symmetric": (0.5, 0.5), "standard": self.mean_std}
         return scale[self.normalization]
 
