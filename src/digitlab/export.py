@@ -5,7 +5,6 @@ A file is kept only if it computes what the model does, for all images of the te
 
 import io
 import json
-import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -128,7 +127,8 @@ def export_model(
     path = Path(path)
     check_target(path)
     module = _Exported(model, data.mean_and_std() if raw_pixels else None, raw_pixels)
-    images, labels = (torch.cat(parts) for parts in zip(*data.test_dataloader(), strict=True))
+    batches = zip(*data.test_dataloader(), strict=True)  # on a trainer's device, if it has one
+    images, labels = (torch.cat(parts).cpu() for parts in batches)
     with torch.no_grad():
         logits = torch.cat([module.model(part) for part in torch.split(images, _AT_ONCE)])
     if not logits.isfinite().all():
@@ -148,7 +148,7 @@ def export_model(
     with _naming(
         module,
         "cannot be exported",
-        "its forward must be torch's operations, the same for all pixels and any number of images",
+        "its forward must be the same operations of torch for any images, one or many",
     ):
         batch = torch.export.Dim("batch")  # an example of one image would fix it to one
         example = torch.zeros(2, *given.shape[1:], dtype=given.dtype)
@@ -243,17 +243,13 @@ def _naming(module: _Exported, what: str, rule: str) -> Iterator[None]:
     Raises:
         InputError: There was one.
     """
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        with redirect_stderr(io.StringIO()):  # torch prints the graph so far
+        with redirect_stderr(io.StringIO()):  # torch prints warnings and graphs
             yield
     except (OSError, MemoryError):
         raise
     except Exception as error:  # whatever the network's code, torch or ONNX Runtime raise
         raise InputError(f"{module.name} {what}: {_reason(error)}; {rule}") from error
-    finally:
-        logging.disable(disabled)
 
 
 def _reason(error: BaseException) -> str:
