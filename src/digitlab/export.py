@@ -126,7 +126,9 @@ def export_model(
     """
     path = Path(path)
     check_target(path)
-    module = _Exported(model, data.mean_and_std() if raw_pixels else None, raw_pixels)
+    mean_std = data.mean_and_std()
+    formula = f"(pixel / 255 - {mean_std[0]}) / {mean_std[1]}" if mean_std else "pixel / 255"
+    module = _Exported(model, mean_std, raw_pixels)
     batches = zip(*data.test_dataloader(), strict=True)  # on a trainer's device, if it has one
     images, labels = (torch.cat(parts).cpu() for parts in batches)
     with torch.no_grad():
@@ -139,7 +141,10 @@ def export_model(
         "model": module.name,
         "dataset": str(data.name),
         "classes": json.dumps(data.class_names, ensure_ascii=False),
-        **_describe_input(data, raw_pixels),
+        "input": "uint8 (batch, 1, 28, 28), pixels from 0 to 255"
+        if raw_pixels
+        else "float32 (batch, 1, 28, 28), normalized",
+        "normalization": f"in the network: {formula}" if raw_pixels else formula,
         "test_accuracy": f"{accuracy:.6g}",
         **(details or {}),
     }
@@ -191,18 +196,6 @@ class _Exported(nn.Module):
                 images = (images - self.mean_std[0]) / self.mean_std[1]
         logits: Tensor = self.model(images)
         return logits
-
-
-def _describe_input(data: ImageDataModule, raw_pixels: bool) -> dict[str, str]:
-    mean_std = data.mean_and_std()
-    formula = f"(pixel / 255 - {mean_std[0]}) / {mean_std[1]}" if mean_std else "pixel / 255"
-    shape = "(batch, 1, 28, 28)"
-    if raw_pixels:
-        return {
-            "input": f"uint8 {shape}, pixels from 0 to 255",
-            "normalization": f"in the network: {formula}",
-        }
-    return {"input": f"float32 {shape}, normalized", "normalization": formula}
 
 
 def _to_onnx(program: Any, metadata: dict[str, str]) -> bytes:
