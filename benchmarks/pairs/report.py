@@ -56,12 +56,9 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     keys = {key for of in COLUMNS.values() for key in of}
     all_of = {key: sum(numbers[key] for numbers in topics.values()) for key in keys}
     lines = [
-        f"| topic | {' | '.join(COLUMNS)} |",
-        "|---|" + "--:|" * len(COLUMNS),
-        *(
-            f"| {topic} | " + " | ".join(_share(numbers, *of) for of in COLUMNS.values()) + " |"
-            for topic, numbers in {**topics, "**all**": all_of}.items()
-        ),
+        f"| {' | '.join(COLUMNS)} |",
+        "|" + "---|" * len(COLUMNS),
+        f"| {' | '.join(_share(all_of, *of) for of in COLUMNS.values())} |",
     ]
     faults = Counter(it["fault"] for it in found["not passed"] if it["fault"])
     of_kind = ", ".join(f"{it}: {faults[it]}" for it in dict.fromkeys((*FAULTS, *faults)))

@@ -254,7 +254,9 @@ def read_history(folder: Path) -> "pd.DataFrame":
     if not path.exists():
         return pd.DataFrame()
     try:
-        history = pd.read_csv(path, usecols=["epoch", *CURVES]).astype(float)
+        read = pd.read_csv(path)
+        drawn = ["epoch", *CURVES, *({"learning_rate"} & {*read.columns})]  # version 0.1 lacks it
+        history = read[drawn].astype(float)
     except OSError:
         raise
     except Exception as error:  # a damaged byte can lead the reader anywhere
@@ -263,6 +265,7 @@ def read_history(folder: Path) -> "pd.DataFrame":
         ) from error
     history = history.where(history.abs() < math.inf)
     limits = {"epoch": (0, 1e9), "accuracy": (0, 1), "loss": (-3.5e38, 3.5e38)}  # float32's
+    limits["rate"] = limits["loss"]
     for name, values in history.items():
         least, most = limits[str(name).rpartition("_")[2]]
         is_right = values.between(least, most) | (values.isna() & (name != "epoch"))

@@ -73,8 +73,9 @@ def test_its_settings_unfold(browser: Browser, page: str) -> None:
 
 
 def test_it_begins_with_the_run_s_name(browser: Browser, page_of_one: Path, run: Path) -> None:
+    browser.look(width=1000, height=1000)
     browser.open(page_of_one.as_uri())
     assert browser.read("h1") == ["/".join(run.parts[-2:])]
-    browser.picture("report", height=1000)
-    browser.run("document.querySelector('section + section').scrollIntoView()")
-    browser.picture("report_curves", height=1040)
+    browser.picture("report", height=900, width=1000)
+    browser.run("document.querySelector('article').scrollIntoView()")
+    browser.picture("report_confusion", height=1000, width=1000)

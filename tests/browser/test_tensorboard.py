@@ -108,8 +108,8 @@ def figures_of(run: Path) -> dict[str, str]:
     settings: Any = config_of(run)
     optimizer = settings["model"]["init_args"]["optimizer"]
     numbers = {
-        "hparams/val_accuracy": held_out["accuracy"],
-        "hparams/val_loss": held_out["loss"],
+        "val/accuracy": held_out["accuracy"],
+        "val/loss": held_out["loss"],
         "learning_rate": optimizer["init_args"]["lr"],
     }
     words = {"model": metrics["model"], "optimizer": optimizer["class_path"].rpartition(".")[2]}

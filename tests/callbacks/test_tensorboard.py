@@ -336,3 +336,28 @@ def test_weights_and_random_numbers_are_those_of_a_run_without(
     )
     assert_bitwise_equal(shown, plain)
     assert torch.equal(numbers, same_numbers)
+
+
+def test_pictures_go_to_any_logger_with_lightning_s_log_image(tmp_path: Path) -> None:
+    class PictureLogger(CSVLogger):
+        """Keeps pictures, with the arguments of Lightning's `WandbLogger`."""
+
+        def __init__(self) -> None:
+            super().__init__(tmp_path)
+            self.shown: dict[str, list[tuple[int | None, tuple[int, ...]]]] = {}
+
+        def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
+            (image,) = images
+            self.shown.setdefault(key, []).append((step, image.shape[2:]))
+
+    logger = PictureLogger()
+    fitted = trainer(logger=logger, callbacks=all_callbacks(), max_epochs=2)
+    fitted.fit(LeNet5(), TinyDataModule())
+    assert logger.shown == {tag: [(6, (3,)), (13, (3,))] for tag in DRAWN}
+
+
+def test_a_run_s_events_have_no_curve_of_the_epoch(tmp_path: Path) -> None:
+    logger = tensorboard.EventLogger(tmp_path, "", "", default_hp_metric=False)
+    logger.log_metrics({"epoch": 1, "train/loss": 0.5}, 3)
+    logger.finalize("success")
+    assert events.scalars(tmp_path) == {"train/loss": [(3, 0.5)]}

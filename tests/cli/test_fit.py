@@ -34,7 +34,7 @@ def test_a_run_folder_holds_settings_checkpoints_curves_and_scores(
     assert checkpoints == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     metrics = read_metrics(folder)
     assert [metrics[split]["checkpoint"] for split in ("train", "test")] == ["last", "last"]
-    for picture, width in (("samples.png", 376), ("curves.png", 900)):
+    for picture, width in (("samples.png", 1001), ("curves.png", 1380)):
         with Image.open(folder / picture) as image:
             assert image.width == width
 

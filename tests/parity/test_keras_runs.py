@@ -96,7 +96,6 @@ def history_of(folder: Path) -> list[dict[str, Any]]:
 def steps_of(folder: Path) -> dict[str, list[int]]:
     """The steps of each curve and picture."""
     shown: dict[str, list[tuple[int, Any]]] = {**events.scalars(folder), **events.pictures(folder)}
-    del shown["epoch"]  # Lightning's own
     return {tag: [step for step, _ in points] for tag, points in shown.items()}
 
 

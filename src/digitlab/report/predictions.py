@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from digitlab.callbacks.logging import LayerTable, layer_table
+from digitlab.callbacks.tensorboard import picture_kernels
 from digitlab.cli.allowed import find_unimported
 from digitlab.cli.evaluate import Evaluation, needed_settings, read_evaluation
 from digitlab.data.datamodule import Subset
@@ -61,6 +63,7 @@ class Outcome(NamedTuple):
     layers: LayerTable = []  # noqa: RUF012  # never changed
     predictions: Predictions | None = None
     why: str = ""  # the reason if there are no predictions
+    kernels: tuple[str, Image.Image] | None = None  # the first convolution's name, and a picture
 
 
 def predict(command: str, run: Run, import_modules: bool = False) -> Outcome:
@@ -92,7 +95,8 @@ def predict(command: str, run: Run, import_modules: bool = False) -> Outcome:
             layers = layer_table(evaluation.cli.model)
             split: Subset = "test" if entry else evaluation.cli.datamodule.validation_split
             evaluation.load()
-            return Outcome(layers, _predict(evaluation, split))
+            kernels = picture_kernels(evaluation.cli.model)
+            return Outcome(layers, _predict(evaluation, split), kernels=kernels)
     except InputError as error:
         return Outcome(layers, why=" ".join(str(error).split()))
 
