@@ -88,7 +88,7 @@ def test_the_legend_says_where_validation_is_on_the_test_split(run: Path, tmp_pa
         assert dashes == ["", "5 3"]
 
 
-def test_an_unfinished_run_is_shown_without_final_figures(run: Path) -> None:
+def test_an_unfinished_run_is_shown_without_final_figures(run: Path, tmp_path: Path) -> None:
     (run / "metrics.json").unlink()
     page = page_of(run)
     assert "There is no metrics.json: the run has not ended" in page.text
@@ -97,6 +97,11 @@ def test_an_unfinished_run_is_shown_without_final_figures(run: Path) -> None:
     assert "no final figures" in page.text
     assert "of 50 test images are classified right" in page.text, "its checkpoint is there"
     assert len(page.every("picture")) == 2
+    finished = fit(tmp_path / "other", *SLOW, model="MLP")
+    page = page_of(run, finished, out=tmp_path / "both.html")
+    differing = {row[0] for row in page.every("table")[0].rows}
+    assert "Test accuracy" in differing
+    assert not {"Machine", "torch", "Epochs"} & differing, "it only has not recorded them yet"
     (run / "history.csv").unlink()
     shutil.rmtree(run / "checkpoints")
     page = page_of(run)

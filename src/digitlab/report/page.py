@@ -108,7 +108,7 @@ def render(found: Sequence[tuple[Run, Outcome]]) -> str:
     histories: dict[str, Columns] = dict(zip(names, (run.history for run in runs), strict=True))
     groups, common = fact_groups(runs), []
     if len(runs) > 1:
-        groups, common = split_facts(groups)
+        groups, common = split_facts(runs, groups)
         above = {SETTINGS.get(name) for _, facts in groups for name, _ in facts}
         others = [fact for fact in differences(runs) if fact[0] not in above]
         groups.insert(2, ("Other settings", others))
@@ -196,15 +196,24 @@ def fact_groups(runs: Sequence[Run]) -> list[tuple[str, Facts]]:
 
 
 def split_facts(
-    groups: Sequence[tuple[str, Facts]],
+    runs: Sequence[Run], groups: Sequence[tuple[str, Facts]]
 ) -> tuple[list[tuple[str, Facts]], list[tuple[str, str]]]:
-    """Separate the facts in which runs differ, and all scores, from those that they share."""
-    differ = [
-        (title, [fact for fact in facts if title == "Scores" or len({*fact[1]}) > 1])
-        for title, facts in groups
-    ]
-    shared = [fact for title, facts in groups if title != "Scores" for fact in facts]
-    return differ, [(name, values[0]) for name, values in shared if len({*values}) == 1]
+    """Separate the facts in which runs differ, and all scores, from those that they share.
+
+    What an unfinished run has not recorded yet is no difference.
+    """
+    differ, shared = [], []
+    for title, facts in groups:
+        own = []
+        for name, values in facts:
+            pairs = zip(runs, values, strict=True)
+            known = {value for run, value in pairs if run.metrics or value != NOTHING}
+            if title == "Scores" or len(known) > 1:
+                own.append((name, values))
+            else:
+                shared.append((name, *known))
+        differ.append((title, own))
+    return differ, shared
 
 
 def _score_facts(phase: str) -> list[tuple[str, Callable[[Run], str]]]:
