@@ -20,6 +20,7 @@ WIDTH, HEIGHT = 1460, 1320
 """In CSS pixels; TensorBoard's cards of a run's ten curves all fit."""
 FLAGS = (
     "--headless",
+    "--hide-scrollbars",
     "--no-first-run",
     "--disable-background-networking",
     "--no-proxy-server",

@@ -197,7 +197,8 @@ def test_a_fit_leaves_settings_and_both_pictures_also_in_tensorboard(tmp_path: P
     assert events.texts(tmp_path, "config") == indented
     [(step, shown)] = events.pictures(tmp_path)["train/samples"]
     assert step == 0
-    np.testing.assert_array_equal(shown, np.asarray(Image.open(tmp_path / "samples.png")))
+    large = np.asarray(Image.open(tmp_path / "samples.png"))
+    np.testing.assert_array_equal(shown[8 : 8 + 84 : 3, 8 : 8 + 84 : 3], large[21:245:8, 21:245:8])
 
 
 def test_old_names_of_callbacks_lead_to_the_new_ones() -> None:

@@ -356,8 +356,13 @@ def test_pictures_go_to_any_logger_with_lightning_s_log_image(tmp_path: Path) ->
     assert logger.shown == {tag: [(6, (3,)), (13, (3,))] for tag in DRAWN}
 
 
-def test_a_run_s_events_have_no_curve_of_the_epoch(tmp_path: Path) -> None:
+def test_a_run_s_details_stand_behind_its_curves_of_accuracy_and_loss(tmp_path: Path) -> None:
     logger = tensorboard.EventLogger(tmp_path, "", "", default_hp_metric=False)
-    logger.log_metrics({"epoch": 1, "train/loss": 0.5}, 3)
+    details = ("loss_step", "learning_rate", "images_per_second_step")
+    curves = ("train/accuracy", "train/loss", "train/f1", "val/loss")
+    logged = dict.fromkeys(("epoch", *curves, *(f"train/{name}" for name in details)), 0.5)
+    logger.log_metrics(logged, 3)
     logger.finalize("success")
-    assert events.scalars(tmp_path) == {"train/loss": [(3, 0.5)]}
+    shown = events.scalars(tmp_path)
+    assert shown.keys() == {*curves, *(f"while_training/{name}" for name in details)}
+    assert all(points == [(3, 0.5)] for points in shown.values())

@@ -80,7 +80,8 @@ class SaveFigures(Callback):
             samples = draw_images(images[chosen], names, scale=LARGE)
             write_image(self.folder / "samples.png", samples)
             if trainer.global_step == 0:  # not again in a resumed run
-                show_picture(trainer.loggers, "train/samples", samples, 0)
+                small = draw_images(images[chosen], names)  # beside the other pictures
+                show_picture(trainer.loggers, "train/samples", small, 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not (trainer.is_global_zero and (rows := self.history.rows)):

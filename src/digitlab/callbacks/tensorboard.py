@@ -14,6 +14,7 @@ None stands for a network that has no such thing.
 """
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,12 +45,20 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+DETAILS = re.compile("train/(.+_step|learning_rate|images_per_second)")
+
+
 class EventLogger(TensorBoardLogger):
-    """Lightning's logger without the scalar `epoch`, which would be the first plot of each run."""
+    """Lightning's logger, with the curves of accuracy and loss on top.
+
+    TensorBoard sorts groups by name, so the details of the training are moved from `train/…` to
+    `while_training/…`, behind `val`. Lightning's scalar `epoch` is left out.
+    """
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Log all other scalars."""
-        super().log_metrics({tag: value for tag, value in metrics.items() if tag != "epoch"}, step)
+        """Log scalars under TensorBoard's tags."""
+        tags = {tag: DETAILS.sub(r"while_training/\1", tag) for tag in metrics if tag != "epoch"}
+        super().log_metrics({shown: metrics[tag] for tag, shown in tags.items()}, step)
 
 
 def of_tensorboard(loggers: Iterable[Logger]) -> list[TensorBoardLogger]:
