@@ -90,4 +90,4 @@ def test_it_begins_with_the_run_s_name(browser: Browser, page_of_one: Path, run:
     browser.run("document.querySelector('article').scrollIntoView()")
     browser.picture("report_confusion", height=1000, width=1000)
     browser.run(CURVES_AND_MISTAKES)
-    browser.picture("home", height=740, width=1000)
+    browser.picture("home", height=815, width=1000)
