@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -180,7 +180,10 @@ LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#555555")
 DARK = ("#56b4e9", "#ff8a4c", "#2bc49a", "#e39cc4", "#f2b632", "#b0b0b0")
 MARKERS = "os^DvP"
 """matplotlib's, a run's first; with the colours, the first 36 runs differ."""
-PHASES = {"train": ("training", "--"), "val": ("validation", "-")}
+PHASES: dict[str, tuple[str, Literal["--", "-"]]] = {
+    "train": ("training", "--"),
+    "val": ("validation", "-"),
+}
 """The name and line style of each phase."""
 _INKS = {False: "#444444", True: "#bbbbbb"}
 
@@ -212,7 +215,7 @@ def curves(history: Columns, quantity: str) -> dict[str, NDArray[np.float64]]:
     columns = {phase: f"{phase}_{quantity}" for phase in PHASES}
     if quantity == "learning_rate":
         columns = {"train": quantity}
-    found = {}
+    found: dict[str, NDArray[np.float64]] = {}
     for phase, column in columns.items():
         if column in history:
             points = np.array([history["epoch"], history[column]], float).T

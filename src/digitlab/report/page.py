@@ -106,7 +106,7 @@ def render(found: Sequence[tuple[Run, Outcome]]) -> str:
     filters = {"percent": percent, "number": number, "png": png, "parameters": count_parameters}
     environment.filters |= filters
     histories: dict[str, Columns] = dict(zip(names, (run.history for run in runs), strict=True))
-    groups, common = fact_groups(runs), []
+    groups, common = fact_groups(runs), list[tuple[str, str]]()
     if len(runs) > 1:
         groups, common = split_facts(runs, groups)
         above = {SETTINGS.get(name) for _, facts in groups for name, _ in facts}
@@ -211,7 +211,7 @@ def split_facts(
             if title == "Scores" or len(known) > 1:
                 own.append((name, values))
             else:
-                shared.append((name, *known))
+                shared.append((name, known.pop()))
         differ.append((title, own))
     return differ, shared
 
