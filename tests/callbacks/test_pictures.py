@@ -141,10 +141,9 @@ def test_several_runs_have_colours_markers_and_names_of_their_own() -> None:
 
 
 def test_a_dark_figure_has_other_colours_and_a_plain_one_no_words() -> None:
-    light, dark = (
-        pictures.draw_curves({"a\x1b数": HISTORY}, ["loss"], dark=is_dark)
-        for is_dark in (False, True)
-    )
+    histories = {"a\x1b数": HISTORY}
+    light = pictures.draw_curves(histories, ["loss"])
+    dark = pictures.draw_curves(histories, ["loss"], dark=True)
     assert light.axes[0].lines[0].get_color() != dark.axes[0].lines[0].get_color()
     assert light.axes[0].yaxis.label.get_color() != dark.axes[0].yaxis.label.get_color()
     light.draw_without_rendering()  # with characters that the font lacks
