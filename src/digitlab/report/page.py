@@ -35,6 +35,9 @@ SCORES = {"test": "Test", "val": "Validation", "train": "Training"}
 MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
 """matplotlib's markers, and the same as characters, for the legend."""
 
+ORDER = ("Scores", "Training", "Other settings", "Circumstances", "Versions")
+"""Of the groups of facts."""
+
 Facts = list[tuple[str, tuple[str, ...]]]
 """The rows of a table: a name, and a value for each run."""
 
@@ -111,7 +114,8 @@ def render(found: Sequence[tuple[Run, Outcome]]) -> str:
         groups, common = split_facts(runs, groups)
         above = {SETTINGS.get(name) for _, facts in groups for name, _ in facts}
         others = [fact for fact in differences(runs) if fact[0] not in above]
-        groups.insert(2, ("Other settings", others))
+        groups.append(("Other settings", others))
+        groups.sort(key=lambda group: ORDER.index(group[0]))
     shown = []
     for place, (name, (run, outcome)) in enumerate(zip(names, found, strict=True)):
         color, marker = style(place)
