@@ -26,6 +26,7 @@ FREE = (
     "checkpoint_every_n_minutes",
     "checkpoint_every_n_steps",
     "data.init_args.root",
+    "from_configs",
     "trainer.default_root_dir",
     "trainer.enable_progress_bar",
     "trainer.max_epochs",

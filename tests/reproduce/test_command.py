@@ -22,7 +22,7 @@ def laboratory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     short = "data: tests.tiny.TinyDataModule\ntrainer:\n  max_epochs: 2\n  accelerator: cpu\n"
     (configs / "linear.yaml").write_text(f"model: LinearClassifier\n{short}")
     (configs / "nn.yaml").write_text(
-        "# B1: A network. Published: 12.5%\u202e.\nmodel:\n  class_path: MLP\n"
+        "# nn: A network. Published: 12.5%\u202e.\nmodel:\n  class_path: MLP\n"
         f"  init_args:\n    hidden_features: [16]\n{short}"
     )
     monkeypatch.chdir(tmp_path)
@@ -43,12 +43,12 @@ def test_rows_are_trained_over_seeds_and_the_printed_commands_run(
 
     monkeypatch.setattr(Queue, "_call", train)
     out = "my 'out';#"
-    command = ["reproduce", "B1", "tiny/linear", "--framework", "torch", "--out", out]
+    command = ["reproduce", "tiny/nn", "configs/tiny/linear.yaml", "--framework", "torch", "--out", out]
     command += ["--seeds", "1", "--first_seed", "3", "--workers", "1"]
     assert main(command) == 0
     shown = capsys.readouterr().out
     measured = results.read(laboratory / out / "results.csv")
-    assert sorted(it.key for it in measured) == [("B1", "torch", 3), ("tiny/linear", "torch", 3)]
+    assert sorted(it.key for it in measured) == [("tiny/linear", "torch", 3), ("tiny/nn", "torch", 3)]
     assert "[2/2]" in shown
     assert r"12.5%\u202e" in shown  # which a terminal does not obey
     assert measured[0].optimizer_steps == 14
@@ -87,7 +87,7 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["B12"], "there is no row B12: did you mean B2?"),
+        (["B12"], "there is no config B12: did you mean B2?"),
         (["B1", "--seeds", "1", "B2"], "B2 comes after an option: name the rows first"),
         (["--seeds", "0"], "seeds is 0: give at least 1"),
         (["--sedes", "1"], "there is no option 'sedes': did you mean 'seeds'?"),
@@ -99,7 +99,7 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
         (["--report", "B1"], "leave rows and --explain out"),
         (["--explain", "B1"], "name two configs with a colon between, such as B1:B2"),
         (["--explain", "B1:B1"], "so name two configs"),
-        (["--explain", "B1:none.yaml"], "there is no file none.yaml"),
+        (["--explain", "B1:none.yaml"], "there is no config none.yaml"),
         (["--explain", "B1:B2", "--validate_every", "5"], "leave --framework and --validate_every"),
     ],
 )

@@ -29,10 +29,14 @@ if TYPE_CHECKING:
 
 
 COMMANDS = {
-    "fit": ("cli.fit", "train a network: digitlab fit --config configs/digits/lenet5.yaml"),
+    "fit": ("cli.fit", "train a network: digitlab fit --config digits/lenet5"),
     "validate": ("cli.evaluate", "score a run on its validation images: --run latest"),
     "test": ("cli.evaluate", "score a run on the test images: --run latest"),
     "predict": ("cli.evaluate", "classify the test images, or files: --run latest [photo.png ...]"),
+    "configs": (
+        "cli.configs",
+        "list configs, show or copy one: digitlab configs mnist/lenet5 --copy my.yaml",
+    ),
     "convert": (
         "cli.convert",
         "write a run as ONNX, PyTorch or Keras: convert latest model.onnx",

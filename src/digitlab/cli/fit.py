@@ -64,8 +64,8 @@ class FitCLI(RunCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and name a run that has no name after its config or its network."""
         super().parse_arguments(parser, args)
-        configs, model = [it for it in self.config_files if Path(it).is_file()], self.config.model
-        default = Path(configs[0]).stem if configs else model.class_path.rpartition(".")[2]
+        configs, model = [it for it in self.config_files if it.is_file()], self.config.model
+        default = configs[0].stem if configs else model.class_path.rpartition(".")[2]
         self.config.name = self.config.name or re.sub(r"[^\w.+-]", "_", default.lower())
 
     def before_instantiate_classes(self) -> None:
@@ -288,11 +288,12 @@ def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
 
 
 def describe_run(cli: FitCLI, trainer: Trainer) -> str:
-    """Describe the data, the network, the device and the seed."""
+    """Describe the configs, the data, the network, the device and the seed."""
     data, network = cli.datamodule, cli.config.model.class_path.rpartition(".")[2]
     twin = "'s Keras twin" if cli.config.framework == "keras" else ""
     device = cli.device or describe_device(trainer.strategy.root_device)
     return (
+        f"config: {printable(cli.origin)}\n"
         f"{printable(data.name)}: {data.size('train')} training images, "
         f"{data.size('validation')} {data.validation_split} images, "
         f"normalization {data.normalization}\n"

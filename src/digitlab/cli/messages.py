@@ -122,7 +122,7 @@ def _as_network(name: str) -> str | None:
 def _missing(match: re.Match[str], key: str, options: Iterable[str]) -> str:
     if key:
         return f"{key} needs {match['name']}: set --{key}.{match['name']}"
-    example = "name a config, such as --config configs/digits/lenet5.yaml"
+    example = "name a config, such as --config digits/lenet5"
     return f"no {match['name']} is given: {example}, or set --model and --data"
 
 

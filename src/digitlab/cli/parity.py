@@ -94,7 +94,7 @@ def run(name: str, help: str, options: list[str]) -> int:
     passed, verdict = _judge(checks)
     result = {
         "passed": passed,
-        "config": cli.config_files,
+        "config": cli.config.from_configs,
         "steps": cli.config.steps,
         "seed": cli.config.seed_everything,
         "versions": _versions(),
@@ -144,7 +144,7 @@ def _describe(cli: ParityCLI) -> str:
     optimizer = type(model.optimizer(model.parameters())).__name__
     steps = f"{cli.config.steps} step{'s' * (cli.config.steps > 1)}"
     lines = [
-        f"{', '.join(cli.config_files) or 'no config'}: {type(model).__name__} and its Keras twin, "
+        f"{cli.origin}: {type(model).__name__} and its Keras twin, "
         f"{optimizer}, {steps} of {data.batch_size} images of {data.name}, "
         f"seed {cli.config.seed_everything}",
         ", ".join(f"{name} {number}" for name, number in _versions().items()),

@@ -2,7 +2,7 @@
 
 import os
 import re
-from argparse import Action, ArgumentError
+from argparse import SUPPRESS, Action, ArgumentError
 from argparse import ArgumentParser as PlainParser
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,12 @@ import digitlab.models  # noqa: F401
 from digitlab.callbacks import ProgressBar
 from digitlab.classifier import Classifier
 from digitlab.cli.allowed import check_allowed
+from digitlab.cli.configs import find_config
 from digitlab.cli.messages import explain, option_names
 from digitlab.data import ImageDataModule
 from digitlab.errors import describe_error
 from digitlab.execution import NullProfiler
-from digitlab.files import expand_path, expand_settings, load_yaml
+from digitlab.files import expand_settings, load_yaml
 from digitlab.run_folder import read_settings
 
 
@@ -111,7 +112,11 @@ class RunCLI(LightningCLI):
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the seed: a number, whereas Lightning's own option takes `true` for 0."""
+        """Add the seed: a number, whereas Lightning's own option takes `true` for 0.
+
+        And `from_configs`, which no command line gives: a run's record of the configs that it had.
+        """
+        parser.add_argument("--from_configs", type=list[str], default=[], help=SUPPRESS)
         parser.add_argument(
             "--seed_everything",
             type=int,
@@ -121,8 +126,10 @@ class RunCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         given, flags = split_off(args, "--config", "-c")
-        self.config_files = [str(expand_path(path)) for path in given]
-        texts = [self.base, *map(_read_config, self.config_files)]
+        found = [find_config(name) for name in given]
+        self.config_files = [config.path for config in found]
+        read = [_read_config(path) for path in self.config_files]
+        texts = [self.base, *(text for text, _ in read)]
         configs = [word for config in texts for word in ("-c", config)]
         try:
             self.config = parser.parse_args(configs + flags)
@@ -138,6 +145,10 @@ class RunCLI(LightningCLI):
                 if self.base != "{}":
                     message = f"the run's config.yaml is damaged: {message}"
             raise ValueError(message) from error
+        origins = load_yaml(self.base).get("from_configs") or []
+        for config, (_, settings) in zip(found, read, strict=True):
+            origins += settings.get("from_configs") or [str(config)]
+        self.config.from_configs = origins
         expand_settings(self.config)
         self.config.trainer.default_root_dir = self.config.trainer.default_root_dir or "runs"
         check_allowed(parser, self.config)
@@ -159,7 +170,7 @@ class RunCLI(LightningCLI):
         if not {"gpu": any(found.values()), **found}.get(accelerator, True):
             raise ValueError(
                 f"trainer.accelerator is {accelerator}: torch finds no such GPU on this machine; "
-                "leave configs/gpu.yaml out, or set --trainer.accelerator auto"
+                "leave the config gpu out, or set --trainer.accelerator auto"
             )
         bar = [] if self.config.trainer.enable_progress_bar is False else [ProgressBar()]
         self.trainer_defaults["callbacks"] = [*bar, *others]
@@ -171,6 +182,11 @@ class RunCLI(LightningCLI):
             raise ValueError(f"a number in trainer is too large ({error}): give less") from error
         except (RuntimeError, TypeError, ImportError) as error:  # how it refuses some settings
             raise ValueError(str(error)) from error
+
+    @property
+    def origin(self) -> str:
+        """The configs that the settings come from, for a reader."""
+        return ", ".join(self.config.from_configs) or "no config"
 
     def dump(self) -> str:
         """Write all settings as YAML."""
@@ -187,20 +203,19 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def _read_config(path: str) -> str:
+def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
     """Check a config for errors that jsonargparse reports without the file's name.
 
-    The result is its path, relative to which it can name other files; for a pipe, its text.
+    The result is its path, relative to which it can name other files, or a pipe's text; and its
+    settings.
     """
-    if not Path(path).exists() or Path(path).is_dir():
-        raise ValueError(f"there is no file {path}: give the path of a config")
-    content = Path(path).read_bytes()  # once: a pipe is empty then
-    settings = read_settings(Path(path), content)
+    content = path.read_bytes()  # once: a pipe is empty then
+    settings = read_settings(path, content)
     if "config" in settings:
         raise ValueError(f"{path} sets config: name further configs by --config")
     if not isinstance(trainer := settings.get("trainer", {}), dict):
         raise ValueError(f"{path} sets trainer to {trainer}: leave it out, or give it settings")
-    return path if Path(path).is_file() else content.decode("utf-8-sig")
+    return str(path) if path.is_file() else content.decode("utf-8-sig"), settings
 
 
 def split_off(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:

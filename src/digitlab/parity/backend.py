@@ -171,7 +171,7 @@ def choose_device(accelerator: str) -> str:
     if accelerator in ("gpu", "cuda") and not gpus:
         raise ValueError(
             f"trainer.accelerator is {accelerator}: TensorFlow finds no GPU on this machine; leave "
-            "configs/gpu.yaml out, or set --trainer.accelerator auto"
+            "the config gpu out, or set --trainer.accelerator auto"
         )
     if gpus and accelerator == "cpu":
         config.set_visible_devices([], "GPU")
