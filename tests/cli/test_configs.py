@@ -36,6 +36,7 @@ def test_a_wheel_has_the_configs_in_the_package(
     monkeypatch.setattr(configs, "__file__", str(tmp_path / "digitlab" / "cli" / "configs.py"))
     path = tmp_path / "digitlab" / "configs" / "mnist" / "lenet5.yaml"
     write(str(path), "# B3: LeNet-5.")
+    monkeypatch.chdir(tmp_path)
     assert shipped_folder() == tmp_path / "digitlab" / "configs"
     assert find_config("B3").path == path
     assert str(find_config("B3")) == f"mnist/lenet5 (B3) of digitlab {__version__}"
@@ -122,6 +123,11 @@ def test_fit_says_and_records_which_configs_it_had_and_so_does_a_run_of_its_conf
     assert main(["test", "--run", str(folder)]) == 0
 
 
+def test_the_record_of_configs_is_no_option(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, "fit", "--config", "B3", "--from_configs", "[x]")
+    assert said == "from_configs is recorded by a run: name configs by --config"
+
+
 @pytest.mark.parametrize("value", ["null", "3", "text", "[[1]]", "{a: b}"])
 def test_a_record_of_configs_that_is_none_is_refused_or_replaced(
     value: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
@@ -143,8 +149,8 @@ def test_configs_lists_names_rows_and_what_each_is(
     assert main(["configs"]) == 0
     shown = capsys.readouterr().out
     assert f"of {ROOT / 'configs'}:\n" in shown
-    assert '  digits/lenet1               B\'s "LeNet1" on scikit-learn\'s digits' in shown
-    assert "  mnist/lenet5                     B3: LeNet-5, document B, PyTorch\n" in shown
+    assert '  digits/lenet1                   B\'s "LeNet1" on scikit-learn\'s digits' in shown
+    assert "  mnist/lenet5                   B3: LeNet-5, document B, PyTorch\n" in shown
     assert "\n\nof ./configs:\n  mine/net  My network on digits\n" in shown
     listed = {line.split()[0] for line in shown.splitlines() if line.startswith("  ")}
     assert listed == {*list_configs()}

@@ -5,6 +5,7 @@ import pytest
 
 from digitlab.reproduce.rows import Row, by_experiment, choose, find_row, read_rows
 
+ROOT = Path(__file__).parents[2]
 ROWS = read_rows()
 DOCUMENTS = {
     "linear": ("mnist/linear", 88.0),
@@ -84,7 +85,7 @@ def test_a_local_config_takes_the_row_of_its_name(
     rows = read_rows()
     assert rows["B3"] == Row("B3", Path("configs/mnist/lenet5.yaml"), "97%")
     assert rows["mnist/copy"] == Row("mnist/copy", Path("configs/mnist/copy.yaml"))
-    assert rows["B1"].read_settings() == ROWS["B1"].read_settings()
+    assert rows["B1"].config == ROOT / "configs" / "mnist" / "nn128.yaml"
 
 
 @pytest.mark.parametrize("text", [b"\xff", b"a: [", b"- 1\n", b"seed_everything: 1\n", b""])

@@ -164,7 +164,8 @@ def _format_list(configs: list[Config]) -> str:
             lines.append(f"of {place}:")
         column = max(len(it.name) for it in members)
         for it in members:
-            line = f"  {it.name:{column}}  {it.comment.partition('. ')[0].rstrip('.')}"
+            about = re.split("[.;] ", it.comment)[0].rstrip(".")
+            line = f"  {it.name:{column}}  {about}"
             is_long = width and len(line) > width
             lines.append(f"{line[: width - 1]}…" if width and is_long else line)
     lines += ["", "Train one: digitlab fit --config NAME, where a row such as B3 is a name, too."]

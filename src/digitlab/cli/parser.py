@@ -2,7 +2,7 @@
 
 import os
 import re
-from argparse import SUPPRESS, Action, ArgumentError
+from argparse import Action, ArgumentError
 from argparse import ArgumentParser as PlainParser
 from functools import partial
 from pathlib import Path
@@ -112,11 +112,9 @@ class RunCLI(LightningCLI):
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the seed: a number, whereas Lightning's own option takes `true` for 0.
-
-        And `from_configs`, which no command line gives: a run's record of the configs that it had.
-        """
-        parser.add_argument("--from_configs", type=list[str], default=[], help=SUPPRESS)
+        """Add the seed: a number, whereas Lightning's own option takes `true` for 0."""
+        text = "Recorded in config.yaml: the configs that the settings come from."
+        parser.add_argument("--from_configs", type=list[str], default=[], help=text)
         parser.add_argument(
             "--seed_everything",
             type=int,
@@ -126,6 +124,8 @@ class RunCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         given, flags = split_off(args, "--config", "-c")
+        if any(word.startswith("--from_configs") for word in flags):
+            raise ValueError("from_configs is recorded by a run: name configs by --config")
         found = [find_config(name) for name in given]
         self.config_files = [config.path for config in found]
         read = [_read_config(path) for path in self.config_files]
