@@ -1,6 +1,7 @@
 """The wheel, the source distribution and the editable install, built and used as users do."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -74,6 +75,10 @@ def test_the_wheel_trains_and_reproduces_its_configs_in_an_empty_folder(
     wheel: Path, tmp_path: Path
 ) -> None:
     installed = Installed(tmp_path / "venv", wheel, keras=False)
+    (metadata,) = installed.site.glob("digitlab-*.dist-info/METADATA")
+    text = metadata.read_text("utf-8")
+    assert "](https://" in text
+    assert re.findall(r"\]\((?!https?:)", text) == []  # links to files that an index page lacks
     empty = tmp_path / "empty"
     empty.mkdir()
     origin = f"digits/lenet5 of digitlab {digitlab.__version__}"
@@ -91,39 +96,41 @@ def test_the_wheel_trains_and_reproduces_its_configs_in_an_empty_folder(
     assert "[2/2] digits/linear torch seed" in shown
 
 
+@pytest.fixture(scope="module")
+def editable(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """An editable install of the unpacked source distribution, which stands for a clone."""
+    folder = tmp_path_factory.mktemp("editable")
+    program = "import sys\nfrom hatchling.build import build_editable\nbuild_editable(sys.argv[1])"
+    run(sys.executable, "-c", program, folder, cwd=unpacked)
+    return Installed(folder / "venv", next(folder.glob("*.whl")))
+
+
 @pytest.mark.slow
-def test_an_editable_install_reads_the_clone_s_configs(unpacked: Path, tmp_path: Path) -> None:
-    """The unpacked source distribution stands for a clone."""
-    program = (
-        "import sys; from hatchling.build import build_editable; build_editable(sys.argv[1])"
-    )
-    (tmp_path / "dist").mkdir()
-    run(sys.executable, "-c", program, tmp_path / "dist", cwd=unpacked)
-    (wheel,) = (tmp_path / "dist").iterdir()
-    installed = Installed(tmp_path / "venv", wheel)
+def test_an_editable_install_reads_the_clone_s_configs(
+    editable: Installed, unpacked: Path, tmp_path: Path
+) -> None:
     config = unpacked / "configs" / "digits" / "linear.yaml"
     before = config.read_text("utf-8")
     config.write_text(f"{before}name: edited\n")
     try:
-        shown = installed.digitlab("configs", "digits/linear", cwd=tmp_path)
+        shown = editable.digitlab("configs", "digits/linear", cwd=tmp_path)
     finally:
         config.write_text(before)
     assert yaml.safe_load(shown)["name"] == "edited"
     assert shown.startswith(f"# digits/linear of {unpacked / 'configs'}: {config}\n")
-    assert not list(installed.site.rglob("*.yaml"))  # no second copy, which would be an old one
+    assert not list(editable.site.rglob("*.yaml"))  # no second copy, which would be an old one
 
 
 @pytest.mark.slow
-def test_the_source_distribution_collects_all_tests(unpacked: Path, tmp_path: Path) -> None:
-    installed = Installed(tmp_path / "venv", build(unpacked, tmp_path / "dist", "-t", "wheel"))
-    # Sources are imported where they are, as in an editable install.
-    installed.site.joinpath("sources.pth").write_text(str(unpacked / "src"))
-    collect = [installed.bin / "python", "-m", "pytest", "--collect-only", "-q", "-n0", "-m", ""]
-    here = run(sys.executable, *collect[1:], cwd=ROOT).stdout.splitlines()
-    there = run(*collect, cwd=unpacked).stdout.splitlines()
-    tests = {line for line in here if "::" in line}
-    assert len(tests) > 1000
-    assert {line for line in there if "::" in line} == tests
+def test_the_source_distribution_has_all_that_its_tests_import_and_read(
+    editable: Installed, unpacked: Path
+) -> None:
+    pytest_there = [editable.bin / "python", "-m", "pytest", "-q", "-n0"]
+    listed = run(*pytest_there, "--collect-only", "-m", "", cwd=unpacked).stdout
+    collected = {line.partition("::")[0] for line in listed.splitlines() if "::" in line}
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
+    assert files - collected == set()
+    run(*pytest_there, "tests/test_packaging.py", "tests/reproduce/test_rows.py", cwd=unpacked)
 
 
 def test_the_metadata_names_the_versions_of_python_and_the_citation_that_of_digitlab() -> None:
