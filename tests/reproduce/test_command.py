@@ -43,12 +43,23 @@ def test_rows_are_trained_over_seeds_and_the_printed_commands_run(
 
     monkeypatch.setattr(Queue, "_call", train)
     out = "my 'out';#"
-    command = ["reproduce", "tiny/nn", "configs/tiny/linear.yaml", "--framework", "torch", "--out", out]
+    command = [
+        "reproduce",
+        "tiny/nn",
+        "configs/tiny/linear.yaml",
+        "--framework",
+        "torch",
+        "--out",
+        out,
+    ]
     command += ["--seeds", "1", "--first_seed", "3", "--workers", "1"]
     assert main(command) == 0
     shown = capsys.readouterr().out
     measured = results.read(laboratory / out / "results.csv")
-    assert sorted(it.key for it in measured) == [("tiny/linear", "torch", 3), ("tiny/nn", "torch", 3)]
+    assert sorted(it.key for it in measured) == [
+        ("tiny/linear", "torch", 3),
+        ("tiny/nn", "torch", 3),
+    ]
     assert "[2/2]" in shown
     assert r"12.5%\u202e" in shown  # which a terminal does not obey
     assert measured[0].optimizer_steps == 14

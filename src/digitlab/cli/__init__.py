@@ -35,7 +35,7 @@ COMMANDS = {
     "predict": ("cli.evaluate", "classify the test images, or files: --run latest [photo.png ...]"),
     "configs": (
         "cli.configs",
-        "list configs, show or copy one: digitlab configs mnist/lenet5 --copy my.yaml",
+        "list configs, show or copy one: digitlab configs B3 --copy my.yaml",
     ),
     "convert": (
         "cli.convert",

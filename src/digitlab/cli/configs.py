@@ -116,7 +116,7 @@ def run(name: str, help: str, options: list[str]) -> int:
             print(printable(f"Wrote {config} to {target}. What to do next:"))
             print(f"  {command('digitlab', 'fit', '--config', target)}")
         else:
-            print(printable(f"# {config}: {config.path}"))
+            print(printable(f"# {config.path}"))
             print(printable(content.decode("utf-8", errors="replace"), keep="\n"), end="")
     return 0
 

@@ -143,6 +143,7 @@ def _to_run(name: str, source: Path, target: Path, flags: list[str]) -> None:
         keras_model = load_keras_model(source)
         load_from_keras(model, source, compare=False)
         data.setup("test")
+    print(f"config: {printable(cli.origin)}")
     print(compare_predictions(model, keras_model, data))
     score = model.evaluate(data.test_dataloader())
     with files.atomic_write(target) as temporary:

@@ -116,6 +116,8 @@ def run(name: str, help: str, options: list[str]) -> int:
     with reading_input():
         evaluation = read_evaluation(name, options, help)
         cli, images = evaluation.cli, evaluation.images
+        if cli.config_files:
+            print(f"config: {printable(cli.origin)}")
         if name == "predict":
             _check_outputs(images, cli.config)
         else:
@@ -168,7 +170,7 @@ def read_evaluation(name: str, options: list[str], help: str = "") -> Evaluation
 
 def needed_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run that an evaluation needs: model, data, device, seed, threads."""
-    kept = ("model", "data", "seed_everything", "threads")
+    kept = ("model", "data", "seed_everything", "threads", "from_configs")
     trained = {key: config[key] for key in kept if key in config}
     trained["trainer"] = {key: config["trainer"][key] for key in TRAINER}
     if isinstance(arguments := trained["model"].get("init_args"), dict):

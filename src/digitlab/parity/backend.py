@@ -65,7 +65,7 @@ def _import() -> tuple[Any, Any]:
     if missing:
         raise ImportError(
             f"{' and '.join(missing)} cannot be imported: install the extra, "
-            'pip install "digitlab[parity]"'
+            'pip install "digitlab[parity]", which needs Python 3.11 to 3.13'
         )
     _check_order()
     if find_spec("triton"):
