@@ -43,8 +43,8 @@ class Installed:
         venv.create(folder, symlinks=True)
         self.bin = folder / "bin"
         (self.site,) = folder.glob("lib/python*/site-packages")
-        pip = [sys.executable, "-m", "pip", "--python", self.bin / "python", "--quiet", "install"]
-        run(*pip, "--no-index", "--no-deps", wheel, cwd=folder)
+        pip = [sys.executable, "-m", "pip", "--python", str(self.bin / "python"), "install"]
+        run(*pip, "--quiet", "--no-index", "--no-deps", wheel, cwd=folder)
         # The folder of digitlab's dependencies; its own .pth files are not read.
         (self.site / "others.pth").write_text(str(Path(pytest.__file__).parents[1]))
         if not keras:
@@ -125,7 +125,7 @@ def test_an_editable_install_reads_the_clone_s_configs(
 def test_the_source_distribution_has_all_that_its_tests_import_and_read(
     editable: Installed, unpacked: Path
 ) -> None:
-    pytest_there = [editable.bin / "python", "-m", "pytest", "-q", "-n0"]
+    pytest_there = [str(editable.bin / "python"), "-m", "pytest", "-q", "-n0"]
     listed = run(*pytest_there, "--collect-only", "-m", "", cwd=unpacked).stdout
     collected = {line.partition("::")[0] for line in listed.splitlines() if "::" in line}
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}

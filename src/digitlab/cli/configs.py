@@ -154,7 +154,7 @@ def _parse(name: str, help: str, options: list[str]) -> tuple[str | None, str | 
 def _format_list(configs: list[Config]) -> str:
     """Write a line on each config, with names in one column for each folder."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    lines = []
+    lines: list[str] = []
     place = ""
     for key, group in groupby(configs, lambda it: (it.place, it.name.rpartition("/")[0])):
         members = list(group)
