@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 from argparse import ArgumentError, ArgumentParser
+from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import groupby
 from pathlib import Path
@@ -93,8 +94,10 @@ def find_config(given: str) -> Config:
         return found
     hint = "give the path of a config, or a name that `digitlab configs` lists"
     bare = given.lower().removeprefix(f"{LOCAL}/").removesuffix(".yaml")
-    if path.with_name(f"{path.name}.yaml").is_file():
+    if Path(f"{path}.yaml").is_file():
         hint = f"did you mean {given}.yaml?"
+    elif same := [name for name in known if name.lower().endswith(f"/{bare}")]:
+        hint = f"did you mean {' or '.join(same)}?"
     elif nearest := get_close_matches(bare, names, n=1):
         best = names[nearest[0]]
         hint = f"did you mean {best.row if nearest[0] == best.row.lower() else best.name}?"
@@ -106,7 +109,8 @@ def run(name: str, help: str, options: list[str]) -> int:
     with reading_input():
         given, copy = _parse(name, help, options)
         if not given:
-            print(printable(_format_list(list(list_configs().values())), keep="\n"))
+            known = sorted(list_configs().values(), key=lambda it: it.place)
+            print(printable(_format_list(known), keep="\n"))
             return 0
         config = find_config(given)
         content = config.path.read_bytes()
@@ -151,9 +155,9 @@ def _parse(name: str, help: str, options: list[str]) -> tuple[str | None, str | 
     return given.config, given.copy
 
 
-def _format_list(configs: list[Config]) -> str:
+def _format_list(configs: Sequence[Config]) -> str:
     """Write a line on each config, with names in one column for each folder."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     lines: list[str] = []
     place = ""
     for key, group in groupby(configs, lambda it: (it.place, it.name.rpartition("/")[0])):
@@ -166,7 +170,6 @@ def _format_list(configs: list[Config]) -> str:
         for it in members:
             about = re.split("[.;] ", it.comment)[0].rstrip(".")
             line = f"  {it.name:{column}}  {about}"
-            is_long = width and len(line) > width
-            lines.append(f"{line[: width - 1]}…" if width and is_long else line)
+            lines.append(line if len(line) <= width else f"{line[: width - 1]}…")
     lines += ["", "Train one: digitlab fit --config NAME, where a row such as B3 is a name, too."]
     return "\n".join(lines)
