@@ -53,7 +53,9 @@ def test_an_unknown_or_old_command_is_answered_with_the_right_ones(
     assert refusal(capsys, *words.split()) == message
 
 
-@pytest.mark.parametrize("arg", ["--help", "--version", "tset", "help fit", "predict --help"])
+@pytest.mark.parametrize(
+    "arg", ["--help", "--version", "tset", "help fit", "predict --help", "configs"]
+)
 def test_help_and_refusals_need_no_torch(arg: str) -> None:
     program = "import sys; from digitlab.cli import main; main(sys.argv[1:]); print(*sys.modules)"
     command = [sys.executable, "-c", program, *arg.split()]

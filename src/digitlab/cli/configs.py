@@ -93,7 +93,7 @@ def find_config(given: str) -> Config:
     if found := names.get(given.lower()):
         return found
     hint = "give the path of a config, or a name that `digitlab configs` lists"
-    bare = given.lower().removeprefix(f"{LOCAL}/").removesuffix(".yaml")
+    bare = given.lower().removesuffix(".yaml")
     if Path(f"{path}.yaml").is_file():
         hint = f"did you mean {given}.yaml?"
     elif same := [name for name in known if name.lower().endswith(f"/{bare}")]:
