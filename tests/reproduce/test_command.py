@@ -7,7 +7,7 @@ from filelock import FileLock
 
 from digitlab.cli import main
 from digitlab.reproduce import results
-from digitlab.reproduce.queue import Queue
+from digitlab.reproduce.queue import Item, Queue
 from tests.commands import refusal
 from tests.reproduce.samples import RESULT
 
@@ -66,7 +66,7 @@ def test_rows_are_trained_over_seeds_and_the_printed_commands_run(
     assert len(measured[0].val_curve) == 2
 
     _, *printed = shlex.split(shown.splitlines()[-1])
-    assert printed == ["reproduce", "--report", "--out", out]
+    assert printed == ["reproduce", "B1", "tiny/linear", "--report", "--out", out]
     assert main(printed) == 0
     assert (laboratory / out / "tables.md").exists()
     capsys.readouterr()
@@ -92,7 +92,7 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
     result = replace(RESULT, row="tiny/linear", config="tiny/linear", recipe="of before")
     results.add(laboratory / "out" / "results.csv", [result])
     said = refusal(capsys, "reproduce", "tiny/linear", "--framework", "torch", "--out", "out")
-    assert "has runs of tiny/linear with other settings than tiny/linear.yaml has now" in said
+    assert "has runs of tiny/linear with other settings than its config has now" in said
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,10 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
         (["B1_as_published", "--framework", "keras"], "B1_as_published needs torch"),
         (["B1", "--explain", "B1:B2"], "leave the rows out"),
         (["--report", "--out", "nowhere"], "there are no results in nowhere/results.csv: name the"),
-        (["--pages", "README.md"], "give it too"),
-        (["--report", "--pages", "none.md"], "there is no page none.md"),
-        (["--report", "B1"], "leave rows and --explain out"),
+        (["--against", "results.csv"], "give it too"),
+        (["B1", "--margin", "0"], "margin is 0.0: give percentage points, above 0 and up to 100"),
+        (["B1", "--margin", "nan"], "margin is nan: give percentage points"),
+        (["--report", "--explain", "B1:B2"], "leave --explain out"),
         (["--explain", "B1"], "name two configs with a colon between, such as B1:B2"),
         (["--explain", "B1:B1"], "so name two configs"),
         (["--explain", "B1:none.yaml"], "there is no config none.yaml"),
@@ -123,7 +124,7 @@ def test_bad_input_is_answered_in_one_line(
 @pytest.mark.parametrize(
     ("spec", "options", "said"),
     [
-        (None, [], 'Keras is not installed: give --framework torch, or pip install "digitlab[par'),
+        (None, ["--framework", "keras"], "Keras is not installed: give --framework torch, or pip"),
         (1, ["--validate_every", "9"], "validate_every is 9, and Keras validates once an epoch"),
     ],
 )
@@ -136,3 +137,36 @@ def test_what_keras_cannot_do_is_refused_before_any_run(
 ) -> None:
     monkeypatch.setattr("digitlab.reproduce.command.find_spec", lambda name: spec)
     assert said in refusal(capsys, "reproduce", "B1", *options)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "has_keras", "frameworks"),
+    [
+        (["B1"], [], True, ["torch", "keras"]),
+        (["B1"], [], False, ["torch"]),
+        (["tiny/linear"], [], True, ["torch"]),
+        (["tiny/linear"], ["--framework", "both"], True, ["torch", "keras"]),
+        (["B1"], ["--framework", "torch"], True, ["torch"]),
+    ],
+)
+def test_the_documents_rows_are_trained_in_both_frameworks_and_others_where_it_is_asked(
+    rows: list[str],
+    options: list[str],
+    has_keras: bool,
+    frameworks: list[str],
+    laboratory: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained: list[str] = []
+
+    def work(self: Queue, items: list[Item]) -> list[Item]:
+        trained.extend(item.framework for item in items)
+        return []
+
+    monkeypatch.setattr(Queue, "work", work)
+    monkeypatch.setattr("digitlab.reproduce.command.find_spec", lambda name: has_keras or None)
+    assert main(["reproduce", *rows, "--seeds", "1", "--out", "out", *options]) == 0
+    assert trained == frameworks
+    is_missing = "Keras is not installed: training in PyTorch only" in capsys.readouterr().out
+    assert is_missing == (not has_keras)
