@@ -76,7 +76,9 @@ def write_figures(record: Path = RECORD) -> list[Path]:
     }
     for name, its_rows in by_experiment(rows).items():
         if any(result.row in its_rows and result.val_curve for result in measured):
-            drawn[f"curves/{name}"] = figures.draw_curves(its_rows, measured, columns=len(its_rows) * 2)
+            drawn[f"curves/{name}"] = figures.draw_curves(
+                its_rows, measured, columns=len(its_rows) * 2
+            )
     paths = {record / f"{name}.png": figure for name, figure in drawn.items()}
     for path, figure in paths.items():
         path.parent.mkdir(exist_ok=True)

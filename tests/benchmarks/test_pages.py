@@ -7,7 +7,6 @@ from benchmarks import pages, reproduction
 from benchmarks.endurance import report
 from benchmarks.pages import MARK, fill
 
-
 IN_FILES_ONLY = {
     *("step-times", "step-multiples", "step-cpu", "checkpoint-price", "kills", "fits"),
     *("two-threads-machine", "two-threads-times", "two-threads-multiples", "two-threads-cpu"),

@@ -98,7 +98,9 @@ def test_each_data_set_has_axes_with_its_rows_from_the_top() -> None:
 
 
 def test_the_overview_has_means_by_epoch_of_the_runs_that_have_a_curve() -> None:
-    other = [replace(it, val_curve=((1875, 0.93), (3750, 0.98))) for it in runs_with_curves("B3", 99)]
+    other = [
+        replace(it, val_curve=((1875, 0.93), (3750, 0.98))) for it in runs_with_curves("B3", 99)
+    ]
     measured = [*runs_with_curves("B3", 98), *other, *runs("B3", 98.8)]
     axes = reproduction.draw_validation_curves(DOCUMENTS, measured).axes[0]
     (line,) = axes.lines

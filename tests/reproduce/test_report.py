@@ -89,7 +89,7 @@ def test_runs_can_be_judged_by_anybody_s_results(
 def test_a_long_table_is_written_and_not_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    many = [run for i in range(10) for run in runs(f"my/{i}", 90 + i, 91.5 + i)]
+    many = [run for i in range(10) for run in runs(f"my/{i}", 80 + i, 81.5 + i)]
     results.add(tmp_path / "results.csv", many)
     write_report(tmp_path, ROWS)
     assert "differences: 49 lines, which --report writes to tables.md" in capsys.readouterr().out
@@ -110,7 +110,10 @@ def test_the_figure_has_a_dot_for_each_run_and_a_mean_for_each_row() -> None:
 
 def test_the_legend_names_an_interval_only_where_one_is_drawn() -> None:
     measured = runs("my/a", 95.0) + runs("my/b", 97.0)
-    assert legend(figures.draw_accuracies(rows_of(measured, ROWS), measured)) == ["PyTorch", "a run"]
+    assert legend(figures.draw_accuracies(rows_of(measured, ROWS), measured)) == [
+        "PyTorch",
+        "a run",
+    ]
 
 
 def test_what_was_published_is_hollow_beside_the_mean_of_its_row() -> None:

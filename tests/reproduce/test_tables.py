@@ -34,13 +34,6 @@ def test_known_rows_come_first_in_their_order_and_keep_their_published_figure() 
     assert (rows["my/b"].dataset, rows["my/b"].published) == ("digits", "")
 
 
-def test_a_column_without_a_value_is_left_out() -> None:
-    lines = [["a", "", "—", "1"], ["b", "—", "", "22"]]
-    table = tables.markdown_table(["name", "some", "none", "n"], lines, aligned=True)
-    assert table == "| name | n  |\n| ---- | -- |\n| a    | 1  |\n| b    | 22 |"
-    assert tables.markdown_table(["name", "n"], []) == "| name | n |\n| --- | --- |"
-
-
 def test_intervals_of_three_runs_are_four_and_a_half_times_their_standard_error() -> None:
     table = tables.intervals_table(ROWS, runs("B3", 97.0, 98.0, 99.0))
     # t of 2 degrees of freedom is 4.303; 4.303 / √3 = 2.48, 4.303 √(4/3) = 4.97, and no accuracy

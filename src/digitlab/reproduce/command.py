@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
-from typing import Literal, get_args
+from typing import Literal
 
 from joblib import cpu_count
 from jsonargparse import ArgumentParser, Namespace
@@ -103,7 +103,10 @@ def _make_parser(name: str, help: str) -> ArgumentParser:
 
 
 def _choose_items(given: Namespace, rows: dict[str, Row], seeds: range) -> list[Item]:
-    chosen, has_keras = choose(given.rows, rows), bool(find_spec("keras") and find_spec("tensorflow"))
+    chosen, has_keras = (
+        choose(given.rows, rows),
+        bool(find_spec("keras") and find_spec("tensorflow")),
+    )
     if not given.framework and not has_keras and any(row.in_documents for row in chosen):
         print("Keras is not installed: training in PyTorch only")
 

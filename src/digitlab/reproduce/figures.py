@@ -1,5 +1,6 @@
 """The figures of `digitlab reproduce --report`."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -121,15 +122,14 @@ def _draw_values(
 ) -> list[float]:
     """Draw runs and their mean with intervals, and return all that the axis must show."""
     summary, height = summarize(values), place + style.shift
+    beside = height + math.copysign(0.14, style.shift)  # away from the other framework
     shown = (summary.mean_interval, summary.prediction_interval)[:intervals]
     if summary.n > 1:
         for interval, width in zip(shown, _INTERVALS.values(), strict=False):
             axes.plot(interval, [height] * 2, color=style.color, linewidth=width)
     dot: dict[str, Any] = {"color": style.color, "mec": "white", "ms": 7, "zorder": 3}
     axes.plot(summary.mean, height, style.marker, **dot)
-    # Above the intervals, whose zorder is 2.
-    where = [height] * len(values)
-    axes.plot(values, where, ".", color=style.color, ms=4, alpha=0.5, zorder=2.5)
+    axes.plot(values, [beside] * len(values), ".", color=style.color, ms=5, mew=0, alpha=0.6)
     return [*values, *(shown[-1] if summary.n > 2 else ())]
 
 

@@ -1,6 +1,6 @@
 """Results as Markdown tables: a line for each row, in the rows' order, accuracies in per cent.
 
-Results of unknown rows are left out, and so are rows without a result and columns without a value.
+Results of unknown rows are left out, and so are rows without a result.
 """
 
 import math
@@ -58,15 +58,18 @@ def rows_of(results: Iterable[Result], known: Mapping[str, Row]) -> dict[str, Ro
 def markdown_table(
     head: Sequence[str], lines: Iterable[Sequence[str]], aligned: bool = False
 ) -> str:
-    """Make a Markdown table of the columns that have a value; aligned, they line up, too."""
-    lines = [*lines]
-    columns = [*zip(head, *lines, strict=True)]
-    columns = [it for it in columns if not lines or not {*it[1:]} <= {"", NONE}]
-    widths = [max(map(len, column)) if aligned else 0 for column in columns]
-    lines = [*zip(*columns, strict=True)]
+    """Make a Markdown table; aligned, its columns line up in a terminal, too."""
+    lines = [head, *lines]
+    widths = [max(map(len, column)) if aligned else 0 for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * (width or 3) for width in widths])
     padded = (map(str.ljust, line, widths) for line in lines)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
+
+
+def _columns_table(columns: Mapping[str, Sequence[str]]) -> str:
+    """Make an aligned Markdown table of the columns that have a value."""
+    shown = {name: cells for name, cells in columns.items() if {*cells} - {"", NONE}}
+    return markdown_table([*shown], zip(*shown.values(), strict=True), aligned=True)
 
 
 def intervals_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
@@ -84,7 +87,8 @@ def intervals_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
             named = " in ".join(filter(None, start[:2]))
             lacking.append(f"{named} {', '.join(map(str, sorted(missing)))}")
     head = ["row", "framework", "n", "mean, %", "SD", "95% of the mean", "95% of one more run"]
-    text = markdown_table([*head, "published"], lines, aligned=True)
+    columns = zip(*lines, strict=True)
+    text = _columns_table(dict(zip([*head, "published"], columns, strict=True)))
     if any(len(found) == 1 for found in seeds.values()):
         text += "\n\nOne run has no interval."
     if lacking:
@@ -184,8 +188,7 @@ def differences_table(pairs: Sequence[Pair]) -> str:
         if len({*cells[name]}) == 1:
             (value,) = {*cells.pop(name)}
             text += f"; {name}: {value}" if value not in ("", NONE) else ""
-    table = markdown_table([*cells], zip(*cells.values(), strict=True), aligned=True)
-    return f"{table}\n\n{' '.join([f'{text}.', *_explain(pairs)])}"
+    return f"{_columns_table(cells)}\n\n{' '.join([f'{text}.', *_explain(pairs)])}"
 
 
 def _explain(pairs: Sequence[Pair]) -> Iterator[str]:
@@ -273,9 +276,7 @@ def by_framework(groups: Groups[float], name: str) -> list[list[float]]:
     return [groups.get((name, framework), []) for framework in FRAMEWORKS]
 
 
-def ordered(
-    rows: Mapping[str, Row], groups: Groups[T]
-) -> Iterator[tuple[Row, Framework, list[T]]]:
+def ordered(rows: Mapping[str, Row], groups: Groups[T]) -> Iterator[tuple[Row, Framework, list[T]]]:
     """Iterate over the rows and frameworks that have values."""
     for name, row in rows.items():
         for framework in FRAMEWORKS:
