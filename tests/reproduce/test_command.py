@@ -107,7 +107,7 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
         (["--report", "--out", "nowhere"], "there are no results in nowhere/results.csv: name the"),
         (["--against", "results.csv"], "give it too"),
         (["B1", "--margin", "0"], "margin is 0.0: give percentage points, above 0 and up to 100"),
-        (["B1", "--margin", "nan"], "margin is nan: give percentage points"),
+        (["B1", "--margin", "nan"], "margin is nan: it must be float"),
         (["--report", "--explain", "B1:B2"], "leave --explain out"),
         (["--explain", "B1"], "name two configs with a colon between, such as B1:B2"),
         (["--explain", "B1:B1"], "so name two configs"),
