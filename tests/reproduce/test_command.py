@@ -1,4 +1,5 @@
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,14 +66,53 @@ def test_rows_are_trained_over_seeds_and_the_printed_commands_run(
     assert measured[0].optimizer_steps == 14
     assert len(measured[0].val_curve) == 2
 
-    _, *printed = shlex.split(shown.splitlines()[-1])
-    assert printed == ["reproduce", "B1", "tiny/linear", "--report", "--out", out]
-    assert main(printed) == 0
+    names = ["tiny/nn", "configs/tiny/linear.yaml"]
+    assert shlex.split(shown.splitlines()[-1])[1:] == [
+        "reproduce",
+        *names,
+        "--report",
+        "--out",
+        out,
+    ]
+    report(shown, capsys)
     assert (laboratory / out / "tables.md").exists()
-    capsys.readouterr()
 
     assert main(command) == 0
     assert "[1/1]" not in capsys.readouterr().out  # nothing was left to do
+
+
+def test_files_of_one_name_in_two_folders_are_two_rows_that_are_compared(
+    laboratory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(self: Queue, command: list[str], log: Path, held: FileLock) -> bool:
+        return main(command[3:]) == 0  # in this process
+
+    monkeypatch.setattr(Queue, "_call", train)
+    for folder, name in (("one", "linear"), ("two", "nn")):
+        Path(folder).mkdir()
+        shutil.copy(Path("configs", "tiny", f"{name}.yaml"), Path(folder, "net.yaml"))
+    rows = ["one/net.yaml", "two/net.yaml"]
+    options = ["--seeds", "1", "--out", "out", "--workers", "1", "--margin", "9"]
+    assert main(["reproduce", *rows, *options]) == 0
+    measured = results.read(Path("out", "results.csv"))
+    assert {(it.row, it.config) for it in measured} == {
+        ("one/net", "tiny/net"),
+        ("two/net", "tiny/net"),
+    }
+    assert len({it.test_loss for it in measured}) == 2
+    shown = capsys.readouterr().out
+    for text in (shown, report(shown, capsys)):
+        assert "`one/net` − `two/net`" in text
+        assert "runs: 1 and 1; margin: 9. No interval" in text
+        assert "ocument" not in text
+    assert Path("out", "accuracies.png").exists()
+
+
+def report(shown: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the command that a command printed last."""
+    _, *printed = shlex.split(shown.splitlines()[-1])
+    assert main(printed) == 0
+    return capsys.readouterr().out
 
 
 def test_a_run_that_fails_is_named_with_its_log_and_gives_exit_code_1(
