@@ -101,6 +101,7 @@ RECORD_PAGES = [
 """The pages that show tables of the documents' rows."""
 
 PAGES: dict[Path, Callable[[], dict[str, str]]] = {
+    Path("docs", "compare.md"): reproduction.compare_tables,
     Path("docs", "conclusions.md"): lambda: {"claims": conclusions.claims_table()},
     Path("docs", "parity.md"): parity,
     Path("docs", "performance.md"): performance,

@@ -9,12 +9,14 @@ from itertools import chain
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from PIL import Image
 
+from digitlab import files
 from digitlab.reproduce import figures, results
-from digitlab.reproduce.command import write_figure
+from digitlab.reproduce.command import make_tables
 from digitlab.reproduce.explain import explanation_tables
 from digitlab.reproduce.results import Result
-from digitlab.reproduce.rows import Row, by_experiment, read_rows
+from digitlab.reproduce.rows import Row, read_rows
 from digitlab.reproduce.statistics import compare, summarize
 from digitlab.reproduce.tables import (
     MARGINS,
@@ -29,6 +31,7 @@ from digitlab.reproduce.tables import (
     name_cell,
     ordered,
     prediction_table,
+    rows_of,
 )
 from digitlab.run_folder import FRAMEWORKS
 from digitlab.terminal import command
@@ -63,16 +66,27 @@ def read_tables(record: Path = RECORD) -> dict[str, str]:
     return named
 
 
+def compare_tables(record: Path = RECORD) -> dict[str, str]:
+    """Make the tables of docs/compare.md: those of `digitlab reproduce --report`."""
+    measured = results.read(record / "rates" / "results.csv")
+    tables = make_tables(rows_of(measured, {}), measured)
+    return {f"rates-{name}": table for name, table in tables.items()}
+
+
 def write_figures(record: Path = RECORD) -> list[Path]:
     """Draw all figures of the recorded results, and return their files."""
     rows, measured = read_rows(), results.read(record / "results.csv")
     documents = {name: row for name, row in rows.items() if row.in_documents}
+    # With axes of its own, as it would stretch those of its data set.
+    linear = rows["linear"]._replace(config=Path("MNIST, linear", "linear.yaml"))
+    own = results.read(record / "rates" / "results.csv")
     gaps = group(measured, lambda result: 100 * (result.train_accuracy - result.test_accuracy))
     label = "accuracy on training split − test split, percentage points"
     drawn = {
-        "published": figures.draw_accuracies(documents, measured, alone="linear"),
+        "published": figures.draw_accuracies(documents | {"linear": linear}, measured),
         "validation": draw_validation_curves(documents, measured),
         "gap": figures.draw_lines(documents, gaps, label, whole=False),
+        "rates/accuracies": figures.draw_accuracies(rows_of(own, {}), own),
     }
     for name, its_rows in by_experiment(rows).items():
         if any(result.row in its_rows and result.val_curve for result in measured):
@@ -82,8 +96,28 @@ def write_figures(record: Path = RECORD) -> list[Path]:
     paths = {record / f"{name}.png": figure for name, figure in drawn.items()}
     for path, figure in paths.items():
         path.parent.mkdir(exist_ok=True)
-        write_figure(path, figure)
+        _write_figure(path, figure)
     return [*paths]
+
+
+def _write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure in 64 colours: a third of the size, and it looks the same."""
+    with files.atomic_write(path) as beside:
+        figure.savefig(beside)
+        with Image.open(beside) as image:
+            small = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+        small.save(beside, optimize=True)
+
+
+def by_experiment(rows: Mapping[str, Row]) -> dict[str, dict[str, Row]]:
+    """Collect the rows of each experiment: B1 and B1_as_published, all digits, a config."""
+    experiments: dict[str, dict[str, Row]] = {}
+    for name, row in rows.items():
+        experiment = row.dataset if row.dataset == "digits" else row.config.stem
+        if row.in_documents:
+            experiment = name.removesuffix("_as_published")
+        experiments.setdefault(experiment, {})[name] = row
+    return experiments
 
 
 def results_table(rows: Mapping[str, Row], measured: Sequence[Result]) -> str:

@@ -1,14 +1,16 @@
 """The tables and figures of the documents' rows."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmarks import reproduction
+from benchmarks.reproduction import by_experiment
 
 from digitlab.reproduce import figures
 from digitlab.reproduce.results import Result
-from digitlab.reproduce.rows import by_experiment, read_rows
+from digitlab.reproduce.rows import read_rows
 from tests.reproduce.samples import runs, runs_with_curves
 
 ROWS = read_rows()
@@ -91,9 +93,9 @@ def test_every_pair_of_the_document_is_shown_with_both_published_figures() -> No
 def test_each_data_set_has_axes_with_its_rows_from_the_top() -> None:
     linear = runs_with_curves("linear", 92.4, 92.5, 92.6)
     measured = [*runs_with_curves("B7", 91.0, 91.2), *linear, *runs_with_curves("B1", 96, 96.2)]
-    axes = figures.draw_accuracies(DOCUMENTS, measured, alone="linear").axes
-    assert [it.get_title(loc="left") for it in axes] == ["MNIST, linear", "MNIST", "Fashion-MNIST"]
-    assert [label.get_text() for label in axes[1].get_yticklabels()] == ["B1 nn128"]
+    axes = figures.draw_accuracies(DOCUMENTS, measured).axes
+    assert [it.get_title(loc="left") for it in axes] == ["MNIST", "Fashion-MNIST"]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["linear", "B1 nn128"]
     assert axes[0].get_ylim()[0] > axes[0].get_ylim()[1]
 
 
@@ -108,3 +110,11 @@ def test_the_overview_has_means_by_epoch_of_the_runs_that_have_a_curve() -> None
     assert list(line.get_ydata()) == pytest.approx([94.0, 97.5])  # type: ignore[arg-type]
     assert line.get_label() == "PyTorch, n = 2"
     assert np.isfinite(axes.get_ylim()).all()
+
+
+def test_an_experiment_is_a_run_of_the_documents_or_a_config_or_all_of_the_digits() -> None:
+    experiments = {name: [*rows] for name, rows in by_experiment(ROWS).items()}
+    assert experiments["B3"] == ["B3"]
+    assert experiments["B5"] == ["B5", "B5_as_published"]
+    assert experiments["fast99"] == ["mnist/fast99"]
+    assert len(experiments["digits"]) == len(list(Path("configs", "digits").glob("*.yaml")))

@@ -48,12 +48,13 @@ def test_a_report_is_tables_and_figures_beside_the_results(
 def test_a_report_of_one_s_own_rows_has_only_what_there_is(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_report(out, ROWS, ["my/slow", "my/fast"], margin=1.0)
+    write_report(out, ROWS, ["my/fast", "my/slow"], margin=1.0)
     assert {path.name for path in out.iterdir() if path.is_file()} == {
         *("results.csv", "tables.md", "accuracies.png")
     }
     text = (out / "tables.md").read_text("utf-8") + capsys.readouterr().out
     assert "4 runs" in text
+    assert text.index("| `my/fast`") < text.index("| `my/slow`")  # in the order of the names
     for word in ("ublished", "Keras", "ocument", "B3", "nan", "inf", "curves"):
         assert word not in text
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from digitlab.reproduce.rows import Row, by_experiment, choose, find_row, read_rows
+from digitlab.reproduce.rows import Row, choose, find_row, read_rows
 
 ROOT = Path(__file__).parents[2]
 ROWS = read_rows()
@@ -127,11 +127,3 @@ def test_rows_know_their_frameworks_and_what_they_continue() -> None:
     assert {name: row.after for name, row in ROWS.items() if row.after} == {
         "B11": ROWS["B10"].config
     }
-
-
-def test_an_experiment_is_a_run_of_the_documents_or_a_config_or_all_of_the_digits() -> None:
-    experiments = {name: [*rows] for name, rows in by_experiment(ROWS).items()}
-    assert experiments["B3"] == ["B3"]
-    assert experiments["B5"] == ["B5", "B5_as_published"]
-    assert experiments["fast99"] == ["mnist/fast99"]
-    assert len(experiments["digits"]) == len(list(Path("configs", "digits").glob("*.yaml")))

@@ -8,8 +8,6 @@ from typing import Literal
 
 from joblib import cpu_count
 from jsonargparse import ArgumentParser, Namespace
-from matplotlib.figure import Figure
-from PIL import Image
 
 from digitlab import files, terminal
 from digitlab.cli.messages import parse_words
@@ -223,7 +221,7 @@ def write_report(
     parts += [f"![{name}]({name}.png)" for name in drawn]
     files.write_text(out / "tables.md", "\n\n".join(parts) + "\n")
     for name, figure in drawn.items():
-        write_figure(out / f"{name}.png", figure)
+        files.write_figure(out / f"{name}.png", figure)
     _show(sections)
     written = [out / "tables.md", *(out / f"{name}.png" for name in drawn)]
     print(printable(f"\n{len(measured)} runs; written: {', '.join(map(str, written))}", keep="\n"))
@@ -258,17 +256,8 @@ def _choose_results(
             f"there are no results in {path}: name the --out of digitlab reproduce, or its "
             "results.csv"
         )
-    rows = dict.fromkeys(result.row for result in measured)
-    chosen = {name if name in rows else choose([name], known)[0].name for name in names} or {*rows}
-    if missing := sorted(chosen - {*rows}):
+    rows = list(dict.fromkeys(result.row for result in measured))
+    chosen = [name if name in rows else choose([name], known)[0].name for name in names] or rows
+    if missing := [name for name in chosen if name not in rows]:
         raise InputError(f"{path} has no run of {', '.join(missing)}: it has {', '.join(rows)}")
-    return [result for result in measured if result.row in chosen]
-
-
-def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure atomically, in 64 colours: a third of the size, and it looks the same."""
-    with files.atomic_write(path) as beside:
-        figure.savefig(beside)
-        with Image.open(beside) as image:
-            small = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
-        small.save(beside, optimize=True)
+    return sorted((it for it in measured if it.row in chosen), key=lambda it: chosen.index(it.row))

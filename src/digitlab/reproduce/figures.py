@@ -44,19 +44,17 @@ _TRAINING: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"}
 Points = list[tuple[float, float]]
 
 
-def draw_accuracies(rows: Mapping[str, Row], results: Sequence[Result], alone: str = "") -> Figure:
+def draw_accuracies(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure:
     """Draw the measured accuracies, and those that were published, a line for each row.
 
     Dots: the runs. Thick: 95% interval of the mean. Thin: 95% prediction interval for one more run.
     "More than" is an arrow.
     """
     groups = group_accuracies(results)
-    return draw_lines(rows, groups, "accuracy on the test split, %", True, alone)
+    return draw_lines(rows, groups, "accuracy on the test split, %", whole=True)
 
 
-def draw_lines(
-    rows: Mapping[str, Row], groups: Groups[float], label: str, whole: bool, alone: str = ""
-) -> Figure:
+def draw_lines(rows: Mapping[str, Row], groups: Groups[float], label: str, whole: bool) -> Figure:
     """Draw runs, means and intervals, a line for each row, and axes for each data set.
 
     An axis shows each run, and the intervals of three or more runs; those of two, which are ten
@@ -68,12 +66,11 @@ def draw_lines(
         label: What the values are.
         whole: Whether these are accuracies, in per cent. Otherwise there are no prediction
             intervals, and no published figures, but a line at 0.
-        alone: A row with its own axes, as it would stretch those of its data set.
     """
     facets: dict[str, list[Row]] = {}
     for row in measured_rows(rows, groups):
-        title = DATASETS.get(row.dataset, row.dataset) + (f", {alone}" if row.name == alone else "")
-        facets.setdefault(title, []).append(row)
+        facets.setdefault(DATASETS.get(row.dataset, row.dataset), []).append(row)
+    both = len({framework for _, framework in groups}) > 1
     heights = [len(facet) + 0.8 for facet in facets.values()]  # 0.8: title and ticks
     figure = make_figure(8, 1.3 + 0.4 * sum(heights))
     grid = figure.subplots(len(facets), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -95,7 +92,8 @@ def draw_lines(
                 shown.add(marker)
             for framework in FRAMEWORKS:
                 if values := groups.get((row.name, framework)):
-                    ends += _draw_values(axes, place, values, STYLES[framework], 1 + whole)
+                    style = STYLES[framework] if both else STYLES[framework]._replace(shift=-0.0)
+                    ends += _draw_values(axes, place, values, style, 1 + whole)
                     shown.add(framework)
         if not whole:
             axes.axvline(0, color="black", linewidth=0.8, zorder=1)

@@ -38,13 +38,6 @@ class Row(NamedTuple):
         return bool(_DOCUMENTS.fullmatch(self.name))
 
     @property
-    def experiment(self) -> str:
-        """The rows shown together: `B1` for B1 and B1_as_published, `digits` for all digits."""
-        if self.in_documents:
-            return self.name.removesuffix("_as_published")
-        return self.dataset if self.dataset == "digits" else self.config.stem
-
-    @property
     def published_accuracy(self) -> float | None:
         """The published accuracy in per cent, without words such as "almost"."""
         figures = re.findall(r"([\d.]+)%", self.published)
@@ -129,14 +122,6 @@ def find_row(given: str) -> Row:
             known = (it for it in list_configs().values() if it.path.samefile(found.path))
             found = next(known, found)
     return _read_row(found)
-
-
-def by_experiment(rows: Mapping[str, Row]) -> dict[str, dict[str, Row]]:
-    """Collect the rows of each experiment, in the rows' order."""
-    experiments: dict[str, dict[str, Row]] = {}
-    for name, row in rows.items():
-        experiments.setdefault(row.experiment, {})[name] = row
-    return experiments
 
 
 def _read_row(config: Config) -> Row:
