@@ -39,7 +39,7 @@ def test_every_table_of_the_documents_rows_is_what_was_measured(page: Path) -> N
 def test_every_page_with_tables_is_filled_by_the_command() -> None:
     every = [Path("README.md"), *Path("docs").rglob("*.md")]
     with_tables = {page for page in every if MARK.search(page.read_text("utf-8"))}
-    assert with_tables == {*pages.PAGES, *pages.RECORD_PAGES}
+    assert with_tables <= {*pages.PAGES, *pages.RECORD_PAGES}
 
 
 def test_tables_go_between_their_marks_and_the_rest_of_a_page_stays() -> None:

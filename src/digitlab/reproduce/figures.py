@@ -142,7 +142,7 @@ def draw_curves(rows: Mapping[str, Row], results: Sequence[Result], columns: int
     keys = [key for key in keys if key in groups]
     columns = min(columns, len(keys))
     lines = -(-len(keys) // columns)
-    figure = make_figure(0.3 + 2.5 * max(columns, 2), 0.6 + 2.2 * lines)
+    figure = make_figure(0.3 + 2.5 * max(columns, 2), (3 + 11 * lines) / 5)
     grid = [*figure.subplots(lines, columns, squeeze=False, sharey=True).flat]
     for axes, (name, framework) in zip(grid, keys, strict=False):
         training, validation = zip(*groups[name, framework], strict=True)
