@@ -171,12 +171,12 @@ def as_published_table(rows: Mapping[str, Row], measured: Sequence[Result]) -> s
     groups = group_accuracies(measured)
     lines = []
     for network, *names in AS_PUBLISHED:
-        values = [groups.get(key, []) for key in zip(names, FRAMEWORKS, strict=True)]
-        if all(values):
+        ours, theirs = (groups.get(key, []) for key in zip(names, FRAMEWORKS, strict=True))
+        if ours and theirs:
             dataset = rows[names[0]].dataset
-            found = compare(*values, MARGINS[dataset])
+            found = compare(ours, theirs, MARGINS[dataset])
             published = [rows[name].published or NONE for name in names]
-            means = [f"{summarize(them).mean:.2f} ({len(them)})" for them in values]
+            means = [f"{summarize(them).mean:.2f} ({len(them)})" for them in (ours, theirs)]
             start = [" : ".join(names), network, dataset, *published, *means]
             lines.append([*start, *difference_cells(found), found.verdict])
     head = ["rows", "network", "data set", "PyTorch, published", "Keras, published"]

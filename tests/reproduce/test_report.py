@@ -131,7 +131,8 @@ def test_a_line_at_0_is_part_of_the_axis_of_differences() -> None:
     groups = group_accuracies(runs("B3", 2.0, 3.0))
     (axes,) = figures.draw_lines(ROWS, groups, "points", whole=False).axes
     assert axes.get_xlim()[0] < 0
-    assert len([line for line in axes.lines if list(line.get_xdata()) == [0, 0]]) == 1
+    ends = [np.asarray(line.get_xdata(), float).tolist() for line in axes.lines]
+    assert ends.count([0.0, 0.0]) == 1
 
 
 def test_curves_are_means_in_a_band_from_the_lowest_to_the_highest_run() -> None:

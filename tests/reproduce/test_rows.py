@@ -65,6 +65,20 @@ def test_a_config_of_one_s_own_is_a_row_named_after_its_folder_and_file(
     assert row.frameworks == ("torch", "keras")
 
 
+def test_runs_of_two_configs_never_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = ["mnist/lenet5.yaml", "my-a/b.yaml", "my/a-b.yaml", "x/my/a.yaml", "y/my/a.yaml"]
+    for path in paths:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text("model: MLP\n")
+    folders = {find_row(path).run_folder for path in paths}
+    assert len(folders) == len(paths)
+    assert find_row("B3").run_folder == "mnist-lenet5"
+    assert find_row("./x/my/a.yaml").run_folder == find_row("x/my/a.yaml").run_folder
+
+
 def test_configs_of_one_name_are_refused(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder / "mine").mkdir(parents=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from digitlab import run_folder
-from digitlab.cli.configs import Config, find_config, list_configs
+from digitlab.cli.configs import LOCAL, Config, find_config, list_configs, shipped_folder
 from digitlab.errors import InputError
 from digitlab.run_folder import Framework
 
@@ -31,6 +31,15 @@ class Row(NamedTuple):
     def dataset(self) -> str:
         """The data set, after which the config's folder is named."""
         return self.config.parent.name
+
+    @property
+    def run_folder(self) -> str:
+        """A name for the folders of its runs, which no other config has."""
+        path = self.config.resolve()
+        name = f"{path.parent.name}-{path.stem}"
+        if any(folder.resolve() in path.parents for folder in (LOCAL, shipped_folder())):
+            return name
+        return f"{name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:6]}"
 
     @property
     def in_documents(self) -> bool:

@@ -142,7 +142,7 @@ def compare_rows(
     The p-values of one data set and framework are adjusted for the number of pairs.
     """
     seeds = group(results, lambda result: (result.seed, 100 * result.test_accuracy))
-    families: dict[tuple[str, str], list[tuple[Row, dict[int, float]]]] = {}
+    families: dict[tuple[str, Framework], list[tuple[Row, dict[int, float]]]] = {}
     for row, framework, values in ordered(rows, seeds):
         families.setdefault((row.dataset, framework), []).append((row, dict(values)))
     pairs: list[Pair] = []
@@ -163,18 +163,16 @@ def _compare_runs(
     name: str, ours: dict[int, float], theirs: dict[int, float], margin: float | None, data: str
 ) -> Pair:
     common = sorted(ours.keys() & theirs.keys())
-    if len(common) > 1:
-        values = ([side[seed] for seed in common] for side in (ours, theirs))
-        found, runs = compare(*values, margin, paired=True), f"{len(common)} {_PAIRS}"
-    else:
-        values = ([*side.values()] for side in (ours, theirs))
-        found, runs = compare(*values, margin), f"{len(ours)} and {len(theirs)}"
-    return Pair(name, found, margin, runs, data)
+    paired = len(common) > 1
+    seeds = (common, common) if paired else (ours, theirs)
+    values = [ours[seed] for seed in seeds[0]], [theirs[seed] for seed in seeds[1]]
+    runs = f"{len(common)} {_PAIRS}" if paired else f"{len(ours)} and {len(theirs)}"
+    return Pair(name, compare(*values, margin, paired), margin, runs, data)
 
 
 def differences_table(pairs: Sequence[Pair]) -> str:
     """Show differences with intervals and verdicts, and say how they were tested."""
-    cells = {
+    cells: dict[str, list[str]] = {
         "rows": [pair.name for pair in pairs],
         "data": [pair.data for pair in pairs],
         "difference": [signed(pair.found.difference) for pair in pairs],
