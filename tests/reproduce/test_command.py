@@ -2,10 +2,12 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 
+from digitlab import run_folder
 from digitlab.cli import main
 from digitlab.reproduce import results
 from digitlab.reproduce.queue import Item, Queue
@@ -106,6 +108,24 @@ def test_files_of_one_name_in_two_folders_are_two_rows_that_are_compared(
         assert "runs: 1 and 1; margin: 9. No interval" in text
         assert "ocument" not in text
     assert Path("out", "accuracies.png").exists()
+
+
+def test_a_run_with_a_hold_out_is_scored_on_the_test_split(
+    laboratory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Queue, "_call", lambda self, command, log, held: main(command[3:]) == 0)
+    run = SimpleNamespace(run=lambda command, **options: main(command[3:]))
+    monkeypatch.setattr("digitlab.reproduce.command.subprocess", run)
+    text = Path("configs", "tiny", "linear.yaml").read_text()
+    data = "  class_path: tests.tiny.TinyDataModule\n  init_args:\n    validation_size: 50"
+    Path("held.yaml").write_text(text.replace(" tests.tiny.TinyDataModule", f"\n{data}"))
+    assert main(["reproduce", "held.yaml", "--seeds", "1", "--out", "out", "--workers", "1"]) == 0
+    (result,) = results.read(Path("out", "results.csv"))
+    (metrics,) = Path("out").rglob("metrics.json")
+    scores = run_folder.read_metrics(metrics.parent)
+    assert result.test_accuracy == scores["test"]["accuracy"]
+    assert scores["val"]["n"] == 50
+    assert scores["test"]["checkpoint"] == "last"
 
 
 def report(shown: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -70,7 +70,7 @@ def test_validations_within_an_epoch_are_points_of_the_curve(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("metrics", "said"),
     [
-        ({"test": {"loss": None}}, "has no loss on the test split: it diverged, or held out"),
+        ({"test": {"loss": None}}, "has no loss on the test split: its training diverged"),
         ({"val": {"loss": 0.1}}, "has no loss on the test split"),
         ({"test": []}, r"metrics\.json is damaged"),
         ({"test": {"loss": "1"}}, r"metrics\.json is damaged"),

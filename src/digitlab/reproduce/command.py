@@ -1,5 +1,7 @@
 """`digitlab reproduce`: train rows over seeds, and report the results."""
 
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Literal
 from joblib import cpu_count
 from jsonargparse import ArgumentParser, Namespace
 
-from digitlab import files, terminal
+from digitlab import files, run_folder, terminal
 from digitlab.cli.messages import parse_words
 from digitlab.errors import InputError, reading_input
 from digitlab.reproduce import figures, results, tables
@@ -153,6 +155,10 @@ def _train(given: Namespace, items: list[Item]) -> int:
         return key in {result.key for result in results.read(table)}
 
     def record(item: Item, folder: Path) -> str:
+        if "test" not in run_folder.read_metrics(folder):  # a run with a hold-out
+            command = [sys.executable, "-m", "digitlab", "test", "--run", str(folder)]
+            with queue.log(item).open("a", encoding="utf-8") as log:
+                subprocess.run(command, stdout=log, stderr=log, check=False)
         result = Result.of_run(item.row, folder)
         results.add(table, [result])
         return f"{result.test_accuracy:.2%}"

@@ -67,7 +67,7 @@ class Result:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             path = folder / "metrics.json"
             raise ValueError(f"{path} is damaged, {error}: remove the run, and train it") from error
-        raise ValueError(f"{folder} has no loss on the test split: it diverged, or held out")
+        raise ValueError(f"{folder} has no loss on the test split: its training diverged")
 
     @classmethod
     def _of_metrics(cls, row: Row, folder: Path, metrics: dict[str, Any]) -> Self:
