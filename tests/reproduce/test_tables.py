@@ -76,8 +76,9 @@ def test_rows_are_compared_seed_by_seed() -> None:
     assert "Holm" not in table
 
 
-def test_rows_without_common_seeds_are_compared_as_samples() -> None:
-    later = [replace(run, seed=run.seed + 100) for run in own("my/b", 91.0, 95.9, 93.6)]
+@pytest.mark.parametrize("shift", [2, 100])
+def test_rows_with_fewer_than_two_common_seeds_are_compared_as_samples(shift: int) -> None:
+    later = [replace(run, seed=run.seed + shift) for run in own("my/b", 91.0, 95.9, 93.6)]
     table = differences(own("my/a", 90.0, 95.0, 92.5), later)
     assert cells(table)[-1] == "inconclusive"
     assert "runs: 3 and 3" in table
