@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from digitlab.reproduce import results
 from tests import events
 
 pytestmark = pytest.mark.docs
@@ -88,6 +89,28 @@ def test_the_guide_to_a_data_set_runs_from_top_to_bottom(tmp_path: Path) -> None
     assert "photo.png: K (" in shown
 
 
+def test_the_guide_to_comparisons_trains_its_configs_and_reports_them(tmp_path: Path) -> None:
+    page = text_of("compare.md").replace("--seeds 5", "--seeds 2")
+    run(program(page, tmp_path, languages=("bash", "yaml")), tmp_path)
+    recorded = results.read(DOCS / "results" / "rates" / "results.csv")
+    trained = results.read(tmp_path / "runs" / "rates" / "results.csv")
+    assert len(trained) == 4
+    # So the tables of the page are of the configs that it shows.
+    assert {(it.row, it.recipe) for it in trained} == {(it.row, it.recipe) for it in recorded}
+    assert (tmp_path / "runs" / "rates" / "accuracies.png").exists()
+
+
+@pytest.mark.skipif(not find_spec("optuna"), reason="needs optuna")
+def test_the_sweep_finds_the_better_of_its_trials(tmp_path: Path) -> None:
+    page = text_of("compare.md").replace("n_trials=8", "n_trials=2")
+    code = program(page, tmp_path, languages=("python",))
+    shown = run(f"{code}\nprint(max(it.value for it in study.trials), study.best_value)", tmp_path)
+    best, said = re.findall(r"^(0\.\d+) (0\.\d+)$", shown, re.M)[0]
+    assert best == said
+    assert re.search(r"^\{'rate': 0\.\d+", shown, re.M)
+    assert len(list(tmp_path.glob("runs/*/version_*/metrics.json"))) == 2
+
+
 def test_the_guide_to_an_architecture_trains_without_tensorflow(tmp_path: Path) -> None:
     network = text_of("extend/architecture.md").partition("## Its Keras twin")[0]
     run(program(network, tmp_path) + "\nimport sys\nassert 'keras' not in sys.modules", tmp_path)
@@ -139,6 +162,7 @@ def program(
         if language not in languages:
             continue
         if title:
+            (folder / title).parent.mkdir(exist_ok=True)
             (folder / title).write_text(code, "utf-8")
         elif language == "python":
             parts.append(code)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from digitlab.reproduce.rows import Row, by_experiment, choose, find_row, read_rows
+from digitlab.reproduce.rows import Row, choose, find_row, read_rows
 
 ROOT = Path(__file__).parents[2]
 ROWS = read_rows()
@@ -63,6 +63,20 @@ def test_a_config_of_one_s_own_is_a_row_named_after_its_folder_and_file(
     assert row.dataset == folder
     assert (row.in_documents, row.published) == (False, "")
     assert row.frameworks == ("torch", "keras")
+
+
+def test_runs_of_two_configs_never_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = ["mnist/lenet5.yaml", "my-a/b.yaml", "my/a-b.yaml", "x/my/a.yaml", "y/my/a.yaml"]
+    for path in paths:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text("model: MLP\n")
+    folders = {find_row(path).run_folder for path in paths}
+    assert len(folders) == len(paths)
+    assert find_row("B3").run_folder == "mnist-lenet5"
+    assert find_row("./x/my/a.yaml").run_folder == find_row("x/my/a.yaml").run_folder
 
 
 def test_configs_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -127,11 +141,3 @@ def test_rows_know_their_frameworks_and_what_they_continue() -> None:
     assert {name: row.after for name, row in ROWS.items() if row.after} == {
         "B11": ROWS["B10"].config
     }
-
-
-def test_an_experiment_is_a_run_of_the_documents_or_a_config_or_all_of_the_digits() -> None:
-    experiments = {name: [*rows] for name, rows in by_experiment(ROWS).items()}
-    assert experiments["B3"] == ["B3"]
-    assert experiments["B5"] == ["B5", "B5_as_published"]
-    assert experiments["fast99"] == ["mnist/fast99"]
-    assert len(experiments["digits"]) == len(list(Path("configs", "digits").glob("*.yaml")))

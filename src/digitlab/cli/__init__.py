@@ -47,7 +47,7 @@ COMMANDS = {
     ),
     "reproduce": (
         "reproduce.command",
-        "measure the documents' figures over seeds: digitlab reproduce B1 B2 --seeds 3",
+        "train configs over seeds, and compare them: digitlab reproduce B1 my.yaml",
     ),
     "report": (
         "report.command",

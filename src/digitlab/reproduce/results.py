@@ -33,7 +33,7 @@ class Result:
     """The result of a run's last weights, in evaluation mode unless the config says otherwise."""
 
     row: str
-    config: str  # such as `mnist/lenet5`
+    config: str  # the data set, and the config's name without folder, such as `mnist/lenet5`
     recipe: str  # the digest of the config's settings, `Row.recipe`
     framework: Framework
     seed: int
@@ -67,7 +67,7 @@ class Result:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             path = folder / "metrics.json"
             raise ValueError(f"{path} is damaged, {error}: remove the run, and train it") from error
-        raise ValueError(f"{folder} has no loss on the test split: it diverged, or held out")
+        raise ValueError(f"{folder} has no loss on the test split: its training diverged")
 
     @classmethod
     def _of_metrics(cls, row: Row, folder: Path, metrics: dict[str, Any]) -> Self:
@@ -75,7 +75,7 @@ class Result:
         packages = ("torch", "lightning") if of_torch else ("keras", "tensorflow")
         result = cls(
             row=row.name,
-            config=f"{row.dataset}/{row.config.stem}",
+            config=f"{metrics['dataset']}/{row.config.stem}",
             recipe=row.recipe,
             framework=metrics["framework"],
             seed=metrics["seed"],

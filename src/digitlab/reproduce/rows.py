@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from digitlab import run_folder
-from digitlab.cli.configs import Config, find_config, list_configs
+from digitlab.cli.configs import LOCAL, Config, find_config, list_configs, shipped_folder
 from digitlab.errors import InputError
 from digitlab.run_folder import Framework
 
@@ -33,16 +33,18 @@ class Row(NamedTuple):
         return self.config.parent.name
 
     @property
+    def run_folder(self) -> str:
+        """A name for the folders of its runs, which no other config has."""
+        path = self.config.resolve()
+        name = f"{path.parent.name}-{path.stem}"
+        if any(folder.resolve() in path.parents for folder in (LOCAL, shipped_folder())):
+            return name
+        return f"{name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:6]}"
+
+    @property
     def in_documents(self) -> bool:
         """Whether it is a run of the documents."""
         return bool(_DOCUMENTS.fullmatch(self.name))
-
-    @property
-    def experiment(self) -> str:
-        """The rows shown together: `B1` for B1 and B1_as_published, `digits` for all digits."""
-        if self.in_documents:
-            return self.name.removesuffix("_as_published")
-        return self.dataset if self.dataset == "digits" else self.config.stem
 
     @property
     def published_accuracy(self) -> float | None:
@@ -129,14 +131,6 @@ def find_row(given: str) -> Row:
             known = (it for it in list_configs().values() if it.path.samefile(found.path))
             found = next(known, found)
     return _read_row(found)
-
-
-def by_experiment(rows: Mapping[str, Row]) -> dict[str, dict[str, Row]]:
-    """Collect the rows of each experiment, in the rows' order."""
-    experiments: dict[str, dict[str, Row]] = {}
-    for name, row in rows.items():
-        experiments.setdefault(row.experiment, {})[name] = row
-    return experiments
 
 
 def _read_row(config: Config) -> Row:
