@@ -84,8 +84,8 @@ class Result:
             train_accuracy=round(metrics["train"]["accuracy"], 6),
             optimizer_steps=metrics["optimizer_steps"],
             train_seconds=round(metrics["phases"]["training"], 1),
-            train_curve=_read_curve(folder, "train/accuracy"),
-            val_curve=_read_curve(folder, "val/accuracy"),
+            train_curve=_read_curve(folder, "train/accuracy", metrics["optimizer_steps"]),
+            val_curve=_read_curve(folder, "val/accuracy", metrics["optimizer_steps"]),
             device=metrics["device"],
             versions=", ".join(f"{name} {metrics['versions'][name]}" for name in packages),
         )
@@ -154,7 +154,7 @@ def lock(out: Path, name: str) -> FileLock:
     return FileLock(folder / f"{name}.lock")
 
 
-def _read_curve(folder: Path, tag: str) -> Curve:
+def _read_curve(folder: Path, tag: str, steps: int) -> Curve:
     # Imports TensorFlow if it can, unless the command line has prevented that.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -162,8 +162,10 @@ def _read_curve(folder: Path, tag: str) -> Curve:
     events.Reload()
     if tag not in events.Tags()["scalars"]:
         return ()
-    # Lightning counts from 0; TensorBoard keeps float32, which has six exact digits.
-    return tuple((event.step + 1, round(event.value, 6)) for event in events.Scalars(tag))
+    # Lightning counts from 0; TensorBoard keeps float32, which has six exact digits. The final
+    # evaluation is logged behind the last step.
+    points = ((event.step + 1, round(event.value, 6)) for event in events.Scalars(tag))
+    return tuple(point for point in points if point[0] <= steps)
 
 
 def _format(result: Result) -> dict[str, str]:
