@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import extract_tb
 
+from digitlab.terminal import one_line
+
 
 class InputError(ValueError):
-    """Bad input: exit code 2. The message names the value, the rule and the remedy."""
+    """Bad input: exit code 2. The message names the value, the rule and the remedy in one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class RunError(Exception):

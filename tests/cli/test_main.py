@@ -165,7 +165,7 @@ def test_debug_shows_the_traceback_of_bad_input_before_the_line(
     assert main(["test", "--run", "no/such/run", "--debug"]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("Traceback (most recent call last):")
-    assert "digitlab: error: no/such/run has no config.yaml" in shown.splitlines()[-1]
+    assert "digitlab: error: there is no folder no/such/run" in shown.splitlines()[-1]
 
 
 class Seen(NamedTuple):

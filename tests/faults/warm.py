@@ -7,7 +7,7 @@ import numpy as np
 import tests.tiny  # noqa: F401
 from digitlab import cli
 
-cli._prepare_process()
+cli.prepare_process()
 
 # Only now: it would import TensorFlow.
 import torch.utils.tensorboard  # noqa: E402, F401

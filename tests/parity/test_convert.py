@@ -240,7 +240,10 @@ def test_a_save_that_fails_leaves_nothing(
         (["{run}", "{new}.pt"], "{run} cannot become {new}.pt: a run becomes a file that ends in"),
         (["{new}.h5", "{new}.keras"], "{new}.h5 cannot become {new}.keras: a run becomes a file"),
         (["{run}", "{new}/file.keras"], "there is no folder {new}: make it first"),
-        (["{new}", "{new}.keras"], "{new} has no config.yaml, so it is not a run folder"),
+        (
+            ["{new}", "{new}.keras"],
+            "there is no folder {new}: give the folder that digitlab fit printed",
+        ),
         (["{run}", "{new}.keras", "--checkpoint", "worst"], "there is no checkpoint worst"),
         (["{run}", "{new}.keras", "--checkpiont", "best"], "checkpiont"),
         (["{new}.keras", "{new}", "--model", "LeNet1", *TINY], "there is no Keras model {new}.k"),

@@ -209,7 +209,7 @@ def test_bad_input_is_refused_in_one_line(
         (): "no run is named: give run folders, a folder of runs, or latest",
         ("--out", "page.html"): "no run is named",
         (str(run / "checkpoints"),): "it is not a run folder",
-        (str(run), str(tmp_path / "none")): "it is not a run folder",
+        (str(run), str(tmp_path / "none")): "there is no folder ",
         (str(run), "--out", str(tmp_path / "page.txt")): "give a file that ends in .html",
         (str(run), "--out", str(tmp_path / "no" / "page.html")): "there is no folder",
         (str(run), "--out", str(tmp_path / "page.html"), "runs/x"): "name the runs first",

@@ -69,7 +69,9 @@ def draw_images(
     return picture
 
 
-def draw_confusion_matrix(counts: NDArray[np.int64], names: Sequence[str]) -> Image.Image:
+def draw_confusion_matrix(
+    counts: NDArray[np.int64], names: Sequence[str], scale: int = SCALE
+) -> Image.Image:
     """Draw how many images of a row's class were predicted as a column's.
 
     The colour is the share of the row's images: blue for correct predictions, red for mistakes.
@@ -78,43 +80,41 @@ def draw_confusion_matrix(counts: NDArray[np.int64], names: Sequence[str]) -> Im
     Args:
         counts: `(K, K)`, at least 0.
         names: Of the classes, K.
+        scale: As in `draw_images`.
 
     Returns:
         An RGB picture.
     """
-    label = max(map(_width, names)) + _MARGIN
-    foot = _LINE if label <= _CELL else label  # long names are written upwards
-    left, top = _LINE + _MARGIN + label, _MARGIN
-    side = len(names) * _CELL
-    size = (left + side + _MARGIN, top + side + _MARGIN + foot + _LINE + _MARGIN)
+    cell, margin, line = (size * scale // SCALE for size in (_CELL, _MARGIN, _LINE))
+    font = _font(11 * scale // SCALE)
+    label = max(round(font.getlength(name)) for name in names) + margin
+    foot = line if label <= cell else label  # long names are written upwards
+    left, top = line + margin + label, margin
+    side = len(names) * cell
+    size = (left + side + margin, top + side + margin + foot + line + margin)
     picture = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(picture)
-    _draw_cells(draw, counts, left, top)
-    for k, name in enumerate(names):
-        place = k * _CELL + _CELL // 2
-        draw.text((left - _MARGIN, top + place), name, _INK, _font(), anchor="rm")
-        x, y = left + place, top + side + _MARGIN
-        if foot == _LINE:
-            draw.text((x, y + _LINE // 2), name, _INK, _font(), anchor="mm")
-        else:
-            _write_upwards(picture, name, (x, y))
-    middle, last_line = left + side // 2, size[1] - _MARGIN - _LINE // 2
-    draw.text((middle, last_line), "predicted", _INK, _font(), anchor="mm")
-    _write_upwards(picture, "true class", (_LINE // 2 + 2, top + side // 2), centred=True)
-    return picture
-
-
-def _draw_cells(draw: ImageDraw.ImageDraw, counts: NDArray[np.int64], left: int, top: int) -> None:
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     for (i, j), count in np.ndenumerate(counts):
         share = float(shares[i, j] if i == j else shares[i, j] ** 0.5)
-        x, y = left + j * _CELL, top + i * _CELL
+        x, y = left + j * cell, top + i * cell
         fill = _mix(_RIGHT if i == j else _WRONG, share)
-        draw.rectangle((x, y, x + _CELL - 2, y + _CELL - 2), fill)
+        draw.rectangle((x, y, x + cell - 2, y + cell - 2), fill)
         if count:
-            middle = (x + _CELL // 2, y + _CELL // 2)
             ink = _PAPER if share > 0.55 else _INK
-            draw.text(middle, str(count), ink, _font(), anchor="mm")
+            draw.text((x + cell // 2, y + cell // 2), str(count), ink, font, anchor="mm")
+    for k, name in enumerate(names):
+        place = k * cell + cell // 2
+        draw.text((left - margin, top + place), name, _INK, font, anchor="rm")
+        x, y = left + place, top + side + margin
+        if foot == line:
+            draw.text((x, y + line // 2), name, _INK, font, anchor="mm")
+        else:
+            _write_upwards(picture, name, (x, y), font)
+    middle, last_line = left + side // 2, size[1] - margin - line // 2
+    draw.text((middle, last_line), "predicted", _INK, font, anchor="mm")
+    _write_upwards(picture, "true class", (line // 2 + 2, top + side // 2), font, centred=True)
+    return picture
 
 
 def draw_kernels(kernels: NDArray[np.float32]) -> Image.Image:
@@ -160,16 +160,17 @@ def _font(size: int = 11) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)  # the fast one
 
 
-def _width(word: str) -> int:
-    return round(_font().getlength(word))
-
-
 def _write_upwards(
-    picture: Image.Image, word: str, at: tuple[int, int], centred: bool = False
+    picture: Image.Image,
+    word: str,
+    at: tuple[int, int],
+    font: ImageFont.FreeTypeFont,
+    centred: bool = False,
 ) -> None:
     """Write a word rotated by 90 degrees, starting below a point or centred on it."""
-    line = Image.new("RGB", (max(_width(word), 1), _LINE), _PAPER)
-    ImageDraw.Draw(line).text((0, _LINE // 2), word, _INK, _font(), anchor="lm")
+    height = round(font.size * 1.4)
+    line = Image.new("RGB", (max(round(font.getlength(word)), 1), height), _PAPER)
+    ImageDraw.Draw(line).text((0, height // 2), word, _INK, font, anchor="lm")
     turned = line.rotate(90, expand=True)
     top = at[1] - turned.height // 2 if centred else at[1]
     picture.paste(turned, (at[0] - turned.width // 2, top))

@@ -3,8 +3,8 @@
 `FirstLayerKernels`, `ModelGraph` and `Projector` read a PyTorch network. A module that trains
 another framework's network shows it by methods of its own, which are used instead:
 
-- `first_kernels() -> tuple[str, Tensor] | None`: name and weights `(out, in, height, width)` of
-  the first convolution.
+- `first_kernels() -> tuple[str, Tensor] | None`, which may be its network's: name and weights
+  `(out, in, height, width)` of the first convolution.
 - `trace_graph() -> GraphDef | None`: the graph, TensorBoard's or TensorFlow's message: only its
   `SerializeToString()` is called.
 - `features(images) -> Tensor | None`: the last fully connected layer's input for
@@ -264,8 +264,9 @@ def picture_kernels(pl_module: Any) -> tuple[str, Image.Image] | None:
 
 def first_kernels(pl_module: Any) -> tuple[str, Tensor] | None:
     """Return name and weights `(out, in, height, width)` of a network's first convolution."""
-    if hasattr(pl_module, "first_kernels"):
-        return pl_module.first_kernels()  # type: ignore[no-any-return]
+    for module in pl_module.modules():
+        if hasattr(module, "first_kernels"):
+            return module.first_kernels()  # type: ignore[no-any-return]
     layers = pl_module.named_modules()
     return next(((n, layer.weight) for n, layer in layers if isinstance(layer, nn.Conv2d)), None)
 

@@ -8,13 +8,12 @@ Other commands then exit with 1, unless the reader of a pipe has closed it.
 
 import logging
 import os
-import re
 import sys
 import traceback
 import types
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from digitlab import __version__
 from digitlab.errors import InputError, Interrupted, RunError, describe_error, reading_input
-from digitlab.terminal import printable, surviving_streams
+from digitlab.terminal import Nowhere, one_line, printable, surviving_streams
 
 if TYPE_CHECKING:
     from digitlab.signals import StopSignals
@@ -62,6 +61,13 @@ RunError or Interrupted.
 
 _WITHOUT_TORCH = {"configs"}
 _SHORT_HELP = {"fit", "validate", "test", "predict", "parity"}
+
+LOGGERS = {
+    "lightning.pytorch": logging.WARNING,  # announcements and advertisements
+    "lightning.fabric": logging.WARNING,
+    "lightning.pytorch.profilers": logging.INFO,  # its results
+}
+"""Levels of loggers while a command runs."""
 
 _LONG = {"fit", "parity", "reproduce"}
 _LINES = "\n".join(f"  {name:10} {line}" for name, (_, line) in COMMANDS.items())
@@ -132,13 +138,13 @@ def _main(arguments: list[str]) -> int:
 
 
 def _run(name: str, options: list[str], debug: bool) -> int:
-    _prepare_process()
+    prepare_process()
     _announce(name, options)
     module, help = COMMANDS.get(name, ("cli.completion", ""))
     try:
         with reading_input():  # some commands need an extra
             run = import_module(f"digitlab.{module}").run
-        _silence()
+        silence()
         options = ["--help" if word == "--help_all" else word for word in options]
         exit_code: int = run(name, help, options)
         return exit_code
@@ -162,13 +168,11 @@ def _announce(name: str, options: list[str]) -> None:
 def _error(message: str, debug: bool = False, code: int = 2) -> int:
     if debug:
         print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr, end="")
-    # Inert, and a single line. Spaces stay as they are: a command in the message may quote them.
-    line = re.sub(r"\s*[\r\n]\s*", " ", message.strip())
-    print(f"digitlab: error: {printable(line)}", file=sys.stderr)
+    print(f"digitlab: error: {one_line(message)}", file=sys.stderr)
     return code
 
 
-def _prepare_process() -> None:
+def prepare_process() -> None:
     """Set up the process before torch, Lightning and TensorBoard are imported."""
     has_gpu = any(any(Path("/dev").glob(name)) for name in ("nv*gpu*", "nvidia*", "dxg", "kfd"))
     if sys.platform == "linux" and not has_gpu:
@@ -183,11 +187,10 @@ def _prepare_process() -> None:
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
 
 
-def _silence() -> None:
+def silence() -> None:
     """Hide messages that a user cannot act on; Lightning's import sets other levels."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # announcements and advertisements
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # its results
+    for name, level in LOGGERS.items():
+        logging.getLogger(name).setLevel(level)
     for message in (
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
         r"Checkpoint directory .* exists and is not empty",  # it does in a resumed run
@@ -207,10 +210,41 @@ def inside_rank(signals: "StopSignals", threads: int) -> Iterator[None]:
     """
     import torch
 
-    _prepare_process()
+    prepare_process()
     torch.set_flush_denormal(True)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # or Lightning would choose another number
     torch.set_num_threads(threads)
-    _silence()
+    silence()
     with surviving_streams(), signals.handled():
         yield
+
+
+@contextmanager
+def in_callers_process(quiet: bool = False) -> Iterator[None]:
+    """Do in the `with` block what a command does in its own process, and undo it afterwards."""
+    import torch
+    from lightning.pytorch.utilities.seed import isolate_rng
+
+    prepare_process()
+    names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # set by `seed_everything`
+    seeds = {name: os.environ.pop(name) for name in names if name in os.environ}
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    threads = torch.get_num_threads()
+    flushes = not torch.tensor(2.0**-130).mul(1).item()  # denormal numbers, to zero
+    with ExitStack() as stack:
+        stack.enter_context(isolate_rng())
+        stack.enter_context(warnings.catch_warnings())
+        if quiet:
+            stack.enter_context(redirect_stdout(Nowhere()))
+            stack.enter_context(redirect_stderr(Nowhere()))
+        silence()
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_flush_denormal(flushes)
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+            for name in names:
+                os.environ.pop(name, None)
+            os.environ.update(seeds)

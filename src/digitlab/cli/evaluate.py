@@ -6,10 +6,11 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -23,11 +24,15 @@ from digitlab.checkpoints import load_weights
 from digitlab.cli.options import add_evaluation_options, add_prediction_options
 from digitlab.cli.parser import RunCLI, split_off
 from digitlab.data import ImageDataModule
+from digitlab.data.datamodule import Subset
 from digitlab.data.photographs import PreparedImage, open_image
 from digitlab.errors import reading_input
 from digitlab.scores import describe_score
 from digitlab.signals import StopSignals
 from digitlab.terminal import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ("file", "class", "class_name", "probability", "probabilities", "error")
 # An evaluation uses these settings of the run's trainer; one process is enough for it.
@@ -74,7 +79,6 @@ class Evaluation:
         cli: The run's settings, and the flags' over them.
         folder: The run folder.
         flags: The flags besides `--run`.
-        checkpoint: The file of the weights.
         images: Image files to classify instead of the test split, if any.
         framework: Where the run was trained.
     """
@@ -82,9 +86,17 @@ class Evaluation:
     cli: EvaluationCLI
     folder: Path
     flags: list[str]
-    checkpoint: Path
     images: list[str]
     framework: run_folder.Framework
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file of the weights.
+
+        Raises:
+            ValueError: There is no such file.
+        """
+        return run_folder.find_checkpoint(self.folder, self.cli.config.checkpoint)
 
     def load(self) -> None:
         """Load the weights; a Keras run's model takes the place of the network."""
@@ -96,10 +108,28 @@ class Evaluation:
 
             config = self.cli.config
             if config.threads:
-                set_threads(config.threads)
+                # TensorFlow may have computed in this process: other threads differ by rounding.
+                with suppress(ValueError):
+                    set_threads(config.threads)
             choose_device(config.trainer.accelerator)
             precision = config.trainer.precision
             self.cli.model = load_classifier(self.cli.model, self.checkpoint, precision)
+
+    def predictions(self, split: Subset) -> "pd.DataFrame":
+        """Classify the images of a split by the loaded weights, without a trainer.
+
+        Returns:
+            A row for each image, in the split's order, with the values of `predict_step`.
+        """
+        import pandas as pd  # takes a third of a second
+
+        data = self.cli.datamodule
+        loaders = {"train": data.train_eval_dataloader, "validation": data.val_dataloader}
+        loader = loaders.get(split, data.test_dataloader)()
+        found = self.cli.model.classify(loader, data.class_names)
+        found |= {key: it.numpy() for key, it in found.items() if isinstance(it, torch.Tensor)}
+        rows = pd.DataFrame(found | {"probabilities": list(found["probabilities"])})
+        return rows.rename_axis("index")
 
     def make_trainer(self) -> Trainer:
         settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
@@ -158,14 +188,28 @@ def read_evaluation(name: str, options: list[str], help: str = "") -> Evaluation
     if not given:
         raise ValueError(f"{name} needs trained weights: name a run, --run RUN_DIR or latest")
     folder = run_folder.find_run(given[-1])
-    trained = needed_settings(run_folder.read_config(folder, run_folder.NEEDED))
-    cli = make_cli(name, ["--run", str(folder), *flags], yaml.safe_dump(trained), help)
+    with run_folder.naming_newer_version(folder):
+        trained = needed_settings(run_folder.read_config(folder, run_folder.NEEDED))
+        cli = make_cli(name, [f"--run={folder}", *flags], yaml.safe_dump(trained), help)
     _check_data(cli, trained["data"])
     limit = f"limit_{'val' if name == 'validate' else name}_batches"
     if cli.config.trainer.get(limit) == 0:
         raise ValueError(f"trainer.{limit} is 0: leave at least one batch to score")
-    checkpoint = run_folder.find_checkpoint(folder, cli.config.checkpoint)
-    return Evaluation(cli, folder, flags, checkpoint, images, run_folder.framework(folder))
+    return Evaluation(cli, folder, flags, images, run_folder.framework(folder))
+
+
+def read_on_cpu(folder: Path, checkpoint: str = "last") -> Evaluation:
+    """Read a run to compute on the CPU, in float32 unless a Keras model has another precision."""
+    options = [f"--run={folder}", f"--checkpoint={checkpoint}", "--trainer.accelerator=cpu"]
+    if run_folder.framework(folder) == "torch":
+        options.append("--trainer.precision=32-true")
+    return read_evaluation("predict", options)
+
+
+def mistakes(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the wrong ones of `Evaluation.predictions`, the most probable first."""
+    wrong = rows[rows["class"] != rows["label"]]
+    return wrong.sort_values("probability", ascending=False, kind="stable")
 
 
 def needed_settings(config: dict[str, Any]) -> dict[str, Any]:

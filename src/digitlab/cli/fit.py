@@ -82,6 +82,21 @@ class FitCLI(RunCLI):
 
 def run(name: str, help: str, options: list[str]) -> int:
     """Train a network, or resume its training."""
+    train(options, name, help)
+    return 0
+
+
+def train(options: list[str], name: str = "fit", help: str = "") -> Path | None:
+    """Train a network, or resume its training.
+
+    Args:
+        options: The command line after the subcommand.
+        name: The subcommand, for messages.
+        help: One line on it.
+
+    Returns:
+        The run folder; None after `fast_dev_run`, and in all ranks but the first.
+    """
     # Adam's moments of silent units become denormal after some hundred steps, and a CPU computes
     # with such numbers so slowly that a small network's step takes half as long again. As zeros
     # they give the same weights. Now, because the threads of later operations inherit it.
@@ -98,7 +113,7 @@ def run(name: str, help: str, options: list[str]) -> int:
                 start = find_resume_point(folder, cli.dump(), allow_changes)
             if start.finished:
                 print_rank_zero(f"{printable(folder)} is finished: {start.finished}")
-                return 0
+                return folder
             throughput = cb.Throughput()
             with throughput.time("data"):
                 cli.datamodule.setup("fit")
@@ -119,11 +134,19 @@ def run(name: str, help: str, options: list[str]) -> int:
             start.check_processes(trainer.world_size, allow_changes)
             inexact = allow_changes or cli.config.allow_inexact_resume
             compare_numerics(start.numerics, trainer, cli.model, inexact)
-        if folder and trainer.is_global_zero and not cli.config.trainer.fast_dev_run:
+        if batches := int(cli.config.trainer.fast_dev_run):
+            _fit(cli, trainer, start)
+            trainer.test(cli.model, cli.datamodule, verbose=False)
+            print_rank_zero(
+                f"{batches} batch{'es' * (batches > 1)} of training, validation and test passed; "
+                "nothing was written"
+            )
+        elif folder and trainer.is_global_zero:
             _fit_in(folder, cli, trainer, start)
+            return folder
         else:
             _fit(cli, trainer, start)
-    return 0
+    return None
 
 
 def read_fit(name: str, options: list[str], help: str = "") -> tuple[FitCLI, Path | None]:
@@ -142,10 +165,11 @@ def read_fit(name: str, options: list[str], help: str = "") -> tuple[FitCLI, Pat
             return cli, None
         given = [str(folder)]
     folder = run_folder.find_run(given[-1])
-    config = check_resumable(folder)
-    if "threads" not in config:
-        config["threads"] = recorded_threads(folder)
-    cli = FitCLI(name, others, yaml.safe_dump(config), help)
+    with run_folder.naming_newer_version(folder):
+        config = check_resumable(folder)
+        if "threads" not in config:
+            config["threads"] = recorded_threads(folder)
+        cli = FitCLI(name, others, yaml.safe_dump(config), help)
     check_settings(cli)
     check_end(cli)
     return cli, folder

@@ -135,7 +135,7 @@ def _wrong_value(match: re.Match[str], key: str, options: Iterable[str]) -> str:
 
 PATTERNS: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] = [
     (r"Group '(?P<group>\S+)' does not accept option '(?P<name>\S+)'", _unknown_option),
-    (r"[Uu]nrecognized arguments: (?P<name>\S+)", _unknown_option),
+    (r"[Uu]nrecognized arguments: (?P<name>[^\s=]+)", _unknown_option),
     # An optimizer's class path follows the option, a model's precedes it; the last one counts.
     (
         r"Option '(?P<name>\S+)' is not accepted.*Namespace\(class_path='(?P<owner>[\w.]+)'",

@@ -2,12 +2,15 @@
 
 import os
 import re
+import sys
 from argparse import Action, ArgumentError
 from argparse import ArgumentParser as PlainParser
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from jsonargparse import DefaultHelpFormatter, get_loader, set_dumper, set_loader
@@ -23,7 +26,7 @@ from digitlab.cli.allowed import check_allowed
 from digitlab.cli.configs import find_config
 from digitlab.cli.messages import explain, option_names
 from digitlab.data import ImageDataModule
-from digitlab.errors import describe_error
+from digitlab.errors import InputError, describe_error
 from digitlab.execution import NullProfiler
 from digitlab.files import expand_settings, load_yaml
 from digitlab.run_folder import read_settings
@@ -231,6 +234,41 @@ def split_off(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:
     except ArgumentError as error:
         raise ValueError(str(error)) from error
     return known.values, others
+
+
+def flags_of(settings: Mapping[str, Any], group: str = "") -> Iterator[str]:
+    """Write settings as a command line.
+
+    >>> [*flags_of({"seed": 1, "trainer": {"max_epochs": 2}, "model.hidden_features": (8, 4)})]
+    ['--seed_everything=1', '--trainer.max_epochs=2', '--model.hidden_features=[8, 4]']
+    """
+    for name, value in settings.items():
+        key = f"{group}{name}" if name != "seed" else "seed_everything"
+        if isinstance(value, Mapping) and value and "class_path" not in value:
+            yield from flags_of(value, f"{key}.")
+            continue
+        text = _plain(value)
+        if not isinstance(text, str):
+            try:
+                text = yaml.safe_dump(text, default_flow_style=True, width=sys.maxsize)
+            except yaml.YAMLError as error:
+                rule = "give numbers, text, classes, or lists and dicts of them"
+                raise InputError(f"{key} is {value!r}: {rule}") from error
+            text = text.removesuffix("...\n").rstrip()  # which ends a YAML document
+        yield f"--{key}={text}"
+
+
+def _plain(value: Any) -> Any:
+    """Name classes and paths, and make plain values of tuples and NumPy's numbers."""
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value) if isinstance(value, Path) else value
 
 
 def check_settings(cli: RunCLI) -> None:

@@ -27,6 +27,7 @@ from digitlab.parity.backend import (
 )
 from digitlab.parity.copies import copy_layer
 from digitlab.parity.graph import keras_layers
+from digitlab.parity.layouts import LAYOUTS
 from digitlab.parity.sides import arrange, outputs, relative_difference, sole_input
 from digitlab.parity.weights import build_twin, load_keras_weights
 
@@ -70,6 +71,16 @@ class KerasNetwork(nn.Module):
         given = to_tensorflow(arrange(images, self.keras_model))
         outputs = self.keras_model.predict_function([(given,)])
         return as_logits(outputs.numpy(), self.gives_probabilities)
+
+    def first_kernels(self) -> tuple[str, Tensor] | None:
+        """Return the first convolution's name and kernels `(out, in, height, width)`, if any."""
+        keras = import_keras()
+        for layer in keras_layers(self.keras_model):
+            if isinstance(layer, keras.layers.Conv2D):
+                (layout,) = LAYOUTS["Conv2D"]["kernel"]
+                (kernel,) = layout.to_torch(keras.ops.convert_to_numpy(layer.kernel))
+                return layer.name, torch.from_numpy(kernel)
+        return None
 
 
 def as_logits(outputs: NDArray[Any], are_probabilities: bool) -> Tensor:

@@ -32,7 +32,6 @@ from digitlab.parity.backend import (
 )
 from digitlab.parity.graph import keras_layers
 from digitlab.parity.keras_files import KerasNetwork
-from digitlab.parity.layouts import LAYOUTS
 from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.sides import arrange
 from digitlab.parity.weights import build_twin, to_keras
@@ -239,16 +238,6 @@ class KerasClassifier(Classifier):
         """Return the shape of each layer's output for an image, in Keras's layout."""
         outputs = {layer.name: layer.output for layer in self.keras_model.layers}
         return {it: tuple(one.shape[1:]) for it, one in outputs.items() if hasattr(one, "shape")}
-
-    def first_kernels(self) -> tuple[str, Tensor] | None:
-        """Return the first convolution's name and kernels `(out, in, height, width)`, if any."""
-        keras = import_keras()
-        for layer in keras_layers(self.keras_model):
-            if isinstance(layer, keras.layers.Conv2D):
-                (layout,) = LAYOUTS["Conv2D"]["kernel"]
-                (kernel,) = layout.to_torch(keras.ops.convert_to_numpy(layer.kernel))
-                return layer.name, torch.from_numpy(kernel)
-        return None
 
     def features(self, images: Tensor) -> Tensor | None:
         """Compute the input of the last dense layer, `(N, D)`.

@@ -34,7 +34,7 @@ def run(name: str, help: str, options: list[str]) -> int:
             raise InputError(f"out is {out}, which is a folder: give a file")
         if not os.access(out.absolute().parent, os.W_OK):
             raise InputError(f"{out.parent} may not be written: give --out FILE.html elsewhere")
-    files.write_text(out, render([(run, predict(name, run, given.import_modules)) for run in runs]))
+    files.write_text(out, render([(run, predict(run, given.import_modules)) for run in runs]))
     print(f"Written to {printable(out)}")
     return 0
 
