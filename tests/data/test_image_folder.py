@@ -39,7 +39,7 @@ def test_classes_are_the_folders_and_files_come_in_the_order_of_their_names(fold
     assert data.class_names == ("dark", "light", "middle")
     assert data.name == "my_pictures"
     for split in ("train", "test"):
-        images, labels = data.arrays(split)  # type: ignore[arg-type]  # a literal above
+        images, labels = data.arrays(split)
         assert labels.tolist() == sorted(labels.tolist())
         assert (images.shape[1:], images.dtype.name) == ((28, 28), "uint8")
     everything = {np.asarray(Image.open(path)).tobytes(): path for path in folder.rglob("*.png")}
@@ -152,7 +152,7 @@ def test_a_custom_picture_is_prepared_as_those_of_the_folder_are(tmp_path: Path)
     picture = Image.fromarray(generator.integers(0, 256, (50, 30)).astype(np.uint8))
     folder = two_classes(tmp_path / "folder", picture)
     for resize in ("stretch", "pad", "crop"):
-        data = ImageFolderDataModule(str(folder), resize=resize)  # type: ignore[arg-type]
+        data = ImageFolderDataModule(str(folder), resize=resize)
         prepared = data.prepare_image(picture)
         assert np.array_equal(prepared.pixels, data.arrays("train")[0][0])
         assert prepared.steps[0].endswith("to 28x28")
@@ -194,7 +194,7 @@ def test_a_class_needs_images_for_both_parts_of_a_split(tmp_path: Path) -> None:
     for share in (0.25, 0.3, 0.5, 0.7, 0.75):
         data = ImageFolderDataModule(str(folder), test_share=share)
         for split in ("train", "test"):
-            assert set(data.arrays(split)[1]) == {0, 1}  # type: ignore[arg-type]
+            assert set(data.arrays(split)[1]) == {0, 1}
 
 
 @pytest.mark.parametrize("counts", [[5, 5], [5, 7], [5, 6, 11], [5, 5, 5, 5, 9], [5, 200]])
@@ -203,7 +203,7 @@ def test_with_the_fewest_images_each_class_is_in_both_parts(tmp_path: Path, coun
     for seed in range(3):
         data = ImageFolderDataModule(str(folder), test_seed=seed)
         for split in ("train", "test"):
-            assert set(data.arrays(split)[1]) == set(range(len(counts)))  # type: ignore[arg-type]
+            assert set(data.arrays(split)[1]) == set(range(len(counts)))
 
 
 @pytest.mark.parametrize(

@@ -158,11 +158,12 @@ class RunCLI(LightningCLI):
     def _follow_data(self) -> None:
         """Give a network the number of classes in the data, unless the settings give another."""
         model = self.config.model
-        defaults = {name: value for name, _, value in parameters(locate(model.class_path))}
-        given = model.get("init_args", Namespace()).get("num_classes")
+        kind: Any = locate(model.class_path)
+        defaults = {name: value for name, _, value in parameters(kind)}
+        given = (model.get("init_args") or {}).get("num_classes")
         if given is not None and given == defaults.get("num_classes"):
-            made = self.parser.instantiate(Namespace(data=self.config.data))
-            model.init_args.num_classes = len(made.data.class_names)
+            data = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
+            model.init_args.num_classes = len(self.parser.instantiate(data).data.class_names)
 
     def instantiate_trainer(self, *others: Callback, **kwargs: Any) -> Trainer:
         """Make the trainer, with callbacks added to the config's and settings that win over it."""

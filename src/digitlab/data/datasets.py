@@ -71,7 +71,7 @@ class TorchvisionDataModule(ImageDataModule):
         """
         own = f"{type(self).__name__}.digests"
         digests = self.digests if self._depth("digests") <= self._depth("dataset") else None
-        given = digests and (digests.get(split) if isinstance(digests, dict) else digests)
+        given: Any = digests.get(split) if isinstance(digests, dict) else digests
         if digests is not None and not _are_digests(given):
             raise ValueError(
                 f"{own} of the {split} split is {given!r}: give two SHA-256 digests, of the images "
