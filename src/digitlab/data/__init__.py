@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+from digitlab.data.augmentation import Augmentation
 from digitlab.data.datamodule import ImageDataModule
 from digitlab.data.datasets import (
     DigitsDataModule,
@@ -17,6 +18,7 @@ from digitlab.data.image_folder import ImageFolderDataModule
 from digitlab.data.loader import EpochSampler, ImageLoader
 
 __all__ = [
+    "Augmentation",
     "DigitsDataModule",
     "EMNISTDataModule",
     "EpochSampler",

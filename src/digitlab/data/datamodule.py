@@ -14,6 +14,7 @@ from lightning import LightningDataModule
 from numpy.typing import NDArray
 from PIL.Image import Image, Resampling, fromarray
 
+from digitlab.data.augmentation import Augmentation
 from digitlab.data.download import Arrays, Split, Verified, sha256
 from digitlab.data.loader import EpochSampler, ImageLoader, run_seed
 from digitlab.data.photographs import PreparedImage, prepare_digit
@@ -55,6 +56,7 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
             images that those weights were trained on.
         train_images: Range of training images to use, first and end, without the end; the hold-out
             is taken from it. `[5000, 60000]` are the last 55,000 of MNIST. Unset: all.
+        augmentation: Random changes of the training images. Unset: none.
         digests: SHA-256 of the images and the labels of each split; others are refused. Leave it
             out: a run records them in config.yaml where the class does not know them, so that the
             run is resumed and evaluated with the same images.
@@ -80,6 +82,7 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         validation_size: int = 0,
         validation_seed: int = 0,
         train_images: tuple[int, int] | None = None,
+        augmentation: Augmentation | None = None,
         digests: dict[Split, tuple[str, str]] | None = None,
     ) -> None:
         check_types(ImageDataModule, locals())
@@ -92,8 +95,15 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
                 f"train_images is {[first, end]}: the first must be at least 0 "
                 "and the end greater than the first"
             )
+        if augmentation and augmentation.shift >= self.image_size:
+            raise ValueError(
+                f"augmentation.shift is {augmentation.shift}: it must be less than "
+                f"{self.image_size}, the pixels of an image's side"
+            )
         # A path depends on the machine, and digests say nothing to a reader.
-        self.save_hyperparameters(ignore=["root", "folder", "digests"])
+        self.save_hyperparameters(ignore=["root", "folder", "digests", "augmentation"])
+        if augmentation:  # as text, which a checkpoint is read with
+            self.save_hyperparameters({"augmentation": str(augmentation)})
         own = type(self).__name__
         if not isinstance(getattr_static(self, "name"), property):  # our classes have one
             self.name = self.name or (own.removesuffix("DataModule") or own).lower()
@@ -105,6 +115,7 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         self.validation_size = validation_size
         self.validation_seed = validation_seed
         self.train_images = train_images
+        self.augmentation = augmentation
         self.given_digests = digests or {}
         self.digests_read: dict[Split, tuple[str, str]] = {}
         self.verified: dict[Split, Verified] = {}
@@ -266,18 +277,19 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
 
     def train_dataloader(self) -> ImageLoader:
         """Serve the training images, in a new order each epoch."""
-        trainer, blocks = self.trainer, {}
+        trainer = self.trainer
+        options: dict[str, Any] = {"augmentation": self.augmentation}
         steps = getattr(trainer and trainer.lightning_module, "steps_per_execution", 1)
         if trainer and steps > 1:  # otherwise Lightning itself stops after the right batch
             limit = trainer.limit_train_batches
-            blocks = {
+            options |= {
                 "steps_per_execution": steps,
                 "limit": limit if isinstance(limit, int) else None,
                 "steps_left": self._steps_left,
             }
         # `overfit_batches` asks for the same few batches in every epoch.
         shuffle = not getattr(trainer, "overfit_batches", 0)
-        return self._loader("train", self.batch_size, shuffle=shuffle, pad=True, **blocks)
+        return self._loader("train", self.batch_size, shuffle=shuffle, pad=True, **options)
 
     def _steps_left(self) -> float:
         """Return how many more optimizer steps the trainer wants."""
@@ -316,7 +328,7 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         batch_size: int,
         shuffle: bool = False,
         pad: bool = False,
-        **blocks: Any,
+        **options: Any,
     ) -> ImageLoader:
         images, labels = self._subset(split)
         trainer = self.trainer
@@ -324,7 +336,7 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         sampler = EpochSampler(len(labels), run_seed(), shuffle, pad, rank, world_size)
         device = trainer.strategy.root_device if trainer else "cpu"
         return ImageLoader(
-            images, labels, sampler, batch_size, self.mean_and_std(), device, **blocks
+            images, labels, sampler, batch_size, self.mean_and_std(), device, **options
         )
 
     def mean_and_std(self) -> tuple[float, float] | None:
