@@ -56,7 +56,8 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
             images that those weights were trained on.
         train_images: Range of training images to use, first and end, without the end; the hold-out
             is taken from it. `[5000, 60000]` are the last 55,000 of MNIST. Unset: all.
-        augmentation: Random changes of the training images. Unset: none.
+        augmentation: Random changes of the training images, `shift`, `flip` and `erase`. Unset:
+            none.
         digests: SHA-256 of the images and the labels of each split; others are refused. Leave it
             out: a run records them in config.yaml where the class does not know them, so that the
             run is resumed and evaluated with the same images.

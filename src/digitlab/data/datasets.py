@@ -101,11 +101,6 @@ class MNISTDataModule(TorchvisionDataModule):
 
     Reference: LeCun, Bottou, Bengio and Haffner, Gradient-based learning applied to document
     recognition, 1998.
-
-    Args:
-        root: The folder for `MNIST/raw`. Unset: the environment variable `DIGITLAB_DATA`, else
-            `data`.
-        **kwargs: See `ImageDataModule`.
     """
 
     name: str = "mnist"
@@ -128,11 +123,6 @@ class FashionMNISTDataModule(TorchvisionDataModule):
 
     Reference: Xiao, Rasul and Vollgraf, Fashion-MNIST: a novel image dataset for benchmarking
     machine learning algorithms, arXiv 1708.07747, 2017.
-
-    Args:
-        root: The folder for `FashionMNIST/raw`. Unset: the environment variable `DIGITLAB_DATA`,
-            else `data`.
-        **kwargs: See `ImageDataModule`.
     """
 
     name: str = "fashion_mnist"
@@ -162,11 +152,6 @@ class KMNISTDataModule(TorchvisionDataModule):
 
     Reference: Clanuwat, Bober-Irizar, Kitamoto, Lamb, Yamamoto and Ha, Deep learning for classical
     Japanese literature, arXiv 1812.01718, 2018.
-
-    Args:
-        root: The folder for `KMNIST/raw`. Unset: the environment variable `DIGITLAB_DATA`, else
-            `data`.
-        **kwargs: See `ImageDataModule`.
     """
 
     name: str = "kmnist"
@@ -181,11 +166,6 @@ class QMNISTDataModule(TorchvisionDataModule):
     digests.
 
     Reference: Yadav and Bottou, Cold case: the lost MNIST digits, arXiv 1905.10498, 2019.
-
-    Args:
-        root: The folder for `QMNIST/raw`. Unset: the environment variable `DIGITLAB_DATA`, else
-            `data`.
-        **kwargs: See `ImageDataModule`.
     """
 
     name: str = "qmnist"
