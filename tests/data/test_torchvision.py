@@ -245,7 +245,7 @@ def test_a_run_says_what_was_verified_and_later_refuses_other_images(
     made.kmnist(tmp_path)
     monkeypatch.setenv("DIGITLAB_DATA", str(tmp_path))
     folder = run(tmp_path, "KMNISTDataModule")
-    assert "normalization unit, not verified" in capsys.readouterr().out
+    assert "\nImages: not verified\n" in capsys.readouterr().out
     assert main(["fit", "--run", str(folder), "--trainer.max_epochs", "2"]) == 0
     before = (folder / "config.yaml").read_text("utf-8")
     assert "\ndata:  # not verified\n" in before

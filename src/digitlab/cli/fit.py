@@ -303,7 +303,7 @@ def describe_run(cli: FitCLI, trainer: Trainer) -> str:
     return (
         f"{printable(data.name)}: {data.size('train')} training images, "
         f"{data.size('validation')} {data.validation_split} images, "
-        f"normalization {data.normalization}, {data.verification}\n"
+        f"normalization {data.normalization}\nImages: {data.verification}\n"
         f"{network}{twin} on {device}, precision {cli.precision or trainer.precision}, "
         f"seed {cli.config.seed_everything}\n"
     )

@@ -88,8 +88,8 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
     ) -> None:
         check_types(ImageDataModule, locals())
         super().__init__()
-        _check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        _check_at_least(0, validation_size=validation_size, validation_seed=validation_seed)
+        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(0, validation_size=validation_size, validation_seed=validation_seed)
         first, end = train_images or (0, 1)
         if not 0 <= first < end:
             raise ValueError(
@@ -101,9 +101,9 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
                 f"augmentation.shift is {augmentation.shift}: it must be less than "
                 f"{self.image_size}, the pixels of an image's side"
             )
-        # A path depends on the machine, and digests say nothing to a reader.
+        # Paths depend on the machine.
         self.save_hyperparameters(ignore=["root", "folder", "digests", "augmentation"])
-        if augmentation:  # as text, which a checkpoint is read with
+        if augmentation:  # as text, since checkpoints hold plain values
             self.save_hyperparameters({"augmentation": str(augmentation)})
         own = type(self).__name__
         if not isinstance(getattr_static(self, "name"), property):  # our classes have one
@@ -157,7 +157,7 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
             ValueError: It is blank.
         """
         prepared, side = prepare_digit(image), self.image_size
-        if prepared.pixels.shape == (side, side):
+        if side == len(prepared.pixels):
             return prepared
         scaled = fromarray(prepared.pixels).resize((side, side), Resampling.BILINEAR)
         return PreparedImage(np.asarray(scaled), (*prepared.steps, f"resized to {side}x{side}"))
@@ -319,8 +319,7 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
 
     def image_loader(self, images: NDArray[np.uint8]) -> ImageLoader:
         """Serve custom images, uint8 `(N, S, S)`, normalized as the test split; labels are 0."""
-        labels = np.zeros(len(images), np.int64)
-        order = EpochSampler(len(images))
+        labels, order = np.zeros(len(images), np.int64), EpochSampler(len(images))
         return ImageLoader(images, labels, order, self.eval_batch_size, self.mean_and_std())
 
     def _loader(
@@ -350,11 +349,9 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
     def _measured(self) -> tuple[float, float]:
         """Mean and standard deviation of the training pixels, from 0 to 1."""
         images = self._subset("train")[0]
-        total = squares = 0  # whole numbers, whose sums are the same on every machine
-        for part in np.array_split(images, len(images) // 10_000 + 1):
-            total += int(part.sum(dtype=np.int64))
-            squares += int(np.square(part, dtype=np.uint16).sum(dtype=np.int64))
-        mean = total / images.size
+        parts = np.array_split(images, len(images) // 10_000 + 1)  # their squares take memory
+        squares = sum(int(np.square(part, dtype=np.uint16).sum(dtype=np.int64)) for part in parts)
+        mean = int(images.sum(dtype=np.int64)) / images.size
         return mean / 255, math.sqrt(squares / images.size - mean**2) / 255 or 1.0
 
 
@@ -396,7 +393,8 @@ def _describe(array: Any) -> str:
     return f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
 
 
-def _check_at_least(least: int, **values: int) -> None:
+def check_at_least(least: int, **values: int) -> None:
+    """Refuse smaller values, by their names."""
     for name, value in values.items():
         if value < least:
             raise ValueError(f"{name} is {value}: it must be at least {least}")

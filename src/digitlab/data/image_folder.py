@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from digitlab.data.datamodule import ImageDataModule, stratified_split
+from digitlab.data.datamodule import ImageDataModule, check_at_least, stratified_split
 from digitlab.data.download import Arrays, Split
 from digitlab.data.photographs import FORMATS, PreparedImage, open_image
 from digitlab.files import expand_path
@@ -61,12 +61,10 @@ class ImageFolderDataModule(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if size < 1:
-            raise ValueError(f"size is {size}: it must be at least 1")
+        check_at_least(1, size=size)
+        check_at_least(0, test_seed=test_seed)
         if not 0 < test_share < 1:
             raise ValueError(f"test_share is {test_share}: it must be between 0 and 1")
-        if test_seed < 0:
-            raise ValueError(f"test_seed is {test_seed}: it must be at least 0")
         self.folder = folder
         self.image_size = size
         self.resize: Resize = resize
