@@ -108,7 +108,8 @@ class PrintEpoch(Callback):
         if getattr(data, "validation_is_test", False):
             self._validation = "val (test split)"
         if trainer.is_global_zero and isinstance(pl_module, Classifier) and stage == "fit":
-            print(tabulate_layers(layer_table(pl_module), output_shapes(pl_module)), flush=True)
+            shapes = output_shapes(pl_module, getattr(data, "image_size", 28))
+            print(tabulate_layers(layer_table(pl_module), shapes), flush=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -158,17 +159,17 @@ def count_parameters(tensors: dict[str, tuple[int, ...]]) -> int:
     return sum(map(prod, tensors.values()))
 
 
-def output_shapes(pl_module: Any) -> dict[str, tuple[int, ...]]:
+def output_shapes(pl_module: Any, side: int = 28) -> dict[str, tuple[int, ...]]:
     """Compute the shape of each layer's output for an image, by the layer's name.
 
     By the module's own method `output_shapes`, if it has one. Empty for a network that does not
-    take images `(1, 28, 28)`; a layer that is not called, or returns no tensor, is left out.
+    take images `(1, side, side)`; a layer that is not called, or returns no tensor, is left out.
     """
     if hasattr(pl_module, "output_shapes"):
         return pl_module.output_shapes()  # type: ignore[no-any-return]
     layers = {name: LayerSummary(layer) for name, layer in pl_module.network.named_children()}
     weight = next(pl_module.parameters())
-    image = torch.zeros(1, 1, 28, 28, dtype=weight.dtype, device=weight.device)
+    image = torch.zeros(1, 1, side, side, dtype=weight.dtype, device=weight.device)
     with evaluating(pl_module.network), torch.no_grad(), suppress(RuntimeError):
         pl_module(image)
     sizes = {name: layer.out_size for name, layer in layers.items()}

@@ -40,7 +40,7 @@ TRAINER = ("accelerator", "precision")
 # An evaluation makes neither, so it imports no class that they name.
 TRAINING = ("optimizer", "lr_scheduler")
 # Settings of the data that may differ from the run's; others would score other images.
-DATA = {"root", "batch_size", "eval_batch_size"}
+DATA = {"root", "folder", "batch_size", "eval_batch_size"}
 
 
 class EvaluationCLI(RunCLI):

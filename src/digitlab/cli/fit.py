@@ -117,6 +117,8 @@ def train(options: list[str], name: str = "fit", help: str = "") -> Path | None:
             throughput = cb.Throughput()
             with throughput.time("data"):
                 cli.datamodule.setup("fit")
+            if cli.datamodule.digests_read and not start.resumed:
+                cli.config.data.init_args.digests = cli.datamodule.digests_read
             check_callbacks(cli)
             check_together(cli.model, cli.datamodule)
             weights = _load_weights(cli, start)
@@ -227,7 +229,7 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
     from digitlab.parity.keras_files import load_initial_weights
     from digitlab.parity.keras_module import KerasClassifier
 
-    config = cli.config
+    config, side = cli.config, cli.datamodule.image_size
     set_threads(config.threads)
     precision = str(config.trainer.precision or "32-true")
     precision = {"32": "32-true", "64": "64-true"}.get(precision, precision)
@@ -243,7 +245,13 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
     if weights:
         load_initial_weights(cli.model, Path(weights))
     copy_weights = True if weights else None  # else as the model's initialization asks for
-    return KerasClassifier(cli.model, POLICIES[precision], config.output, copy_weights)
+    made = KerasClassifier(cli.model, POLICIES[precision], config.output, copy_weights)
+    if (taken := made.keras_model.input_shape[1:3]) != (side, side):
+        raise ValueError(
+            f"the Keras twin takes images of {'x'.join(map(str, taken))} pixels, and these have "
+            f"{side}x{side}: set --data.size, or train without --framework keras"
+        )
+    return made
 
 
 def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
@@ -320,7 +328,7 @@ def describe_run(cli: FitCLI, trainer: Trainer) -> str:
         f"config: {printable(cli.origin)}\n"
         f"{printable(data.name)}: {data.size('train')} training images, "
         f"{data.size('validation')} {data.validation_split} images, "
-        f"normalization {data.normalization}\n"
+        f"normalization {data.normalization}\nImages: {data.verification}\n"
         f"{network}{twin} on {device}, precision {cli.precision or trainer.precision}, "
         f"seed {cli.config.seed_everything}\n"
     )

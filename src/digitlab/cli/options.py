@@ -93,7 +93,7 @@ def add_prediction_options(parser: Any) -> None:
         *("--save_prepared", "--save-prepared"),
         metavar="FOLDER",
         type=str,
-        help="Folder to write the prepared images to, as PNG files of 28x28 pixels.",
+        help="Folder to write the prepared images to, as PNG files.",
     )
 
 

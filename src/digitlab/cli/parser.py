@@ -8,12 +8,13 @@ from argparse import ArgumentParser as PlainParser
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from jsonargparse import DefaultHelpFormatter, get_loader, set_dumper, set_loader
+from jsonargparse import DefaultHelpFormatter, Namespace, get_loader, set_dumper, set_loader
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -30,6 +31,7 @@ from digitlab.errors import InputError, describe_error
 from digitlab.execution import NullProfiler
 from digitlab.files import expand_settings, load_yaml
 from digitlab.run_folder import read_settings
+from digitlab.settings import parameters
 
 
 def _load_value(text: str) -> Any:
@@ -160,11 +162,22 @@ class RunCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         try:
+            self._follow_data()
             self.config_init = self.parser.instantiate(self.config)
         except ValueError as error:
             raise ValueError(describe_error(_root(error))) from error
         self.model: Classifier = self.config_init.model
         self.datamodule: ImageDataModule = self.config_init.data
+
+    def _follow_data(self) -> None:
+        """Give a network the number of classes in the data, unless the settings give another."""
+        model = self.config.model
+        kind: Any = locate(model.class_path)
+        defaults = {name: value for name, _, value in parameters(kind)}
+        given = (model.get("init_args") or {}).get("num_classes")
+        if given is not None and given == defaults.get("num_classes"):
+            data = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
+            model.init_args.num_classes = len(self.parser.instantiate(data).data.class_names)
 
     def instantiate_trainer(self, *others: Callback, **kwargs: Any) -> Trainer:
         """Make the trainer, with callbacks added to the config's and settings that win over it."""
@@ -194,6 +207,8 @@ class RunCLI(LightningCLI):
     def dump(self) -> str:
         """Write all settings as YAML."""
         text: str = self.parser.dump(self.config, skip_unset=False)
+        if how := self.datamodule.verification:
+            text = re.sub(r"^data:", f"data:  # {how}", text, count=1, flags=re.MULTILINE)
         # A default that is an instance, such as a device, is dumped as a sentence; left out, the
         # argument takes that default again.
         return re.sub(r"^ *\w+: Unable to serialize instance.*\n", "", text, flags=re.MULTILINE)
@@ -307,14 +322,16 @@ def check_together(model: Classifier, data: ImageDataModule) -> None:
         model.configure_optimizers()  # nothing has checked their settings yet
     except TypeError as error:
         raise ValueError(f"optimizer or lr_scheduler cannot be made: {error}") from error
-    classes = len(data.class_names)
+    classes, side = len(data.class_names), data.image_size
     model.network.eval()  # without dropout, which would draw random numbers
     try:
         with torch.no_grad():
-            logits = model(torch.zeros(1, 1, 28, 28))
+            logits = model(torch.zeros(1, 1, side, side))
     except RuntimeError as error:
+        remedy = "" if side == 28 else "; most networks here need 28, so set --data.size 28"
         raise ValueError(
-            f"{type(model).__name__} cannot take {data.name}'s images, (N, 1, 28, 28): {error}"
+            f"{type(model).__name__} cannot take {data.name}'s images, (N, 1, {side}, {side}): "
+            f"{error}{remedy}"
         ) from error
     model.network.train()
     if logits.shape != (1, classes):
