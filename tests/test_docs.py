@@ -35,15 +35,17 @@ BLOCK = re.compile(
 needs_keras = pytest.mark.skipif(not find_spec("tensorflow"), reason="needs the extra `parity`")
 
 
-def test_the_readme_s_architecture_trains_in_python_and_from_the_command_line(
+def test_the_readme_s_python_runs_and_its_architecture_trains_from_the_command_line(
     tmp_path: Path,
 ) -> None:
     text = (ROOT / "README.md").read_text("utf-8").partition("## In Python")[2]
-    network, trainer, fit = program(text, tmp_path).partition("Trainer(")
-    (tmp_path / "my_module.py").write_text(IMPORTS + network.partition("\n")[2], "utf-8")
-    run(f"{IMPORTS}{network}{trainer}{fit}", tmp_path)
-    history = next(tmp_path.glob("runs/digits-*/version_0/history.csv"))
-    assert len(history.read_text("utf-8").splitlines()) == 1 + 5
+    code = program(text, tmp_path)
+    network = f"class {code.partition('class ')[2].partition('Trainer(')[0]}"
+    (tmp_path / "my_module.py").write_text(IMPORTS + network, "utf-8")
+    run(f"{IMPORTS}{code}", tmp_path)
+    histories = sorted(tmp_path.glob("runs/digits-*/version_0/history.csv"))
+    assert [it.parts[-3] for it in histories] == ["digits-lenet5", "digits-twoconvolutions"]
+    assert [len(it.read_text("utf-8").splitlines()) for it in histories] == [1 + 5] * 2
 
 
 def test_every_link_of_the_readme_leads_to_a_file_of_the_repository() -> None:
