@@ -18,7 +18,8 @@ from digitlab.parity.checks import (
     parameter_counts,
     round_trip,
 )
-from digitlab.parity.sides import arrange, evaluation_mode, in_torch_layout
+from digitlab.parity.differences import in_torch_layout
+from digitlab.parity.sides import arrange, evaluation_mode
 from digitlab.parity.weights import to_keras
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import (

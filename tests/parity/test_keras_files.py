@@ -59,7 +59,7 @@ OTHER = "{file} is of another architecture than LeNet1: "
             "s.h5",
             "and they differ in padding1; give",
         ),
-        (saved(lambda: twins.lenet1(in_channels=3)), "rgb.keras", "{file} reads images of the sh"),
+        (saved(lambda: twins.lenet1(in_channels=3)), "rgb.keras", OTHER + "lenet1 reads (28"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_by_name(

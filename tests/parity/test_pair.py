@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.checks import Check
+from digitlab.parity.checks import Check, Report
 from digitlab.parity.pair import check
-from digitlab.parity.report import Report
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import (
     BATCHES,

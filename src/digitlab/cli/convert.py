@@ -14,6 +14,7 @@ from digitlab.cli.evaluate import read_evaluation
 from digitlab.cli.fit import FitCLI
 from digitlab.data import ImageDataModule
 from digitlab.errors import RunError, reading_input
+from digitlab.parity.differences import TOLERANCES, relative_difference
 from digitlab.parity.keras_files import (
     SUFFIXES,
     KerasNetwork,
@@ -22,7 +23,6 @@ from digitlab.parity.keras_files import (
     load_keras_model,
     save_keras_model,
 )
-from digitlab.parity.sides import TOLERANCES, relative_difference
 from digitlab.parity.weights import to_keras
 from digitlab.terminal import command, printable
 

@@ -15,18 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from digitlab.parity.backend import import_keras, import_tensorflow
+from digitlab.parity.differences import TOLERANCES, relative_difference
 from digitlab.parity.graph import keras_layers
 from digitlab.parity.layouts import Array
 from digitlab.parity.matching import Match, in_module, match
 from digitlab.parity.parts import is_parameter, tensor_of
 from digitlab.parity.sides import (
-    TOLERANCES,
     Inputs,
     keras_inputs,
     keras_output,
     outputs,
     precision,
-    relative_difference,
     torch_output,
 )
 from digitlab.parity.weights import load_matched
@@ -84,6 +83,60 @@ def format_check(check: Check) -> str:
     return row.rstrip()
 
 
+Verdict = Literal["passed", "passed_float32", "failed"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of comparing a pair; as a string, a table.
+
+    Args:
+        checks: The rows of the table.
+        first_divergence: Name of the first Keras layer that differs; None if none does.
+        only_float32: Why nothing was compared in float64, with the layer and the remedy; empty if
+            it was.
+    """
+
+    checks: tuple[Check, ...]
+    first_divergence: str | None = None
+    only_float32: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """`passed`, in float64; `passed_float32`, which hides differences below 1e-5; `failed`."""
+        required = [check for check in self.checks if not check.informational]
+        if not required or not all(check.passed for check in required):
+            return "failed"
+        return "passed_float32" if self.only_float32 else "passed"
+
+    @property
+    def passed(self) -> bool:
+        """Whether the pair passed in float64."""
+        return self.verdict == "passed"
+
+    def assert_passed(self, allow_float32: bool = False) -> None:
+        """Fail a test if the comparison failed.
+
+        Args:
+            allow_float32: Whether a pair may pass that was compared in float32 alone.
+
+        Raises:
+            AssertionError: It failed; the message is the table.
+        """
+        if not self.passed and not (allow_float32 and self.verdict == "passed_float32"):
+            is_weak = self.verdict == "passed_float32"
+            reason = "were compared in float32 alone" if is_weak else "do not compute the same"
+            raise AssertionError(f"the two {reason}\n{self}")
+
+    def __str__(self) -> str:
+        lines = [HEADING, *map(format_check, self.checks)]
+        if self.only_float32:
+            lines.append(f"compared in float32 alone: {self.only_float32}")
+        if self.first_divergence is not None:
+            lines.append(f"the first Keras layer that differs: {self.first_divergence}")
+        return "\n".join(lines)
+
+
 def parameter_counts(
     module: nn.Module, keras_model: Any, pairs: list[Match] | None = None
 ) -> Check:
@@ -99,7 +152,7 @@ def parameter_counts(
     ours = sum(tensor.numel() for tensor in counted)
     theirs = keras_model.count_params()
     # PyTorch's recurrent layers add up two biases where Keras has one.
-    twice = sum(pair.tensors[1].numel() for pair in pairs if pair.layout.join == "add")
+    twice = sum(pair.tensors[1].numel() for pair in pairs if pair.is_sum)
     equal, unequal = f"{theirs:,} parameters", f"parameters: {ours:,} torch, {theirs:,} keras"
     note = equal if ours - twice == theirs else unequal
     if twice:
@@ -124,7 +177,7 @@ def round_trip(module: nn.Module, keras_model: Any, pairs: list[Match] | None = 
     changed: dict[str, int] = {}
     for before, after in zip(pairs, returned, strict=True):
         arrays = [[it.detach().cpu().numpy() for it in pair.tensors] for pair in (before, after)]
-        if before.layout.join == "add":
+        if before.is_sum:
             arrays = [[before.to_keras()], [after.to_keras()]]
         changed[before.torch_name] = sum(
             int((_bits(ours) != _bits(theirs)).any(-1).sum())

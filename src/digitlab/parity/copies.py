@@ -21,6 +21,7 @@ from digitlab.parity.backend import (
     keras_dtype,
     unchanged_random_state,
 )
+from digitlab.parity.differences import relative_difference
 from digitlab.parity.graph import Call, Graph, evaluate, first_line
 
 
@@ -284,11 +285,14 @@ def _as_float32(value: Any) -> Any:
 
 
 def _largest_difference(ours: Any, theirs: Any) -> float:
-    """Return the largest difference of two structures of arrays, relative to the largest value."""
-    flatten, worst = import_keras().tree.flatten, 0.0
-    for pair in zip(flatten(ours), flatten(theirs), strict=True):
-        left, right = map(np.asarray, pair)
-        if left.dtype.kind == "f" and left.size:
-            largest = np.abs(left).max() or 1.0
-            worst = max(worst, float(np.abs(left - right).max() / largest))
-    return worst
+    """Return the largest relative difference of the floating-point arrays in two structures."""
+    flatten = import_keras().tree.flatten
+    arrays = [[np.asarray(it) for it in flatten(side)] for side in (ours, theirs)]
+    return max(
+        (
+            relative_difference(*pair)
+            for pair in zip(*arrays, strict=True)
+            if pair[0].dtype.kind == "f"
+        ),
+        default=0.0,
+    )

@@ -7,7 +7,7 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile, is_zipfile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -26,8 +26,9 @@ from digitlab.parity.backend import (
     to_tensorflow,
 )
 from digitlab.parity.copies import copy_layer
-from digitlab.parity.graph import keras_layers
-from digitlab.parity.sides import arrange, outputs, relative_difference, sole_input
+from digitlab.parity.differences import relative_difference
+from digitlab.parity.graph import first_line, keras_layers
+from digitlab.parity.sides import arrange, outputs
 from digitlab.parity.weights import build_twin, load_keras_weights
 
 SUFFIXES = (".keras", ".h5")
@@ -102,8 +103,6 @@ def load_keras_model(path: Path) -> Any:
         raise ValueError(
             f"there is no Keras model {path}: train one with digitlab fit --framework keras"
         )
-    if path.suffix == ".keras" and not is_zipfile(path):
-        raise ValueError(f"{path} is damaged: give a model as keras.Model.save writes it")
     keras = import_keras()
     try:
         for name in _foreign_names(_read_config(path)):
@@ -111,8 +110,8 @@ def load_keras_model(path: Path) -> Any:
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(
-            f"{path} is damaged, or needs code of its own to be loaded ({_reason(error)}): give a "
-            "model of Keras's own layers, as digitlab fit --framework keras writes it"
+            f"{path} is damaged, or needs code of its own to be loaded ({first_line(error)}): give "
+            "a model of Keras's own layers, as digitlab fit --framework keras writes it"
         ) from error
 
 
@@ -132,24 +131,18 @@ def _foreign_names(config: Any) -> Iterator[str]:
 
     Keras's safe mode refuses most of it too, unless the process has turned that off.
     """
-    registered = import_keras().saving.get_registered_object
-    left = [config]
-    while left:
-        value = left.pop()
-        left += value.values() if isinstance(value, dict) else value if type(value) is list else ()
-        if not isinstance(value, dict) or "class_name" not in value:
-            continue
-        name, module = str(value["class_name"]), value.get("module")
-        own = _MODULES.fullmatch(str(module))
-        if name in _CODE or not (own or registered(value.get("registered_name"))):
-            named = value.get("config") if name == "function" else name
+    if isinstance(config, list):
+        for part in config:
+            yield from _foreign_names(part)
+    if not isinstance(config, dict):
+        return
+    yield from _foreign_names(list(config.values()))
+    if "class_name" in config:
+        name, module = str(config["class_name"]), config.get("module")
+        registered = import_keras().saving.get_registered_object(config.get("registered_name"))
+        if name in _CODE or not (_MODULES.fullmatch(str(module)) or registered):
+            named = config.get("config") if name == "function" else name
             yield ".".join(str(part) for part in (module, named) if part)
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error, in at most 200 printable characters."""
-    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip() or type(error).__name__
-    return "".join(filter(str.isprintable, text.splitlines()[0]))[:200]
 
 
 def save_keras_model(keras_model: Any, path: Path) -> None:
@@ -175,8 +168,8 @@ def load_from_keras(model: Classifier, path: Path, compare: bool = True) -> None
     channels = model.hparams.get("in_channels", 1)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(4, channels, 28, 28, generator=generator)
-    _check_shape(theirs, path, channels)
     try:
+        arrange(images, theirs)  # says better than the weights that it reads other images
         load_keras_weights(ours, theirs)
         expected, given = outputs(ours, in_float32(theirs), images)
         if ends_in_softmax(theirs):
@@ -195,21 +188,8 @@ def load_from_keras(model: Classifier, path: Path, compare: bool = True) -> None
             f"{path} is of another architecture than {type(model).__name__}: {error}"
         ) from error
     except Exception as error:  # TensorFlow's own, of an operation that a CPU lacks, say
-        raise ValueError(f"{path} cannot be computed here: {_reason(error)}") from error
+        raise ValueError(f"{path} cannot be computed here: {first_line(error)}") from error
     load_keras_weights(model, theirs)
-
-
-def _check_shape(keras_model: Any, path: Path, channels: int) -> None:
-    try:
-        arrange(torch.zeros(1, channels, 28, 28), keras_model)
-    except ValueError as error:
-        shape = tuple(sole_input(keras_model).shape[1:])
-        grey = [(28, 28)] if channels == 1 else []
-        taken = [(28, 28, channels), *grey, (784 * channels,), (channels, 28, 28)]
-        raise ValueError(
-            f"{path} reads images of the shape {shape}: it must be one of "
-            f"{', '.join(map(str, taken))}"
-        ) from error
 
 
 def in_float32(keras_model: Any) -> Any:

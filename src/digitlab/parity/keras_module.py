@@ -32,7 +32,6 @@ from digitlab.parity.backend import (
 )
 from digitlab.parity.graph import keras_layers
 from digitlab.parity.keras_files import KerasNetwork
-from digitlab.parity.layouts import LAYOUTS
 from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.sides import arrange
 from digitlab.parity.weights import build_twin, to_keras
@@ -237,13 +236,9 @@ class KerasClassifier(Classifier):
 
     def first_kernels(self) -> tuple[str, Tensor] | None:
         """Return the first convolution's name and kernels `(out, in, height, width)`, if any."""
-        keras = import_keras()
-        for layer in keras_layers(self.keras_model):
-            if isinstance(layer, keras.layers.Conv2D):
-                (layout,) = LAYOUTS["Conv2D"]["kernel"]
-                (kernel,) = layout.to_torch(keras.ops.convert_to_numpy(layer.kernel))
-                return layer.name, torch.from_numpy(kernel)
-        return None
+        kind = import_keras().layers.Conv2D
+        found = [it for it in keras_layers(self.keras_model) if isinstance(it, kind)]
+        return (found[0].name, _to_tensor(found[0].kernel).permute(3, 2, 0, 1)) if found else None
 
     def features(self, images: Tensor) -> Tensor | None:
         """Compute the input of the last dense layer, `(N, D)`.
@@ -380,10 +375,6 @@ def _unsupported(trainer: Trainer, policy: Policy) -> Iterator[tuple[str, str]]:
         yield f"gradient_clip_val {norm}", "use the model's gradient_clip_norm"
     if (batches := trainer.accumulate_grad_batches) != 1:
         yield f"accumulate_grad_batches {batches}", "use a larger batch_size"
-    yield from _unsupported_callbacks(trainer)
-
-
-def _unsupported_callbacks(trainer: Trainer) -> Iterator[tuple[str, str]]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set at run time
         name = type(callback).__name__
         if isinstance(callback, StochasticWeightAveraging | WeightAveraging):

@@ -13,9 +13,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from digitlab.parity.copies import CopiedModel
-from digitlab.parity.flattening import Orders, feature_orders
+from digitlab.parity.differences import is_close, torch_layouts
+from digitlab.parity.flattening import Orders
 from digitlab.parity.graph import Call, Graph
-from digitlab.parity.layouts import Array, Layout, Order, channels_last
+from digitlab.parity.layouts import Array, Indices, Layout, Order
 from digitlab.parity.parts import KerasPart, TorchPart, keras_parts, tensor_of, torch_parts
 
 
@@ -28,40 +29,42 @@ class Match:
         variable: The Keras variable.
         torch_names: The tensors' names in the module's `state_dict`.
         tensors: The tensors; parts of a joint tensor are views.
-        layout: How the variable is made of the tensors.
-        inputs: The order of the layer's input features, if it is not PyTorch's.
-        outputs: The order of the layer's output features, if it is not PyTorch's.
+        indices: Where each number of the variable stands in the flattened, concatenated tensors.
+        is_sum: Whether the variable is the sum of two tensors, for each of which `indices` hold.
     """
 
     layer: str
     variable: Any
     torch_names: tuple[str, ...]
     tensors: tuple[Tensor, ...]
-    layout: Layout
-    inputs: Order | None = None
-    outputs: Order | None = None
+    indices: Indices
+    is_sum: bool
 
     @property
     def torch_name(self) -> str:
         """The names of the tensors."""
         return " + ".join(self.torch_names)
 
-    @property
-    def keras_name(self) -> str:
-        """The variable's name with its layer's, such as `conv1/kernel`."""
-        return f"{self.layer}/{self.variable.name}"
-
-    def to_keras(self, tensors: Sequence[Tensor] | None = None) -> Array:
-        """Convert the tensors, or their gradients, to Keras's layout."""
-        arrays = [it.detach().cpu().numpy() for it in tensors or self.tensors]
-        shape = tuple(self.variable.shape)
-        return self.layout.to_keras(*arrays, shape=shape, inputs=self.inputs, outputs=self.outputs)
+    def to_keras(self) -> Array:
+        """Convert the tensors to Keras's layout."""
+        arrays = [it.detach().cpu().numpy().ravel() for it in self.tensors]
+        numbers = np.add(*arrays) if self.is_sum else np.concatenate(arrays)
+        return np.asarray(numbers[self.indices])
 
     def to_torch(self, variable: Any, is_gradient: bool = False) -> tuple[Array, ...]:
-        """Convert the variable, or its gradient, to PyTorch's layout."""
-        return self.layout.to_torch(
-            np.asarray(variable), self.inputs, self.outputs, is_gradient=is_gradient
-        )
+        """Convert the variable, or its gradient, to PyTorch's layout.
+
+        Of two tensors that are added up, the first gets the sum and the second zeros; the gradient
+        of the sum is the gradient of each.
+        """
+        array = np.asarray(variable)
+        numbers = np.empty(array.size, array.dtype)
+        numbers[self.indices] = array
+        if self.is_sum:
+            parts = [numbers, numbers if is_gradient else np.zeros_like(numbers)]
+        else:
+            parts = np.split(numbers, np.cumsum([it.numel() for it in self.tensors])[:-1])
+        return tuple(part.reshape(it.shape) for part, it in zip(parts, self.tensors, strict=True))
 
 
 def match(module: nn.Module, keras_model: Any) -> list[Match]:
@@ -75,7 +78,7 @@ def match(module: nn.Module, keras_model: Any) -> list[Match]:
             known; the message names the layer.
     """
     graph = Graph(keras_model)
-    matcher = Matcher(module, graph, feature_orders(graph))
+    matcher = Matcher(module, graph, Orders(graph))
     for call in graph.calls:
         matcher.add(call)
     return matcher.finish()
@@ -175,18 +178,13 @@ class Matcher:
             ours, inputs = self._choose(call, i, theirs, value if i == 0 else None)
             self.free.remove(ours)
             outputs = self.orders.outputs.get(id(call.operation))
+            order = outputs.order if outputs else None
             for variable, layout in _pairs(call.name, theirs, ours):
-                new.append(
-                    Match(
-                        call.name,
-                        variable,
-                        tuple(ours.paths[it] for it in layout.sources),
-                        tuple(ours.tensors[it] for it in layout.sources),
-                        layout,
-                        inputs,
-                        outputs.order if outputs else None,
-                    )
-                )
+                names = tuple(ours.paths[it] for it in layout.sources)
+                tensors = tuple(ours.tensors[it] for it in layout.sources)
+                shapes = [tuple(it.shape) for it in tensors]
+                indices = layout.indices(shapes, tuple(variable.shape), inputs, order)
+                new.append(Match(call.name, variable, names, tensors, indices, layout.is_sum))
         self.pairs += new
         return new
 
@@ -210,7 +208,9 @@ class Matcher:
         agreeing: dict[str, tuple[TorchPart, Order | None]] = {}  # by module, the first
         for ours, order in product(fitting, orders):
             read = self.read.get(ours.module, [])
-            if value is not None and any(_is_same(value, it, order) for it in read):
+            # Constants in float32 differ by 1e-8.
+            layouts = [] if value is None else torch_layouts(value, [order])
+            if any(is_close(*both, 1e-6) for both in product(read, layouts)):
                 agreeing.setdefault(ours.module, (ours, order))
         self.agreeing += bool(agreeing)
         if len(agreeing) > 1:
@@ -237,19 +237,6 @@ class Matcher:
         if not fitting:
             raise reasons[0]
         return fitting
-
-
-def _is_same(theirs: Array, ours: Array, order: Order | None) -> bool:
-    """Return whether two layers read the same values, whatever the order of axes."""
-    if ours.size != theirs.size:
-        return False
-    layouts = [theirs]
-    if theirs.ndim == 2 and order:
-        layouts = [theirs[:, np.argsort(channels_last(order))]]
-    elif theirs.ndim > 2:
-        layouts += [np.moveaxis(theirs, -1, 1), theirs.swapaxes(0, 1)]
-    tolerance = 1e-6 * np.abs(ours).max(initial=0)  # constants in float32 differ by 1e-8
-    return any(np.abs(it.ravel() - ours.ravel()).max(initial=0) <= tolerance for it in layouts)
 
 
 def _by_name(
@@ -318,7 +305,8 @@ def _pairs(layer: str, theirs: KerasPart, ours: TorchPart) -> list[tuple[Any, La
                 + ": give both layers the same weights, as use_bias=True and bias=True do"
             )
         shape, actual = tuple(variable.shape), tuple(ours.tensors[source].shape)
-        layout = next((it for it in layouts if it.torch_shape(shape) == actual), None)
+        empty = [np.broadcast_to(False, ours.tensors[it].shape) for it in layouts[0].sources]
+        layout = next((it for it in layouts if it.arranged(empty, shape) is not None), None)
         if layout is None:
             raise ValueError(
                 f"{ours.paths[source]} is {actual} and {where}/{name} is {shape}: give both the "

@@ -16,6 +16,7 @@ from digitlab.parity.backend import import_keras, import_tensorflow, only_errors
 from digitlab.parity.checks import (
     Check,
     Loss,
+    Report,
     gradient_differences,
     gradients,
     logits,
@@ -24,13 +25,12 @@ from digitlab.parity.checks import (
     training_settings,
 )
 from digitlab.parity.copies import CopiedModel, CopyError, is_channels_first_on_cpu
+from digitlab.parity.differences import TOLERANCES, relative_difference
 from digitlab.parity.divergence import first_divergence, record_calls
-from digitlab.parity.flattening import feature_orders
+from digitlab.parity.flattening import Orders
 from digitlab.parity.graph import Call, Graph
 from digitlab.parity.matching import Match, Matcher, in_copies, in_module
-from digitlab.parity.report import Report
 from digitlab.parity.sides import (
-    TOLERANCES,
     Inputs,
     each,
     flat,
@@ -38,7 +38,6 @@ from digitlab.parity.sides import (
     outputs,
     precision,
     read_batch,
-    relative_difference,
     torch_output,
 )
 
@@ -172,9 +171,7 @@ class _Pair:
         _, in_torch_order = keras_inputs(self.keras_model, self.inputs)
         original, self.module = self.module, _copy(self.module)  # running may change weights
         torch_output(_copy(original), self.inputs)  # refuses inputs before a weight is overwritten
-        self.orders = feature_orders(
-            self.graph, frozenset(self.graph.inputs[i] for i in in_torch_order)
-        )
+        self.orders = Orders(self.graph, frozenset(self.graph.inputs[i] for i in in_torch_order))
         matcher = self._match_in_double() or self._match_in_order()
         pairs = in_module(matcher.finish(), self.module)
         counts = parameter_counts(self.module, self.keras_model, pairs)

@@ -50,8 +50,8 @@ def run_checks(
 
     Parameters, round trip of the weights, logits, loss and gradients, and a trajectory: in float64,
     and logits and five training steps in float32 too. If PyTorch's own optimizer has another
-    formula than Keras's, the exact one replaces it, and so does `KerasBatchNorm` PyTorch's batch
-    normalization; the result of PyTorch's own is a check for information.
+    formula than Keras's, the exact one replaces it, and batch normalizations update their running
+    variance as Keras's do; the result of PyTorch's own is a check for information.
 
     Args:
         model: One of `digitlab.models`, or a class that names its twin; copies are compared. Its
@@ -93,7 +93,7 @@ def run_checks(
     make, substitution = partial(exact_optimizer, optimizer), _substitution(optimizer)
     stock = [type(optimizer).__name__] if substitution else []
     if norms := sorted({type(it).__name__ for it in double.modules() if is_batch_norm(it)}):
-        substitution += f"; KerasBatchNorm in place of {' and '.join(norms)}"
+        substitution += f"; Keras's running variance in {' and '.join(norms)}"
         stock += norms
     note = substitution.lstrip("; ")
     make_keras = partial(to_keras_optimizer, optimizer)
@@ -106,7 +106,7 @@ def run_checks(
     yield _annotate(check, note)
     if note:
         names = f"stock {' and '.join(stock)}"
-        check = train(progress(batches, names, steps), model.optimizer, exact_norms=False)
+        check = train(progress(batches, names, steps), model.optimizer, biased_variances=False)
         yield replace(check, name=f"{check.name}, {names}", informational=True)
 
 
