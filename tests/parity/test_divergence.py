@@ -72,15 +72,6 @@ def test_zeros_that_agree_downstream_excuse_nothing(layers: Any) -> None:
     assert divergence(Dead(), build("sigmoid")) == "fc1"
 
 
-def test_log_probabilities_are_no_logits() -> None:
-    class WithLogSoftmax(DocumentStyle):
-        def forward(self, x: Tensor) -> Tensor:
-            return F.log_softmax(super().forward(x), 1)
-
-    layers = import_keras().layers
-    assert divergence(WithLogSoftmax(), keras_style(fc2=layers.Dense(10, name="last"))) == "last"
-
-
 def test_a_model_that_returns_its_input_is_refused() -> None:
     keras = import_keras()
     images = keras.Input((10,))

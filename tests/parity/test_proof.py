@@ -5,8 +5,8 @@ import torch
 
 from digitlab import parity
 from digitlab.parity import proof
-from digitlab.parity.checks import Check
 from digitlab.parity.proof import run_checks
+from digitlab.parity.report import Check
 from tests.parity.nets import RECIPES, digit_batches, digit_images, make, random_batches
 
 SLOW = pytest.mark.slow

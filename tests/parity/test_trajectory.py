@@ -10,8 +10,8 @@ from torch import nn
 
 from digitlab import models
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.checks import Check
 from digitlab.parity.optimizers import KerasAdam, KerasRMSprop, exact_optimizer, to_keras_optimizer
+from digitlab.parity.report import Check
 from digitlab.parity.trajectory import (
     DropoutMasks,
     keras_with_masks,

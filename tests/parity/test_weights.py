@@ -14,7 +14,7 @@ from digitlab.parity.checks import logits
 from digitlab.parity.matching import Match, match
 from digitlab.parity.weights import copy_weights, load_keras_weights, to_keras
 from tests.fitting import assert_bitwise_equal
-from tests.parity.nets import sequential
+from tests.parity.nets import sequential, sides
 
 Array = np.ndarray
 
@@ -181,4 +181,4 @@ def test_without_images_the_layout_of_the_input_is_told_from_its_shape(
     ours, images = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), torch.rand(5, 3, 8, 8)
     theirs = sequential(shape, layers.Flatten(), layers.Dense(10))
     copy_weights(ours, theirs)
-    assert logits(ours, theirs, images).passed
+    assert logits(sides(ours, theirs), images).passed

@@ -99,9 +99,6 @@ def _import() -> tuple[Any, Any]:
 def set_threads(number: int) -> None:
     """Let TensorFlow compute in as many CPU threads, in an operation and across operations.
 
-    To be called before TensorFlow computes anything; later, only the number that it already has
-    is accepted.
-
     Raises:
         ValueError: TensorFlow has computed something with another number of threads.
     """
@@ -157,9 +154,9 @@ def limit_gpu_memory(megabytes: int) -> None:
 
 
 def choose_device(accelerator: str) -> str:
-    """Let TensorFlow use the device that the trainer's setting names, and describe it.
+    """Let TensorFlow use the device that a trainer's setting names, and describe it.
 
-    To be called before the first model is made.
+    Call it before the first model is made.
 
     Raises:
         ValueError: A GPU is asked for, and TensorFlow finds none.

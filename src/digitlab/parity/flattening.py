@@ -98,14 +98,8 @@ class Orders:
         kind, shapes = type(call.operation).__name__, list(map(self._graph.shape, call.inputs))
         if kind in ("Flatten", "Reshape") and len(shapes[0]) == 2:
             return self.of_input(call)
-        # Whatever the operation is, a Lambda too: as many values, and no weights.
-        has_weights = bool(getattr(call.operation, "weights", []))
-        if len(shapes) == 1 and len(shapes[0]) > 2 and None not in shapes[0][1:]:
-            shape, features = shapes[0][1:], self._graph.shape(call.makes[0])[1]
-            if prod(shape) == features and not has_weights:
-                if getattr(call.operation, "data_format", None) == "channels_first":
-                    return Features((((*shape[1:], shape[0]), True),))  # it moves the channels last
-                return Features(((shape, self.is_last[call.inputs[0]]),))
+        if flattened := self._flattened(call):
+            return flattened
         found = [self.features.get(i) for i in call.inputs]
         if kind == "Concatenate" and all(len(shape) == 2 for shape in shapes):
             whole = [Features(((shape[1:], False),)) for shape in shapes]
@@ -120,6 +114,17 @@ class Orders:
                 if not features and self._graph.shape(i) == self._graph.shape(call.makes[0]):
                     self._follow(i, moved)
         return moved or (known[0] if known else None)
+
+    def _flattened(self, call: Call) -> Features | None:
+        """Return what a call flattens, whatever the operation is, a Lambda too."""
+        shape, made = self._graph.shape(call.inputs[0])[1:], self._graph.shape(call.makes[0])
+        is_flattening = len(call.inputs) == 1 and len(shape) > 1 and None not in shape
+        # As many values, and no weights.
+        if not is_flattening or prod(shape) != made[1] or getattr(call.operation, "weights", []):
+            return None
+        if getattr(call.operation, "data_format", None) == "channels_first":
+            return Features((((*shape[1:], shape[0]), True),))  # it moves the channels last
+        return Features(((shape, self.is_last[call.inputs[0]]),))
 
     def _follow(self, index: int, features: Features) -> None:
         """Let the dense layer that makes a value give its features in another order."""

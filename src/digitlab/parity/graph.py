@@ -94,14 +94,11 @@ class Graph:
         inputs: Sequence[Any],
         call: Callable[[Call, tuple[Any, ...], dict[str, Any]], Any] | None = None,
     ) -> list[Any]:
-        """Compute all values in evaluation mode.
+        """Compute all values in evaluation mode, and return them by their indices.
 
         Args:
             inputs: TensorFlow tensors, in the order of the model's inputs.
             call: Computes one call from its arguments; by default the layer itself does.
-
-        Returns:
-            The values by their indices.
         """
         compute = call or (lambda call, args, kwargs: evaluate(call.operation, args, kwargs))
         values: list[Any] = [None] * len(self.symbolic)

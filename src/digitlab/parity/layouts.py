@@ -27,7 +27,7 @@ class Layout:
     Args:
         source: Name of the tensor in the PyTorch part.
         arrange: Makes the variable of the tensors and the variable's `shape`. It only moves
-            numbers, and raises ValueError if a shape does not fit.
+            numbers, and raises ValueError or IndexError if a shape does not fit.
         second: Name of a second tensor of the same shape.
         is_sum: Whether the variable is the sum of the two, each arranged alone.
         per_input: Whether the variable's first axis is the layer's input features.
@@ -50,7 +50,7 @@ class Layout:
         """Return the numbers of tensors in the variable's shape; None if that does not fit."""
         try:
             array = self.arrange(*tensors[: 1 if self.is_sum else 2], shape=shape)
-        except ValueError:
+        except (ValueError, IndexError):
             return None
         return array if array.shape == shape else None
 
@@ -81,7 +81,7 @@ class Layout:
         ]
         indices = self.arranged(numbers, shape)
         assert indices is not None
-        if self.per_input and inputs:
+        if self.per_input and inputs and len(indices) > 1:  # one for all features has no order
             indices = indices[channels_last(inputs)]
         if self.per_output and outputs:
             indices = indices[..., channels_last(outputs)]

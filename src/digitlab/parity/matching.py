@@ -70,12 +70,8 @@ class Match:
 def match(module: nn.Module, keras_model: Any) -> list[Match]:
     """Find the PyTorch tensors of each variable of a Keras model.
 
-    Layers with weights are matched by name if every Keras layer has the name of a PyTorch layer,
-    and by order and shape otherwise.
-
     Raises:
-        ValueError: One side lacks weights, shapes differ, or the layout of a kind of layer is not
-            known; the message names the layer.
+        ValueError: They do not match; the message names the layer.
     """
     graph = Graph(keras_model)
     matcher = Matcher(module, graph, Orders(graph))
@@ -164,14 +160,11 @@ class Matcher:
         )
 
     def add(self, call: Call, value: Array | None = None) -> list[Match]:
-        """Match the weights of a called layer, unless an earlier call did.
+        """Match the weights of a called layer, unless an earlier call did, and return the matches.
 
         Args:
             call: The call.
             value: What the layer reads, if that is known.
-
-        Returns:
-            The new matches.
         """
         new: list[Match] = []
         for i, theirs in enumerate(self.theirs.pop(id(call.operation), [])):

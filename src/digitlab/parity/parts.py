@@ -37,7 +37,7 @@ class KerasPart:
         """Return the possible layouts of a variable, none if it is not known.
 
         Args:
-            variable: The variable's name.
+            variable: Its name.
             tensors: Those of a PyTorch part.
         """
         if self.kind != "parameters":

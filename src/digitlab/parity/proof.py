@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from digitlab.classifier import Classifier
 from digitlab.parity.backend import keras_dtype
 from digitlab.parity.checks import (
-    Check,
     gradients,
     logits,
     parameter_counts,
@@ -22,6 +21,8 @@ from digitlab.parity.checks import (
 )
 from digitlab.parity.matching import match
 from digitlab.parity.optimizers import exact_optimizer, to_keras_optimizer
+from digitlab.parity.report import Check
+from digitlab.parity.sides import Sides
 from digitlab.parity.trajectory import Batch, MakeOptimizer, is_batch_norm, trajectory
 from digitlab.parity.weights import to_keras
 
@@ -81,13 +82,14 @@ def run_checks(
     with keras_dtype("float32"):
         single_twin = to_keras(single)
     twin = to_keras(double)
-    yield parameter_counts(double, twin)
-    yield round_trip(double, twin)
-    if row := training_settings(twin, match(double, twin)):
+    sides = Sides(double, twin, match(double, twin))
+    yield parameter_counts(sides)
+    yield round_trip(sides)
+    if row := training_settings(sides):
         yield row
-    yield logits(double, twin, images)
-    yield logits(single, single_twin, images)
-    yield from gradients(double, twin, images[:_GRADIENT_IMAGES], labels[:_GRADIENT_IMAGES])
+    yield logits(sides, images)
+    yield logits(Sides(single, single_twin, []), images)
+    yield from gradients(sides, images[:_GRADIENT_IMAGES], labels[:_GRADIENT_IMAGES])
 
     optimizer = double.optimizer(double.parameters())
     make, substitution = partial(exact_optimizer, optimizer), _substitution(optimizer)

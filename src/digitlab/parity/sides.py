@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +14,18 @@ from digitlab.parity.copies import CopiedModel
 from digitlab.parity.differences import TOLERANCES, in_torch_layout
 from digitlab.parity.graph import Graph, first_line, keras_layers
 from digitlab.parity.layouts import Array
+from digitlab.parity.matching import Match
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """What a model reads: one tensor, several by position, or several by name."""
+
+
+class Sides(NamedTuple):
+    """A PyTorch module and a Keras model, as it is or copied, and their matched weights."""
+
+    module: nn.Module
+    model: Any
+    pairs: list[Match]
 
 
 def each(function: Callable[[Any], Tensor], inputs: Any) -> Inputs:
@@ -86,11 +95,7 @@ def _check_labels(labels: Tensor, examples: int, classes: int | None) -> None:
 
 
 def outputs(module: nn.Module, keras_model: Any, inputs: Inputs) -> tuple[Array, Array]:
-    """Compute both sides' outputs, in PyTorch's layout.
-
-    Raises:
-        ValueError: A side cannot read the inputs, or has several outputs.
-    """
+    """Compute both sides' outputs, in PyTorch's layout, or raise ValueError."""
     with torch.no_grad():
         ours = torch_output(module, inputs).cpu().numpy()
     theirs = keras_output(keras_model, keras_inputs(keras_model, inputs)[0])
@@ -98,11 +103,7 @@ def outputs(module: nn.Module, keras_model: Any, inputs: Inputs) -> tuple[Array,
 
 
 def torch_output(module: nn.Module, inputs: Inputs) -> Tensor:
-    """Compute a module's output in evaluation mode; gradients are recorded unless turned off.
-
-    Raises:
-        ValueError: The module cannot read the inputs, or returns several values.
-    """
+    """Compute a module's output in evaluation mode, or raise ValueError."""
     given = torch_inputs(module, inputs)
     with evaluation_mode(module):
         try:
@@ -154,7 +155,7 @@ def precision(module: nn.Module, keras_model: Any) -> str:
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Turn off dropout in the `with` block, even where `eval()` keeps it on.
 
-    Modes and the CPU's random state are restored after the block.
+    Modes and the CPU's random state are restored after it.
     """
     modes = {part: part.training for part in module.modules()}
     try:
@@ -187,10 +188,6 @@ def keras_inputs(keras_model: Any, inputs: Inputs) -> tuple[list[Array], frozens
     `(N, H, W)` of one channel, `(N, C·H·W)` in PyTorch's order, or `(N, C, H, W)`. Sequences
     `(N, C, T)` stay as they are, or become `(N, T, C)` if only that fits.
 
-    Args:
-        keras_model: A `keras.Model`, or a `CopiedModel`.
-        inputs: Several are given by position, or by the names of the model's inputs.
-
     Returns:
         The arrays in the order of the model's inputs, and the positions of those whose axes are in
         PyTorch's order.
@@ -215,12 +212,11 @@ def keras_inputs(keras_model: Any, inputs: Inputs) -> tuple[list[Array], frozens
     arrays: list[Array] = []
     in_torch_order: set[int] = set()
     for i, (tensor, symbolic) in enumerate(zip(given, read, strict=True)):
-        layout, as_in_torch = _arranged(
-            f"{name}'s input {symbolic.name}" if len(read) > 1 else name,
-            tensor.detach(),
-            tuple(symbolic.shape[1:]),
-            _is_read_channels_first(symbolic),
-        )
+        where = f"{name}'s input {symbolic.name}" if len(read) > 1 else name
+        nodes = symbolic._keras_history.operation._outbound_nodes
+        formats = {getattr(node.operation, "data_format", None) for node in nodes}
+        is_first, wanted = "channels_first" in formats, tuple(symbolic.shape[1:])
+        layout, as_in_torch = _arranged(where, tensor.detach(), wanted, is_first)
         dtype = str(symbolic.dtype) if tensor.is_floating_point() else "int64"
         if isinstance(keras_model, CopiedModel) and dtype.startswith("float"):
             dtype = keras_model.policy
@@ -239,13 +235,6 @@ def arrange(images: Tensor, keras_model: Any) -> Tensor:
             f"{keras_model.name} has {len(inputs)} inputs of known shape: give it one keras.Input"
         )
     return _arranged(keras_model.name, images, tuple(inputs[0].shape[1:]))[0]
-
-
-def _is_read_channels_first(symbolic: Any) -> bool:
-    """Return whether a layer that reads an input says that its channels are first."""
-    nodes = symbolic._keras_history.operation._outbound_nodes
-    formats = {getattr(node.operation, "data_format", None) for node in nodes}
-    return "channels_first" in formats
 
 
 def _arranged(

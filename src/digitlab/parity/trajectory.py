@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
-from digitlab.parity.checks import Check
 from digitlab.parity.differences import TOLERANCES
 from digitlab.parity.flattening import Orders
 from digitlab.parity.graph import Graph, keras_layers
 from digitlab.parity.layouts import Array, Order, channels_last
 from digitlab.parity.matching import Match, match
+from digitlab.parity.report import Check
 from digitlab.parity.sides import keras_inputs, precision, torch_inputs
 
 Batch = tuple[Tensor, Tensor]

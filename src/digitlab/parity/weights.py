@@ -47,7 +47,8 @@ def copy_weights(module: nn.Module, keras_model: Any) -> None:
     """Copy the weights of any PyTorch module into a Keras model, all or none of them.
 
     Raises:
-        ValueError: As for `match`.
+        ValueError: One side lacks weights, shapes differ, or the layout of a kind of layer is not
+            known; the message names the layer.
     """
     for pair in match(module, keras_model):
         pair.variable.assign(pair.to_keras())
@@ -57,7 +58,7 @@ def load_keras_weights(model: nn.Module, keras_model: Any) -> None:
     """Copy the weights of a Keras model into a PyTorch module, all or none of them.
 
     Raises:
-        ValueError: As for `match`.
+        ValueError: As for `copy_weights`.
     """
     load_matched(match(model, keras_model))
 
