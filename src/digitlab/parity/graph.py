@@ -140,9 +140,10 @@ def evaluate(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 
 def first_line(error: Exception) -> str:
     """Return an error's first line, with the Keras layer and without terminal colours."""
-    text = re.sub(r"\x1b\[[\d;]*m|\{\{.*?\}\} ?", "", str(error)).strip()
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error  # not its repr
+    text = re.sub(r"\x1b\[[\d;]*m|\{\{.*?\}\} ?", "", str(said)).strip()
     heading = re.match(r"Exception encountered when calling (\S+?)\.call\(\)\.\s*", text)
     where = f"{heading[1]}: " if heading else ""
     line = next(iter(text[heading.end() if heading else 0 :].splitlines()), "")
-    kind = "" if line and not isinstance(error, KeyError) else f"{type(error).__name__}: "
+    kind = "" if line and said is error else f"{type(error).__name__}: "
     return "".join(filter(str.isprintable, f"{where}{kind}{line}"))[:160]

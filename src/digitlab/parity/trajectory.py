@@ -23,7 +23,7 @@ from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
 from digitlab.parity.differences import TOLERANCES
 from digitlab.parity.flattening import Orders
 from digitlab.parity.graph import Graph, keras_layers
-from digitlab.parity.layouts import Array, Order, channels_last
+from digitlab.parity.layouts import Array, channels_last
 from digitlab.parity.matching import Match, match
 from digitlab.parity.report import Check
 from digitlab.parity.sides import keras_inputs, precision, torch_inputs
@@ -42,7 +42,7 @@ class DropoutMasks:
 
     Args:
         seed: At least 0 and below 2⁶⁴.
-        step: The training step, from 0; to be set before each.
+        step: The training step, from 0.
 
     Examples:
         >>> DropoutMasks(seed=0).uniform(layer=0, shape=(2,)).round(3).tolist()
@@ -64,9 +64,11 @@ class DropoutMasks:
         philox = np.random.Philox(key=[self.seed, layer], counter=[0, 0, 0, self.step])
         return np.random.Generator(philox).random(shape)
 
-    def mask(self, layer: int, shape: tuple[int, ...], rate: float) -> Array:
-        """Return a mask that keeps a share of `1 - rate`, scaled to keep the mean."""
-        return (self.uniform(layer, shape) >= rate) * (1 / (1 - rate) if rate < 1 else 0.0)
+    def mask(self, layer: int, shape: tuple[int, ...], rate: float, of_channels: bool) -> Array:
+        """Return a mask for `(N, C, ...)` that keeps a share of `1 - rate`, and the mean."""
+        drawn = shape[:2] if of_channels else shape
+        kept = self.uniform(layer, drawn).reshape(drawn + (1,) * (len(shape) - len(drawn))) >= rate
+        return kept * (1 / (1 - rate) if rate < 1 else 0.0)
 
 
 def torch_with_masks(module: nn.Module, masks: DropoutMasks) -> nn.Module:
@@ -77,7 +79,14 @@ def torch_with_masks(module: nn.Module, masks: DropoutMasks) -> nn.Module:
         kind = type(layer).__name__
         if kind not in _DROPOUTS:
             raise ValueError(_unknown(name, kind, "nn.Dropout or nn.Dropout1d, 2d or 3d"))
-        copy.set_submodule(name, _MaskedDropout(layer.p, index, _DROPOUTS[kind], masks))
+
+        def forward(x: Tensor, layer: Any = layer, index: int = index, kind: str = kind) -> Tensor:
+            if not layer.training:
+                return x
+            mask = masks.mask(index, tuple(x.shape), layer.p, _DROPOUTS[kind])
+            return x * torch.from_numpy(mask).to(x)
+
+        layer.forward = forward
     return copy
 
 
@@ -124,22 +133,18 @@ def keras_with_masks(keras_model: Any, masks: DropoutMasks) -> Any:
         kind = type(layer).__name__
         if kind not in _KERAS_DROPOUTS or getattr(layer, "noise_shape", None):
             raise ValueError(_unknown(layer.name, kind, "Dropout or SpatialDropout1D, 2D or 3D"))
-        flattened = features[id(layer)]
+        flattened, index = features[id(layer)], indices[id(layer)]
         order = flattened.order if flattened else None
-        draw = _keras_mask(layer, indices[id(layer)], order, masks)
+
+        def draw(shape: tuple[int, ...]) -> Array:
+            batch, *space, channels = shape
+            rate, of_channels = float(layer.rate), _KERAS_DROPOUTS[kind]
+            mask = masks.mask(index, (batch, channels, *space), rate, of_channels)
+            return mask[:, channels_last(order)] if order else np.moveaxis(mask, 1, -1)
+
         return _masked_layer()(draw, name=layer.name, dtype=layer.dtype_policy)
 
     return import_keras().models.clone_model(keras_model, clone_function=clone, recursive=True)
-
-
-def check_dropouts(module: nn.Module, keras_model: Any) -> None:
-    """Refuse sides with different numbers of dropout layers, which are matched by order."""
-    ours, theirs = sum(map(_is_dropout, module.modules())), len(_keras_dropouts(keras_model))
-    if ours != theirs:
-        raise ValueError(
-            f"the PyTorch module has {ours} dropout layers and the Keras model {theirs}: "
-            "give both the same"
-        )
 
 
 def _keras_dropouts(keras_model: Any) -> list[Any]:
@@ -148,38 +153,6 @@ def _keras_dropouts(keras_model: Any) -> list[Any]:
 
 def _is_dropout(layer: Any) -> bool:
     return "Dropout" in type(layer).__name__  # also of the kinds that are refused
-
-
-class _MaskedDropout(nn.Module):
-    def __init__(self, rate: float, index: int, of_channels: bool, masks: DropoutMasks) -> None:
-        super().__init__()
-        self.rate, self.index, self.of_channels, self.masks = rate, index, of_channels, masks
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        shape = tuple(x.shape[:2] if self.of_channels else x.shape)
-        mask = torch.from_numpy(self.masks.mask(self.index, shape, self.rate)).to(x)
-        return x * mask.reshape(shape + (1,) * (x.ndim - mask.ndim))
-
-
-def _keras_mask(
-    layer: Any, index: int, flattened: Order | None, masks: DropoutMasks
-) -> Callable[[tuple[int, ...]], Array]:
-    """Make the function that returns a Keras layer's mask for an input shape, channels last."""
-    of_channels, rate = _KERAS_DROPOUTS[type(layer).__name__], float(layer.rate)
-
-    def draw(shape: tuple[int, ...]) -> Array:
-        batch, *space, channels = shape
-        if of_channels:
-            mask = masks.mask(index, (batch, channels), rate)
-            return mask.reshape(batch, *[1] * len(space), channels)
-        if space:
-            return np.moveaxis(masks.mask(index, (batch, channels, *space), rate), 1, -1)
-        mask = masks.mask(index, shape, rate)
-        return mask[:, channels_last(flattened)] if flattened else mask
-
-    return draw
 
 
 @cache
@@ -245,7 +218,12 @@ def trajectory(
     Raises:
         ValueError: There are fewer batches; or the sides have other weights or dropout layers.
     """
-    check_dropouts(module, keras_model)
+    dropouts = sum(map(_is_dropout, module.modules())), len(_keras_dropouts(keras_model))
+    if dropouts[0] != dropouts[1]:
+        raise ValueError(
+            f"the PyTorch module has {dropouts[0]} dropout layers and the Keras model "
+            f"{dropouts[1]}: give both the same"
+        )
     dtype = precision(module, keras_model)
     masks = DropoutMasks(seed)
     ours, theirs = torch_with_masks(module, masks).train(), keras_with_masks(keras_model, masks)
