@@ -12,9 +12,8 @@ from digitlab import models
 from digitlab.classifier import Classifier
 from digitlab.data import DigitsDataModule
 from digitlab.parity.backend import import_keras
-from digitlab.parity.matching import match
 from digitlab.parity.sides import Sides
-from digitlab.parity.weights import copy_weights
+from digitlab.parity.weights import copy_weights, match
 
 IMAGES = torch.rand(6, 1, 12, 12, generator=torch.Generator().manual_seed(0)) - 0.3
 LABELS = torch.tensor([3, 1, 4, 1, 5, 9])

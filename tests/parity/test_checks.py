@@ -18,7 +18,7 @@ from digitlab.parity.checks import (
 from digitlab.parity.differences import in_torch_layout
 from digitlab.parity.report import HEADING, Check, format_check
 from digitlab.parity.sides import arrange, evaluation_mode
-from digitlab.parity.weights import to_keras
+from digitlab.parity.twins import to_keras
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import (
     IMAGES,

@@ -15,7 +15,7 @@ from digitlab.models import LeNet1
 from digitlab.parity import twins
 from digitlab.parity.backend import Policy, import_keras, keras_dtype
 from digitlab.parity.keras_files import save_keras_model
-from digitlab.parity.weights import build_twin, to_keras
+from digitlab.parity.twins import build_twin, to_keras
 from tests.commands import config_of, fit, refusal
 from tests.fitting import assert_bitwise_equal, checkpoint_of
 from tests.parity.nets import sequential

@@ -8,7 +8,8 @@ from torch.nn import functional as F  # noqa: N812 # its usual name
 from digitlab import models
 from digitlab.parity.backend import import_keras
 from digitlab.parity.divergence import first_divergence
-from digitlab.parity.weights import copy_weights, to_keras
+from digitlab.parity.twins import to_keras
+from digitlab.parity.weights import copy_weights
 from tests.parity.nets import IMAGES, DocumentStyle, keras_style
 
 

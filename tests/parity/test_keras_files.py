@@ -26,7 +26,7 @@ from digitlab.parity.keras_files import (
     load_keras_model,
     save_keras_model,
 )
-from digitlab.parity.weights import to_keras
+from digitlab.parity.twins import to_keras
 from tests.fitting import assert_bitwise_equal, checkpoint_of
 from tests.parity.test_keras_module import Curves, make, small, train
 

@@ -18,8 +18,8 @@ from digitlab.parity.trajectory import (
     torch_with_masks,
     trajectory,
 )
-from digitlab.parity.twins import mlp
-from digitlab.parity.weights import copy_weights, to_keras
+from digitlab.parity.twins import mlp, to_keras
+from digitlab.parity.weights import copy_weights
 from tests.parity.nets import digit_batches, make, random_batches, sequential
 
 RATE = 0.3

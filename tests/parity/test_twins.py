@@ -14,7 +14,7 @@ from digitlab import models, parity
 from digitlab.classifier import Classifier
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
 from digitlab.parity.proof import run_checks
-from digitlab.parity.weights import build_twin, to_keras
+from digitlab.parity.twins import build_twin, to_keras
 from tests.parity import nets
 from tests.parity.nets import RECIPES, random_batches
 from tests.parity.references import TOTALS, documented_shapes

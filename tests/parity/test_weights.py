@@ -11,8 +11,8 @@ from torch import nn
 from digitlab import models
 from digitlab.parity.backend import import_keras
 from digitlab.parity.checks import logits
-from digitlab.parity.matching import Match, match
-from digitlab.parity.weights import copy_weights, load_keras_weights, to_keras
+from digitlab.parity.twins import to_keras
+from digitlab.parity.weights import Match, copy_weights, load_keras_weights, match
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import sequential, sides
 

@@ -23,7 +23,7 @@ from digitlab.parity.keras_files import (
     load_keras_model,
     save_keras_model,
 )
-from digitlab.parity.weights import to_keras
+from digitlab.parity.twins import to_keras
 from digitlab.terminal import command, printable
 
 USAGE = (

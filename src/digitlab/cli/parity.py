@@ -26,7 +26,7 @@ from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.proof import run_checks
 from digitlab.parity.report import HEADING, Check, format_check
 from digitlab.parity.trajectory import Batch
-from digitlab.parity.weights import build_twin
+from digitlab.parity.twins import build_twin
 from digitlab.terminal import printable
 
 _IMAGES = 1000  # of the test split

@@ -21,7 +21,8 @@ from digitlab.parity.optimizers import KerasAdam, KerasRMSprop, to_keras_optimiz
 from digitlab.parity.pair import check
 from digitlab.parity.proof import run_checks
 from digitlab.parity.report import Check, Report
-from digitlab.parity.weights import copy_weights, load_keras_weights, to_keras
+from digitlab.parity.twins import to_keras
+from digitlab.parity.weights import copy_weights, load_keras_weights
 
 __all__ = [
     "Check",

@@ -13,7 +13,6 @@ from digitlab.parity.backend import import_keras, import_tensorflow
 from digitlab.parity.differences import TOLERANCES, relative_difference
 from digitlab.parity.graph import keras_layers
 from digitlab.parity.layouts import Array
-from digitlab.parity.matching import in_module
 from digitlab.parity.parts import is_parameter, tensor_of
 from digitlab.parity.report import Check
 from digitlab.parity.sides import (
@@ -25,7 +24,7 @@ from digitlab.parity.sides import (
     precision,
     torch_output,
 )
-from digitlab.parity.weights import load_matched
+from digitlab.parity.weights import in_module, load_matched
 
 Loss = Literal["cross_entropy", "binary", "mse"]
 

@@ -29,7 +29,8 @@ from digitlab.parity.copies import copy_layer
 from digitlab.parity.differences import relative_difference
 from digitlab.parity.graph import first_line, keras_layers
 from digitlab.parity.sides import arrange, outputs
-from digitlab.parity.weights import build_twin, load_keras_weights
+from digitlab.parity.twins import build_twin
+from digitlab.parity.weights import load_keras_weights
 
 SUFFIXES = (".keras", ".h5")
 """Suffixes of Keras models' files: Keras 3's own format, and the older HDF5."""

@@ -34,7 +34,7 @@ from digitlab.parity.graph import keras_layers
 from digitlab.parity.keras_files import KerasNetwork
 from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.sides import arrange
-from digitlab.parity.weights import build_twin, to_keras
+from digitlab.parity.twins import build_twin, to_keras
 
 _GRADIENT_HOOKS = (
     *("on_before_zero_grad", "on_before_backward", "on_after_backward"),

@@ -62,9 +62,7 @@ class _KerasOptimizer(torch.optim.Optimizer):
                 self._update(parameter, parameter.grad, state, group)
         return loss
 
-    def _update(
-        self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
-    ) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, state: Any, group: Any) -> None:
         raise NotImplementedError
 
 
@@ -112,9 +110,7 @@ class KerasAdam(_KerasOptimizer):
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**settings, "amsgrad": amsgrad})
 
-    def _update(
-        self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
-    ) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, state: Any, group: Any) -> None:
         beta_1, beta_2 = group["betas"]
         m, v = _buffer("m", state, parameter), _buffer("v", state, parameter)
         m.add_((gradient - m).mul_(1 - beta_1))
@@ -171,9 +167,7 @@ class KerasRMSprop(_KerasOptimizer):
         settings = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**settings, "momentum": momentum, "centered": centered})
 
-    def _update(
-        self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
-    ) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, state: Any, group: Any) -> None:
         alpha = group["alpha"]
         v = _buffer("v", state, parameter)
         # Separate products and sums, as in TensorFlow: `addcmul_` may round once instead of twice.

@@ -27,7 +27,6 @@ from digitlab.parity.differences import TOLERANCES, relative_difference
 from digitlab.parity.divergence import first_divergence, record_calls
 from digitlab.parity.flattening import Orders
 from digitlab.parity.graph import Call, Graph
-from digitlab.parity.matching import Matcher, in_copies, in_module
 from digitlab.parity.report import Check, Report
 from digitlab.parity.sides import (
     Inputs,
@@ -40,6 +39,7 @@ from digitlab.parity.sides import (
     read_batch,
     torch_output,
 )
+from digitlab.parity.weights import Matcher, in_copies, in_module
 
 _TRIALS = 24  # ways to assign weights where several layers read the same
 _NAMED = 32  # examples are enough to find a layer, and few enough to hold the outputs of all layers

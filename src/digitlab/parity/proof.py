@@ -19,12 +19,12 @@ from digitlab.parity.checks import (
     round_trip,
     training_settings,
 )
-from digitlab.parity.matching import match
 from digitlab.parity.optimizers import exact_optimizer, to_keras_optimizer
 from digitlab.parity.report import Check
 from digitlab.parity.sides import Sides
 from digitlab.parity.trajectory import Batch, MakeOptimizer, is_batch_norm, trajectory
-from digitlab.parity.weights import to_keras
+from digitlab.parity.twins import to_keras
+from digitlab.parity.weights import match
 
 # Rounding errors accumulate, so a longer trajectory in float32 would tell less.
 STEPS_IN_FLOAT32 = 5

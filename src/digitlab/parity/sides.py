@@ -14,7 +14,7 @@ from digitlab.parity.copies import CopiedModel
 from digitlab.parity.differences import TOLERANCES, in_torch_layout
 from digitlab.parity.graph import Graph, first_line, keras_layers
 from digitlab.parity.layouts import Array
-from digitlab.parity.matching import Match
+from digitlab.parity.weights import Match
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """What a model reads: one tensor, several by position, or several by name."""

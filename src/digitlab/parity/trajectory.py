@@ -24,9 +24,9 @@ from digitlab.parity.differences import TOLERANCES
 from digitlab.parity.flattening import Orders
 from digitlab.parity.graph import Graph, keras_layers
 from digitlab.parity.layouts import Array, channels_last
-from digitlab.parity.matching import Match, match
 from digitlab.parity.report import Check
 from digitlab.parity.sides import keras_inputs, precision, torch_inputs
+from digitlab.parity.weights import Match, match
 
 Batch = tuple[Tensor, Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
