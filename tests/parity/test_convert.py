@@ -19,7 +19,6 @@ from digitlab.parity.twins import build_twin, to_keras
 from tests.commands import config_of, fit, refusal
 from tests.fitting import assert_bitwise_equal, checkpoint_of
 from tests.parity.nets import sequential
-from tests.parity.test_twins import document_b_lenet1
 
 TINY = ("--data", "tests.tiny.TinyDataModule")
 LINEAR = ("--model", "LinearClassifier", *TINY)
@@ -102,24 +101,6 @@ def test_what_only_a_fit_has_is_read_from_its_config_and_lost(run: Path, tmp_pat
     assert main(["convert", str(file), str(new), "--config", str(config)]) == 0
     expected, of_fit = config_of(run), {"name", "weights", "framework", "output"}
     assert config_of(new) == {key: expected[key] for key in expected.keys() - of_fit}
-
-
-def test_a_foreign_file_is_kept_only_if_it_predicts_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    keras = import_keras()  # whose own names the layers of the document's program have
-    file = tmp_path / "file.keras"
-    save_keras_model(keras.Sequential(document_b_lenet1(keras.layers)), file)
-    command = ["convert", str(file), str(tmp_path / "new"), "--model", "LeNet1", *TINY]
-    assert main([*command, "--model.padding", "2"]) == 1
-    assert re.fullmatch(
-        r"digitlab: error: \d+ of 50 test images get the same class, and the outputs differ by at "
-        r"most \S+ of the largest, more than 1e-05: nothing was kept\n",
-        capsys.readouterr().err,
-    )
-    assert names_in(tmp_path) == ["file.keras"]
-    assert main([*command, "--model.padding", "same"]) == 0
-    assert names_in(tmp_path) == ["file.keras", "new"]
 
 
 @pytest.mark.parametrize("shape", [(784,), (28, 28), (28, 28, 1), (1, 28, 28)])
