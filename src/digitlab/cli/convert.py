@@ -101,8 +101,7 @@ def _to_run(name: str, source: Path, target: Path, flags: list[str]) -> None:
     with reading_input():
         cli = FitCLI(name, flags)  # its options are those of a run's config.yaml
         model, data = cli.model, cli.datamodule
-        keras_model = load_keras_model(source)
-        load_from_keras(model, source, compare=False)
+        keras_model = load_from_keras(model, source, compare=False)
         data.setup("test")
     print(compare_predictions(model, keras_model, data))
     score = model.evaluate(data.test_dataloader())

@@ -76,7 +76,7 @@ def first_divergence(
         ValueError: A side cannot read the inputs, or returns more than one array.
     """
     tolerance = TOLERANCES[precision(module, keras_model)]
-    record = _record(module, inputs)
+    record = _Record(module, inputs)
     steps, last = _keras_steps(keras_model, inputs)
     agrees = _agreements(steps, record, tolerance)
     value = in_torch_layout(record.result, steps[last].value)
@@ -101,49 +101,42 @@ class _Step:
 
 
 class _Record(TorchFunctionMode):
-    """Keeps everything that torch computes in its `with` block."""
+    """Everything that torch computes in a forward pass of a module.
 
-    result: Array
+    Attributes:
+        result: The module's output.
+        computed: All arrays, the inputs too.
+        of_layers: What each layer returns, by its name, its last part, and with underscores.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module, inputs: Inputs) -> None:
         super().__init__()
         self.computed: list[Array] = []
-        self.of_layers: dict[str, list[Array]] = {}
-        self.is_paused = False
+        self.of_layers = defaultdict[str, list[Array]](list)
+        self._is_paused = False
+        with ExitStack() as stack, torch.no_grad():
+            for name, layer in _with_hooks(module):
+                stack.enter_context(layer.register_forward_hook(partial(self._keep, name)))
+            stack.enter_context(self)
+            output = torch_output(module, inputs)
+        self.result = output.cpu().numpy()
+        self.computed += _arrays(flat(torch_inputs(module, inputs)))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a function of torch, and keep the tensors that it returns."""
         result = func(*args, **(kwargs or {}))
-        if not self.is_paused:
+        if not self._is_paused:
             self.computed += _arrays(result)
         return result
 
-    def keep(self, name: str, result: Any) -> None:
-        """Keep what a layer returned."""
-        self.is_paused = True
-        arrays = _arrays(result)
-        self.is_paused = False
+    def _keep(self, name: str, layer: nn.Module, args: Any, result: Any) -> None:
+        self._is_paused = True
+        inside = _inside(layer, args[0]) if isinstance(layer, nn.RNNBase) else []
+        arrays = _arrays([result, inside])
+        self._is_paused = False
         self.computed += arrays
         for known in {name, name.rpartition(".")[2], name.replace(".", "_")}:
-            self.of_layers.setdefault(known, []).extend(arrays)
-
-
-def _record(module: nn.Module, inputs: Inputs) -> _Record:
-    record = _Record()
-
-    def keep(name: str, layer: nn.Module, args: Any, result: Any) -> None:
-        record.keep(name, result)
-        if isinstance(layer, nn.RNNBase):
-            record.keep(name, _inside(layer, args[0]))
-
-    with ExitStack() as stack, torch.no_grad():
-        for name, layer in _with_hooks(module):
-            stack.enter_context(layer.register_forward_hook(partial(keep, name)))
-        stack.enter_context(record)
-        output = torch_output(module, inputs)
-    record.result = output.cpu().numpy()
-    record.computed += _arrays(flat(torch_inputs(module, inputs)))
-    return record
+            self.of_layers[known] += arrays
 
 
 def _inside(layer: nn.RNNBase, x: Tensor) -> list[Tensor]:

@@ -12,7 +12,6 @@ from zipfile import ZipFile
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from digitlab.checkpoints import load_weights
@@ -50,8 +49,9 @@ class KerasNetwork(nn.Module):
     It runs in inference mode, has no parameters of its own and passes no gradients.
 
     Shape:
-        - Input: `(N, C, 28, 28)`, which the Keras model gets as `checks.arrange` lays it out.
-        - Output: logits `(N, num_classes)`, from `as_logits`.
+        - Input: `(N, C, 28, 28)`, which the Keras model gets as `arrange` lays it out.
+        - Output: logits `(N, num_classes)`, float32 or wider. Those of probabilities are their
+          logarithms, clipped at 1e-7 as in Keras's loss.
 
     Args:
         keras_model: Has one input, and returns logits or probabilities.
@@ -70,17 +70,10 @@ class KerasNetwork(nn.Module):
         if self.keras_model.predict_function is None:
             self.keras_model.make_predict_function()
         given = to_tensorflow(arrange(images, self.keras_model))
-        outputs = self.keras_model.predict_function([(given,)])
-        return as_logits(outputs.numpy(), self.gives_probabilities)
-
-
-def as_logits(outputs: NDArray[Any], are_probabilities: bool) -> Tensor:
-    """Convert a Keras model's outputs, `(N, num_classes)`, to logits, float32 or wider.
-
-    The logits of probabilities are their logarithms, clipped at 1e-7 as in Keras's loss.
-    """
-    outputs = outputs.astype(np.promote_types(outputs.dtype, np.float32))
-    return torch.from_numpy(np.log(np.clip(outputs, 1e-7, 1)) if are_probabilities else outputs)
+        made = self.keras_model.predict_function([(given,)]).numpy()
+        made = made.astype(np.promote_types(made.dtype, np.float32))
+        is_softmax = self.gives_probabilities
+        return torch.from_numpy(np.log(np.clip(made, 1e-7, 1)) if is_softmax else made)
 
 
 def ends_in_softmax(keras_model: Any) -> bool:
@@ -152,8 +145,8 @@ def save_keras_model(keras_model: Any, path: Path) -> None:
         keras_model.save(path)
 
 
-def load_from_keras(model: Classifier, path: Path, compare: bool = True) -> None:
-    """Copy the weights of a Keras model's file into a model that computes the same.
+def load_from_keras(model: Classifier, path: Path, compare: bool = True) -> Any:
+    """Copy the weights of a Keras model's file into a model, and return the Keras model.
 
     Args:
         model: Is changed only if all weights fit.
@@ -162,7 +155,7 @@ def load_from_keras(model: Classifier, path: Path, compare: bool = True) -> None
             shape of a weight shows. Otherwise the caller does.
 
     Raises:
-        ValueError: As for `load_keras_model` and `weights.match`; or the Keras model reads other
+        ValueError: The file cannot be loaded; or the Keras model has other weights, reads other
             images, cannot compute, or computes something else.
     """
     theirs, ours = load_keras_model(path), deepcopy(model).float()
@@ -191,6 +184,7 @@ def load_from_keras(model: Classifier, path: Path, compare: bool = True) -> None
     except Exception as error:  # TensorFlow's own, of an operation that a CPU lacks, say
         raise ValueError(f"{path} cannot be computed here: {first_line(error)}") from error
     load_keras_weights(model, theirs)
+    return theirs
 
 
 def in_float32(keras_model: Any) -> Any:
@@ -212,8 +206,7 @@ def load_classifier(model: Classifier, path: Path, precision: object = None) -> 
     Raises:
         ValueError: As for `load_from_keras`, such as another architecture, or another precision.
     """
-    load_from_keras(model, path)  # refuses another architecture
-    keras_model, policy = load_keras_model(path), find_policy(precision)
+    keras_model, policy = load_from_keras(model, path), find_policy(precision)
     saved = {layer.dtype_policy.name for layer in keras_layers(keras_model) if layer.weights}
     if policy not in saved:
         names = [name for name, known in POLICIES.items() if known in saved]

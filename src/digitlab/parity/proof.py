@@ -22,7 +22,7 @@ from digitlab.parity.checks import (
 from digitlab.parity.optimizers import exact_optimizer, to_keras_optimizer
 from digitlab.parity.report import Check
 from digitlab.parity.sides import Sides
-from digitlab.parity.trajectory import Batch, MakeOptimizer, is_batch_norm, trajectory
+from digitlab.parity.trajectory import Batch, is_batch_norm, trajectory
 from digitlab.parity.twins import to_keras
 from digitlab.parity.weights import match
 
@@ -98,38 +98,28 @@ def run_checks(
         substitution += f"; Keras's running variance in {' and '.join(norms)}"
         stock += norms
     note = substitution.lstrip("; ")
-    make_keras = partial(to_keras_optimizer, optimizer)
-    train = partial(
-        trajectory, double, twin, make_keras_optimizer=make_keras, steps=steps, seed=seed
-    )
-    check = train(progress(batches, "Trajectory in float64", steps), make)
-    yield _annotate(check, note)
-    check = _in_float32(single, single_twin, batches, make, make_keras, steps, seed)
-    yield _annotate(check, note)
+    options: dict[str, Any] = {
+        "make_keras_optimizer": partial(to_keras_optimizer, optimizer),
+        "seed": seed,
+    }
+    train = partial(trajectory, double, twin, steps=steps, **options)
+    yield _annotate(train(progress(batches, "Trajectory in float64", steps), make), note)
+    train_single = partial(trajectory, single, single_twin, make_optimizer=make, **options)
+    yield _annotate(_in_float32(train_single, batches, steps), note)
     if note:
         names = f"stock {' and '.join(stock)}"
         check = train(progress(batches, names, steps), model.optimizer, biased_variances=False)
         yield replace(check, name=f"{check.name}, {names}", informational=True)
 
 
-def _in_float32(
-    single: Classifier,
-    twin: Any,
-    batches: Iterable[Batch],
-    make: MakeOptimizer,
-    make_keras: Callable[[], Any],
-    steps: int,
-    seed: int,
-) -> Check:
+def _in_float32(train: Callable[..., Check], batches: Iterable[Batch], steps: int) -> Check:
     """Compare a short trajectory, and start again from the next batch if rounding spoils it."""
     length = min(steps, STEPS_IN_FLOAT32)
     starts = min(_STARTS_IN_FLOAT32, steps - length + 1)
     few = list(islice(batches, length + starts - 1))
     note = ""
     for start in range(starts):
-        check = _annotate(
-            trajectory(single, twin, few[start:], make, make_keras, length, seed), note
-        )
+        check = _annotate(train(batches=few[start:], steps=length), note)
         if check.passed:
             break
         note += f"from batch {start + 1} on {check.difference:.1e}; "
