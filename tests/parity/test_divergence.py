@@ -10,7 +10,7 @@ from digitlab.parity.backend import import_keras
 from digitlab.parity.divergence import first_divergence
 from digitlab.parity.twins import to_keras
 from digitlab.parity.weights import copy_weights
-from tests.parity.nets import IMAGES, DocumentStyle, keras_style
+from tests.parity.nets import IMAGES, DocumentStyle, keras_style, sequential
 
 
 def divergence(module: nn.Module, keras_model: Any, images: Tensor = IMAGES) -> str | None:
@@ -45,6 +45,25 @@ def test_a_layer_that_does_nothing_is_held_against_the_one_of_its_name(layers: A
     assert (
         divergence(model, keras.Sequential([keras.Input((28, 28, 1)), *stack]), images) == "relu1"
     )
+
+
+class Stack(nn.Module):
+    """Recurrent layers in one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.rnn = nn.RNN(3, 4, num_layers=2, nonlinearity="relu", batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps: Tensor = self.rnn(x)[0]
+        return steps
+
+
+def test_a_stack_of_recurrent_layers_is_compared_layer_by_layer(layers: Any) -> None:
+    first = layers.SimpleRNN(4, activation="relu", return_sequences=True)
+    wrong = layers.SimpleRNN(4, return_sequences=True, name="planted")  # with tanh
+    assert divergence(Stack(), sequential((5, 3), first, wrong), torch.randn(6, 5, 3)) == "planted"
 
 
 class Dead(nn.Module):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from digitlab import models, parity
 from digitlab.classifier import Classifier
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.proof import run_checks
 from digitlab.parity.twins import to_keras
 from tests.parity import nets
 from tests.parity.nets import RECIPES, random_batches
@@ -216,13 +215,6 @@ def test_a_subclass_with_another_network_has_no_twin_until_it_names_one(kind: ty
     message = rf'^{kind.__name__} has no Keras twin: .* keras_twin = "my_module'
     with pytest.raises(ValueError, match=message):
         parity.to_keras(kind())
-
-
-def test_the_whole_proof_is_made_of_a_class_and_its_own_twin() -> None:
-    batches = random_batches(6)
-    checks = list(run_checks(Own(), batches, *batches[0], steps=5))
-    assert len(checks) > 6
-    assert [check.name for check in checks if not (check.passed or check.informational)] == []
 
 
 def test_a_twin_gives_probabilities_if_it_has_the_argument_and_is_refused_otherwise() -> None:

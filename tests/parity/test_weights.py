@@ -89,6 +89,14 @@ def test_of_two_biases_the_first_gets_the_sum_and_each_the_gradient_of_it() -> N
     np.testing.assert_array_equal(pair.to_torch(values, is_gradient=True), [values, values])
 
 
+def test_one_slope_for_all_flattened_features_has_no_order() -> None:
+    layers = import_keras().layers
+    ours = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.PReLU())
+    slope = layers.PReLU(shared_axes=[1])
+    copy_weights(ours, sequential((8, 8, 1), layers.Conv2D(2, 3), layers.Flatten(), slope))
+    assert slope.alpha.numpy() == 0.25
+
+
 def test_copying_is_all_or_nothing() -> None:
     ours, theirs = pair(fc1=3, fc2=2), dense(fc1=3, fc2=5)
     tensors = {name: tensor.clone() for name, tensor in ours.state_dict().items()}

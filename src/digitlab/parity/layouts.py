@@ -88,6 +88,10 @@ class Layout:
         return indices
 
 
+Layouts = dict[str, tuple[Layout, ...]]
+"""By name of a Keras variable, its possible layouts."""
+
+
 def channels_last(order: Order) -> Indices:
     """Return, for each feature in an order, its index in PyTorch's order.
 
@@ -132,7 +136,7 @@ def _gru(array: Array, shape: Shape = ()) -> Array:
     return np.concatenate([update, reset, new]).T
 
 
-def _recurrent(*bias: Layout, arrange: Callable[..., Array] = _kernel) -> dict[str, Any]:
+def _recurrent(*bias: Layout, arrange: Callable[..., Array] = _kernel) -> Layouts:
     return {
         "kernel": (Layout("weight_ih", arrange, per_input=True),),
         "recurrent_kernel": (Layout("weight_hh", arrange),),
@@ -140,7 +144,7 @@ def _recurrent(*bias: Layout, arrange: Callable[..., Array] = _kernel) -> dict[s
     }
 
 
-def _normalization(**others: str) -> dict[str, tuple[Layout, ...]]:
+def _normalization(**others: str) -> Layouts:
     # Over several axes: channels last of an image, or as they are of a sequence.
     return {
         variable: (Layout(tensor, last, per_input=True), Layout(tensor))
@@ -149,16 +153,13 @@ def _normalization(**others: str) -> dict[str, tuple[Layout, ...]]:
 
 
 _BIAS = (Layout("bias", per_output=True),)
-_CONVOLUTION = {"kernel": (Layout("weight", _kernel),), "bias": _BIAS}
+_KERNEL = (Layout("weight", _kernel, per_input=True, per_output=True),)
 _DEPTHWISE = (Layout("weight", _depthwise),)
 
-LAYOUTS: dict[str, dict[str, tuple[Layout, ...]]] = {
-    "Dense": {
-        "kernel": (Layout("weight", _kernel, per_input=True, per_output=True),),
-        "bias": _BIAS,
-    },
-    **{f"Conv{n}D": _CONVOLUTION for n in (1, 2, 3)},
-    **{f"Conv{n}DTranspose": _CONVOLUTION for n in (1, 2, 3)},
+LAYOUTS: dict[str, Layouts] = {
+    "Dense": {"kernel": _KERNEL, "bias": _BIAS},
+    **{f"Conv{n}D": {"kernel": _KERNEL, "bias": _BIAS} for n in (1, 2, 3)},
+    **{f"Conv{n}DTranspose": {"kernel": _KERNEL, "bias": _BIAS} for n in (1, 2, 3)},
     **{
         f"DepthwiseConv{n}D": {"kernel": _DEPTHWISE, "depthwise_kernel": _DEPTHWISE, "bias": _BIAS}
         for n in (1, 2)

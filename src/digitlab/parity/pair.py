@@ -148,12 +148,14 @@ class _Pair:
         loss: As for `check`.
     """
 
+    doubles: Sides | None = None
+    reason = ""  # why there are none
+
     def __init__(
         self, module: nn.Module, keras_model: Any, graph: Graph, inputs: Inputs, loss: Loss | None
     ) -> None:
         self.module, self.keras_model = _copy(module), keras_model  # running may change weights
-        self.graph, self.inputs, self.loss, self.reason = graph, inputs, loss, ""
-        self.doubles: Sides | None = None
+        self.graph, self.inputs, self.loss = graph, inputs, loss
         _, in_torch_order = keras_inputs(keras_model, inputs)
         torch_output(_copy(module), inputs)  # refuses inputs before a weight is overwritten
         self.orders = Orders(self.graph, frozenset(self.graph.inputs[i] for i in in_torch_order))

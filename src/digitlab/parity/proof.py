@@ -5,7 +5,6 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,17 +97,17 @@ def run_checks(
         substitution += f"; Keras's running variance in {' and '.join(norms)}"
         stock += norms
     note = substitution.lstrip("; ")
-    options: dict[str, Any] = {
-        "make_keras_optimizer": partial(to_keras_optimizer, optimizer),
-        "seed": seed,
-    }
-    train = partial(trajectory, double, twin, steps=steps, **options)
-    yield _annotate(train(progress(batches, "Trajectory in float64", steps), make), note)
-    train_single = partial(trajectory, single, single_twin, make_optimizer=make, **options)
+    train: Callable[..., Check] = partial(
+        trajectory, make_keras_optimizer=partial(to_keras_optimizer, optimizer), seed=seed
+    )
+    shown = progress(batches, "Trajectory in float64", steps)
+    yield _annotate(train(double, twin, shown, make, steps=steps), note)
+    train_single = partial(train, single, single_twin, make_optimizer=make)
     yield _annotate(_in_float32(train_single, batches, steps), note)
     if note:
         names = f"stock {' and '.join(stock)}"
-        check = train(progress(batches, names, steps), model.optimizer, biased_variances=False)
+        shown = progress(batches, names, steps)
+        check = train(double, twin, shown, model.optimizer, steps=steps, biased_variances=False)
         yield replace(check, name=f"{check.name}, {names}", informational=True)
 
 

@@ -224,7 +224,7 @@ def trajectory(
             f"the PyTorch module has {dropouts[0]} dropout layers and the Keras model "
             f"{dropouts[1]}: give both the same"
         )
-    dtype = precision(module, keras_model)
+    dtype: Any = precision(module, keras_model)
     masks = DropoutMasks(seed)
     ours, theirs = torch_with_masks(module, masks).train(), keras_with_masks(keras_model, masks)
     if biased_variances:
