@@ -27,11 +27,7 @@ POLICIES: dict[str, Policy] = {
 
 
 def find_policy(precision: object) -> Policy:
-    """Find Keras's dtype policy for a trainer's setting `precision`; None is its default.
-
-    Raises:
-        ValueError: Keras has none.
-    """
+    """Find Keras's dtype policy for a trainer's setting `precision`, or raise ValueError."""
     name = {"None": "32-true", "32": "32-true", "64": "64-true"}.get(str(precision), str(precision))
     if name not in POLICIES:
         raise ValueError(
@@ -96,7 +92,7 @@ def _import() -> tuple[Any, Any]:
 
 
 def set_threads(number: int) -> None:
-    """Let TensorFlow compute in as many CPU threads, in an operation and across operations.
+    """Let TensorFlow compute in so many CPU threads, in an operation and across operations.
 
     Raises:
         ValueError: TensorFlow has computed something with another number of threads.

@@ -71,9 +71,6 @@ def first_divergence(
 
     Returns:
         The layer's name, or None if none differs.
-
-    Raises:
-        ValueError: A side cannot read the inputs, or returns more than one array.
     """
     tolerance = TOLERANCES[precision(module, keras_model)]
     record = _Record(module, inputs)
@@ -160,11 +157,7 @@ def _arrays(result: Any) -> list[Array]:
 
 
 def _keras_steps(keras_model: Any, inputs: Inputs) -> tuple[list[_Step], int]:
-    """Evaluate all layers of a Keras model and of those nested in it, in order.
-
-    Returns:
-        The steps, and the index of the one with the model's output.
-    """
+    """Evaluate all layers in order; return the steps and the index of the one with the output."""
     arrays, in_torch_order = keras_inputs(keras_model, inputs)
     read = [import_tensorflow().constant(array) for array in arrays]
     copied = isinstance(keras_model, CopiedModel)

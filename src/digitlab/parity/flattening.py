@@ -48,9 +48,8 @@ class Orders:
 
     Args:
         graph: The model.
-        in_torch_order: The indices of inputs whose axes are in PyTorch's order. If that is not
-            known, inputs with three axes besides the batch are channels last, but for grey and
-            colour images whose first axis alone can be the channels'.
+        in_torch_order: The indices of inputs whose axes are in PyTorch's order. By default, images
+            whose first axis alone can be the channels'.
 
     Attributes:
         features: By index of a value `(N, F)` what was flattened; None if nothing was.

@@ -123,7 +123,7 @@ def _read_config(path: Path) -> Any:
 def _foreign_names(config: Any) -> Iterator[str]:
     """Find what a model's config names that is neither Keras's own nor registered with it.
 
-    Keras's safe mode refuses most of it too, unless the process has turned that off.
+    Keras's safe mode refuses most of it too, unless the process has turned it off.
     """
     if isinstance(config, list):
         for part in config:
@@ -198,13 +198,9 @@ def in_float32(keras_model: Any) -> Any:
 def load_classifier(model: Classifier, path: Path, precision: object = None) -> Classifier:
     """Load the Keras model of a run as a classifier, to evaluate it in place of `model`.
 
-    Args:
-        model: Of the run's architecture.
-        path: The Keras model's file.
-        precision: The trainer's setting, which must be the saved model's.
-
     Raises:
-        ValueError: As for `load_from_keras`, such as another architecture, or another precision.
+        ValueError: As for `load_from_keras`; or the trainer's setting `precision` is not the saved
+            model's.
     """
     keras_model, policy = load_from_keras(model, path), find_policy(precision)
     saved = {layer.dtype_policy.name for layer in keras_layers(keras_model) if layer.weights}
@@ -218,11 +214,7 @@ def load_classifier(model: Classifier, path: Path, precision: object = None) -> 
 
 
 def load_initial_weights(model: Classifier, path: Path) -> None:
-    """Copy the weights of a file into a model; the suffix tells the framework of the file.
-
-    Raises:
-        ValueError: As for `load_from_keras` and `digitlab.checkpoints.load_weights`.
-    """
+    """Copy the weights of a file into a model; the suffix tells the framework of the file."""
     (load_from_keras if path.suffix in SUFFIXES else load_weights)(model, path)
 
 
@@ -230,9 +222,6 @@ class KerasFiles(Callback):
     """Writes `model.keras` after each epoch and with each checkpoint, and `checkpoints/best.keras`.
 
     The best has the highest validation accuracy so far, the first of equal ones.
-
-    Args:
-        folder: The run folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -241,7 +230,7 @@ class KerasFiles(Callback):
         self._last = -1  # step of model.keras
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best accuracy so far, for a checkpoint."""
+        """Return the best accuracy so far."""
         return {"best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

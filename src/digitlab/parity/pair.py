@@ -159,7 +159,10 @@ class _Pair:
         _, in_torch_order = keras_inputs(keras_model, inputs)
         torch_output(_copy(module), inputs)  # refuses inputs before a weight is overwritten
         self.orders = Orders(self.graph, frozenset(self.graph.inputs[i] for i in in_torch_order))
-        matcher = self._match_in_double() or self._match_in_order()
+        matcher = self._match_in_double()
+        if not matcher:  # without values, in the order of calls
+            read = record_calls(_copy(self.module), inputs)
+            matcher = Matcher(self.module, graph, self.orders, read)
         pairs = in_module(matcher.finish(), self.module)
         self.given = self.single = Sides(self.module, keras_model, pairs)
         counts = parameter_counts(self.given)
@@ -236,13 +239,6 @@ class _Pair:
             if is_equal() or matcher.agreeing > best.agreeing:
                 best, chosen = matcher, choices
         return best if is_equal() else attempt(chosen)
-
-    def _match_in_order(self) -> Matcher:
-        read = record_calls(_copy(self.module), self.inputs)
-        matcher = Matcher(self.module, self.graph, self.orders, read)
-        for call in self.graph.calls:
-            matcher.add(call)
-        return matcher
 
     def compare(self, inputs: Inputs, targets: Tensor) -> list[Check]:
         """Compare outputs, and gradients if there is a loss."""

@@ -34,12 +34,7 @@ class KerasPart:
     variables: dict[str, Any]
 
     def layouts(self, variable: str, tensors: Mapping[str, Tensor]) -> tuple[Layout, ...]:
-        """Return the possible layouts of a variable, none if it is not known.
-
-        Args:
-            variable: Its name.
-            tensors: Those of a PyTorch part.
-        """
+        """Return the possible layouts of a variable of a PyTorch part's tensors."""
         if self.kind != "parameters":
             return LAYOUTS[self.kind].get(variable, ())
         if len(tensors) != 1:

@@ -182,7 +182,7 @@ def torch_inputs(module: nn.Module, inputs: Inputs) -> Inputs:
 
 
 def keras_inputs(keras_model: Any, inputs: Inputs) -> tuple[list[Array], frozenset[int]]:
-    """Convert inputs to the layouts that a Keras model reads.
+    """Convert inputs to the layouts that a Keras model reads, or raise ValueError.
 
     Images `(N, C, H, W)` become `(N, H, W, C)`; or, if only that fits the model's input,
     `(N, H, W)` of one channel, `(N, C·H·W)` in PyTorch's order, or `(N, C, H, W)`. Sequences
@@ -191,9 +191,6 @@ def keras_inputs(keras_model: Any, inputs: Inputs) -> tuple[list[Array], frozens
     Returns:
         The arrays in the order of the model's inputs, and the positions of those whose axes are in
         PyTorch's order.
-
-    Raises:
-        ValueError: The model reads no such inputs.
     """
     name, read, given = keras_model.name, keras_model.inputs, flat(inputs)
     if isinstance(inputs, dict):

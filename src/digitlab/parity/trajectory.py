@@ -209,11 +209,10 @@ def trajectory(
         keras_model: The Keras side. The precision of both sets the tolerance.
         batches: Images, float32 `(N, C, H, W)`, and labels, int64 `(N,)`; at least `steps`.
         make_optimizer: Makes the optimizer of the copy's parameters.
-        make_keras_optimizer: Makes Keras's, in the precision of the model.
+        make_keras_optimizer: Makes Keras's.
         steps: Number of steps, at least 1.
         seed: Seed of the dropout masks.
-        biased_variances: Whether PyTorch's batch normalizations are made to
-            `use_biased_variances`.
+        biased_variances: Whether PyTorch's batch normalizations `use_biased_variances`.
 
     Raises:
         ValueError: There are fewer batches; or the sides have other weights or dropout layers.

@@ -75,10 +75,7 @@ def match(module: nn.Module, keras_model: Any) -> list[Match]:
         ValueError: They do not match; the message names the layer.
     """
     graph = Graph(keras_model)
-    matcher = Matcher(module, graph, Orders(graph))
-    for call in graph.calls:
-        matcher.add(call)
-    return matcher.finish()
+    return Matcher(module, graph, Orders(graph)).finish()
 
 
 def in_module(pairs: list[Match], module: nn.Module) -> list[Match]:
@@ -140,9 +137,6 @@ class Matcher:
         options: Where several PyTorch layers read the same, how many.
         ambiguous: The names of the Keras layers there, which could be exchanged with others.
         agreeing: How many Keras layers read the same as their PyTorch layer.
-
-    Raises:
-        ValueError: As for `match`.
     """
 
     def __init__(
@@ -153,7 +147,7 @@ class Matcher:
         read: Mapping[str, list[Array]] | None = None,
         choices: Sequence[int] = (),
     ) -> None:
-        self.module, self.orders, self.read = module, orders, read or {}
+        self.module, self.graph, self.orders, self.read = module, graph, orders, read or {}
         self.choices, self.options, self.agreeing = choices, list[int](), 0
         self.ambiguous: list[str] = []
         self.pairs: list[Match] = []
@@ -211,7 +205,9 @@ class Matcher:
         return new
 
     def finish(self) -> list[Match]:
-        """Return all matches, once all calls were added."""
+        """Add the calls that are left, and return all matches."""
+        for call in self.graph.calls:
+            self.add(call)
         if left := [part for part in self.free if not part.is_constant]:
             raise ValueError(
                 f"the Keras model has no weights for {left[0].full_name} of "
@@ -306,11 +302,7 @@ def _without_tied(parts: list[TorchPart]) -> list[TorchPart]:
 
 
 def _pairs(layer: str, theirs: KerasPart, ours: TorchPart) -> list[tuple[Any, Layout]]:
-    """Return the layout of each variable of a Keras part.
-
-    Raises:
-        ValueError: The PyTorch part does not fit.
-    """
+    """Return the layout of each variable of a Keras part, or refuse a part that does not fit."""
     where, left = "/".join(filter(None, (layer, theirs.name))), set(ours.tensors)
     found = []
     for name, variable in theirs.variables.items():
