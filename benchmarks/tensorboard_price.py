@@ -84,7 +84,7 @@ def measure_apart(run: str, threads: int) -> dict[str, Any]:
 
 def measure(run: str, threads: int) -> dict[str, Any]:
     """Train, and return the seconds of the whole fit and of each part."""
-    cli._prepare_process()  # as the command does before it imports the rest
+    cli.prepare_process()  # as the command does before it imports the rest
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import TensorBoardLogger
 

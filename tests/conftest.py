@@ -2,6 +2,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
         if folder == "parity":  # TensorFlow takes seconds to import: one worker does it
             item.add_marker(pytest.mark.xdist_group("keras"))
+        groups = [mark.args for mark in item.iter_markers("xdist_group")]
+        if ("keras",) in groups and not find_spec("tensorflow"):
+            item.add_marker(pytest.mark.skip(reason="needs the extra `parity`"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 

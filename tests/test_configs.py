@@ -82,8 +82,7 @@ def test_an_overlay_changes_the_trainer_alone(path: Path) -> None:
     plain = yaml.safe_load(RunCLI("fit", ["--config", str(CONFIGS[0])]).dump())
     overlaid = RunCLI("fit", ["--config", str(CONFIGS[0]), "--config", str(path)])
     changed = yaml.safe_load(overlaid.dump())
-    assert changed["trainer"] != plain["trainer"]
-    assert {**changed, "trainer": None} == {**plain, "trainer": None}
+    assert [key for key in plain if changed[key] != plain[key]] == ["from_configs", "trainer"]
 
 
 EPOCH = ["--trainer.max_epochs", "1"]

@@ -151,22 +151,6 @@ def test_another_model_of_the_device_is_said_and_recorded(
     assert metrics.keys() == read_metrics(finished_run).keys()
 
 
-def test_an_option_that_older_versions_did_not_have_is_no_change(
-    half: Path, finished_run: Path
-) -> None:
-    last = half / "checkpoints" / "last.ckpt"
-    content = torch.load(last, weights_only=True)
-    settings = content["exact_resume"]["settings"].splitlines()
-    added = ("framework:", "output:", "threads:", "allow_inexact_resume:")
-    kept = [line for line in settings if not line.startswith(added)]
-    content["exact_resume"]["settings"] = "\n".join(kept)
-    for name in ("numerics", "inexact", "metrics"):
-        del content["exact_resume"][name]
-    torch.save(content, last)
-    resume(half)
-    assert differences(half, finished_run) == []
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -94,7 +94,7 @@ def test_checkpoints_are_found_by_name_or_path(
 ) -> None:
     (tmp_path / "config.yaml").write_text(f"framework: {framework}")
     path = tmp_path / file
-    with pytest.raises(ValueError, match=f"there is no checkpoint {path}: train the run"):
+    with pytest.raises(ValueError, match=f"there is no checkpoint {path}: resume the run, "):
         run_folder.find_checkpoint(tmp_path, name)
     path.parent.mkdir(exist_ok=True)
     path.touch()
@@ -187,8 +187,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
 def test_a_loss_that_is_not_finite_is_no_damage(tmp_path: Path) -> None:
     assert run_folder.read_history(tmp_path).empty
     (tmp_path / "history.csv").write_text(f"{HEAD}1,7,inf,0.1,nan,,0.1,1\n2,14,3e38,1,,0,1,1\n")
-    history = run_folder.read_history(tmp_path)
-    assert history.fillna(-1).to_numpy().tolist() == [[1, -1, 0.1, -1, -1], [2, 3e38, 1, -1, 0]]
+    history = run_folder.read_history(tmp_path).fillna(-1)
+    read = [[1, 7, -1, 0.1, -1, -1, 0.1, 1], [2, 14, 3e38, 1, -1, 0, 1, 1]]
+    assert history[HEAD.strip().split(",")].to_numpy().tolist() == read
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "metrics.json"])

@@ -1,18 +1,54 @@
-"""The errors that the command line turns into exit codes, and their messages."""
+"""The errors that the command line turns into exit codes, and their messages, without torch."""
 
 import errno
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import extract_tb
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from digitlab.terminal import one_line
 
 
 class InputError(ValueError):
-    """Bad input: exit code 2. The message names the value, the rule and the remedy."""
+    """Bad input: exit code 2. The message names the value, the rule and the remedy in one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class RunError(Exception):
     """Training failed after it had started: exit code 1. The message names the last checkpoint."""
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to stop.
+
+    Not an `Exception`, since it is not an error; not a `KeyboardInterrupt`, which Lightning turns
+    into exit code 1.
+
+    Args:
+        number: The signal's number.
+        rest: A sentence on the saved checkpoint and how to resume.
+    """
+
+    def __init__(self, number: int, rest: str = "") -> None:
+        super().__init__(number, rest)
+        self.number = number
+        self.rest = rest
+
+    @property
+    def exit_code(self) -> int:
+        """A shell's code for a program that the signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.number
+
+    @property
+    def asks_to_requeue(self) -> bool:
+        """Whether SLURM is to start the job again."""
+        return self.number == getattr(signal, "SIGUSR1", None)  # which Windows lacks
+
+    def __str__(self) -> str:
+        name = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
+        return f"interrupted by {name}" + (f": {self.rest}" if self.rest else "")
 
 
 _ROOM = "make room there, or give another folder"
@@ -27,9 +63,18 @@ _REMEDIES = {
 
 
 def describe_error(error: BaseException) -> str:
-    """Describe an error, one of the operating system with a remedy."""
+    """Describe an error: one of the operating system with a remedy, a bare name with its place.
+
+    >>> describe_error(KeyError("width"))
+    "KeyError 'width'; --debug shows more"
+    """
     remedy = _REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
-    return f"{error}; {remedy}" if remedy else str(error)
+    text = str(error)
+    if isinstance(error, KeyError) or not text:
+        frames = extract_tb(error.__traceback__)[-1:]
+        where = "".join(f" in {frame.filename}, line {frame.lineno}" for frame in frames)
+        text, remedy = f"{type(error).__name__} {text}".rstrip() + where, "--debug shows more"
+    return f"{text}; {remedy}" if remedy else text
 
 
 @contextmanager
@@ -43,5 +88,9 @@ def reading_input() -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (ValueError, OSError, MisconfigurationException, ImportError) as error:
+    except Exception as error:
+        # Lightning's own kind by its name: importing Lightning takes seconds.
+        is_lightning_s = type(error).__name__ == "MisconfigurationException"
+        if not is_lightning_s and not isinstance(error, (ValueError, OSError, ImportError)):
+            raise
         raise InputError(describe_error(error)) from error

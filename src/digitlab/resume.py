@@ -25,7 +25,9 @@ FREE = (
     "allow_inexact_resume",
     "checkpoint_every_n_minutes",
     "checkpoint_every_n_steps",
+    "data.init_args.folder",  # whose images are compared with data.digests
     "data.init_args.root",
+    "from_configs",
     "trainer.default_root_dir",
     "trainer.enable_progress_bar",
     "trainer.max_epochs",

@@ -8,14 +8,16 @@ Keras run also has its trained models, model.keras and checkpoints/best.keras.
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
+from digitlab import __version__
 from digitlab.files import expand_path, load_yaml, naming, remove_partial_files, write_text
 from digitlab.terminal import command
 
@@ -121,9 +123,11 @@ def find_run(run: str, root: Path = Path("runs")) -> Path:
     else:
         folder = expand_path(run)
     if not (folder / "config.yaml").is_file():
+        reason = f"{folder} has no config.yaml, so it is not a run folder"
+        if not folder.exists():
+            reason = f"there is no folder {folder}"
         raise ValueError(
-            f"{folder} has no config.yaml, so it is not a run folder: give the folder that "
-            "digitlab fit printed at its end, or latest"
+            f"{reason}: give the folder that digitlab fit printed at its end, or latest"
         )
     remove_partial_files(folder)
     return folder
@@ -202,13 +206,32 @@ def find_checkpoint(folder: Path, checkpoint: str) -> Path:
     paths = CHECKPOINTS[framework(folder)]
     if checkpoint in paths:
         path = folder / paths[checkpoint]
-        remedy = "train the run first, or give the path of a checkpoint"
+        resume = command("digitlab", "fit", "--run", folder)
+        remedy = f"resume the run, {resume}, or give the path of a checkpoint"
     else:
         path = Path(checkpoint)
         remedy = "give last, best or the path of a checkpoint"
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}: {remedy}")
     return path
+
+
+@contextmanager
+def naming_newer_version(folder: Path) -> Iterator[None]:
+    """Add to a `ValueError` of the `with` block that a newer digitlab wrote the run, if so."""
+    try:
+        yield
+    except ValueError as error:
+        made: Any = None
+        with suppress(ValueError, OSError):  # damaged, too
+            made = read_metrics(folder).get("versions")
+        made = str(made.get("digitlab")) if isinstance(made, dict) else ""
+        numbers, ours = ([*map(int, re.findall(r"\d{1,9}", it))] for it in (made, __version__))
+        if numbers <= ours:
+            raise
+        raise ValueError(
+            f"{error}; digitlab {made} wrote {folder}, and this is {__version__}: install that one"
+        ) from error
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -240,9 +263,9 @@ _DELETE = "restore it from a copy, or delete it, and digitlab test writes a new 
 
 
 def read_history(folder: Path) -> "pd.DataFrame":
-    """Read the curves of a run's history.csv, a line for each epoch; empty before there is one.
+    """Read a run's history.csv, a row for each epoch; empty before there is one.
 
-    Numbers that are not finite become NaN, which is not drawn.
+    Its columns are float64; numbers that are not finite become NaN, which is not drawn.
 
     Raises:
         ValueError: It is damaged.
@@ -254,7 +277,9 @@ def read_history(folder: Path) -> "pd.DataFrame":
     if not path.exists():
         return pd.DataFrame()
     try:
-        history = pd.read_csv(path, usecols=["epoch", *CURVES]).astype(float)
+        read = pd.read_csv(path)
+        others = [name for name in ("step", "learning_rate", "seconds") if name in read]
+        history = read[["epoch", *CURVES, *others]].astype(float)
     except OSError:
         raise
     except Exception as error:  # a damaged byte can lead the reader anywhere
@@ -263,6 +288,7 @@ def read_history(folder: Path) -> "pd.DataFrame":
         ) from error
     history = history.where(history.abs() < math.inf)
     limits = {"epoch": (0, 1e9), "accuracy": (0, 1), "loss": (-3.5e38, 3.5e38)}  # float32's
+    limits |= {"step": (0, 1e18), "rate": limits["loss"], "seconds": (0, 1e18)}
     for name, values in history.items():
         least, most = limits[str(name).rpartition("_")[2]]
         is_right = values.between(least, most) | (values.isna() & (name != "epoch"))

@@ -28,10 +28,10 @@ def describe_score(split: str, score: Score) -> str:
     Examples:
         >>> score = Score(loss=0.04124, accuracy=0.9871, correct=9871, n=10000)
         >>> describe_score("test", score)
-        'test accuracy 98.71% (9871/10000), test loss 0.0412'
+        'test accuracy 98.71% (9871/10000), loss 0.0412'
     """
     counts = f"{score['correct']}/{score['n']}"
-    return f"{split} accuracy {score['accuracy']:.2%} ({counts}), {split} loss {score['loss']:.4f}"
+    return f"{split} accuracy {score['accuracy']:.2%} ({counts}), loss {score['loss']:.4f}"
 
 
 class RunningScore:

@@ -54,7 +54,7 @@ def check_types(owner: type, settings: Mapping[str, Any]) -> None:
         Traceback (most recent call last):
         ValueError: mode is 'c': it must be a or b, or null
     """
-    for name, annotation, default in _parameters(owner):
+    for name, annotation, default in parameters(owner):
         value = settings.get(name, default)
         if value is not default:
             check_type(name, value, annotation)
@@ -71,7 +71,7 @@ def check_type(name: str, value: Any, annotation: Any) -> None:
         raise ValueError(f"{name} is {value!r}: it must be {rule}")
 
 
-def _parameters(owner: type) -> Iterator[tuple[str, Any, Any]]:
+def parameters(owner: type) -> Iterator[tuple[str, Any, Any]]:
     """Yield names, types and defaults, also of the base classes that `**kwargs` are passed to."""
     seen = set()
     for base in owner.__mro__:

@@ -13,41 +13,11 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 
 from digitlab.distributed import all_reduce_max, ignore_lightning_signals, started_ranks
+from digitlab.errors import Interrupted as Interrupted
 
 # Windows has neither.
 _REQUEUE = getattr(signal, "SIGUSR1", None)
 _HANGUP = getattr(signal, "SIGHUP", None)
-
-
-class Interrupted(BaseException):
-    """A signal asked the run to stop.
-
-    Not an `Exception`, since it is not an error; not a `KeyboardInterrupt`, which Lightning turns
-    into exit code 1.
-
-    Args:
-        number: The signal's number.
-        rest: A sentence on the saved checkpoint and how to resume.
-    """
-
-    def __init__(self, number: int, rest: str = "") -> None:
-        super().__init__(number, rest)
-        self.number = number
-        self.rest = rest
-
-    @property
-    def exit_code(self) -> int:
-        """A shell's code for a program that the signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 128 + self.number
-
-    @property
-    def asks_to_requeue(self) -> bool:
-        """Whether SLURM is to start the job again."""
-        return self.number == _REQUEUE
-
-    def __str__(self) -> str:
-        name = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
-        return f"interrupted by {name}" + (f": {self.rest}" if self.rest else "")
 
 
 class StopSignals:

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,14 @@ def printable(text: object, keep: str = "") -> str:
         else char.encode("unicode_escape").decode()
         for char in str(text)
     )
+
+
+def one_line(text: str) -> str:
+    """Make a message inert and a single line.
+
+    Spaces stay as they are: a command in the message may quote them.
+    """
+    return printable(re.sub(r"\s*[\r\n]\s*", " ", text.strip()))
 
 
 def command(*words: str | Path) -> str:
@@ -57,12 +66,13 @@ def _quote(word: str | Path) -> str:
     return f"\"$(printf '{''.join(inert)}')\""
 
 
-class _Nowhere(io.TextIOBase):
+class Nowhere(io.TextIOBase):
     """Drops its text."""
 
     encoding = "utf-8"
 
     def write(self, text: str) -> int:
+        """Drop a text."""
         return len(text)
 
 
@@ -78,7 +88,7 @@ class Stream:
     """
 
     def __init__(self, stream: TextIO | None, name: str = "") -> None:
-        self._stream: Any = stream or _Nowhere()
+        self._stream: Any = stream or Nowhere()
         self._name = name
         self.error: OSError | ValueError | None = None
 
@@ -109,7 +119,7 @@ class Stream:
         try:
             number = self._stream.fileno()
         except (OSError, ValueError, AttributeError):  # closed, or not a file
-            self._stream = _Nowhere()
+            self._stream = Nowhere()
         else:
             with open(os.devnull, "w") as null:
                 os.dup2(null.fileno(), number)

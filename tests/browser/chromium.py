@@ -20,6 +20,7 @@ WIDTH, HEIGHT = 1460, 1320
 """In CSS pixels; TensorBoard's cards of a run's ten curves all fit."""
 FLAGS = (
     "--headless",
+    "--hide-scrollbars",
     "--no-first-run",
     "--disable-background-networking",
     "--no-proxy-server",
@@ -127,18 +128,18 @@ class Browser:
         yield
         self.driver.switch_to.parent_frame()
 
-    def picture(self, name: str, height: int = HEIGHT) -> None:
+    def picture(self, name: str, height: int = HEIGHT, width: int = WIDTH) -> None:
         """Keep a picture of what is shown, down to this height, if pictures are asked for."""
         if self.pictures:
-            taken = [b"", self._take(height)]
+            taken = [b"", self._take(width, height)]
             # What moves comes to rest, but for a blinking cursor.
             while taken[-1] != taken[-2] and len(taken) < 10:
-                taken.append(self._take(height))
+                taken.append(self._take(width, height))
             (self.pictures / f"{name}.png").write_bytes(taken[-1])
 
-    def _take(self, height: int) -> bytes:
+    def _take(self, width: int, height: int) -> bytes:
         top = self.run("return window.scrollY")
-        clip = {"x": 0, "y": top, "width": WIDTH, "height": height, "scale": 1}
+        clip = {"x": 0, "y": top, "width": width, "height": height, "scale": 1}
         taken = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip})
         return base64.b64decode(taken["data"])
 

@@ -10,6 +10,16 @@ from tests.browser.chromium import Browser
 from tests.commands import fit
 from tests.report.pages import SLOW
 
+CURVES_AND_MISTAKES = """
+const heading = (text) =>
+  [...document.querySelectorAll("h2, h3")].find((it) => it.innerText === text);
+heading("Figures").parentElement.remove();
+while (!heading("Predictions").nextElementSibling.innerText.startsWith("Worst"))
+  heading("Predictions").nextElementSibling.remove();
+heading("Predictions").remove();
+document.body.style.padding = "1rem 2rem";
+window.scrollTo(0, 0);"""
+"""Leaves the parts of the page that are pictures, for the documentation's first page."""
 PHONE = 360  # the narrowest that is common, in CSS pixels
 
 
@@ -73,8 +83,11 @@ def test_its_settings_unfold(browser: Browser, page: str) -> None:
 
 
 def test_it_begins_with_the_run_s_name(browser: Browser, page_of_one: Path, run: Path) -> None:
+    browser.look(width=1000, height=1000)
     browser.open(page_of_one.as_uri())
     assert browser.read("h1") == ["/".join(run.parts[-2:])]
-    browser.picture("report", height=1000)
-    browser.run("document.querySelector('section + section').scrollIntoView()")
-    browser.picture("report_curves", height=1040)
+    browser.picture("report", height=900, width=1000)
+    browser.run("document.querySelector('article').scrollIntoView()")
+    browser.picture("report_confusion", height=1000, width=1000)
+    browser.run(CURVES_AND_MISTAKES)
+    browser.picture("home", height=815, width=1000)

@@ -15,11 +15,11 @@ from tests.commands import config_of
 
 SCALARS = {
     *(f"{phase}/{name}" for phase in ("train", "val") for name in ("accuracy", "loss")),
-    *("train/learning_rate", "train/images_per_second"),
+    *("while_training/learning_rate", "while_training/images_per_second"),
 }
 IMAGES = {"train/samples", "val/confusion_matrix", "val/mistakes", "weights/conv1"}
 # Of the groups of tags, only the first are unfolded; what a filter finds is shown at once.
-FILTER = "tagFilter=(train|val|weights)%2F"
+FILTER = "tagFilter=(train|val|weights|while_training)%2F"
 CURVE = """element.shadowRoot
   .querySelector("tf-line-chart-data-loader").shadowRoot
   .querySelector("vz-line-chart2").shadowRoot
@@ -42,9 +42,21 @@ def test_scalars_shows_a_curve_of_each_figure(browser: Browser, address: str) ->
         lambda: dict(browser.read("tf-scalar-card", f"[element.tag, {CURVE}]")),
         lambda curves: curves.keys() >= SCALARS and all(curves[tag] for tag in SCALARS),
     )
-    browser.picture("tensorboard_scalars")
     for tag in SCALARS:
         assert "L" in curves[tag], f"{tag} is one point, which is no curve"
+
+
+def test_accuracy_and_loss_are_what_scalars_shows_first(browser: Browser, address: str) -> None:
+    browser.look(width=1280, height=900)
+    browser.open(f"{address}#scalars&_smoothingWeight=0")
+    place = "[element.tag, element.getBoundingClientRect().bottom]"
+    shown = browser.wait_for(
+        lambda: dict(browser.read("tf-scalar-card", place)), lambda cards: "val/loss" in cards
+    )
+    assert [tag for tag, bottom in shown.items() if bottom < 900] == [
+        f"{phase}/{name}" for phase in ("train", "val") for name in ("accuracy", "loss")
+    ]
+    browser.picture("tensorboard_scalars", height=900, width=1280)
 
 
 def test_images_shows_pictures(browser: Browser, address: str) -> None:
@@ -108,8 +120,8 @@ def figures_of(run: Path) -> dict[str, str]:
     settings: Any = config_of(run)
     optimizer = settings["model"]["init_args"]["optimizer"]
     numbers = {
-        "hparams/val_accuracy": held_out["accuracy"],
-        "hparams/val_loss": held_out["loss"],
+        "val/accuracy": held_out["accuracy"],
+        "val/loss": held_out["loss"],
         "learning_rate": optimizer["init_args"]["lr"],
     }
     words = {"model": metrics["model"], "optimizer": optimizer["class_path"].rpartition(".")[2]}

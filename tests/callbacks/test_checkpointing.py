@@ -27,14 +27,11 @@ def fit(
     *callbacks: Callback,
     path: Path | None = None,
     epochs: int = 1,
-    steps: int = -1,
     batch_size: int = 32,
-    validate_every: float = 1.0,
 ) -> Trainer:
     torch.manual_seed(3)
     options: dict[str, Any] = {"enable_checkpointing": True, "num_sanity_val_steps": 0}
-    options["val_check_interval"] = validate_every
-    fitted = trainer(callbacks=[*callbacks], max_epochs=epochs, max_steps=steps, **options)
+    fitted = trainer(callbacks=[*callbacks], max_epochs=epochs, **options)
     data = TinyDataModule(batch_size=batch_size)
     fitted.fit(model, data, ckpt_path=path, weights_only=True)
     return fitted
@@ -90,23 +87,6 @@ def test_a_killed_run_is_resumed_bit_for_bit(
     torch.rand(5)  # other random numbers than at the start
     resumed, same_rows = run(path=last)
     assert_bitwise_equal(resumed, whole)
-    assert same_rows == rows
-
-
-@pytest.mark.parametrize(
-    ("end", "block", "validate_every"),
-    [(2, 4, 1.0), (7, 4, 1.0), (9, 4, 1.0), (10, 1, 3)],  # the last ends at a validation
-)
-def test_a_run_that_max_steps_ended_inside_an_epoch_is_lengthened_bit_for_bit(
-    tmp_path: Path, end: int, block: int, validate_every: float
-) -> None:
-    run = partial(three_epochs, tmp_path, block=block, validate_every=validate_every)
-    whole, rows = run()
-    run(steps=end)
-    last = tmp_path / "last.ckpt"
-    assert step_of(last) == end
-    lengthened, same_rows = run(path=last)
-    assert_bitwise_equal(lengthened, whole)
     assert same_rows == rows
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
 from digitlab.callbacks import (
@@ -16,7 +17,8 @@ from digitlab.callbacks import (
     Throughput,
     logging,
 )
-from digitlab.callbacks.logging import layer_table, tabulate_layers
+from digitlab.callbacks.logging import layer_table, output_shapes, tabulate_layers
+from digitlab.classifier import Classifier
 from digitlab.models import LeNet5
 from tests.fitting import (
     BATCHES,
@@ -98,27 +100,48 @@ def test_a_run_resumed_inside_an_epoch_has_a_row_and_rates_for_its_rest(tmp_path
     assert throughput.seconds["data"] == 100 + before.seconds["data"]
 
 
-def test_the_screen_shows_layers_and_a_line_for_each_epoch(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("size", "name"), [(0, "val (test split)"), (50, "val")])
+def test_the_screen_shows_layers_and_a_line_for_each_epoch_that_names_the_split(
+    size: int, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     history = History(tmp_path / "history.csv")
-    fit(None, history, PrintEpoch(history), max_epochs=2, check_val_every_n_epoch=2)
-    *layers, first, second = capsys.readouterr().out.splitlines()
-    assert layers == tabulate_layers(layer_table(small_mlp())).splitlines()
-    rows = history.rows
-    train = "loss {train_loss:.4f} accuracy {train_accuracy:.2%}"
-    val = "loss {val_loss:.4f} accuracy {val_accuracy:.2%}"
-    end = "  {seconds:.1f} s"
-    assert first == "epoch   1  train " + (train + end).format(**rows[0])
-    assert second == "epoch   2  train " + (train + "  val " + val + end).format(**rows[1])
+    run = trainer(callbacks=[history, PrintEpoch(history)], max_epochs=2, check_val_every_n_epoch=2)
+    run.fit(small_mlp(), TinyDataModule(validation_size=size))
+    *layers, _, heading, first, second = capsys.readouterr().out.splitlines()
+    model = small_mlp()
+    assert layers == tabulate_layers(layer_table(model), output_shapes(model)).splitlines()
+    assert heading == f"           train loss  accuracy  {name} loss  accuracy"
+    for line, row in zip((first, second), history.rows, strict=True):
+        said = f"epoch {row['epoch']:>3} {row['train_loss']:.4f} {row['train_accuracy']:.2%}"
+        if row["val_loss"] is not None:
+            said += f" {row['val_loss']:.4f} {row['val_accuracy']:.2%}"
+        assert line.split() == [*said.split(), f"{row['seconds']:.1f}", "s"]
+        assert len(line) <= 80
+    assert second[: len(heading)].endswith(f"{history.rows[1]['val_accuracy']:.2%}")
+    assert first.index(" s") == second.index(" s")  # they are aligned
 
 
-def test_the_table_of_layers_has_every_parameter_tensor() -> None:
-    lines = tabulate_layers(layer_table(LeNet5())).splitlines()
+def test_the_table_of_layers_has_every_parameter_tensor_and_the_outputs_shapes() -> None:
+    model = LeNet5()
+    lines = tabulate_layers(layer_table(model), output_shapes(model)).splitlines()
     assert len(lines) == 1 + len(list(LeNet5().network.children())) + 1
-    assert " ".join(lines[1].split()) == "conv1 Conv2d weight (6, 1, 5, 5), bias (6,) 156"
+    row = "conv1 Conv2d (6, 28, 28) weight (6, 1, 5, 5), bias (6,) 156"
+    assert " ".join(lines[1].split()) == row
     assert lines[-1] == "61,706 parameters in 10 tensors"
-    assert len({len(line) for line in lines[:-1]}) == 1
+    assert len({len(line) for line in lines[:-1]}) == 1 < len(lines[0]) < 80
+    shapes = iter(output_shapes(model).values())
+    image = torch.zeros(1, 1, 28, 28)
+    for layer in model.network.children():
+        image = layer(image)
+        assert next(shapes) == tuple(image.shape[1:])
+    assert model.network.training
+    assert not any(layer._forward_hooks for layer in model.network.modules())
+
+
+def test_a_network_for_other_images_has_a_table_without_the_outputs_it_cannot_compute() -> None:
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 10)))
+    assert output_shapes(model) == {"0": (784,)}
+    assert not any(layer._forward_hooks for layer in model.network.modules())
 
 
 class Clock(Callback):

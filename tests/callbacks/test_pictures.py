@@ -1,3 +1,6 @@
+from typing import Any
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -79,3 +82,71 @@ def test_kernels_are_red_above_zero_blue_below_and_white_at_zero_or_without_a_nu
     assert pixel(picture, 20, 60) == tuple(round(255 - 0.5 * (255 - v)) for v in (178, 24, 43))
     assert pixel(pictures.draw_kernels(np.full((2, 2, 2), np.nan, np.float32)), 20, 20)[0] == 255
     assert pixel(pictures.draw_kernels(np.zeros((2, 2, 2), np.float32)), 20, 20)[0] == 255
+
+
+def test_a_larger_picture_has_larger_images_and_names() -> None:
+    images = np.full((1, 28, 28), 100, np.uint8)
+    picture = pictures.draw_images(images, ["b"], scale=pictures.LARGE)
+    # An image has 8 * 28 pixels, a line of text 40, margins 21.
+    assert picture.size == (224 + 2 * 21, 224 + 40 + 2 * 21)
+    assert {pixel(picture, x, y)[0] for x in (21, 244) for y in (21, 244)} == {100}
+    rows = np.flatnonzero(np.asarray(picture.convert("L"))[246:285].min(1) < 128)
+    assert len(rows) > 15, "the letter is as small as in a small picture"
+
+
+HISTORY: dict[str, Any] = {
+    "epoch": [1, 2, 3],
+    "train_loss": [2.0, 1.0, 0.5],
+    "train_accuracy": [0.4, 0.65, 0.75],
+    "val_loss": [None, 1.05, float("nan")],
+    "val_accuracy": [None, 0.55, 0.65],
+    "learning_rate": [0.1, 0.01, 0.001],
+}
+
+
+def test_the_curves_are_the_rows_without_what_was_not_validated() -> None:
+    figure = pictures.draw_curves({"tiny/version_0": HISTORY}, validation="validation (test split)")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy", "loss"]
+    accuracy, loss = (
+        {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axes.lines}
+        for axes in figure.axes
+    )
+    assert accuracy == {
+        "train": [[1, 0.4], [2, 0.65], [3, 0.75]],
+        "val": [[2, 0.55], [3, 0.65]],
+    }
+    assert loss == {"train": [[1, 2], [2, 1], [3, 0.5]], "val": [[2, 1.05]]}
+    styles = {line.get_label(): line.get_linestyle() for line in figure.axes[0].lines}
+    assert styles == {"train": "--", "val": "-"}
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["validation (test split)", "training"]
+    assert [handle.get_linestyle() for handle in legend.get_lines()] == ["-", "--"]
+    assert figure.get_suptitle() == "tiny/version_0"
+    assert plt.get_fignums() == []  # none is left open
+
+
+def test_several_runs_have_colours_markers_and_names_of_their_own() -> None:
+    histories = {f"_run{i} $x_{{$": HISTORY for i in range(7)}
+    figure = pictures.draw_curves(histories, ["learning_rate"])
+    (axes,) = figure.axes
+    drawn = [(line.get_color(), line.get_marker()) for line in axes.lines]
+    assert len({*drawn}) == 7
+    (legend,) = figure.legends
+    texts = [text.get_text().strip() for text in legend.get_texts()]
+    assert texts == ["validation", "training", *histories]
+    shown = [(line.get_color(), line.get_marker()) for line in legend.get_lines()[2:]]
+    assert shown == drawn
+    figure.draw_without_rendering()  # no name is read as a formula
+
+
+def test_a_dark_figure_has_other_colours_and_a_plain_one_no_words() -> None:
+    histories = {"a\x1b数": HISTORY}
+    light = pictures.draw_curves(histories, ["loss"])
+    dark = pictures.draw_curves(histories, ["loss"], dark=True)
+    assert light.axes[0].lines[0].get_color() != dark.axes[0].lines[0].get_color()
+    assert light.axes[0].yaxis.label.get_color() != dark.axes[0].yaxis.label.get_color()
+    light.draw_without_rendering()  # with characters that the font lacks
+    plain = pictures.draw_curves({"a": HISTORY}, ["loss"], plain=True)
+    assert (plain.legends, plain.get_suptitle()) == ([], "")
+    assert pictures.draw_curves({"a": {}}, ["loss"]).axes[0].lines[:] == []

@@ -1,13 +1,14 @@
 import io
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 
 from digitlab.callbacks import ProgressBar, progress
 from tests.fitting import BATCHES, small_mlp, trainer
@@ -36,6 +37,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     """Standard error, 80 columns wide."""
     stream = Terminal()
     monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=stream))  # pytest sets sys.stderr
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((80, 24)))
     return stream
 
@@ -72,15 +74,44 @@ def test_a_bar_counts_batches_and_is_drawn_at_most_four_times_a_second(
     monkeypatch.setattr(model, "running_score", reads)
     with_bar(limit_val_batches=0).fit(model, TinyDataModule())
     lines = terminal.lines()
-    assert lines[0].startswith("Epoch 1/1:   0%|")
-    counts = [int(line.split(f"/{BATCHES} ")[0].split()[-1]) for line in lines if "acc" in line]
-    assert sorted({*counts}) == drawn
+    assert re.fullmatch(r"Epoch 1/1 ─{50,}", lines[0])
+    shares = [line.split("%")[0].split()[-1] for line in lines if "acc" in line]
+    assert [*dict.fromkeys(shares)] == [f"{100 * n / BATCHES:.0f}" for n in drawn]
     assert reads.call_count == len(drawn)  # reading a score would stall a GPU
     if drawn[-1] == BATCHES:
         score = model.epoch_score("train")
-        assert lines[-1].endswith(f", loss={score['loss']:.3f}, acc={score['accuracy']:.1%}")
-        assert 70 < len(lines[-1]) < 80
-        assert lines[-1].count("█") > 25
+        assert f" 00:00 loss {score['loss']:.3f} acc {score['accuracy']:.1%}" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (80, r"Epoch 1/1 ━{10,}[╾━]?─* \d+% \d\d:\d\d loss \d.\d{3} acc [\d.]+% +[\d.]+ batches/s"),
+        (60, r"Epoch 1/1 ━{5,}[╾━]?─* \d+% \d\d:\d\d loss \d.\d{3} acc [\d.]+%"),
+        (40, r"Epoch 1/1 \d+% loss \d.\d{3} acc [\d.]+%"),
+    ],
+)
+def test_a_narrow_terminal_loses_first_the_rate_and_then_the_bar(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, columns: int, shown: str
+) -> None:
+    tick(monkeypatch, 1.0)
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((columns, 24)))
+    with_bar(limit_val_batches=0).fit(small_mlp(), TinyDataModule())
+    assert re.fullmatch(shown, terminal.lines()[-1])
+    assert max(map(len, terminal.lines())) <= columns - 3  # `^C` fits behind it
+
+
+def test_a_value_that_a_module_logs_for_the_bar_is_on_it(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tick(monkeypatch, 1.0)
+
+    class Norm(Callback):
+        def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+            module.log("norm", 1.23456, prog_bar=True)
+
+    with_bar(Norm(), limit_val_batches=0).fit(small_mlp(), TinyDataModule())
+    assert " norm 1.23" in terminal.lines()[-1]
 
 
 def test_an_epoch_s_bar_is_cleared_and_says_when_it_validates(
@@ -95,8 +126,9 @@ def test_an_epoch_s_bar_is_cleared_and_says_when_it_validates(
 
     run = with_bar(Watch(), num_sanity_val_steps=0, max_epochs=2)
     run.fit(small_mlp(), TinyDataModule())
-    assert {line.split(":")[0] for line in terminal.lines()} == {"Epoch 1/2", "Epoch 2/2"}
-    assert sum("validating" in line for line in terminal.lines()) == 2
+    assert {line[:9] for line in terminal.lines()} == {"Epoch 1/2", "Epoch 2/2"}
+    validating = [line[:9] for line in terminal.lines() if " validating" in line]
+    assert [*dict.fromkeys(validating)] == ["Epoch 1/2", "Epoch 2/2"]
     assert [text.strip() for text in left] == ["", ""]
     assert "\n" not in terminal.getvalue()
 
@@ -118,29 +150,41 @@ def test_a_bar_is_cleared_before_an_error(
 
 
 @pytest.mark.parametrize(
-    ("method", "name"), [("validate", "Validation"), ("test", "Testing"), ("predict", "Predicting")]
+    ("method", "size", "name"),
+    [
+        ("validate", 0, "Validation (test split)"),
+        ("validate", 50, "Validation"),
+        ("test", 0, "Testing"),
+        ("predict", 0, "Predicting"),
+    ],
 )
-def test_an_evaluation_has_a_bar(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, method: str, name: str
+def test_an_evaluation_has_a_bar_that_names_the_split(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, method: str, size: int, name: str
 ) -> None:
     tick(monkeypatch, 1.0)
-    getattr(with_bar(), method)(small_mlp(), TinyDataModule(eval_batch_size=20))
-    lines = [line for line in terminal.lines() if "/3 " in line]
-    assert {line.split(" DataLoader")[0] for line in lines} == {name}
-    assert [line.split("/3 ")[0].split()[-1] for line in lines] == ["0", "1", "2", "3"]
+    data = TinyDataModule(eval_batch_size=20, validation_size=size)
+    getattr(with_bar(), method)(small_mlp(), data)
+    lines = [line for line in terminal.lines() if "%" in line]
+    assert {re.split(r" [─╾━]", line)[0] for line in lines} == {name}
+    assert [line.split("%")[0].split()[-1] for line in lines] == ["33", "67", "100"]
     assert terminal.getvalue().split("\r")[-2].strip() == ""
 
 
 @pytest.mark.parametrize("method", ["fit", "validate", "test", "predict"])
-@pytest.mark.parametrize("stream", [io.StringIO(), None, Terminal()], ids=["file", "closed", "off"])
+@pytest.mark.parametrize(
+    ("stream", "term"),
+    [(io.StringIO(), "xterm"), (None, "xterm"), (Terminal(), "off"), (Terminal(), "dumb")],
+    ids=["file", "closed", "off", "dumb"],
+)
 def test_without_a_terminal_or_disabled_nothing_is_drawn_or_read(
-    monkeypatch: pytest.MonkeyPatch, method: str, stream: io.StringIO | None
+    monkeypatch: pytest.MonkeyPatch, method: str, stream: io.StringIO | None, term: str
 ) -> None:
     monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=stream))
+    monkeypatch.setenv("TERM", term)
     tick(monkeypatch, 1.0)
     model, run = small_mlp(), with_bar()
     model.running_score = None  # type: ignore[assignment]
-    if isinstance(stream, Terminal):
+    if term == "off":
         run.progress_bar_callback.disable()  # type: ignore[union-attr]
     getattr(run, method)(model, TinyDataModule())
     assert stream is None or stream.getvalue() == ""

@@ -336,3 +336,33 @@ def test_weights_and_random_numbers_are_those_of_a_run_without(
     )
     assert_bitwise_equal(shown, plain)
     assert torch.equal(numbers, same_numbers)
+
+
+def test_pictures_go_to_any_logger_with_lightning_s_log_image(tmp_path: Path) -> None:
+    class PictureLogger(CSVLogger):
+        """Keeps pictures, with the arguments of Lightning's `WandbLogger`."""
+
+        def __init__(self) -> None:
+            super().__init__(tmp_path)
+            self.shown: dict[str, list[tuple[int | None, tuple[int, ...]]]] = {}
+
+        def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
+            (image,) = images
+            self.shown.setdefault(key, []).append((step, image.shape[2:]))
+
+    logger = PictureLogger()
+    fitted = trainer(logger=logger, callbacks=all_callbacks(), max_epochs=2)
+    fitted.fit(LeNet5(), TinyDataModule())
+    assert logger.shown == {tag: [(6, (3,)), (13, (3,))] for tag in DRAWN}
+
+
+def test_a_run_s_details_stand_behind_its_curves_of_accuracy_and_loss(tmp_path: Path) -> None:
+    logger = tensorboard.EventLogger(tmp_path, "", "", default_hp_metric=False)
+    details = ("loss_step", "learning_rate", "images_per_second_step")
+    curves = ("train/accuracy", "train/loss", "train/f1", "val/loss")
+    logged = dict.fromkeys(("epoch", *curves, *(f"train/{name}" for name in details)), 0.5)
+    logger.log_metrics(logged, 3)
+    logger.finalize("success")
+    shown = events.scalars(tmp_path)
+    assert shown.keys() == {*curves, *(f"while_training/{name}" for name in details)}
+    assert all(points == [(3, 0.5)] for points in shown.values())

@@ -286,7 +286,7 @@ def test_a_callback_writes_no_text_of_a_config_where_the_config_says(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     callback = spec("SaveConfig", path="ran", settings=CODE)
-    config = write(place / "config.yaml", {"trainer": {"callbacks": [callback]}})
+    config = write(place / "config.yaml", {"trainer": {"max_epochs": 1, "callbacks": [callback]}})
     assert main(["fit", "--config", config]) == 2
     assert "SaveConfig, which digitlab fit adds to each run" in capsys.readouterr().err
     assert_nothing_ran(place)

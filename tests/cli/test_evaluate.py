@@ -39,8 +39,11 @@ def test_test_scores_a_checkpoint_and_adds_it_to_the_metrics(
     assert ("chosen on the test images" in shown) == (name == "best")
 
 
-def test_validate_scores_the_images_that_the_run_was_validated_on(run: Path) -> None:
+def test_validate_scores_the_images_that_the_run_was_validated_on_and_names_the_split(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["validate", "--run", str(run)]) == 0
+    assert capsys.readouterr().out.startswith("Validation (test split) accuracy ")
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["val"]["split"] == "test"
     same = ("loss", "accuracy", "correct", "n")

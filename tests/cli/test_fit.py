@@ -34,7 +34,7 @@ def test_a_run_folder_holds_settings_checkpoints_curves_and_scores(
     assert checkpoints == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     metrics = read_metrics(folder)
     assert [metrics[split]["checkpoint"] for split in ("train", "test")] == ["last", "last"]
-    for picture, width in (("samples.png", 376), ("curves.png", 900)):
+    for picture, width in (("samples.png", 1001), ("curves.png", 1380)):
         with Image.open(folder / picture) as image:
             assert image.width == width
 
@@ -203,9 +203,9 @@ def test_a_fit_prints_data_layers_epochs_times_scores_and_next_steps(
     for part in (
         "tiny: 200 training images, 50 test images",
         "LinearClassifier on cpu (1 thread), precision 32-true, seed 0",
-        "weight (10, 784), bias (10,)",
+        "(10,)   weight (10, 784), bias (10,)",
         "7,850 parameters in 2 tensors",
-        "epoch   1  train loss ",
+        "\n           train loss  accuracy  val (test split) loss  accuracy\nepoch   1  ",
         f"test accuracy {score['accuracy']:.2%} ({score['correct']}/50)",
         ", training ",
         f"digitlab test --run {folder}\n",

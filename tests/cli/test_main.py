@@ -4,19 +4,26 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
 
 import digitlab
+from digitlab import models
 from digitlab.cli import COMMANDS, main
+from digitlab.cli.completion import parser_of
+from digitlab.cli.evaluate import EvaluationCLI, PredictionCLI
+from digitlab.cli.fit import FitCLI
+from digitlab.cli.messages import option_names
+from digitlab.cli.parity import ParityCLI
 from tests.commands import SHORT, refusal
 
 one_process = pytest.mark.xdist_group("one process of the command line")
 
 
-@pytest.mark.parametrize("args", [[], ["-h"], ["--help"]])
+@pytest.mark.parametrize("args", [[], ["-h"], ["--help"], ["help"]])
 def test_help_names_every_command(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(args) == 0
     shown = capsys.readouterr().out
@@ -33,6 +40,9 @@ def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("tset", "there is no command 'tset': did you mean 'test'?"),
         ("xyzzy", f"there is no command 'xyzzy': choose from {', '.join(COMMANDS)}"),
+        ("help xyzzy", f"there is no command 'xyzzy': choose from {', '.join(COMMANDS)}"),
+        ("--print_completion", "print_completion is empty: give bash or zsh"),
+        ("--print_completion fish", "print_completion is fish: give bash or zsh"),
         ("keras fit --config x", "digitlab keras fit is now: digitlab fit --framework keras"),
         ("keras test --run x", "digitlab keras test is now: digitlab test --run RUN_DIR"),
     ],
@@ -43,14 +53,110 @@ def test_an_unknown_or_old_command_is_answered_with_the_right_ones(
     assert refusal(capsys, *words.split()) == message
 
 
-@pytest.mark.parametrize("arg", ["--help", "--version", "tset"])
+@pytest.mark.parametrize(
+    "arg", ["--help", "--version", "tset", "help fit", "predict --help", "configs"]
+)
 def test_help_and_refusals_need_no_torch(arg: str) -> None:
     program = "import sys; from digitlab.cli import main; main(sys.argv[1:]); print(*sys.modules)"
-    command = [sys.executable, "-c", program, arg]
+    command = [sys.executable, "-c", program, *arg.split()]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     modules = shown.splitlines()[-1].split()
     assert "digitlab.cli" in modules
     assert not {"torch", "lightning", "numpy"} & set(modules)
+
+
+SHORT_HELP = {
+    "fit": FitCLI,
+    "parity": ParityCLI,
+    "validate": EvaluationCLI,
+    "test": EvaluationCLI,
+    "predict": PredictionCLI,
+}
+
+
+@pytest.mark.parametrize("command", SHORT_HELP)
+def test_the_short_help_fits_two_screens_and_names_only_options_that_there_are(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 80
+    assert max(map(len, lines)) <= 80
+    assert any("--help_all" in line for line in lines)
+    known = {*option_names(parser_of(SHORT_HELP[command], command)), "help_all"}
+    shown = re.findall(r"^  --?([\w.]+)", "\n".join(lines), re.MULTILINE)
+    of_classes = {"model.optimizer", "data.root", "data.batch_size", "data.eval_batch_size"}
+    assert {it for it in shown if it not in known} <= {*of_classes, "data.validation_size"}
+    if command == "fit":
+        assert shown[:2] == ["config", "model"]
+        text = " ".join(" ".join(lines).split())
+        assert all(it in text for it in (*models.__all__, "DigitsDataModule", "MNISTDataModule"))
+
+
+@pytest.mark.parametrize("words", ["fit --help_all", "fit --model.help LeNet5"])
+def test_no_markup_is_in_a_help_text(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(words.split())
+    text = capsys.readouterr().out
+    assert "--model.optimizer" in text or "--trainer.max_epochs" in text
+    assert re.findall(r".*(?::\w+:`|``|`_).*", text) == []
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "loaded", "shown"),
+    [
+        (True, False, f"digitlab {digitlab.__version__}: loading PyTorch ...\n"),
+        (False, False, ""),
+        (True, True, ""),
+    ],
+)
+def test_a_terminal_shows_what_is_loaded_before_it_is(
+    is_terminal: bool,
+    loaded: bool,
+    shown: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen = []
+
+    def load(_: str) -> SimpleNamespace:
+        seen.append(capsys.readouterr())
+        return SimpleNamespace(run=lambda *_: 0)
+
+    monkeypatch.setattr("digitlab.cli.import_module", load)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "torch")
+    assert main(["fit"]) == 0
+    assert [(it.out, it.err) for it in seen] == [("", shown)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_completes_commands_and_options(
+    shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--print_completion", shell]) == 0
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out)
+    assert all(f"{name}" in script.read_text() for name in COMMANDS)
+    if shell == "zsh":
+        return
+    complete = (
+        f"source {script}; COMP_WORDS=($1); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 ));"
+        ' COMP_TYPE=9; _shtab_digitlab; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    for words, expected in {
+        "digitlab va": "validate",
+        "digitlab fit --trainer.max_e": "--trainer.max_epochs",
+        "digitlab predict --run x --save_": "--save_prepared",
+        "digitlab fit --framework ke": "keras",
+    }.items():
+        done = subprocess.run(
+            ["bash", "-c", complete, "bash", words], capture_output=True, text=True, check=True
+        )
+        assert expected in done.stdout.split(), (words, done)
 
 
 def test_debug_shows_the_traceback_of_bad_input_before_the_line(
@@ -59,7 +165,7 @@ def test_debug_shows_the_traceback_of_bad_input_before_the_line(
     assert main(["test", "--run", "no/such/run", "--debug"]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("Traceback (most recent call last):")
-    assert "digitlab: error: no/such/run has no config.yaml" in shown.splitlines()[-1]
+    assert "digitlab: error: there is no folder no/such/run" in shown.splitlines()[-1]
 
 
 class Seen(NamedTuple):

@@ -3,12 +3,15 @@ import sys
 from pathlib import Path
 from threading import Thread
 
+import jsonargparse
 import pytest
+from torch import nn
 
 from digitlab import models
 from digitlab.cli import main, messages
-from digitlab.cli.fit import FitCLI
+from digitlab.cli.fit import FitCLI, read_fit
 from digitlab.cli.parser import RunCLI
+from digitlab.models import MLP
 from tests.commands import refusal
 
 CONFIG = """
@@ -57,7 +60,7 @@ def test_settings_written_as_yaml_are_read_back_the_same(config: str, tmp_path: 
     written.write_text(cli.dump())
     again = RunCLI("fit", ["--config", str(written)])
     assert again.config.as_dict() | {"config": None} == cli.config.as_dict() | {"config": None}
-    assert str(tmp_path) not in cli.dump()
+    assert cli.dump().count(str(tmp_path)) == 1  # in `from_configs`
 
 
 def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: Path) -> None:
@@ -87,7 +90,7 @@ def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: 
         ("--model.dropout", "2", "dropout probability has to be between 0 and 1, but got 2.0"),
         ("--model.optimizer.lr", "-1", "Invalid learning rate: -1.0"),
         ("--trainer.precision", "17", "trainer.precision is 17: it must be one of"),
-        ("--config", "no.yaml", "no.yaml: give the path of a config"),
+        ("--config", "no.yaml", "there is no config no.yaml: give the path of a config"),
         ("--weights", "no.ckpt", "there is no checkpoint no.ckpt"),
         ("--model.lr_scheduler", "StepLR", "lr_scheduler needs step_size: set --model"),
         ("--model.num_classes", "5", "tiny has 10 classes, so give (1, 10), by --model"),
@@ -95,6 +98,7 @@ def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: 
         ("--trainer.callbacks", "Throughput", "Found more than one stateful callback of type"),
         ("--trainer.accelerator", "tpu", "torch_xla"),
         ("--trainer.max_epochs", "0", "trainer.max_epochs is 0: leave at least one step to train"),
+        ("--trainer.max_epochs", "null", "the run has no end: add --trainer.max_epochs 5, or max"),
         ("--trainer.limit_train_batches", "1" + 400 * "0", "a number in trainer is too large"),
         ("--trainer.check_val_every_n_epoch", "0", "check_val_every_n_epoch is 0: it must be at"),
         ("--name", "../x", "name is ../x: it must be of the form ^"),
@@ -121,7 +125,7 @@ def test_a_bad_option_is_refused_in_one_line_and_leaves_nothing(
     assert list(tmp_path.glob("**/version_*")) == []
 
 
-@pytest.mark.parametrize("value", ["MNISTDataModule", "torch.nn.ReLU"])
+@pytest.mark.parametrize("value", ["MNISTDataModule", "tests.tiny.TinyDataModule"])
 def test_a_class_of_another_kind_is_answered_with_all_that_there_are(
     value: str,
     config: str,
@@ -133,6 +137,86 @@ def test_a_class_of_another_kind_is_answered_with_all_that_there_are(
     choice = ", ".join(sorted(models.__all__))
     said = refusal(capsys, "fit", "--config", config, "--model", value)
     assert said == f"model: there is no Classifier {value!r}: choose from {choice}"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            "torch.nn.ReLU",
+            "an nn.Module but not a Classifier: let a Classifier train it, --model "
+            "Classifier --model.network torch.nn.ReLU",
+        ),
+        (
+            "lightning.pytorch.demos.boring_classes.BoringModel",
+            "a LightningModule but not a "
+            "Classifier: train it with a Trainer in Python, or make it a subclass of Classifier",
+        ),
+    ],
+)
+def test_a_module_that_is_not_a_classifier_is_answered_with_the_way_to_train_it(
+    value: str, message: str, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(capsys, "fit", "--config", config, "--model", value)
+    assert said == f"model is {value}, {message}"
+
+
+def test_any_network_is_trained_by_a_classifier(config: str, tmp_path: Path) -> None:
+    network = ["--model", "Classifier", "--model.network", "tests.cli.test_parser.PlainNet"]
+    place = ["--trainer.default_root_dir", str(tmp_path), "--trainer.max_epochs", "1"]
+    assert main(["fit", "--config", config, *network, *place]) == 0
+
+
+class PlainNet(nn.Sequential):
+    """A network as one has it before one knows of digitlab."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(784, 10))
+
+
+class Keyless(MLP):
+    """A model with a bug."""
+
+    def __init__(self) -> None:
+        widths: dict[str, int] = {}
+        super().__init__([widths["args"]])
+
+
+def test_a_key_error_of_a_model_s_code_names_its_place(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__)
+    line = path.read_text().splitlines().index('        super().__init__([widths["args"]])') + 1
+    bare = ["--model", "tests.cli.test_parser.Keyless", "--data", "tests.tiny.TinyDataModule"]
+    said = refusal(capsys, "fit", *bare, "--trainer.max_epochs", "1")
+    assert said == f"KeyError 'args' in {path}, line {line}; --debug shows more"
+
+
+def test_a_key_error_while_a_command_line_is_parsed_names_its_place(
+    config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("args")
+
+    monkeypatch.setattr(jsonargparse.ArgumentParser, "_parse_common", fail)
+    said = refusal(capsys, "fit", "--config", config)
+    assert said.startswith(f"KeyError 'args' in {__file__}, line ")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        ["--trainer.max_epochs=-1"],
+        ["--trainer.max_steps", "3"],
+        ["--trainer.max_time", "00:00:00:01"],
+        ["--trainer.fast_dev_run", "true"],
+    ],
+)
+def test_each_limit_is_an_end_and_so_is_an_explicit_minus_one(end: list[str]) -> None:
+    bare = ["--model", "LinearClassifier", "--data", "tests.tiny.TinyDataModule"]
+    with pytest.raises(ValueError, match="the run has no end"):
+        read_fit("fit", bare)
+    assert read_fit("fit", [*bare, *end])[1] is None
 
 
 @pytest.mark.parametrize(
@@ -227,7 +311,7 @@ def test_a_callback_s_default_that_is_an_enumeration_is_written_as_text(config: 
     ("words", "message"),
     [
         ("test --run", "argument --run: expected one argument"),
-        ("fit", "--config configs/digits/lenet5.yaml"),
+        ("fit", "--config digits/lenet5"),
     ],
 )
 def test_an_incomplete_command_line_is_refused(
@@ -240,8 +324,9 @@ def test_an_incomplete_command_line_is_refused(
 def test_a_gpu_that_is_not_there_is_refused(
     config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--config", config, "--config", "configs/gpu.yaml"]
+    options = ["--config", config, "--config", "gpu"]
     place = ["--trainer.default_root_dir", str(tmp_path / "runs")]
     shown = refusal(capsys, "fit", *options, *place)
     assert "trainer.accelerator is gpu: torch finds no such GPU" in shown
+    assert "leave the config gpu out" in shown
     assert list(tmp_path.glob("runs/*")) == []

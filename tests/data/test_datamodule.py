@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer, seed_everything
+from PIL import Image
 from torch import Tensor
 
 from digitlab.data import DigitsDataModule, ImageDataModule
@@ -158,11 +159,64 @@ def test_a_data_set_without_statistics_or_a_name_can_be_used() -> None:
 
     assert PlainDataModule().name == "plain"
     assert type("DataModule", (OwnDataModule,), {"name": ""})().name == "datamodule"
-    images, labels = PlainDataModule(normalization="symmetric").arrays("test")
+    data = PlainDataModule(normalization="standard")
+    images, labels = data.arrays("test")
     assert np.array_equal(images, DigitsDataModule().arrays("test")[0])
     assert np.array_equal(labels, DigitsDataModule().arrays("test")[1])
-    with pytest.raises(ValueError, match="standard, but PlainDataModule has no mean_std"):
-        PlainDataModule(normalization="standard")
+    pixels = data.arrays("train")[0] / 255
+    served = torch.cat([images for images, _ in data.test_dataloader()])[:, 0]
+    reference = (images / 255 - pixels.mean()) / pixels.std()
+    torch.testing.assert_close(served.double(), torch.from_numpy(reference), rtol=0, atol=2e-6)
+
+
+def test_images_other_than_those_recorded_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = OwnDataModule()
+    data.setup()
+    assert data.verification == "not verified"
+    recorded = data.digests_read
+    assert recorded.keys() == {"train", "test"}
+    OwnDataModule(digests=recorded).setup()
+    for alter in (lambda x, y: (x ^ 1, y), lambda x, y: (x, y[::-1])):
+        monkeypatch.setattr(OwnDataModule, "alter", staticmethod(alter))
+        message = "own: the train images or labels are not those of data.digests, which a run reco"
+        with pytest.raises(ValueError, match=message):
+            OwnDataModule(digests=recorded).setup("fit")
+        OwnDataModule(digests={"test": recorded["test"]}).arrays("train")
+    known = TinyDataModule()
+    known.setup()
+    assert known.digests_read == {}
+    with pytest.raises(ValueError, match="tiny: the test images or labels are not those of"):
+        TinyDataModule(digests=recorded).setup("test")
+
+
+class LargeDataModule(OwnDataModule):
+    """Digits of 32x32 pixels."""
+
+    image_size = 32
+
+    def read(self, split: Split) -> tuple[Any, Any]:
+        images, labels = super().read(split)
+        return np.pad(images, [(0, 0), (2, 2), (2, 2)]), labels
+
+
+def test_images_may_have_another_size_that_the_class_names() -> None:
+    data = LargeDataModule()
+    images, _ = next(iter(data.train_dataloader()))
+    assert images.shape == (32, 1, 32, 32)
+    photograph = Image.fromarray(DigitsDataModule().arrays("test")[0][0])
+    assert data.prepare_image(photograph).pixels.shape == (32, 32)
+    data.image_size = 30
+    with pytest.raises(ValueError, match=r"images are uint8 \(360, 32, 32\): .* \(N, 30, 30\)"):
+        data.setup("test")
+
+
+def test_a_runtime_error_of_torchvision_s_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(images: Any, labels: Any) -> Any:
+        raise RuntimeError("Dataset not found.\nYou can use download=True")
+
+    monkeypatch.setattr(OwnDataModule, "alter", staticmethod(missing))
+    with pytest.raises(ValueError, match=r"^OwnDataModule.read\('train'\): Dataset not found. You"):
+        OwnDataModule().setup("fit")
 
 
 @pytest.mark.parametrize(

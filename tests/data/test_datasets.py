@@ -65,7 +65,8 @@ def test_a_scan_is_enlarged_as_torch_interpolates() -> None:
 
 
 def test_digits_other_than_the_known_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DigitsDataModule, "digests", ("0" * 64, DigitsDataModule.digests[1]))
+    known = DigitsDataModule.scan_digests
+    monkeypatch.setattr(DigitsDataModule, "scan_digests", ("0" * 64, known[1]))
     with pytest.raises(ValueError, match="reinstall scikit-learn"):
         DigitsDataModule().setup("fit")
 

@@ -176,8 +176,11 @@ def test_a_file_is_read_repaired_or_refused(
     else:
         bad = name if unpacked == "cut" else f"{name}.gz"
         state = "damaged" if "cut" in (archive, unpacked) else "missing"
-        assert line.startswith(f"{raw}: {bad} is {state}, and downloading it failed (")
-        assert line.endswith("or set DIGITLAB_DATA or --data.root to the folder with the data")
+        url = f"{TinyMNIST.mirrors[0]}{name}.gz"
+        assert line.startswith(f"{raw}: {bad} is {state}, and downloading it from {url} failed (")
+        assert f"put {', '.join(tiny.ARCHIVES)} there, packed or unpacked, or set DIGITLAB" in line
+        assert "or --data.root to the folder that has TinyMNIST/raw" in line
+        assert line.endswith("(the data of --config digits/lenet5 needs no download)")
         mirror.fault = ""
         assert outcome(tmp_path) == ""
         assert (raw / f"{name}.gz").read_bytes() == tiny.ARCHIVES[f"{name}.gz"]
@@ -240,11 +243,11 @@ def test_a_data_set_may_name_no_archives(tmp_path: Path) -> None:
     labels = raw / FILES[3]
     labels.write_bytes(TRUE[FILES[3]][:-1] + b"\x07")
     assert read() == (
-        f"{labels} is damaged or of another data set: replace it, or correct the digests given "
-        "for OwnFiles"
+        f"{labels} is damaged or of another data set: replace it, or give "
+        "OwnFilesDataModule.digests of its own files"
     )
     labels.unlink()
-    line = f"{raw}: {labels.name}.gz is missing, and downloading it failed (OwnFiles names no "
+    line = f"{raw}: {labels.name}.gz is missing, and downloading it failed (no address of it is kno"
     assert read().startswith(line)
 
 
@@ -256,13 +259,19 @@ class NoDigestsDataModule(TinyDataModule):
     dataset = OwnFiles
 
 
-def test_a_subclass_without_digests_of_its_files_is_asked_for_them(tmp_path: Path) -> None:
-    line = outcome(tmp_path, NoDigestsDataModule, "test")
-    assert line.startswith(
-        "NoDigestsDataModule.digests lacks the SHA-256 digests of OwnFiles's test "
-    )
-    assert "digitlab.data.download.sha256 computes them" in line
-    assert names(tmp_path) == []
+def test_files_of_a_class_without_digests_of_its_own_are_read_if_they_are_whole(
+    tmp_path: Path,
+) -> None:
+    raw = fill(tmp_path, {}, TRUE).rename(tmp_path / "raw")
+    (tmp_path / "OwnFiles").mkdir()
+    raw = raw.rename(tmp_path / "OwnFiles/raw")
+    assert outcome(tmp_path, NoDigestsDataModule) == ""
+    (raw / FILES[2]).write_bytes(TRUE[FILES[2]][:-1])
+    assert f"{FILES[2]} is damaged, and downl" in outcome(tmp_path, NoDigestsDataModule, "test")
+    for shape in ((50,), (50, 28), (50, 14, 56), (50, 1, 28, 28)):
+        (raw / FILES[2]).write_bytes(tiny.idx(np.ones(shape, np.uint8)))
+        line = outcome(tmp_path, NoDigestsDataModule, "test")
+        assert line.startswith(f"{raw / FILES[2]} is damaged or of another data set: replace it, ")
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (32, 32)])
@@ -273,8 +282,8 @@ def test_files_of_a_subclass_are_neither_overwritten_nor_to_be_deleted(
     raw = fill(tmp_path, {FILES[2]: gzip.compress(own), FILES[3]: PACKED[FILES[3]]})
     line = outcome(tmp_path, CopiedDataModule, "test")
     assert line == (
-        f"{raw / FILES[2]}.gz is damaged or of another data set: give CopiedDataModule.digests of "
-        "its own files"
+        f"{raw / FILES[2]}.gz is damaged or of another data set: replace it, or give "
+        "CopiedDataModule.digests of its own files"
     )
     assert "move it away" in outcome(tmp_path, split="test")
     assert gzip.decompress((raw / f"{FILES[2]}.gz").read_bytes()) == own
@@ -300,7 +309,8 @@ def test_a_download_that_fails_leaves_nothing_and_the_next_mirror_is_asked(
         mirror.fault = fault
     line = outcome(tmp_path / "new")
     raw = tmp_path / "new/TinyMNIST/raw"
-    assert line.startswith(f"{raw}: {FILES[0]}.gz is missing, and downloading it failed (")
+    urls = " or ".join(f"{mirror}{FILES[0]}.gz" for mirror in TinyMNIST.mirrors)
+    assert line.startswith(f"{raw}: {FILES[0]}.gz is missing, and downloading it from {urls} faile")
     assert "failed ()" not in line
     assert names(tmp_path) == []
     mirrors[1].fault = ""
@@ -348,7 +358,7 @@ def test_a_full_disk_or_a_kill_while_writing_leaves_no_part_of_a_file(
         assert child.exitcode == -signal.SIGXFSZ
     else:
         line = in_child(_with_little_room, tmp_path, False)
-        assert line.startswith(f"{raw}: {FILES[0]}.gz is missing, and downloading it failed (")
+        assert line.startswith(f"{raw}: {FILES[0]}.gz is missing, and downloading it from ")
         assert "File too large" in line
     assert [name for name in names(raw) if not (kill and name[0] == ".")] == []
     assert outcome(tmp_path) == ""

@@ -203,12 +203,13 @@ def test_iterators_that_are_made_but_not_used_change_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["seed", "batch_size", "images", "world_size", "steps_per_execution"]
+    "name",
+    ["seed", "batch_size", "images", "world_size", "steps_per_execution", "augmentation"],
 )
 def test_a_position_in_another_order_is_refused_by_name(name: str) -> None:
     loader = numbered(EpochSampler(23))
     state = loader.state_dict()
-    assert {type(value) for value in state.values()} == {int}
+    assert {type(value) for value in state.values()} == {int, str}
     with pytest.raises(ValueError, match=f"{name} is {state[name]}.* {name} 77: resume"):
         loader.load_state_dict({**state, name: 77})
 

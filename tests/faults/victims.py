@@ -136,4 +136,8 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Reads a run's curves, but for those of its speed."""
     curves = events.scalars(folder)
     # Wall time has a part in these.
-    return {tag: it for tag, it in curves.items() if not tag.startswith("train/images_per_second")}
+    return {
+        tag: it
+        for tag, it in curves.items()
+        if not tag.startswith("while_training/images_per_second")
+    }

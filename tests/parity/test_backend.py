@@ -96,7 +96,8 @@ def test_without_the_extra_the_error_says_what_to_install(
     with pytest.raises(ImportError) as caught:
         go_through_the_door()
     assert str(caught.value) == (
-        f'{missing} cannot be imported: install the extra, pip install "digitlab[parity]"'
+        f'{missing} cannot be imported: install the extra, pip install "digitlab[parity]", '
+        "which needs Python 3.11 to 3.13"
     )
 
 

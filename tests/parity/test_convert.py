@@ -218,12 +218,15 @@ def test_a_save_that_fails_leaves_nothing(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["{run}"], "convert needs two paths before its options: digitlab convert RUN_DIR"),
+        (["{run}"], "convert needs two paths before its options: digitlab convert RUN"),
         (["--checkpoint", "best", "{run}", "{new}.keras"], "convert needs two paths before"),
-        (["{run}", "{new}.pt"], "{run} and {new}.pt: one must be a Keras file"),
-        (["{new}.h5", "{new}.keras"], "{new}.h5 and {new}.keras: one must be a Keras file"),
+        (["{run}", "{new}.pt"], "{run} cannot become {new}.pt: a run becomes a file that ends in"),
+        (["{new}.h5", "{new}.keras"], "{new}.h5 cannot become {new}.keras: a run becomes a file"),
         (["{run}", "{new}/file.keras"], "there is no folder {new}: make it first"),
-        (["{new}", "{new}.keras"], "{new} has no config.yaml, so it is not a run folder"),
+        (
+            ["{new}", "{new}.keras"],
+            "there is no folder {new}: give the folder that digitlab fit printed",
+        ),
         (["{run}", "{new}.keras", "--checkpoint", "worst"], "there is no checkpoint worst"),
         (["{run}", "{new}.keras", "--checkpiont", "best"], "checkpiont"),
         (["{new}.keras", "{new}", "--model", "LeNet1", *TINY], "there is no Keras model {new}.k"),
@@ -260,8 +263,3 @@ def test_a_keras_run_is_refused_as_it_has_the_file(
     answer = refusal(capsys, "convert", str(run), str(tmp_path / "file.keras"))
     assert answer.startswith(f"{run} is a Keras run: its model.keras is a Keras file already")
     assert names_in(tmp_path) == ["run"]
-
-
-def test_help_shows_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["convert", "--help"]) == 0
-    assert capsys.readouterr().out == f"usage: {convert.USAGE}\n"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
-import h5py  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import torch
@@ -116,6 +115,8 @@ def plant(config: str, gadget: dict[str, Any]) -> str:
 def write_gadget(path: Path, gadget: dict[str, Any]) -> None:
     save_keras_model(twins.linear_classifier(), path)
     if path.suffix == ".h5":
+        import h5py  # type: ignore[import-untyped]  # which Keras has installed
+
         with h5py.File(path, "a") as file:
             file.attrs["model_config"] = plant(file.attrs["model_config"], gadget)
         return

@@ -17,7 +17,9 @@ from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR, ReduceLROnPlatea
 
 from digitlab import models
 from digitlab.callbacks import ExactResume
+from digitlab.callbacks.logging import named_weights
 from digitlab.classifier import Classifier
+from digitlab.data import Augmentation
 from digitlab.parity import twins
 from digitlab.parity.keras_module import KerasClassifier
 from tests import tiny
@@ -93,6 +95,22 @@ def test_the_weights_are_those_of_a_plain_keras_program(case: str, steps: int) -
     train(model)
     theirs, _ = plain_keras(lambda: twin(**settings), KERAS[optimizer], steps)
     assert_equal(model.keras_model, theirs)
+
+
+def test_both_frameworks_train_on_the_same_augmented_images() -> None:
+    original = models.LinearClassifier(optimizer=sgd, steps_per_execution=3)
+    kernels: list[NDArray[Any]] = []
+    for augmentation in (Augmentation(shift=2, flip=True, erase=0.5), None):
+        for model in (KerasClassifier(original, "float64"), deepcopy(original)):
+            seed_everything(SEED, verbose=False)
+            of_keras = isinstance(model, KerasClassifier)
+            fitted = trainer(max_epochs=EPOCHS, precision="32-true" if of_keras else "64-true")
+            fitted.fit(model, TinyDataModule(augmentation=augmentation))
+            kernel, _ = (weight.numpy(force=True) for _, weight in named_weights(model))
+            kernels.append(kernel if of_keras else kernel.T)
+    for ours, theirs in (kernels[:2], kernels[2:]):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-13)  # sums in another order
+    assert np.abs(kernels[0] - kernels[2]).max() > 1e-3  # than without
 
 
 def halving(interval: str) -> dict[str, Any]:

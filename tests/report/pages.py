@@ -131,6 +131,6 @@ def table_with(page: Element, header: str) -> list[list[str]]:
 
 
 def facts_of(page: Element) -> dict[str, list[str]]:
-    """The summary: each fact's name, and its value of each run."""
-    table = page.every("table")[0]
-    return {row[0]: row[1:] for row in table.rows if len(row) > 1}
+    """Each fact's name, and its value of each run, or the one that all share."""
+    tables = [table for table in page.every("table") if "facts" in str(table.attributes["class"])]
+    return {row[0]: row[1:] for table in tables for row in table.rows if len(row) > 1}

@@ -51,9 +51,13 @@ def test_the_figures_are_those_of_metrics_json_each_time(
         "Data": "tiny",
         "Framework": "PyTorch",
         "Seed": "0",
+        "Optimizer": "SGD",
+        "Learning rate": "0.01",
+        "Batch size": "32",
         "Epochs": "3",
         "Optimizer steps": "21",
         "Time": f"{metrics['wall_time']:.1f} s",
+        "Training throughput": f"{metrics['images_per_second']:,.0f} images/s",
         "Machine": metrics["device"],
         "torch": version("torch"),
     }
@@ -147,6 +151,31 @@ def test_values_from_a_run_are_text_whatever_they_contain(
     assert [row[0] for row in table_with(page, "Class")[1:]] == [*names]
 
 
+def test_the_page_goes_from_curves_to_figures_to_circumstances(run: Path, tmp_path: Path) -> None:
+    page = page_of(run)
+    headings = [heading.text for heading in page.every("h2")]
+    assert headings == [
+        *("Curves", "Figures", "Predictions", "Training images", "Layers", "Time"),
+        "Circumstances",
+    ]
+    (samples,) = [i for i in page.every("img") if i.attributes.get("class") == "samples"]
+    shown, drawn = (
+        np.asarray(Image.open(source))
+        for source in (io.BytesIO(content(samples.attributes["src"])), run / "samples.png")
+    )
+    assert np.array_equal(shown, drawn)
+    for damage in (b"", b"GIF89a", (run / "samples.png").read_bytes()[:99]):
+        (run / "samples.png").write_bytes(damage)
+        assert "Training images" not in [heading.text for heading in page_of(run).every("h2")]
+
+
+def test_a_convolution_s_kernels_are_shown(tmp_path: Path) -> None:
+    page = page_of(fit(tmp_path, model="LeNet5"))
+    assert "Kernels of conv1" in [heading.text for heading in page.every("h3")]
+    (kernels,) = [i for i in page.every("img") if i.attributes.get("class") == "kernels"]
+    assert Image.open(io.BytesIO(content(kernels.attributes["src"]))).size[0] > 300
+
+
 def test_with_a_hold_out_the_test_split_is_not_read(tmp_path: Path, read_splits: list[str]) -> None:
     options = ["--data", "tests.tiny.SpiedDataModule", "--data.validation_size", "40"]
     folder = fit(tmp_path, *SLOW, *options, model="MLP")
@@ -177,10 +206,10 @@ def test_bad_input_is_refused_in_one_line(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, said in {
-        (): "no run is named: give run folders, or latest",
-        ("--out", "page.html"): "no run is named: give run folders, or latest",
-        (str(tmp_path),): "it is not a run folder",
-        (str(run), str(tmp_path / "none")): "it is not a run folder",
+        (): "no run is named: give run folders, a folder of runs, or latest",
+        ("--out", "page.html"): "no run is named",
+        (str(run / "checkpoints"),): "it is not a run folder",
+        (str(run), str(tmp_path / "none")): "there is no folder ",
         (str(run), "--out", str(tmp_path / "page.txt")): "give a file that ends in .html",
         (str(run), "--out", str(tmp_path / "no" / "page.html")): "there is no folder",
         (str(run), "--out", str(tmp_path / "page.html"), "runs/x"): "name the runs first",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from digitlab.cli import main
-from tests.commands import config_of, fit
+from tests.commands import config_of, fit, refusal
 from tests.report.pages import SLOW, content, facts_of, metrics_of, page_of, table_with
 
 
@@ -21,18 +21,21 @@ def test_runs_stand_side_by_side_with_the_settings_that_differ(run: Path, tmp_pa
     assert names[0] == names[1], "both have one name, so that the paths tell them apart"
     assert page.every("title")[0].text == f"{run}, {other} — digitlab report"
     both = [metrics_of(run), metrics_of(other)]
-    facts = facts_of(page)
-    assert facts["Seed"] == ["0", "7"]
-    assert facts["Test accuracy"] == [
+    assert [heading.text for heading in page.every("h2")][:2] == ["Differences", "Curves"]
+    differing = {row[0]: row[1:] for row in page.every("table")[0].rows if len(row) > 1}
+    assert differing["Seed"] == ["0", "7"]
+    assert differing["Learning rate"] == ["0.01", "0.02"]
+    assert differing["Test accuracy"] == [
         f"{m['test']['accuracy']:.2%} ({m['test']['correct']}/50)" for m in both
     ]
-    rows = {row[0]: row[1:] for row in table_with(page, "Setting")[1:]}
-    assert rows.pop("trainer.default_root_dir")[1] == str(tmp_path / "other")
-    assert rows == {
-        "model.init_args.dropout": ["0.2", "0.5"],
-        "model.init_args.optimizer.init_args.lr": ["0.01", "0.02"],
-        "seed_everything": ["0", "7"],
-    }
+    settings = {name: values for name, values in differing.items() if "." in name}
+    assert settings.pop("trainer.default_root_dir")[1] == str(tmp_path / "other")
+    assert settings == {"model.init_args.dropout": ["0.2", "0.5"]}
+    shared = facts_of(page)
+    assert [shared[name] for name in ("Network", "Epochs", "torch")] == [
+        *(["MLP"], ["3"], [metrics_of(run)["versions"]["torch"]])
+    ]
+    assert not {"Network", "Epochs", "torch"} & differing.keys(), "what is equal is shown once"
     for picture in page.every("picture"):
         alt = str(picture.every("img")[0].attributes["alt"])
         assert alt.count("after epoch 3") == 4
@@ -40,7 +43,52 @@ def test_runs_stand_side_by_side_with_the_settings_that_differ(run: Path, tmp_pa
     assert len([table for table in page.every("table") if "Recall" in table.rows[0]]) == 2
 
 
-def test_an_unfinished_run_is_shown_without_final_figures(run: Path) -> None:
+def test_a_folder_stands_for_the_runs_in_it_in_the_order_of_their_numbers(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (2, 10):
+        shutil.copytree(run, run.with_name(f"version_{number}"))
+    shutil.copytree(run, tmp_path / "runs" / "another" / "version_0")
+    page = page_of(tmp_path / "runs", out=tmp_path / "page.html")
+    assert page.every("title")[0].text == (
+        "another/version_0, tiny-mlp/version_0, tiny-mlp/version_2, tiny-mlp/version_10 "
+        "— digitlab report"
+    )
+    assert page_of(run.parent, run, out=tmp_path / "page.html").every("h1")[0].text == "3 runs"
+    (tmp_path / "empty").mkdir()
+    assert "it is not a run folder" in refusal(capsys, "report", str(tmp_path / "empty"))
+
+
+def test_a_learning_rate_is_short_and_drawn_where_it_changes(run: Path, tmp_path: Path) -> None:
+    options = ["--model.optimizer.lr", "0.005797658631826679"]
+    schedule = ["--model.lr_scheduler", "ExponentialLR", "--model.lr_scheduler.gamma", "0.1"]
+    other = fit(tmp_path / "other", *SLOW, *options, *schedule, model="MLP")
+    page = page_of(other)
+    assert facts_of(page)["Learning rate"] == ["0.005798 → 5.798e-05"]
+    assert len(page.every("picture")) == 3
+    alt = str(page.every("picture")[2].every("img")[0].attributes["alt"])
+    assert "learning rate" in alt
+    assert "0.005798 after epoch 1, 5.798e-05 after epoch 3" in alt
+    page = page_of(run, other, out=tmp_path / "page.html")
+    assert facts_of(page)["Learning rate"] == ["0.01", "0.005798 → 5.798e-05"]
+
+
+def test_the_legend_says_where_validation_is_on_the_test_split(run: Path, tmp_path: Path) -> None:
+    held_out = fit(tmp_path / "other", *SLOW, "--data.validation_size", "40", model="MLP")
+    mixed = "validation (the test split where there is no hold-out)"
+    for runs, label in {
+        (run,): "validation (test split)",
+        (held_out,): "validation",
+        (run, held_out): mixed,
+    }.items():
+        page = page_of(*runs, out=tmp_path / "page.html")
+        legend = page.every("ul")[-1].every("li")
+        assert legend[0].text == f"{label}, after each epoch"
+        dashes = [line.attributes["stroke-dasharray"] for line in page.every("line")]
+        assert dashes == ["", "5 3"]
+
+
+def test_an_unfinished_run_is_shown_without_final_figures(run: Path, tmp_path: Path) -> None:
     (run / "metrics.json").unlink()
     page = page_of(run)
     assert "There is no metrics.json: the run has not ended" in page.text
@@ -49,6 +97,11 @@ def test_an_unfinished_run_is_shown_without_final_figures(run: Path) -> None:
     assert "no final figures" in page.text
     assert "of 50 test images are classified right" in page.text, "its checkpoint is there"
     assert len(page.every("picture")) == 2
+    finished = fit(tmp_path / "other", *SLOW, model="MLP")
+    page = page_of(run, finished, out=tmp_path / "both.html")
+    differing = {row[0] for row in page.every("table")[0].rows}
+    assert "Test accuracy" in differing
+    assert not {"Machine", "torch", "Epochs"} & differing, "it only has not recorded them yet"
     (run / "history.csv").unlink()
     shutil.rmtree(run / "checkpoints")
     page = page_of(run)

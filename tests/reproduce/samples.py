@@ -24,9 +24,13 @@ RESULT = Result(
 CURVE = ((1875, 0.95), (3750, 0.97))
 
 
-def runs(row: str, *accuracies: float, framework: Framework = "torch") -> list[Result]:
+def runs(
+    row: str, *accuracies: float, framework: Framework = "torch", config: str = "mnist/lenet5"
+) -> list[Result]:
     """Results without curves, with the seeds 0, 1, … and these accuracies in per cent."""
-    bare = replace(RESULT, row=row, framework=framework, train_curve=(), val_curve=())
+    bare = replace(
+        RESULT, row=row, framework=framework, config=config, train_curve=(), val_curve=()
+    )
     return [
         replace(bare, seed=seed, test_accuracy=accuracy / 100)
         for seed, accuracy in enumerate(accuracies)

@@ -1,13 +1,16 @@
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 
+from digitlab import run_folder
 from digitlab.cli import main
 from digitlab.reproduce import results
-from digitlab.reproduce.queue import Queue
+from digitlab.reproduce.queue import Item, Queue
 from tests.commands import refusal
 from tests.reproduce.samples import RESULT
 
@@ -22,7 +25,7 @@ def laboratory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     short = "data: tests.tiny.TinyDataModule\ntrainer:\n  max_epochs: 2\n  accelerator: cpu\n"
     (configs / "linear.yaml").write_text(f"model: LinearClassifier\n{short}")
     (configs / "nn.yaml").write_text(
-        "# B1: A network. Published: 12.5%\u202e.\nmodel:\n  class_path: MLP\n"
+        "# nn: A network. Published: 12.5%\u202e.\nmodel:\n  class_path: MLP\n"
         f"  init_args:\n    hidden_features: [16]\n{short}"
     )
     monkeypatch.chdir(tmp_path)
@@ -43,25 +46,93 @@ def test_rows_are_trained_over_seeds_and_the_printed_commands_run(
 
     monkeypatch.setattr(Queue, "_call", train)
     out = "my 'out';#"
-    command = ["reproduce", "B1", "tiny/linear", "--framework", "torch", "--out", out]
+    command = [
+        "reproduce",
+        "tiny/nn",
+        "configs/tiny/linear.yaml",
+        "--framework",
+        "torch",
+        "--out",
+        out,
+    ]
     command += ["--seeds", "1", "--first_seed", "3", "--workers", "1"]
     assert main(command) == 0
     shown = capsys.readouterr().out
     measured = results.read(laboratory / out / "results.csv")
-    assert sorted(it.key for it in measured) == [("B1", "torch", 3), ("tiny/linear", "torch", 3)]
+    assert sorted(it.key for it in measured) == [
+        ("tiny/linear", "torch", 3),
+        ("tiny/nn", "torch", 3),
+    ]
     assert "[2/2]" in shown
     assert r"12.5%\u202e" in shown  # which a terminal does not obey
     assert measured[0].optimizer_steps == 14
     assert len(measured[0].val_curve) == 2
 
-    _, *printed = shlex.split(shown.splitlines()[-1])
-    assert printed == ["reproduce", "--report", "--out", out]
-    assert main(printed) == 0
+    names = ["tiny/nn", "configs/tiny/linear.yaml"]
+    assert shlex.split(shown.splitlines()[-1])[1:] == [
+        "reproduce",
+        *names,
+        "--report",
+        "--out",
+        out,
+    ]
+    report(shown, capsys)
     assert (laboratory / out / "tables.md").exists()
-    capsys.readouterr()
 
     assert main(command) == 0
     assert "[1/1]" not in capsys.readouterr().out  # nothing was left to do
+
+
+def test_files_of_one_name_in_two_folders_are_two_rows_that_are_compared(
+    laboratory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(self: Queue, command: list[str], log: Path, held: FileLock) -> bool:
+        return main(command[3:]) == 0  # in this process
+
+    monkeypatch.setattr(Queue, "_call", train)
+    for folder, name in (("one", "linear"), ("two", "nn")):
+        Path(folder).mkdir()
+        shutil.copy(Path("configs", "tiny", f"{name}.yaml"), Path(folder, "net.yaml"))
+    rows = ["one/net.yaml", "two/net.yaml"]
+    options = ["--seeds", "1", "--out", "out", "--workers", "1", "--margin", "9"]
+    assert main(["reproduce", *rows, *options]) == 0
+    measured = results.read(Path("out", "results.csv"))
+    assert {(it.row, it.config) for it in measured} == {
+        ("one/net", "tiny/net"),
+        ("two/net", "tiny/net"),
+    }
+    assert len({it.test_loss for it in measured}) == 2
+    shown = capsys.readouterr().out
+    for text in (shown, report(shown, capsys)):
+        assert "`one/net` − `two/net`" in text
+        assert "runs: 1 and 1; margin: 9. No interval" in text
+        assert "ocument" not in text
+    assert Path("out", "accuracies.png").exists()
+
+
+def test_a_run_with_a_hold_out_is_scored_on_the_test_split(
+    laboratory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Queue, "_call", lambda self, command, log, held: main(command[3:]) == 0)
+    run = SimpleNamespace(run=lambda command, **options: main(command[3:]))
+    monkeypatch.setattr("digitlab.reproduce.command.subprocess", run)
+    text = Path("configs", "tiny", "linear.yaml").read_text()
+    data = "  class_path: tests.tiny.TinyDataModule\n  init_args:\n    validation_size: 50"
+    Path("held.yaml").write_text(text.replace(" tests.tiny.TinyDataModule", f"\n{data}"))
+    assert main(["reproduce", "held.yaml", "--seeds", "1", "--out", "out", "--workers", "1"]) == 0
+    (result,) = results.read(Path("out", "results.csv"))
+    (metrics,) = Path("out").rglob("metrics.json")
+    scores = run_folder.read_metrics(metrics.parent)
+    assert result.test_accuracy == scores["test"]["accuracy"]
+    assert scores["val"]["n"] == 50
+    assert scores["test"]["checkpoint"] == "last"
+
+
+def report(shown: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the command that a command printed last."""
+    _, *printed = shlex.split(shown.splitlines()[-1])
+    assert main(printed) == 0
+    return capsys.readouterr().out
 
 
 def test_a_run_that_fails_is_named_with_its_log_and_gives_exit_code_1(
@@ -81,25 +152,26 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
     result = replace(RESULT, row="tiny/linear", config="tiny/linear", recipe="of before")
     results.add(laboratory / "out" / "results.csv", [result])
     said = refusal(capsys, "reproduce", "tiny/linear", "--framework", "torch", "--out", "out")
-    assert "has runs of tiny/linear with other settings than tiny/linear.yaml has now" in said
+    assert "has runs of tiny/linear with other settings than its config has now" in said
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["B12"], "there is no row B12: did you mean B2?"),
+        (["B12"], "there is no config B12: did you mean B2?"),
         (["B1", "--seeds", "1", "B2"], "B2 comes after an option: name the rows first"),
         (["--seeds", "0"], "seeds is 0: give at least 1"),
         (["--sedes", "1"], "there is no option 'sedes': did you mean 'seeds'?"),
         (["B1_as_published", "--framework", "keras"], "B1_as_published needs torch"),
         (["B1", "--explain", "B1:B2"], "leave the rows out"),
         (["--report", "--out", "nowhere"], "there are no results in nowhere/results.csv: name the"),
-        (["--pages", "README.md"], "give it too"),
-        (["--report", "--pages", "none.md"], "there is no page none.md"),
-        (["--report", "B1"], "leave rows and --explain out"),
+        (["--against", "results.csv"], "give it too"),
+        (["B1", "--margin", "0"], "margin is 0.0: give percentage points, above 0 and up to 100"),
+        (["B1", "--margin", "nan"], "margin is nan: it must be float"),
+        (["--report", "--explain", "B1:B2"], "leave --explain out"),
         (["--explain", "B1"], "name two configs with a colon between, such as B1:B2"),
         (["--explain", "B1:B1"], "so name two configs"),
-        (["--explain", "B1:none.yaml"], "there is no file none.yaml"),
+        (["--explain", "B1:none.yaml"], "there is no config none.yaml"),
         (["--explain", "B1:B2", "--validate_every", "5"], "leave --framework and --validate_every"),
     ],
 )
@@ -112,7 +184,7 @@ def test_bad_input_is_answered_in_one_line(
 @pytest.mark.parametrize(
     ("spec", "options", "said"),
     [
-        (None, [], 'Keras is not installed: give --framework torch, or pip install "digitlab[par'),
+        (None, ["--framework", "keras"], "Keras is not installed: give --framework torch, or pip"),
         (1, ["--validate_every", "9"], "validate_every is 9, and Keras validates once an epoch"),
     ],
 )
@@ -125,3 +197,36 @@ def test_what_keras_cannot_do_is_refused_before_any_run(
 ) -> None:
     monkeypatch.setattr("digitlab.reproduce.command.find_spec", lambda name: spec)
     assert said in refusal(capsys, "reproduce", "B1", *options)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "has_keras", "frameworks"),
+    [
+        (["B1"], [], True, ["torch", "keras"]),
+        (["B1"], [], False, ["torch"]),
+        (["tiny/linear"], [], True, ["torch"]),
+        (["tiny/linear"], ["--framework", "both"], True, ["torch", "keras"]),
+        (["B1"], ["--framework", "torch"], True, ["torch"]),
+    ],
+)
+def test_the_documents_rows_are_trained_in_both_frameworks_and_others_where_it_is_asked(
+    rows: list[str],
+    options: list[str],
+    has_keras: bool,
+    frameworks: list[str],
+    laboratory: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained: list[str] = []
+
+    def work(self: Queue, items: list[Item]) -> list[Item]:
+        trained.extend(item.framework for item in items)
+        return []
+
+    monkeypatch.setattr(Queue, "work", work)
+    monkeypatch.setattr("digitlab.reproduce.command.find_spec", lambda name: has_keras or None)
+    assert main(["reproduce", *rows, "--seeds", "1", "--out", "out", *options]) == 0
+    assert trained == frameworks
+    is_missing = "Keras is not installed: training in PyTorch only" in capsys.readouterr().out
+    assert is_missing == (not has_keras)

@@ -1,73 +1,69 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from digitlab.errors import InputError
 from digitlab.reproduce import figures, results
-from digitlab.reproduce.command import fill, read_tables, write_report
+from digitlab.reproduce.command import write_report
 from digitlab.reproduce.rows import read_rows
+from digitlab.reproduce.tables import group_accuracies, rows_of
 from tests.reproduce.samples import runs, runs_with_curves
 
 ROWS = read_rows()
 OTHER = [replace(run, val_curve=((1875, 0.93), (3750, 0.98))) for run in runs_with_curves("B3", 99)]
 
 
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """A folder with the results of two rows, and of one with other seeds."""
-    measured = runs_with_curves("B3", 98.7, 98.8, 98.9) + runs_with_curves("B7", 90.9, 91.2)
-    results.add(tmp_path / "results.csv", measured)
-    rerun = [replace(run, seed=100) for run in runs("B3", 98.8)]
-    results.add(tmp_path / "rerun" / "results.csv", rerun)
+    """A folder with the results of two rows of the documents, and of two of one's own."""
+    documents = runs_with_curves("B3", 98.7, 98.8, 98.9) + runs_with_curves("B7", 90.9, 91.2)
+    own = runs("my/slow", 95.0, 95.6, config="digits/slow") + runs("my/fast", 97.0, 97.2)
+    results.add(tmp_path / "results.csv", documents + own)
     return tmp_path
 
 
-def test_a_report_is_tables_and_figures_beside_the_results(out: Path) -> None:
+def test_a_report_is_tables_and_figures_beside_the_results(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_report(out, ROWS)
     text = (out / "tables.md").read_text("utf-8")
-    assert all(f"## {name}\n" in text for name in read_tables(out, ROWS))
-    assert "1 of 1 inside" in read_tables(out, ROWS)["rerun"]
-    for name in ("published", "curves", "gap", "curves/B3", "curves/B7"):
+    assert re.findall("^## (.*)", text, re.M) == ["accuracies", "differences"]
+    for name in ("accuracies", "curves"):
+        assert f"![{name}]({name}.png)" in text
         with Image.open(out / f"{name}.png") as image:
             assert min(image.size) > 380
+    shown = capsys.readouterr().out
+    assert all(line in shown for line in text.splitlines() if line.startswith("|"))
 
 
-def test_tables_go_between_their_marks_and_the_rest_of_a_page_stays(out: Path) -> None:
-    page = out / "page.md"
-    page.write_text("# Before\n\n<!-- table results -->\nold\n<!-- /table -->\n\nafter\n")
-    write_report(out, ROWS, [page])
-    once = page.read_text("utf-8")
-    table = read_tables(out, ROWS)["results"]
-    marked = f"<!-- table results -->\n{table}\n<!-- /table -->"
-    assert once == f"# Before\n\n{marked}\n\nafter\n"
-    write_report(out, ROWS, [page])
-    assert page.read_text("utf-8") == once
+def test_a_report_of_one_s_own_rows_has_only_what_there_is(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_report(out, ROWS, ["my/fast", "my/slow"], margin=1.0)
+    assert {path.name for path in out.iterdir() if path.is_file()} == {
+        *("results.csv", "tables.md", "accuracies.png")
+    }
+    text = (out / "tables.md").read_text("utf-8") + capsys.readouterr().out
+    assert "4 runs" in text
+    assert text.index("| `my/fast`") < text.index("| `my/slow`")  # in the order of the names
+    for word in ("ublished", "Keras", "ocument", "B3", "nan", "inf", "curves"):
+        assert word not in text
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("<!-- table reslts -->\n<!-- /table -->\n", "page.md has a table reslts: choose from"),
-        ("<!-- table results -->\n", "page.md has a table without an end"),
-        ("<!-- table a -->\n<!-- table results -->\n<!-- /table -->", "without an end"),
-    ],
-)
-def test_a_page_with_a_wrong_mark_is_refused(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        fill(text, {"results": "table"}, Path("page.md"))
-
-
-def test_nothing_is_written_where_one_of_the_pages_is_wrong(out: Path) -> None:
-    good, bad = out / "good.md", out / "bad.md"
-    good.write_text("<!-- table results -->\n<!-- /table -->\n")
-    for text, said in ((b"<!-- table no -->\n<!-- /table -->", "a table no:"), (b"\xff", "UTF-8")):
-        bad.write_bytes(text)
-        with pytest.raises(InputError, match=f"bad.md .*{said}"):
-            write_report(out, ROWS, [good, bad])
-    assert good.read_text("utf-8").count("\n") == 2
+def test_a_row_without_results_is_refused_and_nothing_is_written(out: Path) -> None:
+    with pytest.raises(InputError, match=r"results\.csv has no run of B1: it has "):
+        write_report(out, ROWS, ["my/slow", "B1"])
+    with pytest.raises(InputError, match="my/other"):
+        write_report(out, ROWS, ["my/other"])
     assert not (out / "tables.md").exists()
 
 
@@ -76,55 +72,73 @@ def test_an_explanation_under_way_leaves_the_rest_of_the_report(
 ) -> None:
     (out / "explain-B1-B2").mkdir()
     (out / "explain-B1-B2" / "grid.csv").write_text("a,seed,accuracy\n")
-    assert "results" in read_tables(out, ROWS)
+    write_report(out, ROWS)
     assert "has no factors.json" in capsys.readouterr().out
+    assert "## accuracies" in (out / "tables.md").read_text("utf-8")
 
 
 def test_runs_can_be_judged_by_anybody_s_results(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_report(out / "rerun", ROWS, against=out / "results.csv")
+    results.add(out / "new" / "results.csv", [replace(run, seed=100) for run in runs("B3", 98.8)])
+    write_report(out / "new", ROWS, against=out / "results.csv")
     assert "1 of 1 inside" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"there are no results in .*none\.csv"):
         write_report(out, ROWS, against=out / "none.csv")
 
 
-def test_each_data_set_has_axes_with_its_rows_from_the_top() -> None:
-    linear = runs_with_curves("linear", 92.4, 92.5, 92.6)
-    measured = [*runs_with_curves("B7", 91.0, 91.2), *linear, *runs_with_curves("B1", 96, 96.2)]
-    axes = figures.draw_published(ROWS, measured).axes
-    assert [it.get_title(loc="left") for it in axes] == ["MNIST, linear", "MNIST", "Fashion-MNIST"]
-    assert [label.get_text() for label in axes[1].get_yticklabels()] == ["B1 nn128"]
-    assert axes[0].get_ylim()[0] > axes[0].get_ylim()[1]
+def test_a_long_table_is_written_and_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = [run for i in range(10) for run in runs(f"my/{i}", 80 + i, 81.5 + i)]
+    results.add(tmp_path / "results.csv", many)
+    write_report(tmp_path, ROWS)
+    assert "differences: 49 lines, which --report writes to tables.md" in capsys.readouterr().out
+    assert (tmp_path / "tables.md").read_text("utf-8").count(" − ") == 45
 
 
-def test_the_point_of_a_row_is_its_mean_and_the_hollow_one_what_was_published() -> None:
-    (axes,) = figures.draw_published(ROWS, runs_with_curves("B6", 88.9, 89.2, 89.5)).axes
+def test_the_figure_has_a_dot_for_each_run_and_a_mean_for_each_row() -> None:
+    measured = runs("my/a", 95.0, 96.0) + runs("my/b", 97.0)
+    figure = figures.draw_accuracies(rows_of(measured, ROWS), measured)
+    (axes,) = figure.axes
+    points = {it.get_marker(): list(it.get_xdata()) for it in axes.lines[:4]}  # type: ignore[arg-type]
+    assert points["."] == pytest.approx([95.0, 96.0])
+    assert points["o"] == pytest.approx([95.5])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["my/a", "my/b"]
+    intervals = ["95% interval of the mean", "95% prediction interval for one more run"]
+    assert legend(figure) == ["PyTorch", "a run", *intervals]
+
+
+def test_the_legend_names_an_interval_only_where_one_is_drawn() -> None:
+    measured = runs("my/a", 95.0) + runs("my/b", 97.0)
+    assert legend(figures.draw_accuracies(rows_of(measured, ROWS), measured)) == [
+        "PyTorch",
+        "a run",
+    ]
+
+
+def test_what_was_published_is_hollow_beside_the_mean_of_its_row() -> None:
+    measured = runs_with_curves("B6", 88.9, 89.2, 89.5)
+    figure = figures.draw_accuracies(ROWS, measured)
+    (axes,) = figure.axes
     places = [np.asarray(line.get_xdata(), float) for line in axes.lines]
     assert sorted(x[0] for x in places if len(x) == 1) == pytest.approx([89.0, 89.2])
+    assert legend(figure)[0] == "published"
+    assert "published: more than" not in legend(figure)
 
 
-def test_curves_are_means_by_epoch_of_the_runs_that_have_one() -> None:
-    measured = [*runs_with_curves("B3", 98), *OTHER, *runs("B3", 98.8)]
-    (axes,) = figures.draw_validation_curves(ROWS, measured).axes
-    (line,) = axes.lines
-    assert list(line.get_xdata()) == [1, 2]  # type: ignore[arg-type]
-    assert list(line.get_ydata()) == pytest.approx([94.0, 97.5])  # type: ignore[arg-type]
-    assert line.get_label() == "PyTorch, n = 2"
+def test_a_line_at_0_is_part_of_the_axis_of_differences() -> None:
+    groups = group_accuracies(runs("B3", 2.0, 3.0))
+    (axes,) = figures.draw_lines(ROWS, groups, "points", whole=False).axes
+    assert axes.get_xlim()[0] < 0
+    ends = [np.asarray(line.get_xdata(), float).tolist() for line in axes.lines]
+    assert ends.count([0.0, 0.0]) == 1
 
 
-def test_the_gap_is_of_the_training_split_over_the_test_split() -> None:
-    (axes,) = figures.draw_gap(ROWS, runs_with_curves("B3", 98.0, 98.0)).axes
-    dots = next(line for line in axes.lines if line.get_marker() == ".")
-    assert list(dots.get_xdata()) == pytest.approx([0.5, 0.5])  # type: ignore[arg-type]
-
-
-def test_the_curves_of_an_experiment_reach_from_its_lowest_to_its_highest_run() -> None:
+def test_curves_are_means_in_a_band_from_the_lowest_to_the_highest_run() -> None:
     keras = runs_with_curves("B3", 98, framework="keras")
-    measured = [*runs_with_curves("B3", 98), *OTHER, *keras]
-    figure = figures.draw_experiment({"B3": ROWS["B3"]}, measured)
-    assert figure
-    torch, theirs = figure.axes
+    measured = [*runs_with_curves("B3", 98), *OTHER, *keras, *runs("B3", 98.8)]
+    torch, theirs = figures.draw_curves({"B3": ROWS["B3"]}, measured).axes
     assert torch.get_title() == "B3\nPyTorch, n = 2"
     assert theirs.get_title() == "B3\nKeras, n = 1"
     training, validation = torch.lines
@@ -134,7 +148,8 @@ def test_the_curves_of_an_experiment_reach_from_its_lowest_to_its_highest_run() 
     assert {tuple(point) for point in np.round(band, 6)} == {(1, 93), (1, 95), (2, 97), (2, 98)}
 
 
-def test_without_curves_or_rows_of_a_document_nothing_is_drawn() -> None:
-    assert figures.draw_experiment(ROWS, runs("B3", 98.8)) is None
-    for draw in (figures.draw_published, figures.draw_validation_curves, figures.draw_gap):
-        assert not draw(ROWS, runs_with_curves("digits/lenet5", 97.0)).axes
+def test_the_curves_of_many_rows_are_drawn_in_lines_of_four() -> None:
+    measured = [run for i in range(5) for run in runs_with_curves(f"my/{i}", 97.0, 98.0)]
+    axes = figures.draw_curves(rows_of(measured, ROWS), measured).axes
+    assert [it.get_visible() for it in axes] == [True] * 5 + [False] * 3
+    assert {it.get_subplotspec().get_gridspec().ncols for it in axes} == {4}  # type: ignore[union-attr]

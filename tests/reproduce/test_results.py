@@ -52,7 +52,7 @@ def test_a_finished_run_is_read_from_its_folder(tmp_path: Path) -> None:
     assert result.test_accuracy == metrics["test"]["accuracy"]
     assert result.train_accuracy == pytest.approx(metrics["train"]["accuracy"], abs=1e-6)
     assert result.train_accuracy != result.test_accuracy
-    assert result.config == "mnist/lenet5"
+    assert result.config == "tiny/lenet5"  # of the data set that was trained on
     assert result.key == ("B3", "torch", 3)
     assert result.optimizer_steps == 14  # 7 batches an epoch
     for curve, column in ((result.val_curve, "val"), (result.train_curve, "train")):
@@ -70,7 +70,7 @@ def test_validations_within_an_epoch_are_points_of_the_curve(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("metrics", "said"),
     [
-        ({"test": {"loss": None}}, "has no loss on the test split: it diverged, or held out"),
+        ({"test": {"loss": None}}, "has no loss on the test split: its training diverged"),
         ({"val": {"loss": 0.1}}, "has no loss on the test split"),
         ({"test": []}, r"metrics\.json is damaged"),
         ({"test": {"loss": "1"}}, r"metrics\.json is damaged"),
@@ -81,6 +81,7 @@ def test_a_run_without_a_whole_result_is_named(
     metrics: dict[str, object], said: str, tmp_path: Path
 ) -> None:
     whole = {"framework": "torch", "seed": 0, "train": {"accuracy": 0.5}, "optimizer_steps": 1}
+    whole |= {"dataset": "tiny"}
     (tmp_path / "metrics.json").write_text(json.dumps(whole | metrics))
     with pytest.raises(ValueError, match=said):
         Result.of_run(ROW, tmp_path)

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from digitlab.reproduce.rows import Row, by_experiment, choose, read_rows
+from digitlab.reproduce.rows import Row, choose, find_row, read_rows
 
+ROOT = Path(__file__).parents[2]
 ROWS = read_rows()
 DOCUMENTS = {
     "linear": ("mnist/linear", 88.0),
@@ -38,26 +39,74 @@ def test_the_documents_rows_are_those_of_the_inventory_in_its_order() -> None:
 
 def test_a_row_is_chosen_once_and_whatever_the_case_of_its_name() -> None:
     assert choose(["b3", "digits/lenet5", "B3"], ROWS) == [ROWS["B3"], ROWS["digits/lenet5"]]
-    with pytest.raises(ValueError, match="there is no row B1_published: did you mean B1_as_publ"):
+    with pytest.raises(ValueError, match="there is no config B1_published: did you mean B1_as_p"):
         choose(["B1_published"], ROWS)
 
 
-def test_rows_need_configs_of_different_names(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there are no configs in .*: run the command in a clone"):
-        read_rows(tmp_path)
-    (tmp_path / "mnist").mkdir()
-    for name in ("one", "two"):
-        (tmp_path / "mnist" / f"{name}.yaml").write_text("# B1: A network.\nmodel: MLP\n")
-    with pytest.raises(ValueError, match="2 configs open with `# B1:`"):
-        read_rows(tmp_path)
+@pytest.mark.parametrize("given", ["B3", "mnist/lenet5", "configs/mnist/lenet5.yaml", "absolute"])
+def test_a_row_is_found_by_all_that_a_command_takes_as_a_config(given: str) -> None:
+    absolute = str(Path("configs/mnist/lenet5.yaml").resolve())
+    assert find_row(absolute if given == "absolute" else given) == ROWS["B3"]
+
+
+@pytest.mark.parametrize("path", ["mine/net.yaml", "linear.yaml", "../up.yaml"])
+def test_a_config_of_one_s_own_is_a_row_named_after_its_folder_and_file(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    Path(path).write_text("# linear: copied. Published: 12%.\nmodel: MLP\n")
+    row = find_row(path)
+    folder = Path(path).resolve().parent.name
+    assert row.name == f"{folder}/{Path(path).stem}"
+    assert row.config.samefile(path)
+    assert row.dataset == folder
+    assert (row.in_documents, row.published) == (False, "")
+    assert row.frameworks == ("torch", "keras")
+
+
+def test_runs_of_two_configs_never_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = ["mnist/lenet5.yaml", "my-a/b.yaml", "my/a-b.yaml", "x/my/a.yaml", "y/my/a.yaml"]
+    for path in paths:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text("model: MLP\n")
+    folders = {find_row(path).run_folder for path in paths}
+    assert len(folders) == len(paths)
+    assert find_row("B3").run_folder == "mnist-lenet5"
+    assert find_row("./x/my/a.yaml").run_folder == find_row("x/my/a.yaml").run_folder
+
+
+def test_configs_of_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder / "mine").mkdir(parents=True)
+        (tmp_path / folder / "mine" / "net.yaml").write_text("model: MLP\n")
+    names = [str(tmp_path / folder / "mine" / "net.yaml") for folder in ("a", "b")]
+    with pytest.raises(ValueError, match="would both be mine/net in the results: rename a file"):
+        choose(names, ROWS)
+    assert len(choose([names[0], names[0]], ROWS)) == 1
+
+
+def test_a_local_config_takes_the_row_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("configs/mnist").mkdir(parents=True)
+    for name in ("lenet5", "copy"):
+        Path(f"configs/mnist/{name}.yaml").write_text("# B3: Published: 97%.\nmodel: MLP\n")
+    rows = read_rows()
+    assert rows["B3"] == Row("B3", Path("configs/mnist/lenet5.yaml"), "97%")
+    assert rows["mnist/copy"] == Row("mnist/copy", Path("configs/mnist/copy.yaml"))
+    assert rows["B1"].config == ROOT / "configs" / "mnist" / "nn128.yaml"
 
 
 @pytest.mark.parametrize("text", [b"\xff", b"a: [", b"- 1\n", b"seed_everything: 1\n", b""])
 def test_a_damaged_config_is_named(text: bytes, tmp_path: Path) -> None:
-    config = tmp_path / "mnist" / "odd.yaml"
-    config.parent.mkdir()
+    config = tmp_path / "odd.yaml"
     config.write_bytes(text)
-    row = read_rows(tmp_path)["mnist/odd"]
+    row = find_row(str(config))
     for read in (lambda: row.recipe, lambda: row.frameworks):
         with pytest.raises(ValueError, match=re.escape(str(config))):
             read()
@@ -92,11 +141,3 @@ def test_rows_know_their_frameworks_and_what_they_continue() -> None:
     assert {name: row.after for name, row in ROWS.items() if row.after} == {
         "B11": ROWS["B10"].config
     }
-
-
-def test_an_experiment_is_a_run_of_the_documents_or_a_config_or_all_of_the_digits() -> None:
-    experiments = {name: [*rows] for name, rows in by_experiment(ROWS).items()}
-    assert experiments["B3"] == ["B3"]
-    assert experiments["B5"] == ["B5", "B5_as_published"]
-    assert experiments["fast99"] == ["mnist/fast99"]
-    assert len(experiments["digits"]) == len(list(Path("configs", "digits").glob("*.yaml")))

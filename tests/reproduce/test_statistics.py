@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from digitlab.reproduce.statistics import compare, summarize
+from digitlab.reproduce.statistics import Comparison, adjust, compare, holm, summarize
 
 # Student's t as printed in tables, 0.975 quantile, by degrees of freedom.
-PRINTED_T = {1: 12.706, 2: 4.303, 4: 2.776, 9: 2.262}
+PRINTED_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262}
 PRINTED = 2e-4  # the table's rounding, relative to t
 
 
@@ -87,3 +87,63 @@ def test_sides_without_any_spread_have_no_interval() -> None:
 def test_an_empty_side_and_no_margin_are_refused(ours: list[float], margin: float) -> None:
     with pytest.raises(ValueError, match=r"values, margin"):
         compare(ours, [98.0, 98.1], margin)
+
+
+def test_pairs_are_judged_by_their_differences_whatever_the_seeds_add_to_both() -> None:
+    seeds = np.array([0.0, 3.0, -2.0, 5.0])
+    effect = np.array([0.9, 1.0, 1.1, 1.0])
+    found = compare(list(95 + seeds + effect), list(95 + seeds), margin=0.5, paired=True)
+    half = PRINTED_T[3] * np.std(effect, ddof=1) / math.sqrt(4)
+    assert found.difference == pytest.approx(1.0)
+    assert found.interval == pytest.approx((1 - half, 1 + half), rel=PRINTED)
+    assert found.verdict == "different"
+    assert (
+        compare(list(95 + seeds + effect), list(95 + seeds), margin=0.5).verdict == "inconclusive"
+    )
+
+
+@pytest.mark.parametrize("shift", [-0.4, 0.0, 0.25])
+def test_pairs_are_equivalent_where_the_90_per_cent_interval_lies_within_the_margin(
+    shift: float,
+) -> None:
+    theirs = np.random.default_rng(6).normal(98, 1, 6)
+    ours = theirs + shift + np.random.default_rng(5).normal(0, 0.2, 6)
+    error = np.std(ours - theirs, ddof=1) / math.sqrt(6)
+    least = abs(np.mean(ours - theirs)) + stats.t.ppf(0.95, 5) * error
+    verdicts = [compare(list(ours), list(theirs), least * k, True).verdict for k in (1.001, 0.999)]
+    assert verdicts[0] == "equivalent"
+    assert verdicts[1] != "equivalent"
+
+
+def test_pairs_that_differ_by_rounding_alone_have_no_spread() -> None:
+    ours, theirs = [97.6, 10.1, 50.3], [97.5, 10.0, 50.2]
+    assert len({a - b for a, b in zip(ours, theirs, strict=True)}) > 1
+    found = compare(ours, theirs, margin=0.5, paired=True)
+    assert (found.interval, found.verdict) == ((-math.inf, math.inf), "inconclusive")
+    assert compare(ours, ours, margin=0.5, paired=True).difference == 0.0
+    with pytest.raises(ValueError, match="shorter"):
+        compare(ours, theirs[:2], margin=0.5, paired=True)
+
+
+def test_without_a_margin_nothing_is_equivalent() -> None:
+    ours, theirs = [98.0, 98.01, 98.02], [98.0, 98.02, 98.01]
+    assert compare(ours, theirs, margin=0.5).verdict == "equivalent"
+    assert compare(ours, theirs, margin=None).verdict == "inconclusive"
+    assert compare(ours, [96.0, 96.1, 96.2], margin=None).verdict == "different"
+
+
+def test_p_values_are_adjusted_as_in_holm_s_procedure() -> None:
+    # By hand: 4 · 0.005, then 3 · 0.01, then 2 · 0.03, then 0.04, never below the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([0.04]) == [0.04]
+    assert holm([]) == []
+
+
+def test_of_many_comparisons_only_clear_ones_keep_their_verdict() -> None:
+    found = [Comparison(1.0, (0.1, 1.9), 1.0, p) for p in (0.001, 0.03, 0.04)]
+    assert [it.verdict for it in found] == ["different"] * 3
+    assert [it.verdict for it in adjust(found)] == ["different", "inconclusive", "inconclusive"]
+    assert [it.interval for it in adjust(found)] == [(0.1, 1.9)] * 3
+    same = [Comparison(0.0, (-0.1, 0.1), p, 1.0) for p in (0.001, 0.04)]
+    assert [it.verdict for it in adjust([*same, *found])][:2] == ["equivalent", "inconclusive"]

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
 from digitlab.reproduce import tables
 from digitlab.reproduce.results import Result
-from digitlab.reproduce.rows import by_experiment, read_rows
+from digitlab.reproduce.rows import read_rows
+from digitlab.reproduce.tables import compare_frameworks, compare_rows, differences_table, rows_of
 from tests.reproduce.samples import runs
 
 ROWS = read_rows()
@@ -13,87 +16,137 @@ def cells(table: str, line: int = 2) -> list[str]:
     return [cell.strip() for cell in table.splitlines()[line].strip("|").split("|")]
 
 
-def both(row: str, ours: list[float], theirs: list[float]) -> list[Result]:
-    return runs(row, *ours) + runs(row, *theirs, framework="keras")
+def own(name: str, *accuracies: float, data: str = "digits") -> list[Result]:
+    """Runs of a config of one's own."""
+    return runs(name, *accuracies, config=f"{data}/{name.rpartition('/')[2]}")
 
 
-def test_the_results_stand_beside_what_was_published() -> None:
-    table = tables.results_table(ROWS, both("B3", [98.0, 99.0], [98.5]))
-    assert cells(table) == [
-        *("B3", "`mnist/lenet5`", '"almost 99%"', "98.50 ± 0.71", "2", "98.50", "1")
-    ]
-    assert (
-        len({*map(len, tables.results_table(ROWS, runs("B3", 98), aligned=True).split("\n"))}) == 1
-    )
+def differences(*groups: list[Result], margin: float | None = None) -> str:
+    results = [run for group in groups for run in group]
+    return differences_table(compare_rows(rows_of(results, ROWS), results, margin))
 
 
-def test_rows_have_the_documents_order_others_come_last_and_those_without_a_result_never() -> None:
-    results = runs("digits/lenet5", 97.0) + runs("B10", 91.0) + runs("B2", 97.5) + runs("A1", 98.4)
-    lines = tables.results_table(ROWS, results).splitlines()[2:]
-    assert [line.split("|")[1].strip() for line in lines] == ["A1", "B2", "B10", "—"]
+def test_known_rows_come_first_in_their_order_and_keep_their_published_figure() -> None:
+    results = own("my/b", 97.0) + runs("B10", 91.0) + own("my/a", 97.0) + runs("B2", 97.5)
+    rows = rows_of(results, ROWS)
+    assert [*rows] == ["B2", "B10", "my/b", "my/a"]
+    assert rows["B2"].published == ROWS["B2"].published
+    assert (rows["my/b"].dataset, rows["my/b"].published) == ("digits", "")
 
 
 def test_intervals_of_three_runs_are_four_and_a_half_times_their_standard_error() -> None:
     table = tables.intervals_table(ROWS, runs("B3", 97.0, 98.0, 99.0))
     # t of 2 degrees of freedom is 4.303; 4.303 / √3 = 2.48, 4.303 √(4/3) = 4.97, and no accuracy
     # is above 100.
-    assert cells(table)[2:7] == ["3", "98.00", "1.00", "[95.52, 100.00]", "[93.03, 100.00]"]
-    assert cells(tables.intervals_table(ROWS, runs("B3", 98.0)))[3:7] == ["98.00", "—", "—", "—"]
+    assert cells(table)[1:6] == ["3", "98.00", "1.00", "[95.52, 100.00]", "[93.03, 100.00]"]
 
 
-def test_an_experiment_shows_each_of_its_configs_the_verdict_and_the_command() -> None:
-    results = both("B1", [96.0, 96.2], [96.1, 96.3]) + runs("B1_as_published", 95.0, 95.2)
-    table = tables.experiment_table(by_experiment(ROWS)["B1"], results + runs("B2", 97.0))
-    assert [cells(table, line)[:4] for line in (2, 3, 4)] == [
-        ["B1", "PyTorch", "96.10 ± 0.14", "2"],
-        ["B1", "Keras", "96.20 ± 0.14", "2"],
-        ["B1_as_published", "PyTorch", "95.10 ± 0.14", "2"],
-    ]
-    same_recipe = cells(tables.same_recipe_table(ROWS, results))
-    _, verdict, command = table.split("\n\n")
-    assert f"{same_recipe[3]} points, 95% interval {same_recipe[4]}" in verdict
-    assert f"**{same_recipe[7]}**, by a margin of 0.5 points" in verdict
-    assert command == "Trained by `digitlab reproduce B1 B1_as_published --seeds 2`."
+def test_accuracies_of_one_s_own_rows_show_nothing_about_documents_or_keras() -> None:
+    results = own("my/a", 96.0, 97.0) + own("my/b", 95.0, 95.5)
+    table = tables.intervals_table(rows_of(results, ROWS), results)
+    head = ["row", "n", "mean, %", "SD", "95% of the mean", "95% of one more run"]
+    assert cells(table, 0) == head
+    assert cells(table)[:4] == ["`my/a`", "2", "96.50", "0.71"]
+    assert len(table.splitlines()) == 4
 
-    table = tables.experiment_table(by_experiment(ROWS)["B1"], results[-1:])
-    command = "digitlab reproduce B1_as_published --framework torch --seeds 1 --first_seed 1"
-    assert table.splitlines()[-1] == f"Trained by `{command}`."
-    assert "points" not in table
+
+def test_one_run_has_no_interval_and_the_table_says_so() -> None:
+    results = own("my/a", 96.0)
+    table = tables.intervals_table(rows_of(results, ROWS), results)
+    assert cells(table, 0) == ["row", "n", "mean, %"]
+    assert table.endswith("One run has no interval.")
+
+
+def test_a_seed_that_failed_in_one_row_is_named() -> None:
+    results = own("my/a", 96.0, 97.0, 98.0) + own("my/b", 95.0, 95.5, 96.0)[:2]
+    table = tables.intervals_table(rows_of(results, ROWS), results)
+    assert "these lack: `my/b` 2. A run that failed is in no mean." in table
+    line = cells(differences(results))
+    assert line[:2] == ["`my/a` − `my/b`", "+1.25"]  # of the seeds 0 and 1, not of the means
+    assert "runs: 2 pairs" in differences(results)
+
+
+def test_rows_are_compared_seed_by_seed() -> None:
+    # Seeds differ by points, and the rows within each seed by 1.0 ± 0.1.
+    table = differences(own("my/a", 90.0, 95.0, 92.5), own("my/b", 91.0, 95.9, 93.6))
+    assert cells(table) == ["`my/b` − `my/a`", "+1.00", "[+0.75, +1.25]", "equivalent"]
+    assert "Percentage points; data: digits, PyTorch; runs: 3 pairs; margin: 1.5." in table
+    assert "paired t-tests" in table
+    assert "Welch" not in table
+    assert "Holm" not in table
+
+
+@pytest.mark.parametrize("shift", [2, 100])
+def test_rows_with_fewer_than_two_common_seeds_are_compared_as_samples(shift: int) -> None:
+    later = [replace(run, seed=run.seed + shift) for run in own("my/b", 91.0, 95.9, 93.6)]
+    table = differences(own("my/a", 90.0, 95.0, 92.5), later)
+    assert cells(table)[-1] == "inconclusive"
+    assert "runs: 3 and 3" in table
+    assert "Welch" in table
+    assert "paired" not in table
 
 
 @pytest.mark.parametrize(
-    ("row", "theirs", "margin", "verdict"),
-    [
-        ("B3", [98.0, 98.1, 98.2], "0.5", "equivalent"),
-        ("B3", [98.6, 98.7, 98.8], "0.5", "different"),
-        ("B6", [98.6, 98.7, 98.8], "1.0", "equivalent"),  # Fashion-MNIST's is twice as wide
-        ("B3", [95.0, 99.0], "0.5", "inconclusive"),
-    ],
+    ("margin", "verdict"), [(0.5, "different"), (2.0, "equivalent"), (None, "equivalent")]
 )
-def test_the_same_recipe_is_judged_by_the_margin_of_its_data_set(
-    row: str, theirs: list[float], margin: str, verdict: str
+def test_the_margin_is_the_given_one_or_the_data_set_s(margin: float | None, verdict: str) -> None:
+    rows = own("my/a", 90.0, 95.0, 92.5), own("my/b", 91.0, 95.9, 93.6)
+    assert cells(differences(*rows, margin=margin))[-1] == verdict
+
+
+def test_without_a_margin_a_difference_can_be_shown_but_no_equivalence() -> None:
+    rows = [own(f"my/{it}", 90.0 + i, 95.0 + i, 92.6, data="faces") for i, it in enumerate("ab")]
+    table = differences(*rows)
+    assert cells(table)[-1] == "inconclusive"
+    assert "--margin gives one" in table
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        (own("my/a", 96.0), own("my/b", 95.0)),
+        (own("my/a", 96.0, 97.0), own("my/b", 96.0, 97.0)),
+    ],
+    ids=["one seed", "equal values"],
+)
+def test_rows_without_any_spread_have_no_verdict_and_the_table_says_why(
+    rows: tuple[list[Result], list[Result]],
 ) -> None:
-    line = cells(tables.same_recipe_table(ROWS, both(row, [98.0, 98.1, 98.2], theirs)))
-    assert (line[-3], line[-1]) == (margin, verdict)
+    table = differences(*rows)
+    assert "interval" not in table.splitlines()[0]
+    assert cells(table)[-1] == "inconclusive"
+    assert "No interval: it needs two runs" in table
+    assert "paired" not in table
 
 
-def test_a_row_of_one_framework_is_not_compared() -> None:
-    assert len(tables.same_recipe_table(ROWS, runs("B3", 98.0, 98.1)).splitlines()) == 2
+def test_rows_of_different_data_sets_or_frameworks_are_not_compared() -> None:
+    results = own("my/a", 96.0, 97.0) + own("my/b", 80.0, 81.0, data="faces")
+    results += runs("my/a", 96.1, 97.3, framework="keras", config="digits/a")
+    rows = rows_of(results, ROWS)
+    assert compare_rows(rows, results) == []
+    (pair,) = compare_frameworks(rows, results).values()
+    assert (pair.name, pair.runs) == ("`my/a`, PyTorch − Keras", "2 and 2")
 
 
-def test_every_pair_of_the_document_is_shown_with_both_published_figures() -> None:
-    pairs = {"B1_as_published": "B2", "B3": "B4", "B5_as_published": "B8", "B6": "B9", "B7": "B10"}
-    results = [run for row in pairs for run in runs(row, 95.0, 95.1)]
-    results += [run for row in pairs.values() for run in runs(row, 97.6, 97.7, framework="keras")]
-    # These are no part of it: PyTorch with Keras's recipe, and without dropout in evaluation.
-    results += runs("B1", 96.0, 96.1) + runs("B2", 97.0, 97.1)
-    table = tables.as_published_table(ROWS, results)
-    names = [cells(table, line)[0] for line in range(2, 7)]
-    assert names == [f"{ours} : {theirs}" for ours, theirs in pairs.items()]
-    assert "| 85% | about 87% |" in table.splitlines()[4]
-    assert cells(table)[1:3] == ["NN 128", "mnist"]
-    assert cells(table)[5:8] == ["95.05 (2)", "97.65 (2)", "−2.60"]
-    assert cells(table)[-1] == "different"
+def test_the_45_pairs_of_ten_rows_fit_a_screen_s_lines_the_best_row_first() -> None:
+    groups = [own(f"my/lr_{i}", 90 + 0.5 * i, 90.2 + 0.5 * i, 89.9 + 0.55 * i) for i in range(10)]
+    table = differences(*groups)
+    lines = table.splitlines()[2:47]
+    assert {*map(len, lines)} == {len(lines[0])}
+    assert len(lines[0]) <= 80
+    assert [line.split("`")[1] for line in lines[:9]] == ["my/lr_9"] * 9
+    assert not any("+" not in line and "0.00" not in line for line in lines)
+    assert "adjusted for 45 pairs by Holm's method" in table
+
+
+def test_many_pairs_need_clearer_differences_than_one() -> None:
+    first, second = own("my/a", 90.0, 95.0, 92.5), own("my/b", 91.0, 95.9, 93.9)
+    assert cells(differences(first, second, margin=0.5))[-1] == "different"
+    others = [own(f"my/{it}", 80.0 + i, 85.0, 83.0 - i) for i, it in enumerate("cdefgh")]
+    table = differences(first, second, *others, margin=0.5)
+    assert cells(table)[:2] == ["`my/b` − `my/a`", "+1.10"]
+    assert cells(table)[2].startswith("[+0.")
+    assert cells(table)[-1] == "inconclusive"
 
 
 @pytest.mark.parametrize(("accuracy", "verdict"), [(98.3, "inside"), (90.0, "outside")])

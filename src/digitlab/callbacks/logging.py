@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 from time import perf_counter
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.model_summary.model_summary import LayerSummary
 from torch import Tensor
 
 from digitlab.batches import Block
@@ -98,23 +99,39 @@ class PrintEpoch(Callback):
 
     def __init__(self, history: History) -> None:
         self.history = history
+        self._validation = "val"
+        self._is_headed = False
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and isinstance(pl_module, Classifier):
-            print(tabulate_layers(layer_table(pl_module)), flush=True)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print the layers, before a strategy wraps or shards them."""
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
+        if getattr(data, "validation_is_test", False):
+            self._validation = "val (test split)"
+        if trainer.is_global_zero and isinstance(pl_module, Classifier) and stage == "fit":
+            shapes = output_shapes(pl_module, getattr(data, "image_size", 28))
+            print(tabulate_layers(layer_table(pl_module), shapes), flush=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            print(describe_epoch(self.history.rows[-1]), flush=True)
+        if not trainer.is_global_zero:
+            return
+        if not self._is_headed:  # and not earlier, when the bar is on the line
+            self._is_headed = True
+            print(f"\n{epoch_heading(self._validation)}")
+        print(describe_epoch(self.history.rows[-1], self._validation), flush=True)
 
 
-def describe_epoch(row: HistoryRow) -> str:
-    """Format the scores of an epoch in one line."""
+def epoch_heading(validation: str) -> str:
+    """Head the columns of `describe_epoch`; `validation` names the split, such as `val`."""
+    return f"           train loss  accuracy  {validation} loss  accuracy"
+
+
+def describe_epoch(row: HistoryRow, validation: str = "val") -> str:
+    """Format the scores of an epoch in one line, below `epoch_heading`."""
     line = f"epoch {row['epoch']:>3}"
-    for phase in ("train", "val"):
+    for title, phase in ("train", "train"), (validation, "val"):
         loss, accuracy = row[f"{phase}_loss"], row[f"{phase}_accuracy"]
-        if loss is not None:
-            line += f"  {phase} loss {loss:.4f} accuracy {accuracy:.2%}"
+        scores = "" if loss is None else f"{loss:>{len(title) + 5}.4f}  {accuracy:>8.2%}"
+        line += f"  {scores:{len(title) + 15}}"
     return f"{line}  {row['seconds']:.1f} s"
 
 
@@ -142,23 +159,48 @@ def count_parameters(tensors: dict[str, tuple[int, ...]]) -> int:
     return sum(map(prod, tensors.values()))
 
 
-def tabulate_layers(layers: LayerTable) -> str:
-    """Make a table of layers.
+def output_shapes(pl_module: Any, side: int = 28) -> dict[str, tuple[int, ...]]:
+    """Compute the shape of each layer's output for an image, by the layer's name.
 
-    >>> print(tabulate_layers([("0", "Linear", {"weight": (2, 3)}), ("1", "ReLU", {})]))
-    layer  type    parameter tensors    count
-    0      Linear  weight (2, 3)            6
-    1      ReLU                             0
+    By the module's own method `output_shapes`, if it has one. Empty for a network that does not
+    take images `(1, side, side)`; a layer that is not called, or returns no tensor, is left out.
+    """
+    if hasattr(pl_module, "output_shapes"):
+        return pl_module.output_shapes()  # type: ignore[no-any-return]
+    layers = {name: LayerSummary(layer) for name, layer in pl_module.network.named_children()}
+    weight = next(pl_module.parameters())
+    image = torch.zeros(1, 1, side, side, dtype=weight.dtype, device=weight.device)
+    with evaluating(pl_module.network), torch.no_grad(), suppress(RuntimeError):
+        pl_module(image)
+    sizes = {name: layer.out_size for name, layer in layers.items()}
+    for layer in layers.values():
+        layer.detach_hook()
+    return {
+        name: tuple(size[1:])
+        for name, size in sizes.items()
+        if isinstance(size, list) and all(isinstance(it, int) for it in size)
+    }
+
+
+def tabulate_layers(layers: LayerTable, outputs: dict[str, tuple[int, ...]]) -> str:
+    """Make a table of layers, with the shapes of their outputs for an image.
+
+    >>> layers = [("0", "Linear", {"weight": (2, 3)}), ("1", "ReLU", {})]
+    >>> print(tabulate_layers(layers, {"0": (2,)}))
+    layer  type    output  parameter tensors    count
+    0      Linear  (2,)    weight (2, 3)            6
+    1      ReLU                                     0
     6 parameters in 1 tensors
     """
-    rows = [("layer", "type", "parameter tensors", "count")]
+    rows = [("layer", "type", "output", "parameter tensors", "count")]
     for name, kind, tensors in layers:
         shapes = ", ".join(f"{key} {shape}" for key, shape in tensors.items())
-        rows.append((name, kind, shapes, f"{count_parameters(tensors):,}"))
+        output = str(outputs.get(name, ""))
+        rows.append((name, kind, output, shapes, f"{count_parameters(tensors):,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        f"{name:{widths[0]}}  {kind:{widths[1]}}  {shapes:{widths[2]}}  {count:>{widths[3] + 2}}"
-        for name, kind, shapes, count in rows
+        "  ".join([*map(str.ljust, row[:-1], widths), row[-1].rjust(widths[-1] + 2)])
+        for row in rows
     ]
     total = sum(count_parameters(tensors) for _, _, tensors in layers)
     number = sum(len(tensors) for _, _, tensors in layers)

@@ -1,8 +1,9 @@
-"""The progress bar.
+"""The progress bar: Lightning's, with a line that fits a terminal of 80 columns.
 
 It overrides `_should_update` of Lightning's bar, a private name: checked against Lightning 2.6.
 """
 
+import os
 import sys
 from time import monotonic
 from typing import Any
@@ -16,16 +17,43 @@ from digitlab.classifier import Classifier
 from digitlab.data import ImageLoader
 
 REFRESH_SECONDS = 0.25
+_FIRST_LINE = "{desc} {bar}"
+_LINE = "{desc} {bar} {percentage:.0f}% {remaining} {scores}"
+_LINES = (f"{_LINE} {{rate_noinv_fmt}}", _LINE, "{desc} {percentage:.0f}% {scores}")
+_MARGIN = 2  # columns for the `^C` that a terminal prints
+
+
+class _Bar(Tqdm):
+    """A bar whose line drops first the rate, then the bar itself, where the terminal is narrow."""
+
+    scores = ""
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        values: dict[str, Any] = super().format_dict | {"scores": self.scores}
+        width = values["ncols"] = (values.get("ncols") or 10_000) - _MARGIN
+        lines = _LINES if values["n"] else [_FIRST_LINE]
+        # Without a width, tqdm's bar has 10 characters: no shorter one is worth its room.
+        fitting = (
+            line
+            for line in lines
+            if len(self.format_meter(**{**values, "bar_format": line, "ncols": None})) <= width
+        )
+        values["bar_format"] = next(fitting, lines[-1])
+        return values
+
+    def set_description(self, desc: str | None = None, refresh: bool = True) -> None:
+        """Describe the bar, without tqdm's colon and without Lightning's number of the loader."""
+        self.set_description_str((desc or "").removesuffix(" DataLoader 0"), refresh)
 
 
 class ProgressBar(TQDMProgressBar):
     """Shows the progress of an epoch, with its loss and accuracy so far, four times a second.
 
     Lightning's own bar is redrawn after every batch, which costs up to half a step of a small
-    network. Nothing is drawn if standard error is closed or not a terminal.
+    network. Nothing is drawn if standard error is closed, not a terminal, or one that cannot
+    return to the start of a line.
     """
-
-    BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} {remaining}{postfix}"  # short: fits 80 columns
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +61,8 @@ class ProgressBar(TQDMProgressBar):
 
     @property
     def is_enabled(self) -> bool:
-        return super().is_enabled and sys.stderr is not None and sys.stderr.isatty()
+        is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        return super().is_enabled and is_terminal and os.environ.get("TERM") != "dumb"
 
     def _should_update(self, current: int, total: float) -> bool:
         now = monotonic()
@@ -42,25 +71,27 @@ class ProgressBar(TQDMProgressBar):
         self._refreshed_at = now
         return self.is_enabled
 
-    def _tqdm(self, description: str = "", total: float | None = None, on: bool = True) -> Tqdm:
-        return Tqdm(
+    def _tqdm(self, description: str = "", total: float | None = None, on: bool = True) -> _Bar:
+        is_utf = str(getattr(sys.stderr, "encoding", "")).lower().startswith("utf")
+        return _Bar(
             desc=description,
             total=total,
             disable=self.is_disabled or not on,
             leave=False,
             dynamic_ncols=True,
             file=sys.stderr,
-            bar_format=self.BAR_FORMAT,
+            ascii="─╾━" if is_utf else True,
+            unit=" batches",
         )
 
     # Lightning describes these at their first batch.
     init_sanity_tqdm = init_test_tqdm = init_predict_tqdm = _tqdm
 
-    def init_train_tqdm(self) -> Tqdm:
+    def init_train_tqdm(self) -> _Bar:
         """Make the bar of all epochs; a run resumed inside an epoch shows that epoch at once."""
         return self._tqdm(self.train_description, convert_inf(self.total_train_batches))
 
-    def init_validation_tqdm(self) -> Tqdm:
+    def init_validation_tqdm(self) -> _Bar:
         """Make the bar of a validation on its own; inside a fit, the epoch's bar is shown."""
         return self._tqdm(on=self.trainer.state.fn != "fit")
 
@@ -69,6 +100,11 @@ class ProgressBar(TQDMProgressBar):
         """The epoch, from 1, and the number of epochs if it is limited."""
         epoch, last = self.trainer.current_epoch + 1, self.trainer.max_epochs
         return f"Epoch {epoch}/{last}" if last and last > 0 else f"Epoch {epoch}"
+
+    @property
+    def validation_description(self) -> str:
+        data = getattr(self.trainer, "datamodule", None)
+        return f"Validation{' (test split)' * getattr(data, 'validation_is_test', False)}"
 
     @property
     def total_train_batches(self) -> float:
@@ -86,12 +122,13 @@ class ProgressBar(TQDMProgressBar):
         if isinstance(pl_module, Classifier) and "train" in pl_module.sums:
             score = pl_module.running_score("train")
             shown = {"loss": f"{score['loss']:.3f}", "acc": f"{score['accuracy']:.1%}"}
-        return shown | trainer.progress_bar_metrics
+        own = trainer.progress_bar_metrics.items()
+        return shown | {name: f"{value:.3g}" for name, value in own}
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         bar = self.train_progress_bar
         bar.set_description(self.train_description, refresh=False)
-        bar.set_postfix_str("", refresh=False)
+        bar.scores = ""
         bar.reset(convert_inf(self.total_train_batches))
 
     def on_train_batch_end(
@@ -101,8 +138,10 @@ class ProgressBar(TQDMProgressBar):
         if isinstance(batch, Block) and isinstance(loader := trainer.train_dataloader, ImageLoader):
             batch_idx = loader.state_dict()["batches"] - 1
         if self._should_update(batch_idx + 1, 0):
+            metrics = self.get_metrics(trainer, pl_module)
             self.train_progress_bar.n = batch_idx + 1
-            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))  # draws
+            self.train_progress_bar.scores = " ".join(f"{it} {metrics[it]}" for it in metrics)
+            self.train_progress_bar.refresh()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear the bar, which makes room for the epoch's line."""
@@ -112,7 +151,8 @@ class ProgressBar(TQDMProgressBar):
         """Show on the epoch's bar that a validation is running."""
         super().on_validation_start(trainer, pl_module)
         if trainer.state.fn == "fit":
-            self.train_progress_bar.set_postfix_str("validating")
+            self.train_progress_bar.scores = "validating"
+            self.train_progress_bar.refresh()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

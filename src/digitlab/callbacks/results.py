@@ -15,13 +15,11 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from digitlab import __version__
 from digitlab.callbacks.checkpointing import ExactResume
-from digitlab.callbacks.logging import History, HistoryRow, Throughput, named_weights
-from digitlab.callbacks.pictures import draw_images
+from digitlab.callbacks.logging import History, Throughput, named_weights
+from digitlab.callbacks.pictures import LARGE, draw_curves, draw_images, validation_label
 from digitlab.callbacks.tensorboard import of_tensorboard, show_picture, show_text
 from digitlab.classifier import Classifier
 from digitlab.data import ImageDataModule
@@ -79,31 +77,21 @@ class SaveFigures(Callback):
             images, labels = data.arrays("train")
             chosen = np.random.default_rng(run_seed()).choice(len(labels), size=8)
             names = [data.class_names[label] for label in labels[chosen]]
-            samples = draw_images(images[chosen], names)
+            samples = draw_images(images[chosen], names, scale=LARGE)
             write_image(self.folder / "samples.png", samples)
             if trainer.global_step == 0:  # not again in a resumed run
-                show_picture(trainer.loggers, "train/samples", samples, 0)
+                small = draw_images(images[chosen], names)  # beside the other pictures
+                show_picture(trainer.loggers, "train/samples", small, 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and self.history.rows:
-            write_figure(self.folder / "curves.png", draw_curves(self.history.rows))
-
-
-def draw_curves(rows: list[HistoryRow]) -> Figure:
-    """Draw accuracy and loss over epochs, for training and validation."""
-    figure = Figure(figsize=(9, 3.5), dpi=100, layout="constrained")
-    for axes, quantity in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
-        for phase in ("train", "val"):
-            points = [(row["epoch"], row[f"{phase}_{quantity}"]) for row in rows]
-            points = [point for point in points if point[1] is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=phase)
-        axes.set(xlabel="epoch", ylabel=quantity)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        if axes.lines:  # an epoch that was cut short has a row without scores
-            axes.legend()
-    return figure
+        if not (trainer.is_global_zero and (rows := self.history.rows)):
+            return
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
+        validation = validation_label(getattr(data, "validation_is_test", False))
+        name = "/".join(self.folder.resolve().parts[-2:])
+        figure = draw_curves({name: columns}, validation=validation)
+        write_figure(self.folder / "curves.png", figure)
 
 
 class FinalEvaluation(Callback):
@@ -181,7 +169,8 @@ class FinalEvaluation(Callback):
             **pl_module.hparams,
             **data.hparams,
         }
-        scores = {"hparams/val_accuracy": other["accuracy"], "hparams/val_loss": other["loss"]}
+        # The ends of the curves: tags of their own would be plots of one point.
+        scores = {"val/accuracy": other["accuracy"], "val/loss": other["loss"]}
         for shown in of_tensorboard(trainer.loggers):  # under HPARAMS
             # At the step after the last: the next steps of a longer run replace it.
             shown.log_hyperparams(parameters, scores, trainer.global_step)

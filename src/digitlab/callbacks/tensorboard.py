@@ -3,8 +3,8 @@
 `FirstLayerKernels`, `ModelGraph` and `Projector` read a PyTorch network. A module that trains
 another framework's network shows it by methods of its own, which are used instead:
 
-- `first_kernels() -> tuple[str, Tensor] | None`: name and weights `(out, in, height, width)` of
-  the first convolution.
+- `first_kernels() -> tuple[str, Tensor] | None`, which may be its network's: name and weights
+  `(out, in, height, width)` of the first convolution.
 - `trace_graph() -> GraphDef | None`: the graph, TensorBoard's or TensorFlow's message: only its
   `SerializeToString()` is called.
 - `features(images) -> Tensor | None`: the last fully connected layer's input for
@@ -14,6 +14,7 @@ None stands for a network that has no such thing.
 """
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,9 +45,33 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+DETAILS = re.compile("train/(.+_step|learning_rate|images_per_second)")
+
+
+class EventLogger(TensorBoardLogger):
+    """Lightning's logger, with the curves of accuracy and loss on top.
+
+    TensorBoard sorts groups by name, so the details of the training are moved from `train/…` to
+    `while_training/…`, behind `val`. Lightning's scalar `epoch` is left out.
+    """
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Log scalars under TensorBoard's tags."""
+        tags = {tag: DETAILS.sub(r"while_training/\1", tag) for tag in metrics if tag != "epoch"}
+        super().log_metrics({shown: metrics[tag] for tag, shown in tags.items()}, step)
+
+
 def of_tensorboard(loggers: Iterable[Logger]) -> list[TensorBoardLogger]:
     """Return the TensorBoard loggers among `loggers`; equally many in all processes."""
     return [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def shows_pictures(loggers: Iterable[Logger]) -> bool:
+    """Return whether a logger shows pictures: TensorBoard's, or one with Lightning's `log_image`.
+
+    Lightning's `WandbLogger` has that method. The answer is the same in all processes.
+    """
+    return any(isinstance(it, TensorBoardLogger) or hasattr(it, "log_image") for it in loggers)
 
 
 def writers(loggers: Iterable[Logger]) -> list["SummaryWriter"]:
@@ -68,9 +93,13 @@ def unless_it_fails(name: str) -> Iterator[None]:
 
 
 def show_picture(loggers: Iterable[Logger], tag: str, picture: Image.Image, step: int) -> None:
-    """Show an RGB picture under Images."""
-    for writer in writers(loggers):
-        writer.add_image(tag, np.asarray(picture), step, dataformats="HWC")
+    """Show an RGB picture: in TensorBoard under Images."""
+    pixels = np.asarray(picture)
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, pixels, step, dataformats="HWC")
+        elif hasattr(logger, "log_image"):
+            logger.log_image(tag, [pixels], step=step)
 
 
 def show_text(loggers: Iterable[Logger], tag: str, text: str, step: int) -> None:
@@ -81,7 +110,7 @@ def show_text(loggers: Iterable[Logger], tag: str, text: str, step: int) -> None
 
 
 class ValidationPicture(Callback, ABC):
-    """Keeps something of each validation batch, and shows one picture of it all in TensorBoard.
+    """Keeps something of each validation batch, and logs one picture of it all.
 
     A subclass chooses the tensors to keep of a batch, and draws those of all ranks. Nothing is read
     back from a GPU before the end of the validation.
@@ -142,11 +171,11 @@ class ValidationPicture(Callback, ABC):
 
 
 def _is_shown(trainer: Trainer) -> bool:
-    return bool(of_tensorboard(trainer.loggers)) and not trainer.sanity_checking
+    return shows_pictures(trainer.loggers) and not trainer.sanity_checking
 
 
 class ConfusionMatrix(ValidationPicture):
-    """Shows the confusion matrix of a validation in TensorBoard, `val/confusion_matrix`."""
+    """Logs the confusion matrix of a validation, `val/confusion_matrix`."""
 
     tag = "val/confusion_matrix"
 
@@ -166,7 +195,7 @@ MISTAKES_SHOWN = 16
 
 
 class WorstMistakes(ValidationPicture):
-    """Shows the most confident wrong predictions in TensorBoard.
+    """Logs the most confident wrong predictions.
 
     The picture `val/mistakes` has up to 16 images, the most confident mistake first, each with its
     class, the predicted class, and the probability of the latter.
@@ -211,26 +240,33 @@ KERNELS_SHOWN = 64
 
 
 class FirstLayerKernels(Callback):
-    """Shows in TensorBoard the first convolution's kernels after each epoch, `weights/<layer>`.
+    """Logs the first convolution's kernels after each epoch, `weights/<layer>`.
 
     Only the first input channel is shown. A network without convolutions shows nothing.
     """
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or not of_tensorboard(trainer.loggers):
+        if not trainer.is_global_zero or not shows_pictures(trainer.loggers):
             return
-        if found := first_kernels(pl_module):
-            path, weight = found
-            tag = f"weights/{path.rpartition('.')[2]}"  # a layer may be inside another
-            kernels = weight.detach()[:KERNELS_SHOWN, 0].to("cpu", torch.float32)
-            picture = draw_kernels(kernels.numpy())
-            show_picture(trainer.loggers, tag, picture, epoch_end_step(trainer))
+        if found := picture_kernels(pl_module):
+            name, picture = found
+            show_picture(trainer.loggers, f"weights/{name}", picture, epoch_end_step(trainer))
+
+
+def picture_kernels(pl_module: Any) -> tuple[str, Image.Image] | None:
+    """Draw the first convolution's kernels; return its name without its parents', and a picture."""
+    if not (found := first_kernels(pl_module)):
+        return None
+    path, weight = found
+    kernels = weight.detach()[:KERNELS_SHOWN, 0].to("cpu", torch.float32)
+    return path.rpartition(".")[2], draw_kernels(kernels.numpy())
 
 
 def first_kernels(pl_module: Any) -> tuple[str, Tensor] | None:
     """Return name and weights `(out, in, height, width)` of a network's first convolution."""
-    if hasattr(pl_module, "first_kernels"):
-        return pl_module.first_kernels()  # type: ignore[no-any-return]
+    for module in pl_module.modules():
+        if hasattr(module, "first_kernels"):
+            return module.first_kernels()  # type: ignore[no-any-return]
     layers = pl_module.named_modules()
     return next(((n, layer.weight) for n, layer in layers if isinstance(layer, nn.Conv2d)), None)
 

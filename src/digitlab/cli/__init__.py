@@ -8,33 +8,37 @@ Other commands then exit with 1, unless the reader of a pipe has closed it.
 
 import logging
 import os
-import re
 import sys
 import traceback
 import types
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from digitlab import __version__
-from digitlab.terminal import printable, surviving_streams
+from digitlab.errors import InputError, Interrupted, RunError, describe_error, reading_input
+from digitlab.terminal import Nowhere, one_line, printable, surviving_streams
 
 if TYPE_CHECKING:
     from digitlab.signals import StopSignals
 
 
 COMMANDS = {
-    "fit": ("cli.fit", "train a network: digitlab fit --config configs/digits/lenet5.yaml"),
+    "fit": ("cli.fit", "train a network: digitlab fit --config digits/lenet5"),
     "validate": ("cli.evaluate", "score a run on its validation images: --run latest"),
     "test": ("cli.evaluate", "score a run on the test images: --run latest"),
     "predict": ("cli.evaluate", "classify the test images, or files: --run latest [photo.png ...]"),
+    "configs": (
+        "cli.configs",
+        "list configs, show or copy one: digitlab configs B3 --copy my.yaml",
+    ),
     "convert": (
         "cli.convert",
-        "convert a run to Keras, or back: digitlab convert RUN_DIR model.keras",
+        "write a run as ONNX, PyTorch or Keras: convert latest model.onnx",
     ),
     "parity": (
         "cli.parity",
@@ -42,7 +46,7 @@ COMMANDS = {
     ),
     "reproduce": (
         "reproduce.command",
-        "measure the documents' figures over seeds: digitlab reproduce B1 B2 --seeds 3",
+        "train configs over seeds, and compare them: digitlab reproduce B1 my.yaml",
     ),
     "report": (
         "report.command",
@@ -54,6 +58,16 @@ COMMANDS = {
 A module's `run(name, help, options)` does the work and returns the exit code, or raises InputError,
 RunError or Interrupted.
 """
+
+_WITHOUT_TORCH = {"configs"}
+_SHORT_HELP = {"fit", "validate", "test", "predict", "parity"}
+
+LOGGERS = {
+    "lightning.pytorch": logging.WARNING,  # announcements and advertisements
+    "lightning.fabric": logging.WARNING,
+    "lightning.pytorch.profilers": logging.INFO,  # its results
+}
+"""Levels of loggers while a command runs."""
 
 _LONG = {"fit", "parity", "reproduce"}
 _LINES = "\n".join(f"  {name:10} {line}" for name, (_, line) in COMMANDS.items())
@@ -68,6 +82,8 @@ options:
   -h, --help  show this text; `digitlab COMMAND --help` shows a command's options
   --version   show the version
   --debug     with a command: show the traceback of an error
+  --print_completion bash|zsh
+              print a script that lets the shell complete commands and options
 """
 
 
@@ -90,6 +106,8 @@ def main(args: Sequence[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     name, *options = [word for word in arguments if word != "--debug"] or ["--help"]
+    if name == "help":
+        name, *options = [*options[:1], "--help"]
     if name in ("-h", "--help"):
         print(HELP, end="")
         return 0
@@ -101,10 +119,17 @@ def _main(arguments: list[str]) -> int:
         is_run = old in ("validate", "test", "predict")
         new = f"{old} --run RUN_DIR" if is_run else "fit --framework keras"
         return _error(f"digitlab keras {old} is now: digitlab {new}")
-    if name not in COMMANDS:
+    if name == "--print_completion" and (options and options[0]) not in ("bash", "zsh"):
+        return _error(f"print_completion is {' '.join(options) or 'empty'}: give bash or zsh")
+    if name not in (*COMMANDS, "--print_completion"):
         nearest = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"
         return _error(f"there is no command {name!r}: {hint}")
+    if name in _SHORT_HELP and {"-h", "--help"} & set(options):
+        from digitlab.cli.options import short_parser
+
+        short_parser(name, COMMANDS[name][1]).print_help()
+        return 0
     try:
         return _run(name, options, debug)
     except KeyboardInterrupt:
@@ -113,16 +138,14 @@ def _main(arguments: list[str]) -> int:
 
 
 def _run(name: str, options: list[str], debug: bool) -> int:
-    _prepare_process()
-    # torch and Lightning take seconds to import: only now, and only for a command.
-    from digitlab.errors import InputError, RunError, describe_error, reading_input
-    from digitlab.signals import Interrupted
-
-    _silence()
-    module, help = COMMANDS[name]
+    prepare_process()
+    _announce(name, options)
+    module, help = COMMANDS.get(name, ("cli.completion", ""))
     try:
         with reading_input():  # some commands need an extra
             run = import_module(f"digitlab.{module}").run
+        silence()
+        options = ["--help" if word == "--help_all" else word for word in options]
         exit_code: int = run(name, help, options)
         return exit_code
     except Interrupted as interrupt:
@@ -134,16 +157,22 @@ def _run(name: str, options: list[str], debug: bool) -> int:
         return _error(describe_error(error), debug, code=1)
 
 
+def _announce(name: str, options: list[str]) -> None:
+    """Say what is loaded, which takes seconds: on a terminal, and beside the command's output."""
+    if name not in _WITHOUT_TORCH and "torch" not in sys.modules and sys.stderr.isatty():
+        keras = " and TensorFlow" * (name == "parity" or "keras" in options)
+        print(f"digitlab {__version__}: loading PyTorch{keras} ...", file=sys.stderr)
+        sys.stderr.flush()
+
+
 def _error(message: str, debug: bool = False, code: int = 2) -> int:
     if debug:
         print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr, end="")
-    # Inert, and a single line. Spaces stay as they are: a command in the message may quote them.
-    line = re.sub(r"\s*[\r\n]\s*", " ", message.strip())
-    print(f"digitlab: error: {printable(line)}", file=sys.stderr)
+    print(f"digitlab: error: {one_line(message)}", file=sys.stderr)
     return code
 
 
-def _prepare_process() -> None:
+def prepare_process() -> None:
     """Set up the process before torch, Lightning and TensorBoard are imported."""
     has_gpu = any(any(Path("/dev").glob(name)) for name in ("nv*gpu*", "nvidia*", "dxg", "kfd"))
     if sys.platform == "linux" and not has_gpu:
@@ -158,11 +187,10 @@ def _prepare_process() -> None:
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
 
 
-def _silence() -> None:
-    """Hide messages that a user cannot act on; called once Lightning is imported."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # announcements and advertisements
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # its results
+def silence() -> None:
+    """Hide messages that a user cannot act on; Lightning's import sets other levels."""
+    for name, level in LOGGERS.items():
+        logging.getLogger(name).setLevel(level)
     for message in (
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
         r"Checkpoint directory .* exists and is not empty",  # it does in a resumed run
@@ -182,10 +210,41 @@ def inside_rank(signals: "StopSignals", threads: int) -> Iterator[None]:
     """
     import torch
 
-    _prepare_process()
+    prepare_process()
     torch.set_flush_denormal(True)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # or Lightning would choose another number
     torch.set_num_threads(threads)
-    _silence()
+    silence()
     with surviving_streams(), signals.handled():
         yield
+
+
+@contextmanager
+def in_callers_process(quiet: bool = False) -> Iterator[None]:
+    """Do in the `with` block what a command does in its own process, and undo it afterwards."""
+    import torch
+    from lightning.pytorch.utilities.seed import isolate_rng
+
+    prepare_process()
+    names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # set by `seed_everything`
+    seeds = {name: os.environ.pop(name) for name in names if name in os.environ}
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    threads = torch.get_num_threads()
+    flushes = not torch.tensor(2.0**-130).mul(1).item()  # denormal numbers, to zero
+    with ExitStack() as stack:
+        stack.enter_context(isolate_rng())
+        stack.enter_context(warnings.catch_warnings())
+        if quiet:
+            stack.enter_context(redirect_stdout(Nowhere()))
+            stack.enter_context(redirect_stderr(Nowhere()))
+        silence()
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_flush_denormal(flushes)
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+            for name in names:
+                os.environ.pop(name, None)
+            os.environ.update(seeds)

@@ -23,7 +23,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from digitlab.errors import InputError
+from digitlab.errors import InputError, describe_error
 from digitlab.files import load_yaml
 from digitlab.settings import check_type
 
@@ -125,7 +125,8 @@ class _Check:
         try:
             found = import_object(path)
         except Exception as error:  # its module's own, too
-            raise InputError(f"{key}: {path} cannot be imported: {error}") from error
+            why = describe_error(error)
+            raise InputError(f"{key}: {path} cannot be imported: {why}") from error
         self._require(found, key, path, hint)
         arguments = spec.get("init_args")
         if isinstance(arguments, Namespace):

@@ -6,28 +6,33 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
 import yaml
-from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from PIL import Image
 
 from digitlab import files, run_folder
 from digitlab.checkpoints import load_weights
+from digitlab.cli.options import add_evaluation_options, add_prediction_options
 from digitlab.cli.parser import RunCLI, split_off
 from digitlab.data import ImageDataModule
+from digitlab.data.datamodule import Subset
 from digitlab.data.photographs import PreparedImage, open_image
 from digitlab.errors import reading_input
 from digitlab.scores import describe_score
 from digitlab.signals import StopSignals
 from digitlab.terminal import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ("file", "class", "class_name", "probability", "probabilities", "error")
 # An evaluation uses these settings of the run's trainer; one process is enough for it.
@@ -35,7 +40,7 @@ TRAINER = ("accelerator", "precision")
 # An evaluation makes neither, so it imports no class that they name.
 TRAINING = ("optimizer", "lr_scheduler")
 # Settings of the data that may differ from the run's; others would score other images.
-DATA = {"root", "batch_size", "eval_batch_size"}
+DATA = {"root", "folder", "batch_size", "eval_batch_size"}
 
 
 class EvaluationCLI(RunCLI):
@@ -50,12 +55,7 @@ class EvaluationCLI(RunCLI):
         return text
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--run", type=str, help="Run folder, or latest. Required.")
-        parser.add_argument(
-            "--checkpoint", type=str, default="last", help="last, best, or a checkpoint's path."
-        )
-        text = "CPU threads. Default: the run's."
-        parser.add_argument("--threads", type=PositiveInt | None, default=None, help=text)
+        add_evaluation_options(parser)
 
     def before_instantiate_classes(self) -> None:
         """Set the number of threads, which runs of older versions leave to torch."""
@@ -68,19 +68,7 @@ class PredictionCLI(EvaluationCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        group = parser.add_argument_group(
-            "Image files",
-            "Words that are neither options nor their values are image files, as in digitlab "
-            "predict --run latest photo.png more/*.jpg. They are classified instead of the test "
-            "split, each prepared as the run's training images were. All words after -- are files.",
-        )
-        group.add_argument("--json", type=str, help="JSON file to write a row for each image to.")
-        group.add_argument("--csv", type=str, help="CSV file to write a row for each image to.")
-        group.add_argument(
-            *("--save_prepared", "--save-prepared"),
-            type=str,
-            help="Folder to write the prepared images to, as PNG files of 28x28 pixels.",
-        )
+        add_prediction_options(parser)
 
 
 @dataclass
@@ -91,7 +79,6 @@ class Evaluation:
         cli: The run's settings, and the flags' over them.
         folder: The run folder.
         flags: The flags besides `--run`.
-        checkpoint: The file of the weights.
         images: Image files to classify instead of the test split, if any.
         framework: Where the run was trained.
     """
@@ -99,9 +86,17 @@ class Evaluation:
     cli: EvaluationCLI
     folder: Path
     flags: list[str]
-    checkpoint: Path
     images: list[str]
     framework: run_folder.Framework
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file of the weights.
+
+        Raises:
+            ValueError: There is no such file.
+        """
+        return run_folder.find_checkpoint(self.folder, self.cli.config.checkpoint)
 
     def load(self) -> None:
         """Load the weights; a Keras run's model takes the place of the network."""
@@ -113,10 +108,28 @@ class Evaluation:
 
             config = self.cli.config
             if config.threads:
-                set_threads(config.threads)
+                # TensorFlow may have computed in this process: other threads differ by rounding.
+                with suppress(ValueError):
+                    set_threads(config.threads)
             choose_device(config.trainer.accelerator)
             precision = config.trainer.precision
             self.cli.model = load_classifier(self.cli.model, self.checkpoint, precision)
+
+    def predictions(self, split: Subset) -> "pd.DataFrame":
+        """Classify the images of a split by the loaded weights, without a trainer.
+
+        Returns:
+            A row for each image, in the split's order, with the values of `predict_step`.
+        """
+        import pandas as pd  # takes a third of a second
+
+        data = self.cli.datamodule
+        loaders = {"train": data.train_eval_dataloader, "validation": data.val_dataloader}
+        loader = loaders.get(split, data.test_dataloader)()
+        found = self.cli.model.classify(loader, data.class_names)
+        found |= {key: it.numpy() for key, it in found.items() if isinstance(it, torch.Tensor)}
+        rows = pd.DataFrame(found | {"probabilities": list(found["probabilities"])})
+        return rows.rename_axis("index")
 
     def make_trainer(self) -> Trainer:
         settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
@@ -133,6 +146,8 @@ def run(name: str, help: str, options: list[str]) -> int:
     with reading_input():
         evaluation = read_evaluation(name, options, help)
         cli, images = evaluation.cli, evaluation.images
+        if cli.config_files:
+            print(f"config: {printable(cli.origin)}")
         if name == "predict":
             _check_outputs(images, cli.config)
         else:
@@ -173,19 +188,33 @@ def read_evaluation(name: str, options: list[str], help: str = "") -> Evaluation
     if not given:
         raise ValueError(f"{name} needs trained weights: name a run, --run RUN_DIR or latest")
     folder = run_folder.find_run(given[-1])
-    trained = needed_settings(run_folder.read_config(folder, run_folder.NEEDED))
-    cli = make_cli(name, ["--run", str(folder), *flags], yaml.safe_dump(trained), help)
+    with run_folder.naming_newer_version(folder):
+        trained = needed_settings(run_folder.read_config(folder, run_folder.NEEDED))
+        cli = make_cli(name, [f"--run={folder}", *flags], yaml.safe_dump(trained), help)
     _check_data(cli, trained["data"])
     limit = f"limit_{'val' if name == 'validate' else name}_batches"
     if cli.config.trainer.get(limit) == 0:
         raise ValueError(f"trainer.{limit} is 0: leave at least one batch to score")
-    checkpoint = run_folder.find_checkpoint(folder, cli.config.checkpoint)
-    return Evaluation(cli, folder, flags, checkpoint, images, run_folder.framework(folder))
+    return Evaluation(cli, folder, flags, images, run_folder.framework(folder))
+
+
+def read_on_cpu(folder: Path, checkpoint: str = "last") -> Evaluation:
+    """Read a run to compute on the CPU, in float32 unless a Keras model has another precision."""
+    options = [f"--run={folder}", f"--checkpoint={checkpoint}", "--trainer.accelerator=cpu"]
+    if run_folder.framework(folder) == "torch":
+        options.append("--trainer.precision=32-true")
+    return read_evaluation("predict", options)
+
+
+def mistakes(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the wrong ones of `Evaluation.predictions`, the most probable first."""
+    wrong = rows[rows["class"] != rows["label"]]
+    return wrong.sort_values("probability", ascending=False, kind="stable")
 
 
 def needed_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run that an evaluation needs: model, data, device, seed, threads."""
-    kept = ("model", "data", "seed_everything", "threads")
+    kept = ("model", "data", "seed_everything", "threads", "from_configs")
     trained = {key: config[key] for key in kept if key in config}
     trained["trainer"] = {key: config["trainer"][key] for key in TRAINER}
     if isinstance(arguments := trained["model"].get("init_args"), dict):
@@ -219,7 +248,8 @@ def _save_score(evaluation: Evaluation, phase: Literal["val", "test"], split: st
     entry: dict[str, Any] = {**score, "checkpoint": checkpoint, "split": split}
     if others := split_off(evaluation.flags, "--checkpoint")[1]:
         entry["flags"] = others
-    sentence = f"{describe_score(split, score)}, checkpoint {checkpoint}"
+    shown = "validation (test split)" if (phase, split) == ("val", "test") else split
+    sentence = f"{describe_score(shown, score)}, checkpoint {checkpoint}"
     if evaluation.checkpoint.stem == "best":
         own = evaluation.checkpoint.resolve().parents[1] == folder.resolve()
         entry["chosen_on"] = cli.datamodule.validation_split if own else "unknown"

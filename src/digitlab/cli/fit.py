@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
-from jsonargparse.typing import NonNegativeFloat, PositiveInt, restricted_string_type
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -21,7 +20,8 @@ from digitlab.callbacks.results import describe_device
 from digitlab.checkpoints import load_weights, sha256
 from digitlab.classifier import Classifier
 from digitlab.cli import inside_rank
-from digitlab.cli.parser import RunCLI, check_settings, check_together, split_off
+from digitlab.cli.options import add_fit_options
+from digitlab.cli.parser import RunCLI, check_end, check_settings, check_together, split_off
 from digitlab.cli.refusals import as_input_error, check_monitors, error_of_ranks
 from digitlab.cli.trainer import as_list, check_callbacks, make_trainer
 from digitlab.distributed import (
@@ -44,10 +44,6 @@ from digitlab.resume import (
 from digitlab.signals import Interrupted, StopSignals
 from digitlab.terminal import command, printable
 
-RunName = restricted_string_type(
-    "RunName", r"^[\w.+-]*\w[\w.+-]*$", docstring="Part of a folder's name."
-)
-
 
 class FitCLI(RunCLI):
     """The options of `digitlab fit`.
@@ -63,52 +59,13 @@ class FitCLI(RunCLI):
     made: Trainer | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        add = parser.add_argument
-        frameworks, outputs = Literal["torch", "keras"], Literal["logits", "softmax"]
-        text = "Train the network in PyTorch, or its Keras twin in Keras."
-        add("--framework", type=frameworks, default="torch", help=text)
-        text = (
-            "With --framework keras: end the network in logits, or, as document A does, in a "
-            "softmax, with the cross-entropy of clipped probabilities."
-        )
-        add("--output", type=outputs, default="logits", help=text)
-        text = (
-            "Name of the run: its folder is <data set>-<name> under trainer.default_root_dir. "
-            "Default: the first config's."
-        )
-        add("--name", type=RunName | None, default=None, help=text)
-        text = "File with the initial weights: a checkpoint, a state dict or, in Keras, a model."
-        add("--weights", type=str | None, default=None, help=text)
-        text = (
-            "Resume this run, a folder or latest, with its settings. A larger trainer.max_epochs "
-            "lengthens it."
-        )
-        add("--run", type=str | None, default=None, help=text)
-        text = (
-            "With --run: accept settings that change the result. An unfinished epoch starts over, "
-            "with the weights so far."
-        )
-        add("--allow_changes", type=bool, default=False, help=text)
-        text = (
-            "With --run: resume on another type of device, or with other threads, deterministic or "
-            "precision flags of torch; metrics.json then says so."
-        )
-        add("--allow_inexact_resume", type=bool, default=False, help=text)
-        text = (
-            "CPU threads of PyTorch or TensorFlow. Another number rounds differently: part of what "
-            "a seed gives."
-        )
-        add("--threads", type=PositiveInt, default=1, help=text)
-        text = "Optimizer steps between two checkpoints inside an epoch. Default: none."
-        add("--checkpoint_every_n_steps", type=PositiveInt | None, default=None, help=text)
-        text = "Minutes between two checkpoints inside an epoch; null for none."
-        add("--checkpoint_every_n_minutes", type=NonNegativeFloat | None, default=1.0, help=text)
+        add_fit_options(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and name a run that has no name after its config or its network."""
         super().parse_arguments(parser, args)
-        configs, model = [it for it in self.config_files if Path(it).is_file()], self.config.model
-        default = Path(configs[0]).stem if configs else model.class_path.rpartition(".")[2]
+        configs, model = [it for it in self.config_files if it.is_file()], self.config.model
+        default = configs[0].stem if configs else model.class_path.rpartition(".")[2]
         self.config.name = self.config.name or re.sub(r"[^\w.+-]", "_", default.lower())
 
     def before_instantiate_classes(self) -> None:
@@ -125,6 +82,21 @@ class FitCLI(RunCLI):
 
 def run(name: str, help: str, options: list[str]) -> int:
     """Train a network, or resume its training."""
+    train(options, name, help)
+    return 0
+
+
+def train(options: list[str], name: str = "fit", help: str = "") -> Path | None:
+    """Train a network, or resume its training.
+
+    Args:
+        options: The command line after the subcommand.
+        name: The subcommand, for messages.
+        help: One line on it.
+
+    Returns:
+        The run folder; None after `fast_dev_run`, and in all ranks but the first.
+    """
     # Adam's moments of silent units become denormal after some hundred steps, and a CPU computes
     # with such numbers so slowly that a small network's step takes half as long again. As zeros
     # they give the same weights. Now, because the threads of later operations inherit it.
@@ -141,10 +113,12 @@ def run(name: str, help: str, options: list[str]) -> int:
                 start = find_resume_point(folder, cli.dump(), allow_changes)
             if start.finished:
                 print_rank_zero(f"{printable(folder)} is finished: {start.finished}")
-                return 0
+                return folder
             throughput = cb.Throughput()
             with throughput.time("data"):
                 cli.datamodule.setup("fit")
+            if cli.datamodule.digests_read and not start.resumed:
+                cli.config.data.init_args.digests = cli.datamodule.digests_read
             check_callbacks(cli)
             check_together(cli.model, cli.datamodule)
             weights = _load_weights(cli, start)
@@ -162,11 +136,19 @@ def run(name: str, help: str, options: list[str]) -> int:
             start.check_processes(trainer.world_size, allow_changes)
             inexact = allow_changes or cli.config.allow_inexact_resume
             compare_numerics(start.numerics, trainer, cli.model, inexact)
-        if folder and trainer.is_global_zero and not cli.config.trainer.fast_dev_run:
+        if batches := int(cli.config.trainer.fast_dev_run):
+            _fit(cli, trainer, start)
+            trainer.test(cli.model, cli.datamodule, verbose=False)
+            print_rank_zero(
+                f"{batches} batch{'es' * (batches > 1)} of training, validation and test passed; "
+                "nothing was written"
+            )
+        elif folder and trainer.is_global_zero:
             _fit_in(folder, cli, trainer, start)
+            return folder
         else:
             _fit(cli, trainer, start)
-    return 0
+    return None
 
 
 def read_fit(name: str, options: list[str], help: str = "") -> tuple[FitCLI, Path | None]:
@@ -175,6 +157,7 @@ def read_fit(name: str, options: list[str], help: str = "") -> tuple[FitCLI, Pat
     if not given or {"-h", "--help"} & set(options):
         cli = FitCLI(name, options, help=help)
         check_settings(cli)
+        check_end(cli)
         if cli.config.output != "logits" and cli.config.framework != "keras":
             raise ValueError(
                 f"output is {cli.config.output}: add --framework keras, or leave it out"
@@ -184,11 +167,13 @@ def read_fit(name: str, options: list[str], help: str = "") -> tuple[FitCLI, Pat
             return cli, None
         given = [str(folder)]
     folder = run_folder.find_run(given[-1])
-    config = check_resumable(folder)
-    if "threads" not in config:
-        config["threads"] = recorded_threads(folder)
-    cli = FitCLI(name, others, yaml.safe_dump(config), help)
+    with run_folder.naming_newer_version(folder):
+        config = check_resumable(folder)
+        if "threads" not in config:
+            config["threads"] = recorded_threads(folder)
+        cli = FitCLI(name, others, yaml.safe_dump(config), help)
     check_settings(cli)
+    check_end(cli)
     return cli, folder
 
 
@@ -244,7 +229,7 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
     from digitlab.parity.keras_files import load_initial_weights
     from digitlab.parity.keras_module import KerasClassifier
 
-    config = cli.config
+    config, side = cli.config, cli.datamodule.image_size
     set_threads(config.threads)
     precision = str(config.trainer.precision or "32-true")
     precision = {"32": "32-true", "64": "64-true"}.get(precision, precision)
@@ -260,7 +245,13 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
     if weights:
         load_initial_weights(cli.model, Path(weights))
     copy_weights = True if weights else None  # else as the model's initialization asks for
-    return KerasClassifier(cli.model, POLICIES[precision], config.output, copy_weights)
+    made = KerasClassifier(cli.model, POLICIES[precision], config.output, copy_weights)
+    if (taken := made.keras_model.input_shape[1:3]) != (side, side):
+        raise ValueError(
+            f"the Keras twin takes images of {'x'.join(map(str, taken))} pixels, and these have "
+            f"{side}x{side}: set --data.size, or train without --framework keras"
+        )
+    return made
 
 
 def _fit_in(folder: Path, cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
@@ -329,14 +320,15 @@ def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
 
 
 def describe_run(cli: FitCLI, trainer: Trainer) -> str:
-    """Describe the data, the network, the device and the seed."""
+    """Describe the configs, the data, the network, the device and the seed."""
     data, network = cli.datamodule, cli.config.model.class_path.rpartition(".")[2]
     twin = "'s Keras twin" if cli.config.framework == "keras" else ""
     device = cli.device or describe_device(trainer.strategy.root_device)
     return (
+        f"config: {printable(cli.origin)}\n"
         f"{printable(data.name)}: {data.size('train')} training images, "
         f"{data.size('validation')} {data.validation_split} images, "
-        f"normalization {data.normalization}\n"
+        f"normalization {data.normalization}\nImages: {data.verification}\n"
         f"{network}{twin} on {device}, precision {cli.precision or trainer.precision}, "
         f"seed {cli.config.seed_everything}\n"
     )

@@ -8,8 +8,9 @@ from inspect import isroutine, signature
 from pydoc import locate
 
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import Logger
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -99,15 +100,29 @@ def _unknown_class(match: re.Match[str], key: str, options: Iterable[str]) -> st
     if "module '__main__'" in match[0] or name.startswith("__main__."):
         script = "run that script, python SCRIPT fit ..., instead of digitlab"
         return f"{key}: there is no {name!r} in __main__: if a script defines it, {script}"
+    if key == "model" and (way := _as_network(name)):
+        return way
     if base is None:  # a class is one of several types that the value might have had
         return f"{key} is {name}: it must be {_rules(match.string)}"
     return f"{key}: there is no {base.__name__} {name!r}: {_nearest(name, _subclasses(base))}"
 
 
+def _as_network(name: str) -> str | None:
+    """Say how a module that is not a `Classifier` can be trained, if a name is one's."""
+    found = locate(name) if "." in name else None
+    if not isinstance(found, type) or not issubclass(found, nn.Module):
+        return None
+    if issubclass(found, LightningModule):
+        remedy = "train it with a Trainer in Python, or make it a subclass of Classifier"
+        return f"model is {name}, a LightningModule but not a Classifier: {remedy}"
+    remedy = f"let a Classifier train it, --model Classifier --model.network {name}"
+    return f"model is {name}, an nn.Module but not a Classifier: {remedy}"
+
+
 def _missing(match: re.Match[str], key: str, options: Iterable[str]) -> str:
     if key:
         return f"{key} needs {match['name']}: set --{key}.{match['name']}"
-    example = "name a config, such as --config configs/digits/lenet5.yaml"
+    example = "name a config, such as --config digits/lenet5"
     return f"no {match['name']} is given: {example}, or set --model and --data"
 
 
@@ -120,7 +135,7 @@ def _wrong_value(match: re.Match[str], key: str, options: Iterable[str]) -> str:
 
 PATTERNS: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] = [
     (r"Group '(?P<group>\S+)' does not accept option '(?P<name>\S+)'", _unknown_option),
-    (r"[Uu]nrecognized arguments: (?P<name>\S+)", _unknown_option),
+    (r"[Uu]nrecognized arguments: (?P<name>[^\s=]+)", _unknown_option),
     # An optimizer's class path follows the option, a model's precedes it; the last one counts.
     (
         r"Option '(?P<name>\S+)' is not accepted.*Namespace\(class_path='(?P<owner>[\w.]+)'",

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from digitlab import files
 from digitlab.cli.fit import FitCLI, new_run_dir, remove
+from digitlab.cli.options import add_parity_options
 from digitlab.cli.parser import check_settings, check_together
 from digitlab.data import ImageLoader
 from digitlab.errors import reading_input
@@ -36,13 +37,7 @@ class ParityCLI(FitCLI):
     """The options of `digitlab parity`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        super().add_arguments_to_parser(parser)
-        parser.add_argument(
-            "--steps",
-            type=int,
-            default=50,
-            help="Training steps, at least 1; all weights are compared after each.",
-        )
+        add_parity_options(parser)
 
 
 @dataclass
@@ -99,7 +94,7 @@ def run(name: str, help: str, options: list[str]) -> int:
     passed, verdict = _judge(checks)
     result = {
         "passed": passed,
-        "config": cli.config_files,
+        "config": cli.config.from_configs,
         "steps": cli.config.steps,
         "seed": cli.config.seed_everything,
         "versions": _versions(),
@@ -149,7 +144,7 @@ def _describe(cli: ParityCLI) -> str:
     optimizer = type(model.optimizer(model.parameters())).__name__
     steps = f"{cli.config.steps} step{'s' * (cli.config.steps > 1)}"
     lines = [
-        f"{', '.join(cli.config_files) or 'no config'}: {type(model).__name__} and its Keras twin, "
+        f"{cli.origin}: {type(model).__name__} and its Keras twin, "
         f"{optimizer}, {steps} of {data.batch_size} images of {data.name}, "
         f"seed {cli.config.seed_everything}",
         ", ".join(f"{name} {number}" for name, number in _versions().items()),

@@ -2,15 +2,19 @@
 
 import os
 import re
-from argparse import ArgumentError
+import sys
+from argparse import Action, ArgumentError
 from argparse import ArgumentParser as PlainParser
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
-from jsonargparse import get_loader, set_dumper, set_loader
+from jsonargparse import DefaultHelpFormatter, Namespace, get_loader, set_dumper, set_loader
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -20,11 +24,14 @@ import digitlab.models  # noqa: F401
 from digitlab.callbacks import ProgressBar
 from digitlab.classifier import Classifier
 from digitlab.cli.allowed import check_allowed
+from digitlab.cli.configs import find_config
 from digitlab.cli.messages import explain, option_names
 from digitlab.data import ImageDataModule
+from digitlab.errors import InputError, describe_error
 from digitlab.execution import NullProfiler
-from digitlab.files import expand_path, expand_settings, load_yaml
+from digitlab.files import expand_settings, load_yaml
 from digitlab.run_folder import read_settings
+from digitlab.settings import parameters
 
 
 def _load_value(text: str) -> Any:
@@ -42,6 +49,24 @@ _Dumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str
 _dump = partial(yaml.dump, Dumper=_Dumper, default_flow_style=False, allow_unicode=True)
 set_loader("yaml of runs", _load_value, (yaml.YAMLError, ValueError))
 set_dumper("yaml of runs", partial(_dump, sort_keys=False))
+
+
+class _Help(DefaultHelpFormatter):
+    """Shows the names that Sphinx's markup in a help text refers to, without the markup."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = re.sub(
+            r":[\w:]+:`[~.]*([^`<]*?)(?: *<[^>]*>)?`", r"\1", super()._get_help_string(action)
+        )
+        text = re.sub(r"`([^`<]+) *<[^>]*>`_+", r"\1", text)  # a link
+        return text.replace("``", "")
+
+
+class _Parser(LightningArgumentParser):
+    """A parser with such help; jsonargparse makes those of single classes of the same type."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _Help, **kwargs})
 
 
 class RunCLI(LightningCLI):
@@ -81,6 +106,7 @@ class RunCLI(LightningCLI):
                 "enable_model_summary": False,  # `PrintEpoch` also shows the tensors' shapes
                 "num_sanity_val_steps": 0,
             },
+            parser_class=_Parser,
             parser_kwargs={
                 "prog": f"digitlab {command}",
                 "description": f"{help}. --model.help CLASS shows a class's options.",
@@ -92,6 +118,8 @@ class RunCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the seed: a number, whereas Lightning's own option takes `true` for 0."""
+        text = "Recorded in config.yaml: the configs that the settings come from."
+        parser.add_argument("--from_configs", type=list[str], default=[], help=text)
         parser.add_argument(
             "--seed_everything",
             type=int,
@@ -101,12 +129,20 @@ class RunCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         given, flags = split_off(args, "--config", "-c")
-        self.config_files = [str(expand_path(path)) for path in given]
-        texts = [self.base, *map(_read_config, self.config_files)]
+        if any(word.startswith("--from_configs") for word in flags):
+            raise ValueError("from_configs is recorded by a run: name configs by --config")
+        found = [find_config(name) for name in given]
+        self.config_files = [config.path for config in found]
+        read = [_read_config(path) for path in self.config_files]
+        texts = [self.base, *(text for text, _ in read)]
         configs = [word for config in texts for word in ("-c", config)]
         try:
             self.config = parser.parse_args(configs + flags)
         except ArgumentError as error:
+            cause = _root(error)
+            # jsonargparse passes a bug's bare key on, but its own such errors are sentences.
+            if isinstance(cause, KeyError) and str(cause) == repr(cause.args[0]):
+                raise ValueError(describe_error(cause)) from error
             message = explain(str(error), option_names(parser))
             try:
                 parser.parse_args(configs[:2])
@@ -114,6 +150,10 @@ class RunCLI(LightningCLI):
                 if self.base != "{}":
                     message = f"the run's config.yaml is damaged: {message}"
             raise ValueError(message) from error
+        origins = load_yaml(self.base).get("from_configs") or []
+        for config, (_, settings) in zip(found, read, strict=True):
+            origins += settings.get("from_configs") or [str(config)]
+        self.config.from_configs = origins
         expand_settings(self.config)
         self.config.trainer.default_root_dir = self.config.trainer.default_root_dir or "runs"
         check_allowed(parser, self.config)
@@ -122,15 +162,22 @@ class RunCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         try:
+            self._follow_data()
             self.config_init = self.parser.instantiate(self.config)
         except ValueError as error:
-            # jsonargparse wraps a constructor's error in one for every type that it tried.
-            cause: BaseException = error
-            while cause.__cause__:
-                cause = cause.__cause__
-            raise ValueError(str(cause)) from error
+            raise ValueError(describe_error(_root(error))) from error
         self.model: Classifier = self.config_init.model
         self.datamodule: ImageDataModule = self.config_init.data
+
+    def _follow_data(self) -> None:
+        """Give a network the number of classes in the data, unless the settings give another."""
+        model = self.config.model
+        kind: Any = locate(model.class_path)
+        defaults = {name: value for name, _, value in parameters(kind)}
+        given = (model.get("init_args") or {}).get("num_classes")
+        if given is not None and given == defaults.get("num_classes"):
+            data = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
+            model.init_args.num_classes = len(self.parser.instantiate(data).data.class_names)
 
     def instantiate_trainer(self, *others: Callback, **kwargs: Any) -> Trainer:
         """Make the trainer, with callbacks added to the config's and settings that win over it."""
@@ -139,7 +186,7 @@ class RunCLI(LightningCLI):
         if not {"gpu": any(found.values()), **found}.get(accelerator, True):
             raise ValueError(
                 f"trainer.accelerator is {accelerator}: torch finds no such GPU on this machine; "
-                "leave configs/gpu.yaml out, or set --trainer.accelerator auto"
+                "leave the config gpu out, or set --trainer.accelerator auto"
             )
         bar = [] if self.config.trainer.enable_progress_bar is False else [ProgressBar()]
         self.trainer_defaults["callbacks"] = [*bar, *others]
@@ -152,28 +199,41 @@ class RunCLI(LightningCLI):
         except (RuntimeError, TypeError, ImportError) as error:  # how it refuses some settings
             raise ValueError(str(error)) from error
 
+    @property
+    def origin(self) -> str:
+        """The configs that the settings come from, for a reader."""
+        return ", ".join(self.config.from_configs) or "no config"
+
     def dump(self) -> str:
         """Write all settings as YAML."""
         text: str = self.parser.dump(self.config, skip_unset=False)
+        if how := self.datamodule.verification:
+            text = re.sub(r"^data:", f"data:  # {how}", text, count=1, flags=re.MULTILINE)
         # A default that is an instance, such as a device, is dumped as a sentence; left out, the
         # argument takes that default again.
         return re.sub(r"^ *\w+: Unable to serialize instance.*\n", "", text, flags=re.MULTILINE)
 
 
-def _read_config(path: str) -> str:
+def _root(error: BaseException) -> BaseException:
+    """Find the first of a chain: jsonargparse wraps an error for every type that it tried."""
+    while error.__cause__:
+        error = error.__cause__
+    return error
+
+
+def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
     """Check a config for errors that jsonargparse reports without the file's name.
 
-    The result is its path, relative to which it can name other files; for a pipe, its text.
+    The result is its path, relative to which it can name other files, or a pipe's text; and its
+    settings.
     """
-    if not Path(path).exists() or Path(path).is_dir():
-        raise ValueError(f"there is no file {path}: give the path of a config")
-    content = Path(path).read_bytes()  # once: a pipe is empty then
-    settings = read_settings(Path(path), content)
+    content = path.read_bytes()  # once: a pipe is empty then
+    settings = read_settings(path, content)
     if "config" in settings:
         raise ValueError(f"{path} sets config: name further configs by --config")
     if not isinstance(trainer := settings.get("trainer", {}), dict):
         raise ValueError(f"{path} sets trainer to {trainer}: leave it out, or give it settings")
-    return path if Path(path).is_file() else content.decode("utf-8-sig")
+    return str(path) if path.is_file() else content.decode("utf-8-sig"), settings
 
 
 def split_off(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:
@@ -189,6 +249,41 @@ def split_off(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:
     except ArgumentError as error:
         raise ValueError(str(error)) from error
     return known.values, others
+
+
+def flags_of(settings: Mapping[str, Any], group: str = "") -> Iterator[str]:
+    """Write settings as a command line.
+
+    >>> [*flags_of({"seed": 1, "trainer": {"max_epochs": 2}, "model.hidden_features": (8, 4)})]
+    ['--seed_everything=1', '--trainer.max_epochs=2', '--model.hidden_features=[8, 4]']
+    """
+    for name, value in settings.items():
+        key = f"{group}{name}" if name != "seed" else "seed_everything"
+        if isinstance(value, Mapping) and value and "class_path" not in value:
+            yield from flags_of(value, f"{key}.")
+            continue
+        text = _plain(value)
+        if not isinstance(text, str):
+            try:
+                text = yaml.safe_dump(text, default_flow_style=True, width=sys.maxsize)
+            except yaml.YAMLError as error:
+                rule = "give numbers, text, classes, or lists and dicts of them"
+                raise InputError(f"{key} is {value!r}: {rule}") from error
+            text = text.removesuffix("...\n").rstrip()  # which ends a YAML document
+        yield f"--{key}={text}"
+
+
+def _plain(value: Any) -> Any:
+    """Name classes and paths, and make plain values of tuples and NumPy's numbers."""
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value) if isinstance(value, Path) else value
 
 
 def check_settings(cli: RunCLI) -> None:
@@ -210,20 +305,33 @@ def check_settings(cli: RunCLI) -> None:
         )
 
 
+def check_end(cli: RunCLI) -> None:
+    """Refuse a training without an end: Lightning would stop it after 1000 epochs."""
+    trainer = cli.config.trainer
+    limits = (trainer.max_epochs, trainer.max_time, trainer.fast_dev_run or None)
+    if limits == (None, None, None) and trainer.max_steps == -1:
+        raise ValueError(
+            "the run has no end: add --trainer.max_epochs 5, or max_steps or max_time; with "
+            "--trainer.max_epochs=-1 it trains until it is stopped"
+        )
+
+
 def check_together(model: Classifier, data: ImageDataModule) -> None:
     """Check that model, optimizer and data fit together."""
     try:
         model.configure_optimizers()  # nothing has checked their settings yet
     except TypeError as error:
         raise ValueError(f"optimizer or lr_scheduler cannot be made: {error}") from error
-    classes = len(data.class_names)
+    classes, side = len(data.class_names), data.image_size
     model.network.eval()  # without dropout, which would draw random numbers
     try:
         with torch.no_grad():
-            logits = model(torch.zeros(1, 1, 28, 28))
+            logits = model(torch.zeros(1, 1, side, side))
     except RuntimeError as error:
+        remedy = "" if side == 28 else "; most networks here need 28, so set --data.size 28"
         raise ValueError(
-            f"{type(model).__name__} cannot take {data.name}'s images, (N, 1, 28, 28): {error}"
+            f"{type(model).__name__} cannot take {data.name}'s images, (N, 1, {side}, {side}): "
+            f"{error}{remedy}"
         ) from error
     model.network.train()
     if logits.shape != (1, classes):

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from digitlab.classifier import Classifier
-from digitlab.errors import InputError
+from digitlab.errors import InputError, describe_error
 from digitlab.execution import monitored
 from digitlab.signals import Interrupted
 
@@ -110,7 +110,7 @@ def as_input_error(error: Exception, trainer: Trainer, first_step: int) -> Input
     if trainer.global_step not in (0, first_step):
         return None
     if isinstance(error, (ValueError, MisconfigurationException, *_WRONG_PATH)):
-        return InputError(str(error))
+        return InputError(describe_error(error))
     if isinstance(error, OSError):  # a full disk, say
         return None
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
@@ -123,7 +123,7 @@ def as_input_error(error: Exception, trainer: Trainer, first_step: int) -> Input
         return None
     selves = [frame.f_locals.get("self") for frame in reversed(frames)]
     named = next((it for it in selves if isinstance(it, Callback | Logger)), error)
-    return InputError(f"{type(named).__name__}: {error}")
+    return InputError(f"{type(named).__name__}: {describe_error(error)}")
 
 
 def error_of_ranks(first_step: int, error: BaseException, trainer: Trainer) -> BaseException | None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from digitlab import callbacks as cb
+from digitlab.callbacks.tensorboard import EventLogger
 from digitlab.checkpoints import AtomicCheckpointIO
 from digitlab.cli.parser import RunCLI
 from digitlab.resume import ResumePoint
@@ -73,7 +73,7 @@ def make_trainer(
     if start.resumed:
         wait_for_events(folder)
     # `FinalEvaluation` logs the hyper-parameters with the final metrics.
-    logger = TensorBoardLogger(folder, "", "", default_hp_metric=False, purge_step=purge_step)
+    logger = EventLogger(folder, "", "", default_hp_metric=False, purge_step=purge_step)
     # Lightning writes hyper-parameters to this file unless it exists; by then this one does.
     logger.NAME_HPARAMS_FILE = "config.yaml"
     return cli.instantiate_trainer(*callbacks, logger=logger, plugins=plugins)

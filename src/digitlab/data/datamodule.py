@@ -4,16 +4,18 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from inspect import getattr_static
 from numbers import Real
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning import LightningDataModule
 from numpy.typing import NDArray
-from PIL.Image import Image
+from PIL.Image import Image, Resampling, fromarray
 
-from digitlab.data.download import Arrays, Split
+from digitlab.data.augmentation import Augmentation
+from digitlab.data.download import Arrays, Split, Verified, sha256
 from digitlab.data.loader import EpochSampler, ImageLoader, run_seed
 from digitlab.data.photographs import PreparedImage, prepare_digit
 from digitlab.settings import CheckedSettings, check_types
@@ -30,12 +32,13 @@ _STAGES: dict[str | None, tuple[Subset, ...]] = {
 
 
 class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
-    """A data set of 28x28 grey images, held in memory and normalized batch by batch.
+    """A data set of square grey images, held in memory and normalized batch by batch.
 
-    Batches are tuples of images, float32 `(N, 1, 28, 28)`, and labels, int64 `(N,)`. A model whose
-    `steps_per_execution` is more than 1 gets blocks of several batches in training. The order of
-    the training images depends on `seed_everything`'s seed and the epoch alone. The last batch of
-    an epoch is served even if it is smaller. Under DDP each image is evaluated exactly once.
+    Batches are tuples of images, float32 `(N, 1, S, S)`, and labels, int64 `(N,)`. S is 28, or the
+    class's `image_size`. A model whose `steps_per_execution` is more than 1 gets blocks of several
+    batches in training. The order of the training images depends on `seed_everything`'s seed and
+    the epoch alone. The last batch of an epoch is served even if it is smaller. Under DDP each
+    image is evaluated exactly once.
 
     Without a trainer, loaders and `arrays` need no preparation: they read the files they need.
 
@@ -44,7 +47,7 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         eval_batch_size: Images per step and process in evaluation, at least 1. It affects results
             by rounding only; 1000 divides the common test splits.
         normalization: `unit` scales pixels to 0..1, `symmetric` to -1..1, and `standard` to mean 0
-            and standard deviation 1 over the training split. Most documents use `unit`.
+            and standard deviation 1 over the training images. Most documents use `unit`.
         validation_size: Training images to hold out for validation, the same share of each class.
             0 validates on the test split, as published figures do. Use a hold-out to choose
             between models: training then never reads the test split.
@@ -53,6 +56,11 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
             images that those weights were trained on.
         train_images: Range of training images to use, first and end, without the end; the hold-out
             is taken from it. `[5000, 60000]` are the last 55,000 of MNIST. Unset: all.
+        augmentation: Random changes of the training images, `shift`, `flip` and `erase`. Unset:
+            none.
+        digests: SHA-256 of the images and the labels of each split; others are refused. Leave it
+            out: a run records them in config.yaml where the class does not know them, so that the
+            run is resumed and evaluated with the same images.
 
     Raises:
         ValueError: A value is of another type or out of range.
@@ -61,8 +69,11 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
     class_names: tuple[str, ...] = tuple("0123456789")
     """A name for each class, in the order of the labels; as many as there are classes. A list of
     texts or numbers is taken too."""
-    mean_std: ClassVar[tuple[float, float] | None] = None
-    """Mean and standard deviation of the training split's pixels, from 0 to 1, for `standard`."""
+    image_size: int = 28
+    """Pixels of an image's side."""
+    mean_std: tuple[float, float] | None = None
+    """Mean and standard deviation of the training split's pixels, from 0 to 1, for `standard`.
+    Without it they are computed from the training images."""
 
     def __init__(
         self,
@@ -72,23 +83,28 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         validation_size: int = 0,
         validation_seed: int = 0,
         train_images: tuple[int, int] | None = None,
+        augmentation: Augmentation | None = None,
+        digests: dict[Split, tuple[str, str]] | None = None,
     ) -> None:
         check_types(ImageDataModule, locals())
         super().__init__()
-        _check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        _check_at_least(0, validation_size=validation_size, validation_seed=validation_seed)
-        if normalization == "standard" and self.mean_std is None:
-            raise ValueError(
-                f"normalization is standard, but {type(self).__name__} has no mean_std: "
-                "use unit or symmetric"
-            )
+        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(0, validation_size=validation_size, validation_seed=validation_seed)
         first, end = train_images or (0, 1)
         if not 0 <= first < end:
             raise ValueError(
                 f"train_images is {[first, end]}: the first must be at least 0 "
                 "and the end greater than the first"
             )
-        self.save_hyperparameters(ignore="root")  # a path depends on the machine
+        if augmentation and augmentation.shift >= self.image_size:
+            raise ValueError(
+                f"augmentation.shift is {augmentation.shift}: it must be less than "
+                f"{self.image_size}, the pixels of an image's side"
+            )
+        # Paths depend on the machine.
+        self.save_hyperparameters(ignore=["root", "folder", "digests", "augmentation"])
+        if augmentation:  # as text, since checkpoints hold plain values
+            self.save_hyperparameters({"augmentation": str(augmentation)})
         own = type(self).__name__
         if not isinstance(getattr_static(self, "name"), property):  # our classes have one
             self.name = self.name or (own.removesuffix("DataModule") or own).lower()
@@ -100,6 +116,10 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         self.validation_size = validation_size
         self.validation_seed = validation_seed
         self.train_images = train_images
+        self.augmentation = augmentation
+        self.given_digests = digests or {}
+        self.digests_read: dict[Split, tuple[str, str]] = {}
+        self.verified: dict[Split, Verified] = {}
         self._subsets: dict[Subset, Arrays] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -112,9 +132,19 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         """Where validation images come from: the hold-out, or the test split if there is none."""
         return "validation" if self.validation_size else "test"
 
+    @property
+    def validation_is_test(self) -> bool:
+        """Whether validation scores are of the test split; screen, curves and report say so."""
+        return self.validation_split == "test"
+
+    @property
+    def verification(self) -> str:
+        """How surely the images read so far are the published ones; empty before."""
+        return max(self.verified.values(), default="")  # in the order of the alphabet
+
     @abstractmethod
     def read(self, split: Split) -> Arrays:
-        """Read a whole split: images, uint8 `(N, 28, 28)`, and labels, int64 `(N,)`.
+        """Read a whole split: images, uint8 `(N, S, S)`, and labels, int64 `(N,)`.
 
         Every call must return the same images in the same order: the hold-out, the training order
         and exact resume refer to images by position.
@@ -126,7 +156,11 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         Raises:
             ValueError: It is blank.
         """
-        return prepare_digit(image)
+        prepared, side = prepare_digit(image), self.image_size
+        if side == len(prepared.pixels):
+            return prepared
+        scaled = fromarray(prepared.pixels).resize((side, side), Resampling.BILINEAR)
+        return PreparedImage(np.asarray(scaled), (*prepared.steps, f"resized to {side}x{side}"))
 
     def prepare_data(self) -> None:
         """Download and check the files that the coming stage needs, or all without a trainer."""
@@ -152,7 +186,7 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
                 hold-out, or the test split if there is none.
 
         Returns:
-            Images, uint8 `(N, 28, 28)`, and labels, int64 `(N,)`, in the data set's order.
+            Images, uint8 `(N, S, S)`, and labels, int64 `(N,)`, in the data set's order.
         """
         images, labels = self._subset(split)
         return images.copy(), labels.copy()
@@ -195,19 +229,23 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
 
     def _read(self, split: Split) -> Arrays:
         """Read a split, and check the arrays that a subclass's `read` returned."""
-        arrays = self.read(split)
+        where = f"{type(self).__name__}.read({split!r})"
+        try:
+            arrays = self.read(split)
+        except RuntimeError as error:  # torchvision's, if there are no files
+            raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
         if not isinstance(arrays, tuple | list) or len(arrays) != 2:
             raise ValueError(
-                f"{type(self).__name__}.read({split!r}) returns {type(arrays).__name__}: it must "
-                "return two NumPy arrays, the images and the labels"
+                f"{where} returns {type(arrays).__name__}: it must return two NumPy arrays, the "
+                "images and the labels"
             )
         images, labels = arrays
-        fault, classes = None, len(self.class_names)
+        fault, classes, side = None, len(self.class_names), self.image_size
         count = len(images) if isinstance(images, np.ndarray) and images.ndim else 0
-        if not count or _describe(images) != f"uint8 ({count}, 28, 28)":
+        if not count or _describe(images) != f"uint8 ({count}, {side}, {side})":
             fault = (
                 f"the images are {_describe(images)}: they must be a NumPy array of pixels from 0 "
-                "to 255, uint8 (N, 28, 28), and at least one"
+                f"to 255, uint8 (N, {side}, {side}), and at least one"
             )
         elif _describe(labels) != f"int64 ({count},)":
             fault = (
@@ -220,23 +258,39 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
                 f"{classes - 1}, the positions in class_names"
             )
         if fault:
-            raise ValueError(f"{type(self).__name__}.read({split!r}): {fault}")
+            raise ValueError(f"{where}: {fault}")
+        self._compare_digests(split, images, labels)
         return images, labels
+
+    def _compare_digests(
+        self, split: Split, images: NDArray[np.uint8], labels: NDArray[np.int64]
+    ) -> None:
+        how, given = self.verified.setdefault(split, "not verified"), self.given_digests.get(split)
+        if how == "SHA-256 verified" and not given:
+            return
+        self.digests_read[split] = sha256(images), sha256(labels)
+        if given and self.digests_read[split] != tuple(given):
+            raise ValueError(
+                f"{self.name}: the {split} images or labels are not those of data.digests, which "
+                "a run records when it starts: restore the files, or start a new run without "
+                "data.digests"
+            )
 
     def train_dataloader(self) -> ImageLoader:
         """Serve the training images, in a new order each epoch."""
-        trainer, blocks = self.trainer, {}
+        trainer = self.trainer
+        options: dict[str, Any] = {"augmentation": self.augmentation}
         steps = getattr(trainer and trainer.lightning_module, "steps_per_execution", 1)
         if trainer and steps > 1:  # otherwise Lightning itself stops after the right batch
             limit = trainer.limit_train_batches
-            blocks = {
+            options |= {
                 "steps_per_execution": steps,
                 "limit": limit if isinstance(limit, int) else None,
                 "steps_left": self._steps_left,
             }
         # `overfit_batches` asks for the same few batches in every epoch.
         shuffle = not getattr(trainer, "overfit_batches", 0)
-        return self._loader("train", self.batch_size, shuffle=shuffle, pad=True, **blocks)
+        return self._loader("train", self.batch_size, shuffle=shuffle, pad=True, **options)
 
     def _steps_left(self) -> float:
         """Return how many more optimizer steps the trainer wants."""
@@ -264,10 +318,9 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
     predict_dataloader = test_dataloader
 
     def image_loader(self, images: NDArray[np.uint8]) -> ImageLoader:
-        """Serve custom images, uint8 `(N, 28, 28)`, normalized as the test split; labels are 0."""
-        labels = np.zeros(len(images), np.int64)
-        order = EpochSampler(len(images))
-        return ImageLoader(images, labels, order, self.eval_batch_size, self._scale())
+        """Serve custom images, uint8 `(N, S, S)`, normalized as the test split; labels are 0."""
+        labels, order = np.zeros(len(images), np.int64), EpochSampler(len(images))
+        return ImageLoader(images, labels, order, self.eval_batch_size, self.mean_and_std())
 
     def _loader(
         self,
@@ -275,18 +328,31 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         batch_size: int,
         shuffle: bool = False,
         pad: bool = False,
-        **blocks: Any,
+        **options: Any,
     ) -> ImageLoader:
         images, labels = self._subset(split)
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         sampler = EpochSampler(len(labels), run_seed(), shuffle, pad, rank, world_size)
         device = trainer.strategy.root_device if trainer else "cpu"
-        return ImageLoader(images, labels, sampler, batch_size, self._scale(), device, **blocks)
+        return ImageLoader(
+            images, labels, sampler, batch_size, self.mean_and_std(), device, **options
+        )
 
-    def _scale(self) -> tuple[float, float] | None:
-        scale = {"unit": None, "symmetric": (0.5, 0.5), "standard": self.mean_std}
-        return scale[self.normalization]
+    def mean_and_std(self) -> tuple[float, float] | None:
+        """Return what pixels from 0 to 1 are normalized with; None if they stay as they are."""
+        if self.normalization == "standard":
+            return self.mean_std or self._measured
+        return (0.5, 0.5) if self.normalization == "symmetric" else None
+
+    @cached_property
+    def _measured(self) -> tuple[float, float]:
+        """Mean and standard deviation of the training pixels, from 0 to 1."""
+        images = self._subset("train")[0]
+        parts = np.array_split(images, len(images) // 10_000 + 1)  # their squares take memory
+        squares = sum(int(np.square(part, dtype=np.uint16).sum(dtype=np.int64)) for part in parts)
+        mean = int(images.sum(dtype=np.int64)) / images.size
+        return mean / 255, math.sqrt(squares / images.size - mean**2) / 255 or 1.0
 
 
 def stratified_split(
@@ -327,7 +393,8 @@ def _describe(array: Any) -> str:
     return f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
 
 
-def _check_at_least(least: int, **values: int) -> None:
+def check_at_least(least: int, **values: int) -> None:
+    """Refuse smaller values, by their names."""
     for name, value in values.items():
         if value < least:
             raise ValueError(f"{name} is {value}: it must be at least {least}")

@@ -1,14 +1,19 @@
-"""Data sets in MNIST's file format: downloaded if missing, verified by SHA-256 at every read."""
+"""Files of data sets in MNIST's format, IDX: downloaded if missing, and verified at every read."""
 
 import gzip
 import hashlib
 import struct
 import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from http.client import HTTPException
-from pathlib import Path
+from io import BytesIO
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +21,15 @@ from numpy.typing import NDArray
 from digitlab.files import atomic_write
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
-"""Images, uint8 `(N, 28, 28)`, and labels, int64 `(N,)`."""
+"""Images, uint8 `(N, S, S)`, and labels, int64 `(N,)`."""
 Split = Literal["train", "test"]
+Verified = Literal["SHA-256 verified", "archive verified", "not verified"]
+"""How files were compared with published digests, the surest first: by the SHA-256 of their
+values, by the MD5 of their archive, or not at all."""
 
-_PREFIXES: dict[Split, str] = {"train": "train", "test": "t10k"}
 _TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}  # by the IDX header
 _TIMEOUT = 60  # seconds without a byte, after which a mirror is given up
+_LARGE = 2**26  # bytes; larger downloads are announced, as they take minutes
 
 
 def sha256(array: NDArray[Any]) -> str:
@@ -34,76 +42,134 @@ def sha256(array: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(array, dtype=np.uint8).data).hexdigest()
 
 
-def read_split(
-    dataset: type[Any],
-    root: Path,
-    split: Split,
-    digests: tuple[str, str],
-    remedy: str | None = None,
-) -> Arrays:
-    """Read a split of a data set in MNIST's format; download missing and damaged files.
+@dataclass(frozen=True)
+class IDXFile:
+    """A file with the images or labels of a split, and where its archive is found.
 
-    A file is read from its `.gz` archive, or unpacked if there is no intact archive. Downloads are
-    verified first and then written atomically, so processes that share `root` need no lock, and a
+    Args:
+        name: Name of the unpacked file.
+        shape: Shape of an image, `(28, 28)`, or of a label, `()`.
+        urls: Addresses of its archive, mirrors of one another; none if it cannot be downloaded.
+        md5: MD5 digest of the archive; empty if none is known.
+        member: Where the file is in the archive, if that is a zip file.
+        convert: Makes `(N, *shape)` from the array in the file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    urls: tuple[str, ...] = ()
+    md5: str = ""
+    member: str = ""
+    convert: Callable[[NDArray[Any]], NDArray[Any]] = np.asarray
+
+    @property
+    def archive(self) -> str:
+        """Name of the archive beside the unpacked file."""
+        return PurePosixPath(self.urls[0]).name if self.urls else f"{self.name}.gz"
+
+    def match(self, array: NDArray[Any], digest: str | None) -> NDArray[np.uint8] | None:
+        """Convert the array of a file, if it has the shape, and the digest if one is given."""
+        try:
+            array = self.convert(array)
+        except (IndexError, ValueError):  # it has fewer dimensions
+            return None
+        fits = array.dtype == np.uint8 and array.shape[1:] == self.shape and array.ndim
+        return array if fits and digest in (None, sha256(array)) else None
+
+
+def read_split(
+    files: Sequence[IDXFile],
+    folder: Path,
+    digests: tuple[str, str] | None,
+    names: Sequence[str],
+    remedy: str = "move it away and run the command again",
+) -> tuple[Arrays, Verified]:
+    """Read a split of a data set in IDX files; download missing and damaged files.
+
+    A file is read from its archive, or unpacked if there is no intact archive. Downloads are
+    verified first and then written atomically, so processes that share `folder` need no lock, and a
     failed download leaves nothing behind. An intact file with another digest is never overwritten:
     it may belong to another data set.
 
     Args:
-        dataset: torchvision's `MNIST` or a subclass. It names the mirrors and their archives.
-        root: The folder that contains `<class name>/raw`.
-        split: The split to read.
-        digests: SHA-256 of the images and of the labels, as computed by `sha256`.
-        remedy: What the error says of a file with another digest, instead of replacing it.
+        files: The files of the images and of the labels.
+        folder: Where they are, such as `data/MNIST/raw`.
+        digests: SHA-256 of the images and of the labels, as computed by `sha256`. With `None`, the
+            archives' MD5 digests are compared, and unpacked files are not verified.
+        names: All archives of the data set, for messages.
+        remedy: What the error says of a file with another digest.
 
     Returns:
-        Images, uint8 `(N, 28, 28)`, and labels, int64 `(N,)`.
+        Images, uint8 `(N, 28, 28)`, and labels, int64 `(N,)`; and how they were verified.
 
     Raises:
         OSError: A file is missing or damaged and cannot be downloaded, or cannot be read.
-        ValueError: `root` is a file, or a file is intact but has another digest.
+        ValueError: A file is intact, but has another digest or shape.
     """
-    if root.exists() and not root.is_dir():
-        raise ValueError(f"root is {root}: it is a file, give the folder with the data sets")
-    raw, prefix = root / dataset.__name__ / "raw", _PREFIXES[split]
-    if remedy is None:
-        remedy = "move it away and run the command again"
-        if not dataset.resources:  # a new file could not be downloaded
-            remedy = f"replace it, or correct the digests given for {dataset.__name__}"
-    files = (f"{prefix}-images-idx3-ubyte", (28, 28)), (f"{prefix}-labels-idx1-ubyte", ())
-    images, labels = (
-        _read_file(dataset, raw / name, digest, shape, remedy)
-        for (name, shape), digest in zip(files, digests, strict=True)
+    (images, one), (labels, other) = (
+        _read_file(file, folder, digest, names, remedy)
+        for file, digest in zip(files, digests or (None, None), strict=True)
     )
-    return images, labels.astype(np.int64)
+    return (images, labels.astype(np.int64)), max(one, other)  # in the order of the alphabet
 
 
 def _read_file(
-    dataset: type[Any], unpacked: Path, digest: str, shape: tuple[int, ...], remedy: str
-) -> NDArray[np.uint8]:
-    """Read uint8 `(N, *shape)` from `unpacked` or from the archive beside it."""
-    archive, raw = unpacked.with_name(f"{unpacked.name}.gz"), unpacked.parent
-    fault, unknown = f"{archive.name} is missing", None
-    for path in (archive, unpacked):
-        if not path.exists():
+    file: IDXFile, folder: Path, digest: str | None, names: Sequence[str], remedy: str
+) -> tuple[NDArray[np.uint8], Verified]:
+    fault, unknown = f"{file.archive} is missing", None
+    for name in dict.fromkeys((file.archive, f"{file.name}.gz", file.name)):
+        if not (path := folder / name).exists():
             continue
-        content = path.read_bytes()
         try:
-            array = _decode(content)
+            content = _member(path, file.member) if path.suffix == ".zip" else path.read_bytes()
+            array = file.match(_decode(content), digest)
         except ValueError:
-            fault = f"{path.name} is damaged"
+            fault = f"{name} is damaged"
             continue
-        if _matches(array, digest, shape):
-            return array
-        unknown = path
+        if array is None:
+            unknown = path
+        elif digest:
+            return array, "SHA-256 verified"
+        else:
+            is_archive = name == file.archive and file.md5 == _md5(path, path.stat().st_mtime_ns)
+            return array, "archive verified" if is_archive else "not verified"
     if unknown:
         raise ValueError(f"{unknown} is damaged or of another data set: {remedy}")
     try:
-        return _download(dataset, archive, digest, shape)
+        array = _download(file, folder, digest)
     except OSError as error:
+        sources = f" from {' or '.join(file.urls)}" if file.urls else ""
+        place = "/".join(folder.parts[-2:])
         raise OSError(
-            f"{raw}: {fault}, and downloading it failed ({error}): put the files there, as .gz "
-            "archives or unpacked, or set DIGITLAB_DATA or --data.root to the folder with the data"
+            f"{folder}: {fault}, and downloading it{sources} failed ({error}): put "
+            f"{', '.join(names)} there, packed or unpacked, or set DIGITLAB_DATA or --data.root to "
+            f"the folder that has {place} (the data of --config digits/lenet5 needs no download)"
         ) from error
+    return array, "SHA-256 verified" if digest else "archive verified"
+
+
+@cache
+def _md5(path: Path, modified: int) -> str:
+    """Compute the MD5 digest of a file, once for each time that it was modified."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, _new_md5).hexdigest()
+
+
+def _new_md5(content: bytes = b"") -> Any:
+    return hashlib.md5(content, usedforsecurity=False)
+
+
+def _member(file: Path | BytesIO, name: str) -> bytes:
+    """Read a file of a zip file.
+
+    Raises:
+        ValueError: The zip file is damaged, or has no such file.
+    """
+    try:
+        with ZipFile(file) as archive:
+            return archive.read(name)
+    except (BadZipFile, KeyError, EOFError, zlib.error, RuntimeError) as error:
+        raise ValueError(f"the archive is damaged: {error}") from error
 
 
 def _decode(content: bytes) -> NDArray[Any]:
@@ -130,38 +196,32 @@ def _decode(content: bytes) -> NDArray[Any]:
     return array
 
 
-def _matches(array: NDArray[Any], digest: str, shape: tuple[int, ...]) -> bool:
-    """Return whether an array is uint8 `(N, *shape)` of a digest."""
-    fits = array.dtype == np.uint8 and array.ndim == 1 + len(shape) and array.shape[1:] == shape
-    return fits and sha256(array) == digest
-
-
-def _download(
-    dataset: type[Any], archive: Path, digest: str, shape: tuple[int, ...]
-) -> NDArray[np.uint8]:
+def _download(file: IDXFile, folder: Path, digest: str | None) -> NDArray[np.uint8]:
     """Download an archive from the first mirror that has the right one.
 
     Raises:
         OSError: No mirror has it, or it cannot be written.
     """
-    if archive.name not in dict(dataset.resources):
-        raise OSError(f"{dataset.__name__} names no archive of it")
-    fault: Exception | None = None
-    for mirror in dataset.mirrors:
-        request = Request(mirror + archive.name, headers={"User-Agent": "digitlab"})
+    fault: Exception | str = "no address of it is known"
+    for url in file.urls:
+        request = Request(url, headers={"User-Agent": "digitlab"})
         try:
             with urlopen(request, timeout=_TIMEOUT) as response:
+                if (size := int(response.headers.get("Content-Length") or 0)) > _LARGE:
+                    print(f"Downloading {url}, {size / 1e6:.0f} MB", flush=True)
                 content: bytes = response.read()
-            array = _decode(content)
-            if not _matches(array, digest, shape):
-                raise ValueError(f"{mirror} has another file of this name")
+            if not digest and _new_md5(content).hexdigest() != file.md5:
+                raise ValueError(f"{url} is another file, by its MD5 digest")
+            inner = _member(BytesIO(content), file.member) if file.member else content
+            if (array := file.match(_decode(inner), digest)) is None:
+                raise ValueError(f"{url} is another file")
         except (HTTPException, OSError, ValueError) as error:
             if isinstance(error, HTTPError):
                 error.close()  # it holds the connection
-            fault = error
+            fault = str(error) or type(error).__name__
             continue
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(archive) as beside:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / file.archive) as beside:
             beside.write_bytes(content)
         return array
-    raise OSError(str(fault) or type(fault).__name__) from fault
+    raise OSError(fault)

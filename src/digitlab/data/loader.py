@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from digitlab.batches import Batch, Block
+from digitlab.data.augmentation import Augmentation
 
 
 def run_seed() -> int:
@@ -87,7 +88,7 @@ class ImageLoader:
     `load_state_dict` resumes with the batch after the last one that was served.
 
     Args:
-        images: uint8 `(N, 28, 28)`.
+        images: uint8 `(N, S, S)`.
         labels: int64 `(N,)`.
         sampler: Chooses the images of this rank. Lightning expects this name.
         batch_size: Images per batch and rank, at least 1.
@@ -99,6 +100,7 @@ class ImageLoader:
         limit: Most batches to serve in an epoch; `None` for all.
         steps_left: Returns how many more batches are wanted; called before each one is served.
             `None` for all.
+        augmentation: Changes the images of a batch at random, before they are normalized.
 
     Examples:
         >>> images, labels = np.zeros((5, 28, 28), np.uint8), np.arange(5)
@@ -123,12 +125,14 @@ class ImageLoader:
         steps_per_execution: int = 1,
         limit: int | None = None,
         steps_left: Callable[[], float] | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.sampler = sampler
         self.batch_size = batch_size
         self.steps_per_execution = steps_per_execution
         self._limit = limit
         self._steps_left = steps_left
+        self._augmentation = augmentation
         # torch takes no reversed arrays, and warns about read-only ones.
         arrays = (np.require(array, requirements=["C", "W"]) for array in (images, labels))
         self._images, self._labels = (torch.as_tensor(array, device=device) for array in arrays)
@@ -149,7 +153,7 @@ class ImageLoader:
     @property
     def batches_left(self) -> int:
         """Number of batches that are not served yet in this epoch."""
-        return self.batches - self.state_dict()["batches"]
+        return self.batches - int(self.state_dict()["batches"])
 
     def __len__(self) -> int:
         """Number of batches, or of blocks, that an iteration over a whole epoch yields."""
@@ -162,7 +166,12 @@ class ImageLoader:
         first = self.state_dict()["batches"] if self._resuming else 0
         self._resuming = False
         epoch = self.sampler.epoch
-        indices = torch.from_numpy(self.sampler.indices()).to(self._labels.device)
+        device, augmentation = self._labels.device, self._augmentation
+        indices = torch.from_numpy(self.sampler.indices()).to(device)
+        drawn = None
+        if augmentation:  # for all images, so that each has the same on any number of ranks
+            size = self._images.shape[-1]
+            drawn = augmentation.draw(len(self._labels), size, self.sampler.seed, epoch).to(device)
         batches, size = self.batches, self.steps_per_execution
         # After a block that `max_steps` cut short, the next one is the rest of it.
         left = self._steps_left or (lambda: math.inf)
@@ -170,19 +179,23 @@ class ImageLoader:
             end = first + count
             # Set before `yield`, so that a checkpoint written in this step includes its batch.
             self._served = (epoch, end)
-            images, labels = self._gather(indices[first * self.batch_size : end * self.batch_size])
+            chosen = indices[first * self.batch_size : end * self.batch_size]
+            images, labels = self._gather(chosen, drawn)
             yield (images, labels) if size == 1 else Block(images, labels, self.batch_size)
             first = end
 
-    def _gather(self, indices: Tensor) -> Batch:
-        """Make float32 `(n, 1, 28, 28)` and int64 `(n,)` from int64 indices `(n,)`."""
-        images = self._images.index_select(0, indices).to(torch.float32).div_(self._white)
+    def _gather(self, indices: Tensor, drawn: Tensor | None) -> Batch:
+        """Make float32 `(n, 1, S, S)` and int64 `(n,)` from int64 indices `(n,)`."""
+        pixels = self._images.index_select(0, indices)
+        if self._augmentation and drawn is not None:
+            pixels = self._augmentation.apply(pixels, drawn.index_select(0, indices))
+        images = pixels.to(torch.float32).div_(self._white)
         if self._mean_std:
             mean, std = self._mean_std
             images.sub_(mean).div_(std)
         return images, self._labels.index_select(0, indices)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """The position, `epoch` and its `batches` served so far, and the settings it depends on."""
         epoch, batches = self._served
         return {
@@ -198,20 +211,22 @@ class ImageLoader:
             ValueError: A setting differs, such as the batch size, so the order would be another.
         """
         for name, value in self._settings().items():
-            if state[name] != value:
+            # Checkpoints of older versions have no augmentation.
+            if (saved := state.get(name, "None")) != value:
                 raise ValueError(
-                    f"{name} is {value}, but the checkpoint was written with {name} {state[name]}: "
+                    f"{name} is {value}, but the checkpoint was written with {name} {saved}: "
                     "resume with that value, or start a new run from its weights"
                 )
         self.sampler.set_epoch(state["epoch"])
         self._served = (state["epoch"], state["batches"])
         self._resuming = True
 
-    def _settings(self) -> dict[str, int]:
+    def _settings(self) -> dict[str, Any]:
         return {
             "images": self.sampler.images,
             "seed": self.sampler.seed,
             "world_size": self.sampler.world_size,
             "batch_size": self.batch_size,
             "steps_per_execution": self.steps_per_execution,
+            "augmentation": str(self._augmentation),
         }

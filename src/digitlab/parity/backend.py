@@ -58,7 +58,7 @@ def _import() -> tuple[Any, Any]:
     if missing:
         raise ImportError(
             f"{' and '.join(missing)} cannot be imported: install the extra, "
-            'pip install "digitlab[parity]"'
+            'pip install "digitlab[parity]", which needs Python 3.11 to 3.13'
         )
     _check_order()
     if find_spec("triton"):
@@ -156,7 +156,7 @@ def choose_device(accelerator: str) -> str:
     if accelerator in ("gpu", "cuda") and not gpus:
         raise ValueError(
             f"trainer.accelerator is {accelerator}: TensorFlow finds no GPU on this machine; leave "
-            "configs/gpu.yaml out, or set --trainer.accelerator auto"
+            "the config gpu out, or set --trainer.accelerator auto"
         )
     if gpus and accelerator == "cpu":
         config.set_visible_devices([], "GPU")

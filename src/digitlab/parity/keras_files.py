@@ -75,6 +75,14 @@ class KerasNetwork(nn.Module):
         is_softmax = self.gives_probabilities
         return torch.from_numpy(np.log(np.clip(made, 1e-7, 1)) if is_softmax else made)
 
+    def first_kernels(self) -> tuple[str, Tensor] | None:
+        """Return the first convolution's name and kernels `(out, in, height, width)`, if any."""
+        kind = import_keras().layers.Conv2D
+        found = [it for it in keras_layers(self.keras_model) if isinstance(it, kind)]
+        if not found:
+            return None
+        return found[0].name, torch.from_numpy(np.array(found[0].kernel)).permute(3, 2, 0, 1)
+
 
 def ends_in_softmax(keras_model: Any) -> bool:
     """Return whether a Keras model returns probabilities instead of logits."""

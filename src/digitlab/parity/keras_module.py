@@ -234,11 +234,10 @@ class KerasClassifier(Classifier):
             for layer in self.keras_model.layers
         ]
 
-    def first_kernels(self) -> tuple[str, Tensor] | None:
-        """Return the first convolution's name and kernels `(out, in, height, width)`, if any."""
-        kind = import_keras().layers.Conv2D
-        found = [it for it in keras_layers(self.keras_model) if isinstance(it, kind)]
-        return (found[0].name, _to_tensor(found[0].kernel).permute(3, 2, 0, 1)) if found else None
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each layer's output for an image, in Keras's layout."""
+        outputs = {layer.name: layer.output for layer in self.keras_model.layers}
+        return {it: tuple(one.shape[1:]) for it, one in outputs.items() if hasattr(one, "shape")}
 
     def features(self, images: Tensor) -> Tensor | None:
         """Compute the input of the last dense layer, `(N, D)`.

@@ -1,6 +1,7 @@
 """The command line of `digitlab report`."""
 
 import os
+import re
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -22,7 +23,7 @@ def run(name: str, help: str, options: list[str]) -> int:
     """
     with reading_input():
         given = _parse(name, help, options)
-        folders = {folder.resolve(): folder for folder in map(run_folder.find_run, given.runs)}
+        folders = {folder.resolve(): folder for word in given.runs for folder in find_runs(word)}
         runs = [read_run(folder) for folder in folders.values()]
         out = given.out or (runs[0].folder if len(runs) == 1 else Path()) / "report.html"
         if out.suffix not in (".html", ".htm"):
@@ -33,14 +34,38 @@ def run(name: str, help: str, options: list[str]) -> int:
             raise InputError(f"out is {out}, which is a folder: give a file")
         if not os.access(out.absolute().parent, os.W_OK):
             raise InputError(f"{out.parent} may not be written: give --out FILE.html elsewhere")
-    files.write_text(out, render([(run, predict(name, run, given.import_modules)) for run in runs]))
+    files.write_text(out, render([(run, predict(run, given.import_modules)) for run in runs]))
     print(f"Written to {printable(out)}")
     return 0
 
 
+def find_runs(word: str) -> list[Path]:
+    """Find a run, or all runs in a folder.
+
+    Raises:
+        ValueError: There is none.
+    """
+    folder = files.expand_path(word)
+    if word == "latest" or not folder.is_dir() or (folder / "config.yaml").exists():
+        return [run_folder.find_run(word)]
+    found = {path.parent for path in folder.rglob("version_*/config.yaml")}
+    if not found:
+        return [run_folder.find_run(word)]  # which says what a run folder is
+    return [run_folder.find_run(str(path)) for path in sorted(found, key=_by_numbers)]
+
+
+def _by_numbers(path: Path) -> list[str | int]:
+    """Sort version_10 behind version_9."""
+    parts = re.split(r"([0-9]+)", str(path))
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
+
+
 def _parse(name: str, help: str, options: list[str]) -> Namespace:
     parser = ArgumentParser(prog=f"digitlab {name}", description=help, exit_on_error=False)
-    of_runs = "Run folders, of either framework, or latest, the run that was started last."
+    of_runs = (
+        "Run folders, of either framework; folders of runs, such as runs; or latest, the run that "
+        "was started last."
+    )
     parser.add_argument("runs", nargs="*", default=[], metavar="RUN_DIR", help=of_runs)
     of_out = (
         "The page, FILE.html; an older one is replaced. Default: report.html in the run folder, or "
@@ -54,5 +79,5 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
     parser.add_argument("--import_modules", type=bool, default=False, help=of_modules)
     given = parse_words(parser, options, "runs")
     if not given.runs:
-        raise InputError("no run is named: give run folders, or latest")
+        raise InputError("no run is named: give run folders, a folder of runs, or latest")
     return given

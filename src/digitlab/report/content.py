@@ -1,12 +1,17 @@
 """The contents of a run folder: settings, scores and history, and which files are missing."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from PIL import Image
 
 from digitlab import run_folder
+
+LARGEST = 2**23
+"""Pixels of a picture that is shown; a damaged one may claim billions."""
 
 
 class Run(NamedTuple):
@@ -18,6 +23,15 @@ class Run(NamedTuple):
     metrics: dict[str, Any]  # empty before there is a metrics.json
     history: pd.DataFrame  # a line for each epoch; empty before there is a history.csv
     missing: tuple[str, ...]  # a sentence for each missing or damaged file
+
+    @property
+    def samples(self) -> Image.Image | None:
+        """The picture of training images; None if there is none that can be read."""
+        path = self.folder / "samples.png"
+        with suppress(OSError, SyntaxError, ValueError), Image.open(path, formats=["PNG"]) as found:
+            if found.width * found.height < LARGEST:
+                return found.convert("RGB")
+        return None
 
     @property
     def name(self) -> str:

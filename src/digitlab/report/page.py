@@ -2,20 +2,29 @@
 
 import io
 import json
+import re
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 import matplotlib as mpl
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
 from digitlab import __version__
 from digitlab.callbacks.logging import count_parameters
+from digitlab.callbacks.pictures import (
+    DARK,
+    LIGHT,
+    PHASES,
+    Columns,
+    curves,
+    draw_curves,
+    style,
+    validation_label,
+)
 from digitlab.report.content import Run
 from digitlab.report.predictions import Outcome, Predictions
 from digitlab.run_folder import FRAMEWORKS
@@ -23,28 +32,14 @@ from digitlab.run_folder import FRAMEWORKS
 NOTHING = "—"
 """Shown in a table where a run has no value."""
 SCORES = {"test": "Test", "val": "Validation", "train": "Training"}
-PHASES = {"train": ("training", "--"), "val": ("validation", "-")}
-"""The name and line style of each phase."""
 MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
 """matplotlib's markers, and the same as characters, for the legend."""
-# For readers with any colour vision: Okabe and Ito's, and lighter ones for dark pages.
-LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#555555")
-DARK = ("#56b4e9", "#ff8a4c", "#2bc49a", "#e39cc4", "#f2b632", "#b0b0b0")
+
+ORDER = ("Scores", "Training", "Other settings", "Circumstances", "Versions")
+"""Of the groups of facts."""
 
 Facts = list[tuple[str, tuple[str, ...]]]
 """The rows of a table: a name, and a value for each run."""
-
-
-class Theme(NamedTuple):
-    """How a run is drawn: its index among the colours, and its marker."""
-
-    color: int
-    marker: str
-
-    @property
-    def mark(self) -> str:
-        """The marker as a character."""
-        return MARKS[self.marker]
 
 
 class Curves(NamedTuple):
@@ -61,7 +56,8 @@ class Shown(NamedTuple):
     name: str  # the run's, or its folder's path if another run has the same
     run: Run
     outcome: Outcome
-    theme: Theme
+    color: int  # the index of its colour
+    mark: str  # its marker as a character
 
     @property
     def headline(self) -> str:
@@ -112,16 +108,25 @@ def render(found: Sequence[tuple[Run, Outcome]]) -> str:
     )
     filters = {"percent": percent, "number": number, "png": png, "parameters": count_parameters}
     environment.filters |= filters
-    curves = [render_curves(runs, names, quantity) for quantity in ("accuracy", "loss")]
+    histories: dict[str, Columns] = dict(zip(names, (run.history for run in runs), strict=True))
+    groups, common = fact_groups(runs), list[tuple[str, str]]()
+    if len(runs) > 1:
+        groups, common = split_facts(runs, groups)
+        above = {SETTINGS.get(name) for _, facts in groups for name, _ in facts}
+        others = [fact for fact in differences(runs) if fact[0] not in above]
+        groups.append(("Other settings", others))
+        groups.sort(key=lambda group: ORDER.index(group[0]))
+    shown = []
+    for place, (name, (run, outcome)) in enumerate(zip(names, found, strict=True)):
+        color, marker = style(place)
+        shown.append(Shown(name, run, outcome, color, MARKS[marker]))
     return environment.get_template("page.html.jinja").render(
         title=", ".join(names),
-        runs=[
-            Shown(name, run, outcome, theme(place))
-            for place, (name, (run, outcome)) in enumerate(zip(names, found, strict=True))
-        ],
-        groups=fact_groups(runs),
-        differences=differences(runs),
-        curves=[figure for figure in curves if figure],
+        runs=shown,
+        groups=[(title, facts) for title, facts in groups if facts],
+        common=common,
+        curves=render_curves(histories),
+        validation=_validation(runs),
         colors=[*zip(LIGHT, DARK, strict=True)],
         confusion_rows=confusion_rows,
         version=__version__,
@@ -151,10 +156,11 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def png(image: NDArray[np.uint8]) -> str:
-    """Write an image, uint8 `(28, 28)`, as a `data:` address."""
+def png(image: NDArray[np.uint8] | Image.Image) -> str:
+    """Write a picture, or an image, uint8 `(28, 28)`, as a `data:` address."""
     content = io.BytesIO()
-    Image.fromarray(image).save(content, "PNG")
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.save(content, "PNG")
     return _address("image/png", content)
 
 
@@ -177,11 +183,12 @@ def format_score(run: Run, phase: str) -> str:
 
 
 def fact_groups(runs: Sequence[Run]) -> list[tuple[str, Facts]]:
-    """Compare the runs' figures, circumstances and versions; rows without a value are left out."""
+    """Compare the runs' scores, training and circumstances; rows without a value are left out."""
     packages = sorted({name for run in runs for name in entries(run.metrics, "versions")})
     groups: dict[str, list[tuple[str, Callable[[Run], str]]]] = {
-        "Figures": [fact for phase in SCORES for fact in _score_facts(phase)],
-        "Run": _RUN_FACTS,
+        "Scores": [fact for phase in SCORES for fact in _score_facts(phase)],
+        "Training": _TRAINING_FACTS,
+        "Circumstances": _CIRCUMSTANCES,
         "Versions": [(name, _version(name)) for name in packages],
     }
     tables = []
@@ -190,6 +197,27 @@ def fact_groups(runs: Sequence[Run]) -> list[tuple[str, Facts]]:
         if shown := [fact for fact in facts if {*fact[1]} != {NOTHING}]:
             tables.append((title, shown))
     return tables
+
+
+def split_facts(
+    runs: Sequence[Run], groups: Sequence[tuple[str, Facts]]
+) -> tuple[list[tuple[str, Facts]], list[tuple[str, str]]]:
+    """Separate the facts in which runs differ, and all scores, from those that they share.
+
+    What an unfinished run has not recorded yet is no difference.
+    """
+    differ, shared = [], []
+    for title, facts in groups:
+        own = []
+        for name, values in facts:
+            pairs = zip(runs, values, strict=True)
+            known = {value for run, value in pairs if run.metrics or value != NOTHING}
+            if title == "Scores" or len(known) > 1:
+                own.append((name, values))
+            else:
+                shared.append((name, known.pop()))
+        differ.append((title, own))
+    return differ, shared
 
 
 def _score_facts(phase: str) -> list[tuple[str, Callable[[Run], str]]]:
@@ -221,20 +249,61 @@ def _weights(run: Run) -> str:
     return f"{weights['file']}, SHA-256 {digest}…" if weights.get("file") else NOTHING
 
 
+def setting(run: Run, *keys: str) -> Any:
+    """Return a setting of config.yaml, or None."""
+    value: Any = run.config
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _learning_rate(run: Run) -> str:
+    rates = [rate for _, rate in curves(run.history, "learning_rate").get("train", ())]
+    configured = setting(run, "model", "init_args", "optimizer", "init_args", "lr")
+    ends = [rates[0], rates[-1]] if len(rates) else [configured]
+    shown = [f"{rate:.4g}" for rate in ends if is_number(rate)]
+    return " → ".join(dict.fromkeys(shown)) or NOTHING
+
+
+def _optimizer(run: Run) -> str:
+    path = setting(run, "model", "init_args", "optimizer", "class_path")
+    return path.rpartition(".")[2] if isinstance(path, str) else NOTHING
+
+
+def _batch_size(run: Run) -> str:
+    return number(setting(run, "data", "init_args", "batch_size"))
+
+
 _NETWORK, _DATA = ("model", "model"), ("dataset", "data")
-_RUN_FACTS: list[tuple[str, Callable[[Run], str]]] = [
+_TRAINING_FACTS: list[tuple[str, Callable[[Run], str]]] = [
     ("Network", lambda run: _named(run, *_NETWORK)),
     ("Parameters", _count("parameters")),
     ("Data", lambda run: _named(run, *_DATA)),
-    ("Framework", lambda run: FRAMEWORKS[run.framework]),
-    ("Seed", lambda run: _named(run, "seed", "seed_everything")),
-    ("Initial weights", _weights),
+    ("Optimizer", _optimizer),
+    ("Learning rate", _learning_rate),
+    ("Batch size", _batch_size),
     ("Epochs", _count("epochs")),
     ("Optimizer steps", _count("optimizer_steps")),
-    ("Time", _count("wall_time", 1, "s")),
-    ("Training images a second", _count("images_per_second")),
+    ("Seed", lambda run: _named(run, "seed", "seed_everything")),
+    ("Initial weights", _weights),
+]
+SETTINGS = {
+    "Network": "model.class_path",
+    "Data": "data.class_path",
+    "Optimizer": "model.init_args.optimizer.class_path",
+    "Learning rate": "model.init_args.optimizer.init_args.lr",
+    "Batch size": "data.init_args.batch_size",
+    "Seed": "seed_everything",
+    "Framework": "framework",
+    "Precision": "trainer.precision",
+}
+"""The settings that facts show."""
+_CIRCUMSTANCES: list[tuple[str, Callable[[Run], str]]] = [
+    ("Framework", lambda run: FRAMEWORKS[run.framework]),
     ("Machine", lambda run: _named(run, "device")),
     ("Precision", lambda run: _named(run, "precision")),
+    ("Time", _count("wall_time", 1, "s")),
+    ("Training throughput", _count("images_per_second", 0, "images/s")),
 ]
 
 
@@ -243,7 +312,20 @@ def differences(runs: Sequence[Run]) -> Facts:
     settings = [dict(_leaves(run.config)) for run in runs]
     names = sorted({name for own in settings for name in own})
     facts = [(name, tuple(own.get(name, NOTHING) for own in settings)) for name in names]
-    return [fact for fact in facts if len({*fact[1]}) > 1]
+    return [(name, _rounded(values)) for name, values in facts if len({*values}) > 1]
+
+
+def _rounded(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Round numbers to four digits, unless different ones would become the same.
+
+    >>> _rounded(("0.005797658631826679", "0.01")), _rounded(("0.500001", "0.500002"))
+    (('0.005798', '0.01'), ('0.500001', '0.500002'))
+    """
+    shown = tuple(f"{float(v):.4g}" if _FRACTION.fullmatch(v) else v for v in values)
+    return shown if len({*shown}) == len({*values}) else values
+
+
+_FRACTION = re.compile(r"-?\d+\.\d+(e[-+]?\d+)?")
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -273,71 +355,47 @@ def confusion_rows(predictions: Predictions) -> list[tuple[str, list[tuple[int, 
     ]
 
 
-def theme(place: int) -> Theme:
-    """Choose how a run is drawn; the first 36 differ."""
-    markers = [*MARKS]
-    return Theme(place % len(LIGHT), markers[(place + place // len(LIGHT)) % len(markers)])
+def render_curves(histories: Mapping[str, Columns]) -> list[Curves]:
+    """Draw accuracy, loss, and a learning rate that changes; what no run has is left out."""
+    quantities = ["accuracy", "loss"]
+    rates = [curves(history, "learning_rate").get("train") for history in histories.values()]
+    if any(points is not None and np.ptp(points[:, 1]) > 0 for points in rates):
+        quantities.append("learning_rate")
+    found = [_render_quantity(histories, quantity) for quantity in quantities]
+    return [figure for figure in found if figure]
 
 
-def render_curves(runs: Sequence[Run], names: Sequence[str], quantity: str) -> Curves | None:
-    """Draw a quantity over the epochs of all runs; None if no run has any.
-
-    Args:
-        runs: The runs.
-        names: Their names.
-        quantity: `accuracy` or `loss`.
-    """
-    lines = [
-        (place, phase, points)
-        for place, run in enumerate(runs)
-        for phase in PHASES
-        if len(run.history)
-        and len(points := run.history[["epoch", f"{phase}_{quantity}"]].dropna().to_numpy())
-    ]
-    if not lines:
-        return None
-    form = percent if quantity == "accuracy" else lambda value: number(value, 4)
+def _render_quantity(histories: Mapping[str, Columns], quantity: str) -> Curves | None:
+    form = percent if quantity == "accuracy" else lambda value: f"{value:.4g}"
+    form = (lambda value: number(value, 4)) if quantity == "loss" else form
     words = [
-        f"{names[place]}, {PHASES[phase][0]}: {form(points[0, 1])} after epoch "
-        f"{points[0, 0]:.0f}, {form(points[-1, 1])} after epoch {points[-1, 0]:.0f}."
-        for place, phase, points in lines
+        f"{name}, {PHASES[phase][0]}: {form(points[0, 1])} after epoch {points[0, 0]:.0f}, "
+        f"{form(points[-1, 1])} after epoch {points[-1, 0]:.0f}."
+        for name, history in histories.items()
+        for phase, points in curves(history, quantity).items()
     ]
-    alt = f"Curves of the {quantity} over the epochs. {' '.join(words)}"
-    light, dark = _svg(lines, quantity, LIGHT, "#444444"), _svg(lines, quantity, DARK, "#bbbbbb")
+    if not words:
+        return None
+    alt = f"Curves of the {quantity.replace('_', ' ')} over the epochs. {' '.join(words)}"
+    light, dark = (_svg(histories, quantity, is_dark) for is_dark in (False, True))
     return Curves(light, dark, alt)
 
 
-def _svg(
-    lines: Sequence[tuple[int, str, NDArray[np.float64]]],
-    quantity: str,
-    colors: Sequence[str],
-    ink: str,
-) -> str:
-    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    # With a salt and without a date, the same run gives the same page.
-    settings: dict[Any, Any] = {**dict.fromkeys(inked, ink), "svg.hashsalt": "digitlab"}
+def _svg(histories: Mapping[str, Columns], quantity: str, dark: bool) -> str:
     content = io.BytesIO()
-    with mpl.rc_context(settings | {"font.size": 9}):
-        figure = Figure(figsize=(4.6, 3.1), layout="constrained")
-        axes = figure.subplots()
-        for place, phase, points in lines:
-            axes.plot(
-                *points.T,
-                color=colors[theme(place).color],
-                marker=theme(place).marker,
-                linestyle=PHASES[phase][1],
-                linewidth=1.4,
-                markersize=3.5,
-                markevery=max(1, len(points) // 12),
-            )
-        axes.set(xlabel="epoch", ylabel=quantity)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if quantity == "accuracy":
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
-        axes.grid(color=ink, alpha=0.2, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+    # With a salt and without a date, the same run gives the same page.
+    with mpl.rc_context({"svg.hashsalt": "digitlab"}):
+        figure = draw_curves(histories, [quantity], dark=dark, plain=True)
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
     return _address("image/svg+xml", content)
+
+
+def _validation(runs: Sequence[Run]) -> str:
+    """Name the validation of runs in the legend."""
+    held_out = [bool(setting(run, "data", "init_args", "validation_size")) for run in runs]
+    if any(held_out) and not all(held_out):
+        return "validation (the test split where there is no hold-out)"
+    return validation_label(not all(held_out))
 
 
 def _address(kind: str, content: io.BytesIO) -> str:

@@ -1,16 +1,17 @@
 """A network's layers, its predictions of images that it was not trained on, and its mistakes."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from digitlab.callbacks.logging import LayerTable, layer_table
+from digitlab.callbacks.tensorboard import picture_kernels
 from digitlab.cli.allowed import find_unimported
-from digitlab.cli.evaluate import Evaluation, needed_settings, read_evaluation
+from digitlab.cli.evaluate import Evaluation, mistakes, needed_settings, read_on_cpu
 from digitlab.data.datamodule import Subset
 from digitlab.errors import InputError, reading_input
 from digitlab.report.content import Run
@@ -61,9 +62,10 @@ class Outcome(NamedTuple):
     layers: LayerTable = []  # noqa: RUF012  # never changed
     predictions: Predictions | None = None
     why: str = ""  # the reason if there are no predictions
+    kernels: tuple[str, Image.Image] | None = None  # the first convolution's name, and a picture
 
 
-def predict(command: str, run: Run, import_modules: bool = False) -> Outcome:
+def predict(run: Run, import_modules: bool = False) -> Outcome:
     """Classify images with a run's weights, on the CPU in float32, so that any machine can.
 
     The images and weights are those of the test score in metrics.json; without one, the last
@@ -71,7 +73,6 @@ def predict(command: str, run: Run, import_modules: bool = False) -> Outcome:
     test split.
 
     Args:
-        command: The subcommand, for messages.
         run: The run.
         import_modules: Import the modules of the run's own classes, too.
     """
@@ -80,37 +81,28 @@ def predict(command: str, run: Run, import_modules: bool = False) -> Outcome:
         return Outcome(why=f"the run names {name}, and importing it runs its code; {remedy}")
     tested = run.metrics.get("test")
     entry = tested if isinstance(tested, dict) else {}
-    # Not `auto`: a run of a GPU machine can be read elsewhere, too.
-    device = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
-    quiet = ["--trainer.enable_progress_bar", "false"]
-    weights = ["--checkpoint", str(entry.get("checkpoint") or "last")]
     layers: LayerTable = []
     try:
         with reading_input():
-            options = ["--run", str(run.folder), *weights, *device, *quiet]
-            evaluation = read_evaluation(command, options)
+            evaluation = read_on_cpu(run.folder, str(entry.get("checkpoint") or "last"))
             layers = layer_table(evaluation.cli.model)
             split: Subset = "test" if entry else evaluation.cli.datamodule.validation_split
             evaluation.load()
-            return Outcome(layers, _predict(evaluation, split))
+            kernels = picture_kernels(evaluation.cli.model)
+            return Outcome(layers, _predict(evaluation, split), kernels=kernels)
     except InputError as error:
         return Outcome(layers, why=" ".join(str(error).split()))
 
 
 def _predict(evaluation: Evaluation, split: Subset) -> Predictions:
-    cli = evaluation.cli
-    model, data = cli.model, cli.datamodule
-    images, labels = data.arrays(split)
-    loader = data.test_dataloader() if split == "test" else data.val_dataloader()
-    trainer = cli.instantiate_trainer(logger=False, enable_checkpointing=False)
-    batches: list[Any] = trainer.predict(model, loader) or []
-    probabilities = torch.cat([batch["probabilities"] for batch in batches])
-    names = tuple(name_classes(data.class_names, probabilities.shape[1]))
-    highest, classes = (values.numpy() for values in probabilities.max(1))
-    wrong = np.flatnonzero(classes != labels)
-    worst = wrong[np.argsort(-highest[wrong], kind="stable")][:SHOWN_MISTAKES]
-    mistakes = tuple(
-        Mistake(int(i), images[i], names[labels[i]], names[classes[i]], float(highest[i]))
-        for i in worst
+    data = evaluation.cli.datamodule
+    images, _ = data.arrays(split)
+    rows = evaluation.predictions(split)
+    names = tuple(name_classes(data.class_names, len(rows["probabilities"][0])))
+    worst = mistakes(rows).head(SHOWN_MISTAKES)
+    shown = tuple(
+        Mistake(i, images[i], names[row["label"]], names[row["class"]], row["probability"])
+        for i, row in worst.iterrows()
     )
-    return Predictions(split, cli.config.checkpoint, names, labels, classes, mistakes)
+    labels, classes = (rows[name].to_numpy() for name in ("label", "class"))
+    return Predictions(split, evaluation.cli.config.checkpoint, names, labels, classes, shown)

@@ -1,4 +1,4 @@
-"""`digitlab reproduce`: the documents' figures, measured over seeds in both frameworks.
+"""`digitlab reproduce`: configs trained over seeds, and compared.
 
 | module | content |
 |---|---|
@@ -6,7 +6,7 @@
 | `rows` | the rows: a config each, with its published figure |
 | `queue` | trains rows, several runs at a time, and survives interruption |
 | `results` | the CSV file of the runs' results |
-| `statistics` | intervals, and two one-sided tests |
+| `statistics` | intervals, two one-sided tests, and many tests at once |
 | `tables`, `figures` | tables and figures of `--report` |
 | `explain` | `--explain`: how much each setting adds to the difference of two configs |
 | `factors` | the settings in which two configs differ |

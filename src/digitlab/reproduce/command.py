@@ -1,18 +1,17 @@
-"""`digitlab reproduce`: train the documents' rows over seeds, and report the results."""
+"""`digitlab reproduce`: train rows over seeds, and report the results."""
 
-import re
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
-from typing import Literal, get_args
+from typing import Literal
 
 from joblib import cpu_count
 from jsonargparse import ArgumentParser, Namespace
-from matplotlib.figure import Figure
-from PIL import Image
 
-from digitlab import files, terminal
+from digitlab import files, run_folder, terminal
 from digitlab.cli.messages import parse_words
 from digitlab.errors import InputError, reading_input
 from digitlab.reproduce import figures, results, tables
@@ -20,15 +19,15 @@ from digitlab.reproduce.effects import UnfinishedError
 from digitlab.reproduce.explain import explain_difference, explanation_tables
 from digitlab.reproduce.queue import Item, Queue
 from digitlab.reproduce.results import Result
-from digitlab.reproduce.rows import Row, by_experiment, choose, read_rows
+from digitlab.reproduce.rows import Row, choose, read_rows
 from digitlab.run_folder import Framework
 from digitlab.terminal import printable
 
 RECORD = Path("docs", "results", "results.csv")
 """In a clone of digitlab, the runs that its documentation shows."""
 
-PAGE_TABLE = re.compile(r"<!-- table ([\w-]+) -->")
-"""The mark above a table in a page; the table ends at `<!-- /table -->`."""
+MOST_LINES = 24
+"""Longer tables are not shown on the screen, but written to tables.md: more than 6 rows' pairs."""
 
 
 def run(name: str, help: str, options: list[str]) -> int:
@@ -41,7 +40,7 @@ def run(name: str, help: str, options: list[str]) -> int:
         given = _parse(name, help, options)
         rows = read_rows()
     if given.report:
-        write_report(given.out, rows, given.pages, given.against)
+        write_report(given.out, rows, given.rows, given.margin, given.against)
         return 0
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     if given.explain:
@@ -59,14 +58,13 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
     for option, low in least.items():
         if given[option] is not None and given[option] < low:
             raise InputError(f"{option} is {given[option]}: give at least {low}")
-    if (given.pages or given.against) and not given.report:
-        raise InputError("pages and against are options of --report: give it too")
-    for page in given.pages:
-        if not page.is_file():
-            raise InputError(f"there is no page {page}: give Markdown files")
-    if given.report and (given.rows or given.explain):
-        raise InputError("report covers all results in --out: leave rows and --explain out")
-    if given.explain and (given.validate_every or given.framework == "keras"):
+    if given.margin is not None and not 0 < given.margin <= 100:
+        raise InputError(f"margin is {given.margin}: give percentage points, above 0 and up to 100")
+    if given.against and not given.report:
+        raise InputError("against is an option of --report: give it too")
+    if given.report and given.explain:
+        raise InputError("report covers what is in --out: leave --explain out")
+    if given.explain and (given.validate_every or given.framework in ("keras", "both")):
         raise InputError("explain trains in PyTorch: leave --framework and --validate_every out")
     if given.explain and given.rows:
         raise InputError(f"explain is {given.explain}: leave the rows out, {' '.join(given.rows)}")
@@ -77,10 +75,11 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
 def _make_parser(name: str, help: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"digitlab {name}", description=help, exit_on_error=False)
     add = parser.add_argument
-    text = "Rows, such as B3 or digits/lenet5. Default: the documents' rows."
+    text = "Configs, such as my.yaml or digits/lenet5. Default: the documents'; with --report, all."
     add("rows", nargs="*", default=[], help=text)
     frameworks = Literal["torch", "keras", "both"]
-    add("--framework", type=frameworks, default="both", help="Framework to train in.")
+    text = "Framework to train in. Default: torch; for the documents' rows both, if Keras is there."
+    add("--framework", type=frameworks | None, default=None, help=text)
     add("--seeds", type=int, default=3, help="Number of seeds.")
     add("--first_seed", type=int, default=0, help="The lowest seed.")
     text = "Folder of results.csv, the runs and the report."
@@ -91,8 +90,8 @@ def _make_parser(name: str, help: str) -> ArgumentParser:
     text = "Validate every so many optimizer steps, for finer curves; PyTorch only."
     add("--validate_every", type=int | None, default=None, help=text)
     add("--report", action="store_true", help="Train nothing: write tables and plots from --out.")
-    text = "With --report: Markdown pages to write the tables into, between marks."
-    add("--pages", type=Path, default=[], nargs="+", help=text)
+    text = "Largest difference that does not matter, in percentage points. Default: the data set's."
+    add("--margin", type=float | None, default=None, help=text)
     text = "With --report: results.csv whose prediction intervals judge the runs of --out."
     add("--against", type=Path | None, default=None, help=text)
     text = (
@@ -104,18 +103,27 @@ def _make_parser(name: str, help: str) -> ArgumentParser:
 
 
 def _choose_items(given: Namespace, rows: dict[str, Row], seeds: range) -> list[Item]:
-    frameworks = get_args(Framework) if given.framework == "both" else (given.framework,)
+    chosen, has_keras = (
+        choose(given.rows, rows),
+        bool(find_spec("keras") and find_spec("tensorflow")),
+    )
+    if not given.framework and not has_keras and any(row.in_documents for row in chosen):
+        print("Keras is not installed: training in PyTorch only")
+
+    def frameworks(row: Row) -> Sequence[Framework]:
+        asked = given.framework or ("both" if row.in_documents and has_keras else "torch")
+        return [it for it in row.frameworks if asked in ("both", it)]
+
     items = [
         Item(row, framework, seed)
         for seed in seeds  # first, so that an interrupted queue has every row with some seeds
-        for row in choose(given.rows, rows)
-        for framework in frameworks
-        if framework in row.frameworks
+        for row in chosen
+        for framework in frameworks(row)
     ]
     if not items:
         raise InputError(f"framework is {given.framework}: {', '.join(given.rows)} needs torch")
     if any(item.framework == "keras" for item in items):
-        if not (find_spec("keras") and find_spec("tensorflow")):
+        if not has_keras:
             raise InputError(
                 f"framework is {given.framework}, and Keras is not installed: give --framework "
                 'torch, or pip install "digitlab[parity]"'
@@ -130,8 +138,8 @@ def _choose_items(given: Namespace, rows: dict[str, Row], seeds: range) -> list[
     for result in results.read(table):
         if recipes.get(result.row, result.recipe) != result.recipe:
             raise InputError(
-                f"{table} has runs of {result.row} with other settings than {result.config}.yaml "
-                "has now: move it away, or give another --out"
+                f"{table} has runs of {result.row} with other settings than its config has now: "
+                "move it away, or give another --out"
             )
     return items
 
@@ -147,6 +155,10 @@ def _train(given: Namespace, items: list[Item]) -> int:
         return key in {result.key for result in results.read(table)}
 
     def record(item: Item, folder: Path) -> str:
+        if "test" not in run_folder.read_metrics(folder):  # a run with a hold-out
+            command = [sys.executable, "-m", "digitlab", "test", "--run", str(folder)]
+            with queue.log(item).open("a", encoding="utf-8") as log:
+                subprocess.run(command, stdout=log, stderr=log, check=False)
         result = Result.of_run(item.row, folder)
         results.add(table, [result])
         return f"{result.test_accuracy:.2%}"
@@ -163,12 +175,14 @@ def _train(given: Namespace, items: list[Item]) -> int:
         options=options,
     )
     failed = queue.work(items)
-    if measured := results.read(table):
-        rows = {item.row.name: item.row for item in items}
-        print(printable(f"\n{tables.results_table(rows, measured, aligned=True)}", keep="\n"))
-        report = terminal.command("digitlab", "reproduce", "--report", "--out", given.out)
+    rows = {item.row.name: item.row for item in items}
+    if measured := [result for result in results.read(table) if result.row in rows]:
+        _show(make_tables(tables.rows_of(measured, rows), measured, given.margin))
+        margin = ["--margin", f"{given.margin:g}"] if given.margin else []
+        words = [*given.rows, "--report", "--out", given.out, *margin]
+        report = terminal.command("digitlab", "reproduce", *words)
         print(f"\nResults are in {printable(table)}. What to do next:\n  {report}")
-        if RECORD.exists() and table != RECORD:
+        if table != RECORD and any(result.row in rows for result in results.read(RECORD)):
             print(f"  {report} --against {RECORD}  # are they as expected?")
     for item in failed:
         print(printable(f"{item} failed: see {queue.log(item)}"))
@@ -176,112 +190,80 @@ def _train(given: Namespace, items: list[Item]) -> int:
 
 
 def write_report(
-    out: Path, rows: dict[str, Row], pages: Sequence[Path] = (), against: Path | None = None
+    out: Path,
+    known: Mapping[str, Row],
+    names: Sequence[str] = (),
+    margin: float | None = None,
+    against: Path | None = None,
 ) -> None:
-    """Write tables.md and the figures beside the results in `out`, and the tables into pages.
+    """Write tables.md and figures of the results in a folder.
 
     Args:
-        out: The folder, as `read_tables` reads it.
-        rows: The rows by their names.
-        pages: Markdown files, in which the tables between marks are replaced.
-        against: A results.csv whose prediction intervals judge the runs in `out`.
+        out: The folder with results.csv, and with folders of `--explain`, if any.
+        known: The rows whose order and published figures are known, by their names.
+        names: The rows to report, as the results or `choose` name them; all if there are none.
+        margin: The largest difference that does not matter, in points; None takes the data set's.
+        against: A results.csv whose prediction intervals judge the runs.
 
     Raises:
-        InputError: There are no results, a file is damaged, or a page asks for a table that does
-            not exist.
+        InputError: There are no results, or a file is damaged.
     """
     with reading_input():
-        measured = _read_results(out / "results.csv")
-        named = read_tables(out, rows)
+        measured = _choose_results(out / "results.csv", known, names)
+        rows = tables.rows_of(measured, known)
+        sections = make_tables(rows, measured, margin)
         if against:
-            named["against"] = tables.prediction_table(rows, measured, _read_results(against))
-            print(printable(named["against"], keep="\n"))
-        filled = {page: fill(_read_page(page), named, page) for page in pages}
-
-    text = "\n\n".join(f"## {name}\n\n{table}" for name, table in named.items())
-    drawn = {
-        "published": figures.draw_published(rows, measured),
-        "curves": figures.draw_validation_curves(rows, measured),
-        "gap": figures.draw_gap(rows, measured),
-    }
-    for name, its_rows in by_experiment(rows).items():
-        if figure := figures.draw_experiment(its_rows, measured):
-            drawn[f"curves/{name}"] = figure
-    (out / "curves").mkdir(exist_ok=True)
-    for path, content in {out / "tables.md": text + "\n", **filled}.items():
-        files.write_text(path, content)
+            reference = _choose_results(against, known)
+            sections["against"] = tables.prediction_table(rows, measured, reference)
+        for grid in () if names else sorted(out.glob("explain-*/grid.csv")):
+            try:
+                sections |= explanation_tables(grid.parent)
+            except UnfinishedError as error:
+                print(printable(error))
+    drawn = {"accuracies": figures.draw_accuracies(rows, measured)}
+    if any(result.val_curve for result in measured):
+        drawn["curves"] = figures.draw_curves(rows, measured)
+    parts = [f"## {name}\n\n{table}" for name, table in sections.items()]
+    parts += [f"![{name}]({name}.png)" for name in drawn]
+    files.write_text(out / "tables.md", "\n\n".join(parts) + "\n")
     for name, figure in drawn.items():
-        _write_figure(out / f"{name}.png", figure)
-    written = [out / "tables.md", *(out / f"{name}.png" for name in drawn), *pages]
-    print(printable(f"{len(measured)} runs; written: {', '.join(map(str, written))}"))
+        files.write_figure(out / f"{name}.png", figure)
+    _show(sections)
+    written = [out / "tables.md", *(out / f"{name}.png" for name in drawn)]
+    print(printable(f"\n{len(measured)} runs; written: {', '.join(map(str, written))}", keep="\n"))
 
 
-def _read_results(path: Path) -> list[Result]:
+def make_tables(
+    rows: Mapping[str, Row], measured: Sequence[Result], margin: float | None = None
+) -> dict[str, str]:
+    """Make the tables that results allow, as Markdown by their names."""
+    pairs = {
+        "frameworks": [*tables.compare_frameworks(rows, measured, margin).values()],
+        "differences": tables.compare_rows(rows, measured, margin),
+    }
+    compared = {name: tables.differences_table(them) for name, them in pairs.items() if them}
+    return {"accuracies": tables.intervals_table(rows, measured), **compared}
+
+
+def _show(sections: Mapping[str, str]) -> None:
+    for name, table in sections.items():
+        count = len(table.splitlines())
+        if count > MOST_LINES:
+            table = f"{name}: {count} lines, which --report writes to tables.md"
+        print(printable(f"\n{table}", keep="\n"))
+
+
+def _choose_results(
+    path: Path, known: Mapping[str, Row], names: Sequence[str] = ()
+) -> list[Result]:
     measured = results.read(path)
     if not measured:
         raise InputError(
             f"there are no results in {path}: name the --out of digitlab reproduce, or its "
             "results.csv"
         )
-    return measured
-
-
-def _read_page(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except ValueError as error:
-        raise InputError(f"{path} is not a page in UTF-8: {error}") from error
-
-
-def read_tables(out: Path, rows: dict[str, Row]) -> dict[str, str]:
-    """Make all tables that a folder's results allow, as Markdown by their names.
-
-    Beside results.csv it may have `rerun`, a folder with the results of other seeds, and folders of
-    `--explain`.
-    """
-    measured = results.read(out / "results.csv")
-    named = {
-        "results": tables.results_table(rows, measured),
-        "intervals": tables.intervals_table(rows, measured),
-        "same-recipe": tables.same_recipe_table(rows, measured),
-        "as-published": tables.as_published_table(rows, measured),
-    }
-    for name, its_rows in by_experiment(rows).items():
-        if any(result.row in its_rows for result in measured):
-            named[f"row-{name}"] = tables.experiment_table(its_rows, measured)
-    if rerun := results.read(out / "rerun" / "results.csv"):
-        named["rerun"] = tables.prediction_table(rows, rerun, measured)
-    for grid in sorted(out.glob("explain-*/grid.csv")):
-        try:
-            named |= explanation_tables(grid.parent)
-        except UnfinishedError as error:
-            print(printable(error))
-    return named
-
-
-def fill(text: str, named: dict[str, str], page: Path) -> str:
-    """Put tables between their marks in a page's text.
-
-    Raises:
-        InputError: The page asks for a table that does not exist, or lacks the mark of its end.
-    """
-
-    def replace(found: re.Match[str]) -> str:
-        if found[1] not in named:
-            raise InputError(f"{page} has a table {found[1]}: choose from {', '.join(named)}")
-        return f"<!-- table {found[1]} -->\n{named[found[1]]}\n<!-- /table -->"
-
-    pattern = f"{PAGE_TABLE.pattern}\n(?:(?!<!-- table ).)*?<!-- /table -->"
-    text, count = re.subn(pattern, replace, text, flags=re.DOTALL)
-    if count != len(PAGE_TABLE.findall(text)):
-        raise InputError(f"{page} has a table without an end: write <!-- /table --> below it")
-    return text
-
-
-def _write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure atomically, in 64 colours: a third of the size, and it looks the same."""
-    with files.atomic_write(path) as beside:
-        figure.savefig(beside)
-        with Image.open(beside) as image:
-            small = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
-        small.save(beside, optimize=True)
+    rows = list(dict.fromkeys(result.row for result in measured))
+    chosen = [name if name in rows else choose([name], known)[0].name for name in names] or rows
+    if missing := [name for name in chosen if name not in rows]:
+        raise InputError(f"{path} has no run of {', '.join(missing)}: it has {', '.join(rows)}")
+    return sorted((it for it in measured if it.row in chosen), key=lambda it: chosen.index(it.row))

@@ -146,13 +146,13 @@ def effects_table(measured: Measured) -> str:
 
     def effects(*factors: int) -> list[str]:
         both = measured.alone(*factors), measured.last(*factors)
-        return [_with_interval(measured.cell(factors)), *map(_effect, both)]
+        return [_write(measured.cell(factors), "{:.2f}".format), *map(_write, both)]
 
-    nothing = _with_interval(measured.cell(()))
+    nothing, *_ = effects()
     lines = [[f"nothing: {measured.first}", "", nothing, "", "", ""]]
     for i, factor in enumerate(measured.factors):
         change = f"{factor.first} → {factor.second}"
-        lines.append([factor.name, change, *effects(i), _effect(measured.average(i))])
+        lines.append([factor.name, change, *effects(i), _write(measured.average(i))])
     if len(measured.factors) > 2:
         names = " and ".join(factor.name for factor in measured.factors[:2])
         lines.append([names, "", *effects(0, 1), ""])
@@ -176,7 +176,7 @@ def interactions_table(measured: Measured) -> str:
     effects = {pair: measured.interaction(*pair) for pair in combinations(measured.all, 2)}
     order = sorted(effects, key=lambda pair: (pair != (0, 1), -abs(effects[pair].mean())))
     names = (" × ".join(measured.factors[i].name for i in pair) for pair in order)
-    lines = [[name, _effect(effects[pair])] for name, pair in zip(names, order, strict=True)]
+    lines = [[name, _write(effects[pair])] for name, pair in zip(names, order, strict=True)]
     return (
         f"{markdown_table(['factors', 'interaction'], lines, aligned=True)}\n\n"
         "Percentage points: how much more switching the one adds with the other switched than "
@@ -192,13 +192,9 @@ def _describe_intervals(measured: Measured) -> str:
     return f"Means of {n} seeds ± their 95% t intervals, of differences within seeds."
 
 
-def _with_interval(values: Values, form: Callable[[float], str] = "{:.2f}".format) -> str:
+def _write(values: Values, form: Callable[[float], str] = signed) -> str:
     mean, half = _mean_and_half(values)
     return f"{form(mean)} ± {half:.2f}" if half else form(mean)
-
-
-def _effect(values: Values) -> str:
-    return _with_interval(values, signed)
 
 
 def _mean_and_half(values: Values) -> tuple[float, float]:

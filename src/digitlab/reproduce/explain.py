@@ -30,7 +30,7 @@ from digitlab.reproduce.effects import (
 from digitlab.reproduce.factors import DROPOUT, IMAGES, Factor
 from digitlab.reproduce.queue import Item, Queue
 from digitlab.reproduce.results import append
-from digitlab.reproduce.rows import Row, choose
+from digitlab.reproduce.rows import Row, find_row
 from digitlab.scores import Score
 from digitlab.terminal import printable
 
@@ -189,7 +189,7 @@ def explain_difference(
             raise InputError(
                 f"explain is {pair}: name two configs with a colon between, such as B1:B2"
             )
-        first, second = (_find_row(name, rows) for name in names)
+        first, second = (_as_published(name, rows) for name in names)
         if first == second:
             raise InputError(f"explain is {pair}: both are {first.config}, so name two configs")
         stems = [re.sub(r"\W+", "_", name.removesuffix(".yaml")).strip("_") for name in names]
@@ -238,8 +238,7 @@ def _write_report(folder: Path) -> None:
     files.write_text(folder / "tables.md", f"{title}\n\n{text}\n\n![Effects](effects.png)\n")
 
 
-def _find_row(name: str, rows: dict[str, Row]) -> Row:
-    if name.endswith((".yaml", ".yml")):
-        return Row(name, files.expand_path(name))
-    (row,) = choose([name], rows)
-    return rows.get(f"{row.name}_as_published", row)
+def _as_published(name: str, rows: dict[str, Row]) -> Row:
+    row = find_row(name)
+    is_row = name.lower() == row.name.lower()
+    return rows.get(f"{row.name}_as_published", row) if is_row else row

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -44,174 +44,123 @@ _TRAINING: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"}
 Points = list[tuple[float, float]]
 
 
-def draw_published(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure:
-    """Draw the published and the measured accuracies, a line for each row.
+def draw_accuracies(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure:
+    """Draw the measured accuracies, and those that were published, a line for each row.
 
-    Thick: 95% interval of the mean. Thin: 95% prediction interval for one more run. An axis shows
-    the published figures, each run, and the intervals of three or more runs; those of two, which
-    are ten times as wide, end at its edge. "More than" is an arrow.
+    Dots: the runs. Thick: 95% interval of the mean. Thin: 95% prediction interval for one more run.
+    "More than" is an arrow.
     """
-
-    def draw_figures(axes: Axes, facet: list[Row]) -> list[float]:
-        ends = []
-        for place, row in enumerate(facet):
-            if row.published_accuracy is not None:
-                marker = ">" if re.search(r"\b(more than|over)\b", row.published) else "D"
-                axes.plot(row.published_accuracy, place, marker, zorder=4, **_PUBLISHED)
-                ends.append(row.published_accuracy)
-        return ends
-
-    marks = {"D": "published", ">": "published: more than"}
-    hollow = [_handle(label, marker=marker, **_PUBLISHED) for marker, label in marks.items()]
-    label, groups = "accuracy on the test split, %", group_accuracies(results)
-    return _draw_facets(rows, groups, label, draw_figures, hollow, (), intervals=2, alone="linear")
+    groups = group_accuracies(results)
+    return draw_lines(rows, groups, "accuracy on the test split, %", whole=True)
 
 
-def draw_gap(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure:
-    """Draw how much better the last weights are on the training split than on the test split.
+def draw_lines(rows: Mapping[str, Row], groups: Groups[float], label: str, whole: bool) -> Figure:
+    """Draw runs, means and intervals, a line for each row, and axes for each data set.
 
-    Thick: 95% interval of the mean, to the axis' edge where it is wider. Dots: the runs.
-    """
-    gaps = group(results, lambda result: 100 * (result.train_accuracy - result.test_accuracy))
+    An axis shows each run, and the intervals of three or more runs; those of two, which are ten
+    times as wide, end at its edge.
 
-    def draw_runs(axes: Axes, facet: list[Row]) -> list[float]:
-        axes.axvline(0, color="black", linewidth=0.8, zorder=1)
-        for place, row in enumerate(facet):
-            for framework, style in STYLES.items():
-                values = gaps.get((row.name, framework), [])
-                where = [place + style.shift] * len(values)
-                # Above the intervals, whose zorder is 2.
-                axes.plot(values, where, ".", color=style.color, ms=4, alpha=0.5, zorder=2.5)
-        return [0.0]
-
-    dot = _handle("a run", marker=".", color="gray", ms=4)
-    label = "accuracy on training split − test split, percentage points"
-    return _draw_facets(rows, gaps, label, draw_runs, (), (dot,), intervals=1)
-
-
-def _draw_facets(
-    rows: Mapping[str, Row],
-    groups: Groups[float],
-    label: str,
-    draw: Callable[[Axes, list[Row]], list[float]],
-    before: Sequence[Line2D],
-    after: Sequence[Line2D],
-    intervals: int,
-    alone: str | None = None,
-) -> Figure:
-    """Draw axes for each data set, with a line for each of the documents' rows measured.
-
-    The row `alone` gets its own axes, as it would stretch those of its data set. `draw` draws what
-    is beside the means, and returns values that the axis must show; the legend has its handles
-    `before` and `after` those of the frameworks.
+    Args:
+        rows: The rows by their names.
+        groups: Values of their runs.
+        label: What the values are.
+        whole: Whether these are accuracies, in per cent. Otherwise there are no prediction
+            intervals, and no published figures, but a line at 0.
     """
     facets: dict[str, list[Row]] = {}
-    for row in _measured_rows(rows, groups):
-        title = DATASETS.get(row.dataset, row.dataset) + (f", {alone}" if row.name == alone else "")
-        facets.setdefault(title, []).append(row)
+    for row in measured_rows(rows, groups):
+        facets.setdefault(DATASETS.get(row.dataset, row.dataset), []).append(row)
+    both = len({framework for _, framework in groups}) > 1
     heights = [len(facet) + 0.8 for facet in facets.values()]  # 0.8: title and ticks
-    figure = _make_figure(8, 1.3 + 0.4 * sum(heights))
-    if not facets:
-        return _show_nothing(figure)
+    figure = make_figure(8, 1.3 + 0.4 * sum(heights))
     grid = figure.subplots(len(facets), 1, squeeze=False, height_ratios=heights)[:, 0]
+    shown: set[str] = set()
     for axes, (title, facet) in zip(grid, facets.items(), strict=True):
         axes.set_title(title, loc="left", fontsize=10)
-        axes.set_yticks(range(len(facet)), [_label_row(row) for row in facet], fontsize=8)
+        axes.set_yticks(range(len(facet)), [label_row(row) for row in facet], fontsize=8)
         axes.set_ylim(len(facet) - 0.5, -0.5)  # the first row is at the top
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", alpha=0.3)
         for place in range(1, len(facet), 2):
             axes.axhspan(place - 0.5, place + 0.5, color="black", alpha=0.04, linewidth=0)
-        ends = draw(axes, facet) + _draw_means(axes, facet, groups, intervals)
+        ends = [] if whole else [0.0]
+        for place, row in enumerate(facet):
+            if whole and row.published_accuracy is not None:
+                marker = ">" if re.search(r"\b(more than|over)\b", row.published) else "D"
+                axes.plot(row.published_accuracy, place, marker, zorder=4, **_PUBLISHED)
+                ends.append(row.published_accuracy)
+                shown.add(marker)
+            for framework in FRAMEWORKS:
+                if values := groups.get((row.name, framework)):
+                    style = STYLES[framework] if both else STYLES[framework]._replace(shift=-0.0)
+                    ends += _draw_values(axes, place, values, style, 1 + whole)
+                    shown.add(framework)
+        if not whole:
+            axes.axvline(0, color="black", linewidth=0.8, zorder=1)
         space = 0.04 * (max(ends) - min(ends)) or 0.1
         axes.set_xlim(min(ends) - space, min(max(ends), 100) + space)
     grid[-1].set_xlabel(label)
-    styles = [
+    marks = {"D": "published", ">": "published: more than"}
+    handles = [_handle(text, marker=it, **_PUBLISHED) for it, text in marks.items() if it in shown]
+    handles += [
         _handle(FRAMEWORKS[name], marker=style.marker, color=style.color, ms=7)
         for name, style in STYLES.items()
+        if name in shown
     ]
-    widths = [*_INTERVALS.items()][:intervals]
-    lines = [_handle(name, linestyle="-", color="gray", lw=width) for name, width in widths]
-    _add_legend(figure, [*before, *styles, *after, *lines], columns=3)
+    handles.append(_handle("a run", marker=".", color="gray", ms=4))
+    if any(len(values) > 1 for values in groups.values()):
+        widths = [*_INTERVALS.items()][: 1 + whole]
+        handles += [_handle(name, linestyle="-", color="gray", lw=width) for name, width in widths]
+    _add_legend(figure, handles, columns=3)
     return figure
 
 
-def _draw_means(axes: Axes, facet: list[Row], groups: Groups[float], intervals: int) -> list[float]:
-    """Draw each row's means with intervals, and return all that the axis must show."""
-    ends: list[float] = []
-    for place, row in enumerate(facet):
-        for framework, style in STYLES.items():
-            values = groups.get((row.name, framework), [])
-            if not values:
-                continue
-            summary = summarize(values)
-            shown = (summary.mean_interval, summary.prediction_interval)[:intervals]
-            if summary.n > 1:
-                for interval, width in zip(shown, _INTERVALS.values(), strict=False):
-                    height = [place + style.shift] * 2
-                    axes.plot(interval, height, color=style.color, linewidth=width)
-            dot: dict[str, Any] = {"color": style.color, "mec": "white", "ms": 7, "zorder": 3}
-            axes.plot(summary.mean, place + style.shift, style.marker, **dot)
-            ends += values
-            ends += shown[-1] if summary.n > 2 else ()
-    return ends
+def _draw_values(
+    axes: Axes, place: float, values: Sequence[float], style: Style, intervals: int
+) -> list[float]:
+    """Draw runs and their mean with intervals, and return all that the axis must show."""
+    summary, height = summarize(values), place + style.shift
+    beside = height + math.copysign(0.14, style.shift)  # away from the other framework
+    shown = (summary.mean_interval, summary.prediction_interval)[:intervals]
+    if summary.n > 1:
+        for interval, width in zip(shown, _INTERVALS.values(), strict=False):
+            axes.plot(interval, [height] * 2, color=style.color, linewidth=width)
+    dot: dict[str, Any] = {"color": style.color, "mec": "white", "ms": 7, "zorder": 3}
+    axes.plot(summary.mean, height, style.marker, **dot)
+    axes.plot(values, [beside] * len(values), ".", color=style.color, ms=5, mew=0, alpha=0.6)
+    return [*values, *(shown[-1] if summary.n > 2 else ())]
 
 
-def draw_validation_curves(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure:
-    """Draw the accuracy on the validated split over the epochs, axes for each row.
-
-    Lines are means over runs, and bands one standard deviation to each side, which unlike the
-    lowest and highest run does not grow with the number of runs. Runs without a curve are left out.
-    """
-    groups = _group_curves(results)
-    shown = _measured_rows(rows, groups)
-    columns = min(4, len(shown))
-    lines = math.ceil(len(shown) / columns) if shown else 0
-    figure = _make_figure(2.7 * max(columns, 2), 0.5 + 2.1 * max(lines, 1))
-    if not shown:
-        return _show_nothing(figure)
-    grid = [*figure.subplots(lines, columns, squeeze=False).flat]
-    for axes in grid[len(shown) :]:
-        axes.set_visible(False)
-    for axes, row in zip(grid, shown, strict=False):
-        for framework, name in FRAMEWORKS.items():
-            runs = groups.get((row.name, framework), [])
-            curves = [validation for _, validation in runs]
-            _draw_mean_curve(axes, curves, framework, False, label=f"{name}, n = {len(runs)}")
-        _finish_axes(axes, f"{_label_row(row)}\n{DATASETS.get(row.dataset, row.dataset)}")
-        axes.legend(fontsize=7, loc="lower right")
-    figure.supxlabel("epoch", fontsize=10)
-    figure.supylabel("accuracy on the validated split, %", fontsize=10)
-    return figure
-
-
-def draw_experiment(rows: Mapping[str, Row], results: Sequence[Result]) -> Figure | None:
+def draw_curves(rows: Mapping[str, Row], results: Sequence[Result], columns: int = 4) -> Figure:
     """Draw the accuracies of training and validation, axes for each config and framework.
 
     Lines are means over runs, and bands reach from the lowest to the highest. Points of training
-    are means over an epoch, while the weights changed. None if no run of these rows has a curve.
+    are means over an epoch, while the weights changed. Runs without a curve are left out.
     """
-    groups = _group_curves(results)
+    groups = group_curves(results)
     keys = [(row, framework) for row in rows for framework in FRAMEWORKS]
     keys = [key for key in keys if key in groups]
-    if not keys:
-        return None
-    figure = _make_figure(0.3 + 2.5 * max(len(keys), 2), 2.8)
-    grid = figure.subplots(1, len(keys), squeeze=False, sharey=True)[0]
-    for axes, (name, framework) in zip(grid, keys, strict=True):
+    columns = min(columns, len(keys))
+    lines = -(-len(keys) // columns)
+    figure = make_figure(0.3 + 2.5 * max(columns, 2), (3 + 11 * lines) / 5)
+    grid = [*figure.subplots(lines, columns, squeeze=False, sharey=True).flat]
+    for axes, (name, framework) in zip(grid, keys, strict=False):
         training, validation = zip(*groups[name, framework], strict=True)
-        _draw_mean_curve(axes, training, framework, True, **_TRAINING)
-        _draw_mean_curve(axes, validation, framework, True)
-        _finish_axes(axes, f"{name}\n{FRAMEWORKS[framework]}, n = {len(training)}")
+        draw_mean_curve(axes, training, framework, True, **_TRAINING)
+        draw_mean_curve(axes, validation, framework, True)
+        finish_axes(axes, f"{name}\n{FRAMEWORKS[framework]}, n = {len(training)}")
         axes.set_xlabel("epoch", fontsize=8)
-    grid[0].set_ylabel("accuracy, %", fontsize=8)
+    for axes in grid[len(keys) :]:
+        axes.set_visible(False)
+    for axes in grid[::columns]:
+        axes.set_ylabel("accuracy, %", fontsize=8)
     look: dict[str, Any] = {"color": "gray", "marker": "o", "ms": 3.5, "linestyle": "-"}
     handles = [_handle("training", **(look | _TRAINING)), _handle("validation", **look)]
     _add_legend(figure, handles, columns=2)
     return figure
 
 
-def _group_curves(results: Sequence[Result]) -> Groups[tuple[Points, Points]]:
+def group_curves(results: Sequence[Result]) -> Groups[tuple[Points, Points]]:
     """Collect the curves of training and validation, in epochs and per cent."""
 
     def by_epoch(run: Result) -> tuple[Points, Points]:
@@ -225,7 +174,7 @@ def _group_curves(results: Sequence[Result]) -> Groups[tuple[Points, Points]]:
     return group((result for result in results if result.val_curve), by_epoch)
 
 
-def _draw_mean_curve(
+def draw_mean_curve(
     axes: Axes, curves: Sequence[Points], framework: Framework, extremes: bool, **options: Any
 ) -> None:
     """Draw the mean of some curves in a band, from the lowest to the highest or of deviations."""
@@ -241,20 +190,24 @@ def _draw_mean_curve(
         axes.fill_between(means.index, *band, color=style.color, alpha=0.2, linewidth=0)
 
 
-def _finish_axes(axes: Axes, title: str) -> None:
+def finish_axes(axes: Axes, title: str) -> None:
+    """Give axes over epochs their title, ticks and grid."""
     axes.set_title(title, fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
 
 
-def _measured_rows(rows: Mapping[str, Row], groups: Groups[Any]) -> list[Row]:
-    """Return the documents' rows that were measured."""
+def measured_rows(rows: Mapping[str, Row], groups: Groups[Any]) -> list[Row]:
+    """Return the rows that were measured."""
     measured = {name for name, _ in groups}
-    return [row for row in rows.values() if row.in_documents and row.name in measured]
+    return [row for row in rows.values() if row.name in measured]
 
 
-def _label_row(row: Row) -> str:
+def label_row(row: Row) -> str:
+    """Name a row: `B3 lenet5`, or a config's own name."""
+    if not row.in_documents:
+        return row.name
     name, stem = row.name.removesuffix("_as_published"), row.config.stem
     return name if name == stem else f"{name} {stem}"
 
@@ -268,10 +221,6 @@ def _add_legend(figure: Figure, handles: list[Line2D], columns: int) -> None:
     figure.legend(handles=handles, loc="outside lower center", **options)
 
 
-def _make_figure(width: float, height: float) -> Figure:
+def make_figure(width: float, height: float) -> Figure:
+    """Make an empty figure of this size in inches."""
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-
-
-def _show_nothing(figure: Figure) -> Figure:
-    figure.text(0.5, 0.5, "no such run of the documents' rows", ha="center", va="center")
-    return figure

@@ -34,8 +34,7 @@ class Item(NamedTuple):
     @property
     def name(self) -> str:
         """A unique name, which is also the folder's."""
-        config = self.row.config
-        return f"{config.parent.name}-{config.stem}-{self.framework}-seed_{self.seed}"
+        return f"{self.row.run_folder}-{self.framework}-seed_{self.seed}"
 
     def __str__(self) -> str:
         """Name it for a reader."""

@@ -33,7 +33,7 @@ class Result:
     """The result of a run's last weights, in evaluation mode unless the config says otherwise."""
 
     row: str
-    config: str  # such as `mnist/lenet5`
+    config: str  # the data set, and the config's name without folder, such as `mnist/lenet5`
     recipe: str  # the digest of the config's settings, `Row.recipe`
     framework: Framework
     seed: int
@@ -67,7 +67,7 @@ class Result:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             path = folder / "metrics.json"
             raise ValueError(f"{path} is damaged, {error}: remove the run, and train it") from error
-        raise ValueError(f"{folder} has no loss on the test split: it diverged, or held out")
+        raise ValueError(f"{folder} has no loss on the test split: its training diverged")
 
     @classmethod
     def _of_metrics(cls, row: Row, folder: Path, metrics: dict[str, Any]) -> Self:
@@ -75,7 +75,7 @@ class Result:
         packages = ("torch", "lightning") if of_torch else ("keras", "tensorflow")
         result = cls(
             row=row.name,
-            config=f"{row.dataset}/{row.config.stem}",
+            config=f"{metrics['dataset']}/{row.config.stem}",
             recipe=row.recipe,
             framework=metrics["framework"],
             seed=metrics["seed"],
@@ -84,8 +84,8 @@ class Result:
             train_accuracy=round(metrics["train"]["accuracy"], 6),
             optimizer_steps=metrics["optimizer_steps"],
             train_seconds=round(metrics["phases"]["training"], 1),
-            train_curve=_read_curve(folder, "train/accuracy"),
-            val_curve=_read_curve(folder, "val/accuracy"),
+            train_curve=_read_curve(folder, "train/accuracy", metrics["optimizer_steps"]),
+            val_curve=_read_curve(folder, "val/accuracy", metrics["optimizer_steps"]),
             device=metrics["device"],
             versions=", ".join(f"{name} {metrics['versions'][name]}" for name in packages),
         )
@@ -154,7 +154,7 @@ def lock(out: Path, name: str) -> FileLock:
     return FileLock(folder / f"{name}.lock")
 
 
-def _read_curve(folder: Path, tag: str) -> Curve:
+def _read_curve(folder: Path, tag: str, steps: int) -> Curve:
     # Imports TensorFlow if it can, unless the command line has prevented that.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -162,8 +162,10 @@ def _read_curve(folder: Path, tag: str) -> Curve:
     events.Reload()
     if tag not in events.Tags()["scalars"]:
         return ()
-    # Lightning counts from 0; TensorBoard keeps float32, which has six exact digits.
-    return tuple((event.step + 1, round(event.value, 6)) for event in events.Scalars(tag))
+    # Lightning counts from 0; TensorBoard keeps float32, which has six exact digits. The final
+    # evaluation is logged behind the last step.
+    points = ((event.step + 1, round(event.value, 6)) for event in events.Scalars(tag))
+    return tuple(point for point in points if point[0] <= steps)
 
 
 def _format(result: Result) -> dict[str, str]:

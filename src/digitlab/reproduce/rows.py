@@ -1,19 +1,19 @@
-"""The rows that can be reproduced: every shipped config, with its published figure."""
+"""The rows that can be reproduced: configs, with their published figures."""
 
 import hashlib
 import json
+import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from digitlab import run_folder
+from digitlab.cli.configs import LOCAL, Config, find_config, list_configs, shipped_folder
 from digitlab.errors import InputError
 from digitlab.run_folder import Framework
 
-CONFIGS = Path("configs")
 _TORCH_ONLY = {"dropout_in_evaluation", "label_smoothing"}
 SPEED = {"steps_per_execution", "channels_last", "fused", "threads"}
 """Settings that change how fast a network is trained and, by rounding at most, results."""
@@ -21,9 +21,9 @@ _DOCUMENTS = re.compile(r"linear|([AB])(\d+)(_as_published)?")
 
 
 class Row(NamedTuple):
-    """A config, as its opening comment introduces it: `# B3: LeNet-5 …. Published: 99%.`."""
+    """A config, with the figure of its comment, `# B3: LeNet-5 …. Published: 99%.`."""
 
-    name: str  # the documents' run, such as `B3`, or the config's name, such as `digits/lenet5`
+    name: str  # the documents' run, such as `B3`, or folder and file, such as `digits/lenet5`
     config: Path  # the YAML file
     published: str = ""  # the figure in the documents' words; empty if there is none
 
@@ -33,16 +33,18 @@ class Row(NamedTuple):
         return self.config.parent.name
 
     @property
+    def run_folder(self) -> str:
+        """A name for the folders of its runs, which no other config has."""
+        path = self.config.resolve()
+        name = f"{path.parent.name}-{path.stem}"
+        if any(folder.resolve() in path.parents for folder in (LOCAL, shipped_folder())):
+            return name
+        return f"{name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:6]}"
+
+    @property
     def in_documents(self) -> bool:
         """Whether it is a run of the documents."""
         return bool(_DOCUMENTS.fullmatch(self.name))
-
-    @property
-    def experiment(self) -> str:
-        """The rows shown together: `B1` for B1 and B1_as_published, `digits` for all digits."""
-        if self.in_documents:
-            return self.name.removesuffix("_as_published")
-        return self.dataset if self.dataset == "digits" else self.config.stem
 
     @property
     def published_accuracy(self) -> float | None:
@@ -93,55 +95,52 @@ def _without_speed(settings: Any) -> Any:
     return kept
 
 
-def read_rows(folder: Path = CONFIGS) -> dict[str, Row]:
-    """Read the rows of a folder of configs: the documents' in their order, then the others.
-
-    Raises:
-        ValueError: There are no configs, or two of the same name.
-    """
-    rows = [_read_row(path) for path in sorted(folder.glob("*/*.yaml"))]
-    if not rows:
-        raise ValueError(
-            f"there are no configs in {folder}: run the command in a clone of digitlab"
-        )
-    for name, count in Counter(row.name for row in rows).items():
-        if count > 1:
-            raise ValueError(f"{count} configs open with `# {name}:`: only one may")
+def read_rows() -> dict[str, Row]:
+    """Read the rows of all known configs: the documents' in their order, then the others."""
+    rows = [_read_row(config) for config in list_configs().values() if "/" in config.name]
     return {row.name: row for row in sorted(rows, key=_order)}
 
 
-def choose(names: Sequence[str], rows: dict[str, Row]) -> list[Row]:
-    """Choose rows by their names, case aside; without a name, the documents' rows.
+def choose(names: Sequence[str], rows: Mapping[str, Row]) -> list[Row]:
+    """Choose rows by what `--config` takes, each once; without a name, the documents' rows.
 
     Raises:
-        ValueError: There is no row of that name.
+        InputError: There is no such config, or two of one name, whose results would be mixed.
     """
     if not names:
         return [row for row in rows.values() if row.in_documents]
-    folded = {name.lower(): row for name, row in rows.items()}
-    for name in names:
-        if name.lower() not in folded:
-            nearest = get_close_matches(name.lower(), folded, n=1)
-            hint = f"did you mean {folded[nearest[0]].name}?" if nearest else ", ".join(rows)
-            raise ValueError(f"there is no row {name}: {hint}")
-    return list({name.lower(): folded[name.lower()] for name in names}.values())
+    chosen: dict[str, Row] = {}
+    for row in map(find_row, names):
+        if chosen.setdefault(row.name, row) != row:
+            raise InputError(
+                f"{chosen[row.name].config} and {row.config} would both be {row.name} in the "
+                "results: rename a file or its folder"
+            )
+    return [*chosen.values()]
 
 
-def by_experiment(rows: Mapping[str, Row]) -> dict[str, dict[str, Row]]:
-    """Collect the rows of each experiment, in the rows' order."""
-    experiments: dict[str, dict[str, Row]] = {}
-    for name, row in rows.items():
-        experiments.setdefault(row.experiment, {})[name] = row
-    return experiments
+def find_row(given: str) -> Row:
+    """Find a row by what `--config` takes: a path, the name of a config or a document's run.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = find_config(given)
+    if not found.name:  # it may be the path of a known config
+        with suppress(OSError):  # which was removed meanwhile
+            known = (it for it in list_configs().values() if it.path.samefile(found.path))
+            found = next(known, found)
+    return _read_row(found)
 
 
-def _read_row(config: Path) -> Row:
-    lines = config.read_text("utf-8", errors="replace").splitlines()
-    comment = " ".join(line[2:] for line in lines if line.startswith("# "))
-    head = comment.partition(":")[0]
-    published = comment.partition("Published: ")[2].partition(". ")[0].rstrip(".")
-    name = head if _DOCUMENTS.fullmatch(head) else f"{config.parent.name}/{config.stem}"
-    return Row(name, config, published)
+def _read_row(config: Config) -> Row:
+    published = config.comment.partition("Published: ")[2].partition(". ")[0].rstrip(".")
+    if not config.row and _DOCUMENTS.fullmatch(config.comment.partition(":")[0]):
+        published = ""  # of the config that this one is a copy of
+    path = config.path
+    if path.parent.name in ("", ".."):
+        path = Path(os.path.abspath(path))  # whose folder has a name
+    return Row(config.row or f"{path.parent.name}/{path.stem}", path, published)
 
 
 def _order(row: Row) -> tuple[str, int, str]:

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from statistics import mean, stdev, variance
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -63,58 +63,102 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 class Comparison(NamedTuple):
-    """The difference of two means, and whether it is smaller than a margin.
-
-    The verdict is `equivalent` if the first null hypothesis is rejected at 5%, otherwise
-    `different` if the second is, otherwise `inconclusive`: too few runs to tell.
-    """
+    """The difference of two means, and whether it is smaller than a margin."""
 
     difference: float  # our mean minus theirs
-    interval: Interval  # its 95% confidence interval (Welch); infinite if it is unknown
-    p_equivalence: float  # of "the means differ by the margin or more"
+    interval: Interval  # its 95% confidence interval; infinite if it is unknown
+    p_equivalence: float  # of "the means differ by the margin or more"; 1 without a margin
     p_difference: float  # two-sided, of "the means are equal"
-    verdict: Verdict
+
+    @property
+    def verdict(self) -> Verdict:
+        """What was shown at 5%; `inconclusive` where the runs are too few to tell.
+
+        `equivalent` if the first null hypothesis is rejected, otherwise `different` if the second
+        is.
+        """
+        if self.p_equivalence < ALPHA:
+            return "equivalent"
+        return "different" if self.p_difference < ALPHA else "inconclusive"
 
 
-def compare(ours: Sequence[float], theirs: Sequence[float], margin: float) -> Comparison:
-    """Compare two means by two one-sided tests (TOST).
+def compare(
+    ours: Sequence[float], theirs: Sequence[float], margin: float | None, paired: bool = False
+) -> Comparison:
+    """Compare two means by two one-sided t-tests (TOST).
 
-    Both sides are taken as independent samples whose variances may differ (Welch 1947). Runs of
-    one seed in both frameworks may share initial weights and order of images: then the difference
-    varies less than assumed, and equivalence is harder to show.
+    Unpaired, both sides are taken as independent samples whose variances may differ (Welch 1947).
+    Paired, what a seed adds to both sides cancels, and only the differences vary.
 
     Args:
         ours: One side's values.
-        theirs: The other side's.
-        margin: The largest difference that does not matter, above 0, in the values' unit.
+        theirs: The other side's; if paired, of the same seeds in the same order.
+        margin: The largest difference that does not matter, above 0, in the values' unit; None if
+            equivalence is not asked for.
+        paired: Whether to test the differences within pairs.
 
     Reference:
         Schuirmann 1987, "A comparison of the two one-sided tests procedure and the power approach
         for assessing the equivalence of average bioavailability".
 
     Raises:
-        ValueError: A side is empty, or the margin is not above 0.
+        ValueError: A side is empty, pairs are incomplete, or the margin is not above 0.
     """
-    if not ours or not theirs or margin <= 0:
+    if not ours or not theirs or (margin is not None and margin <= 0):
         counts = f"{len(ours)} and {len(theirs)} values"
         raise ValueError(f"{counts}, margin {margin}: give some of each")
-    difference = float(mean(ours) - mean(theirs))
+    # Rounded, as 97.6 - 97.5 and 96.6 - 96.5 differ by 1e-14, which is no spread.
+    pairs = [round(a - b, 9) for a, b in zip(ours, theirs, strict=True)] if paired else []
+    difference = float(mean(pairs) if paired else mean(ours) - mean(theirs))
     # If all runs of a side agree, which few runs do by chance, their spread is unknown.
-    if min(len(ours), len(theirs)) < 2 or variance(ours) == variance(theirs) == 0:
-        return Comparison(difference, _EVERYTHING, 1.0, 1.0, "inconclusive")
-    left, right = np.asarray(ours, float), np.asarray(theirs, float)
+    sides = [pairs] if paired else [ours, theirs]
+    if min(map(len, sides)) < 2 or all(variance(side) == 0 for side in sides):
+        return Comparison(difference, _EVERYTHING, 1.0, 1.0)
+
+    def test(shift: float, alternative: str) -> Any:
+        if paired:
+            return stats.ttest_1samp(pairs, shift, alternative=alternative)
+        shifted = np.asarray(theirs, float) + shift
+        return stats.ttest_ind(ours, shifted, equal_var=False, alternative=alternative)
+
     with warnings.catch_warnings():
         # SciPy warns of a side whose values are all the same.
         warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
-        test = stats.ttest_ind(left, right, equal_var=False)
-        above = stats.ttest_ind(left, right - margin, equal_var=False, alternative="greater")
-        below = stats.ttest_ind(left, right + margin, equal_var=False, alternative="less")
-    p_equivalence, p_difference = float(max(above.pvalue, below.pvalue)), float(test.pvalue)
-    verdict: Verdict = "inconclusive"
-    if p_equivalence < ALPHA:
-        verdict = "equivalent"
-    elif p_difference < ALPHA:
-        verdict = "different"
-    ends = test.confidence_interval(1 - ALPHA)
+        two_sided = test(0, "two-sided")
+        one_sided = (test(-margin, "greater"), test(margin, "less")) if margin else ()
+    p_equivalence = max((float(each.pvalue) for each in one_sided), default=1.0)
+    ends = two_sided.confidence_interval(1 - ALPHA)
     interval = (float(ends.low), float(ends.high))
-    return Comparison(difference, interval, p_equivalence, p_difference, verdict)
+    return Comparison(difference, interval, p_equivalence, float(two_sided.pvalue))
+
+
+def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Adjust the p-values of several comparisons, so that all verdicts together err in 5%.
+
+    Intervals stay those of each comparison alone.
+
+    Reference:
+        Holm 1979, "A simple sequentially rejective multiple test procedure"; for comparing
+        classifiers: Demšar 2006, "Statistical comparisons of classifiers over multiple data sets".
+    """
+    columns = [
+        holm([getattr(found, name) for found in comparisons])
+        for name in ("p_equivalence", "p_difference")
+    ]
+    return [
+        found._replace(p_equivalence=p_equivalence, p_difference=p_difference)
+        for found, p_equivalence, p_difference in zip(comparisons, *columns, strict=True)
+    ]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values by Holm's method: the smallest of m times m, the next times m - 1, ….
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    p = np.asarray(p_values, float)
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return [float(value) for value in np.minimum(adjusted, 1)]

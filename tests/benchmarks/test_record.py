@@ -1,29 +1,17 @@
-"""What the repository says was measured: `docs/results`, and the pages that show it."""
+"""What the repository says was measured: `docs/results`."""
 
-import runpy
-import shutil
 import statistics
-from functools import cache
 from pathlib import Path
 
 import pytest
-from benchmarks import pages
+from benchmarks import conclusions
 
 from digitlab.reproduce import results
-from digitlab.reproduce.command import PAGE_TABLE, read_tables
 from digitlab.reproduce.rows import read_rows
 
 pytestmark = pytest.mark.docs
 
 RECORD = Path("docs", "results")
-CONCLUSIONS = Path("docs", "conclusions.py")
-"""The script that fills the table of the page beside it."""
-ELSEWHERE = pages.PAGES.keys() | {CONCLUSIONS.with_suffix(".md")}
-"""Pages whose tables other programs write."""
-PAGES = [Path("README.md"), *sorted({*Path("docs").rglob("*.md")} - ELSEWHERE)]
-SHOWN = [
-    (page, name) for page in PAGES for name in PAGE_TABLE.findall(page.read_text(encoding="utf-8"))
-]
 
 # Mean test accuracy in per cent, from the documents and independent runs. Too good is wrong too: it
 # would mean that test images were trained on, or counted twice. A single run may lie outside: at a
@@ -73,33 +61,7 @@ def test_no_run_was_counted_twice() -> None:
     assert len(keys) == len(set(keys))
 
 
-@pytest.mark.parametrize(("page", "name"), SHOWN)
-def test_a_table_of_a_page_is_the_generated_one(page: Path, name: str) -> None:
-    text = page.read_text("utf-8")
-    shown = text.partition(f"<!-- table {name} -->\n")[2].partition("\n<!-- /table -->")[0]
-    assert shown == tables()[name]
-
-
-def test_the_conclusions_are_the_table_that_the_script_beside_them_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = CONCLUSIONS.with_suffix(".md").read_text("utf-8")
-    shutil.copytree(RECORD, tmp_path / RECORD)
-    shutil.copy(CONCLUSIONS, tmp_path / CONCLUSIONS)
-    monkeypatch.chdir(tmp_path)
-    start, end = page.index("|---|"), page.index("\n<!-- /table -->")
-    CONCLUSIONS.with_suffix(".md").write_text(page[:start] + page[end:], "utf-8")
-    runpy.run_path(str(CONCLUSIONS), run_name="__main__")
-    assert CONCLUSIONS.with_suffix(".md").read_text("utf-8") == page
-
-
 def test_without_results_only_the_parameters_are_judged() -> None:
-    program = runpy.run_path(str(CONCLUSIONS))
-    (found,) = program["judge"](program["Evidence"]([], []))
+    (found,) = conclusions.judge(conclusions.Evidence([], []))
     assert found.measure.startswith("NN 128 101,770, LeNet-5 61,706, LeNet1 121,994")
     assert found.verdict == "true of LeNet-5 alone"
-
-
-@cache
-def tables() -> dict[str, str]:
-    return read_tables(RECORD, read_rows())

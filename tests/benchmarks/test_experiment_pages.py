@@ -1,16 +1,15 @@
-"""The documentation's section for each experiment, and the commands that fill the pages."""
+"""The documentation's section for each experiment."""
 
 import re
-import shlex
 from functools import cache
 from pathlib import Path
 
 import pytest
+from benchmarks.pages import MARK
+from benchmarks.reproduction import by_experiment
 
 from digitlab.reproduce import results
-from digitlab.reproduce.command import PAGE_TABLE
-from digitlab.reproduce.rows import by_experiment, read_rows
-from tests.reproduce.test_record import PAGES
+from digitlab.reproduce.rows import read_rows
 
 pytestmark = pytest.mark.docs
 
@@ -31,9 +30,9 @@ def section_of(experiment: str) -> str:
 
 @cache
 def with_curves() -> set[str]:
-    rows = read_rows()
     measured = results.read(CURVES.with_name("results.csv"))
-    return {rows[result.row].experiment for result in measured if result.val_curve}
+    drawn = {result.row for result in measured if result.val_curve}
+    return {name for name, rows in EXPERIMENTS.items() if drawn & rows.keys()}
 
 
 def test_every_experiment_has_one_section() -> None:
@@ -47,7 +46,7 @@ def test_a_section_has_its_configs_commands_table_curves_and_what_was_published(
     configs = {row.config.as_posix() for row in rows}
     assert {*SNIPPET.findall(text)} == configs
     assert {*re.findall(r"^digitlab fit --config (\S+)", text, re.M)} >= configs
-    assert PAGE_TABLE.findall(text) == [f"row-{name}"]
+    assert MARK.findall(text) == [f"row-{name}"]
     published = " ".join(text.partition("Published: ")[2].partition("<!--")[0].split())
     for row in rows:
         assert (row.published or "nothing").lower() in published.lower()
@@ -72,12 +71,3 @@ def test_the_frameworks_are_equivalent_on_every_row_of_the_documents_but_a3() ->
     assert verdicts.keys() == in_keras - {"B1_as_published", "B5_as_published"}
     assert verdicts.pop("A3") == "inconclusive"
     assert {*verdicts.values()} == {"equivalent"}
-
-
-@pytest.mark.parametrize("page", [Path("docs", "reproduction.md"), Path("CONTRIBUTING.md")])
-def test_the_command_that_fills_the_pages_names_all_of_them(page: Path) -> None:
-    text = page.read_text("utf-8").replace("\\\n", "")
-    (globs,) = re.findall(r"--report\s+--out docs/results\s+--pages ([^`]+?)\s*(?:`|\n\w)", text)
-    named = {path for glob in shlex.split(globs) for path in Path().glob(glob)}
-    with_tables = {path for path in PAGES if PAGE_TABLE.search(path.read_text("utf-8"))}
-    assert named == with_tables

@@ -1,9 +1,4 @@
-"""Judge what the documents conclude, and write the table of docs/conclusions.md.
-
-    python docs/conclusions.py
-
-Reads docs/results. To be run from the root of the repository.
-"""
+"""Judge what the documents conclude by the results in docs/results."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,22 +7,13 @@ from typing import NamedTuple
 
 from scipy import stats
 
-from digitlab import files
 from digitlab.models import MLP, LeNet1, LeNet5
 from digitlab.reproduce import results
-from digitlab.reproduce.command import fill
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.statistics import ALPHA, compare, summarize
 from digitlab.run_folder import FRAMEWORKS, Framework
 
-PAGE = Path("docs", "conclusions.md")
 RECORD = Path("docs", "results")
-
-
-def main() -> None:
-    """Fill the page's table."""
-    files.write_text(PAGE, fill(PAGE.read_text("utf-8"), {"claims": claims_table()}, PAGE))
-    print(f"Written to {PAGE}")
 
 
 def claims_table() -> str:
@@ -347,7 +333,3 @@ def _steps(steps: Sequence[float]) -> str:
     summary = summarize(steps)
     low, high = summary.mean_interval
     return f"{summary.mean:,.0f} [{max(low, 0):,.0f}, {high:,.0f}] (n {summary.n})"
-
-
-if __name__ == "__main__":
-    main()
