@@ -14,7 +14,7 @@ from digitlab.cli.parser import RunCLI
 from digitlab.data import ImageDataModule
 from digitlab.parity.backend import import_keras
 from digitlab.parity.optimizers import to_keras_optimizer
-from digitlab.parity.weights import build_twin
+from digitlab.parity.twins import build_twin
 
 _SCALES = {"unit": (0.0, 1.0), "symmetric": (0.5, 0.5)}
 

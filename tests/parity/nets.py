@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from digitlab import models
 from digitlab.classifier import Classifier
 from digitlab.data import DigitsDataModule
 from digitlab.parity.backend import import_keras
-from digitlab.parity.weights import copy_weights
+from digitlab.parity.sides import Sides
+from digitlab.parity.weights import copy_weights, match
 
 IMAGES = torch.rand(6, 1, 12, 12, generator=torch.Generator().manual_seed(0)) - 0.3
 LABELS = torch.tensor([3, 1, 4, 1, 5, 9])
@@ -111,12 +112,15 @@ def layer_of(function: Callable[[Any], Any], name: str = "custom") -> Any:
     return type("Custom", (import_keras().layers.Layer,), members)(name=name)
 
 
-M = TypeVar("M", bound=nn.Module)
+def sides(module: nn.Module, keras_model: Any) -> Sides:
+    """Both sides, before Keras's has the weights."""
+    return Sides(module, keras_model, match(module, keras_model))
 
 
-def keras_pair(module: M, keras_model: Any) -> tuple[M, Any]:
+def with_weights(module: nn.Module, keras_model: Any) -> Sides:
+    """Both sides with the module's weights."""
     copy_weights(module, keras_model)
-    return module, keras_model
+    return sides(module, keras_model)
 
 
 RECIPES: dict[

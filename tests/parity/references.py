@@ -1,4 +1,4 @@
-"""Independent references: the documents' shapes, optimizers in NumPy, a program in Keras alone."""
+"""Independent references: optimizers in NumPy, and a program in Keras alone."""
 
 from collections.abc import Callable, Sequence
 from inspect import signature
@@ -13,54 +13,6 @@ from digitlab.parity.optimizers import KerasAdam, KerasRMSprop
 from tests import tiny
 
 Array = NDArray[Any]
-
-WEIGHTS: dict[str, dict[str, tuple[int, ...]]] = {
-    "linear": {"fc1": (10, 784)},
-    "mlp512": {"fc1": (512, 784), "fc2": (512, 512), "fc3": (10, 512)},
-    "nn128": {"fc1": (128, 784), "fc2": (10, 128)},
-    "lenet5": {
-        **{"conv1": (6, 1, 5, 5), "conv2": (16, 6, 5, 5)},
-        **{"fc1": (120, 400), "fc2": (84, 120), "fc3": (10, 84)},
-    },
-    "lenet1": {
-        **{"conv1": (32, 1, 3, 3), "conv2": (64, 32, 3, 3), "conv3": (64, 64, 3, 3)},
-        **{"fc1": (64, 1024), "fc2": (10, 64)},
-    },
-    "pytorch_example_net": {
-        **{"conv1": (10, 1, 5, 5), "conv2": (20, 10, 5, 5)},
-        **{"fc1": (50, 320), "fc2": (10, 50)},
-    },
-    "tensorflow_tutorial_cnn": {
-        **{"conv1": (32, 1, 5, 5), "conv2": (64, 32, 5, 5)},
-        **{"fc1": (1024, 3136), "fc2": (10, 1024)},
-    },
-    # In no document: from the description in its docstring.
-    "fast_cnn": {
-        **{"conv1": (16, 1, 5, 5), "conv2": (32, 16, 3, 3)},
-        **{"fc1": (256, 800), "fc2": (10, 256)},
-    },
-}
-"""Shape of each layer's weight as PyTorch lays it out: what the text of the documents says."""
-
-TOTALS = {
-    "linear": 7_850,
-    "mlp512": 669_706,
-    "nn128": 101_770,
-    "lenet5": 61_706,
-    "lenet1": 121_994,
-    "pytorch_example_net": 21_840,
-    "tensorflow_tutorial_cnn": 3_274_634,
-    "fast_cnn": 212_682,
-}
-"""Number of parameters, as the documents print it."""
-
-
-def documented_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor; each layer has a bias."""
-    layers = WEIGHTS[name].items()
-    return {f"{layer}.weight": shape for layer, shape in layers} | {
-        f"{layer}.bias": shape[:1] for layer, shape in layers
-    }
 
 
 def sgd(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from digitlab.classifier import Classifier
 from digitlab.parity import import_keras
 from digitlab.parity.proof import run_checks
-from digitlab.parity.trajectory import KerasBatchNorm
+from digitlab.parity.trajectory import use_biased_variances
 from tests.parity.nets import digit_batches, digit_images
 
 
@@ -57,7 +57,7 @@ def test_a_network_with_batch_normalization_passes_the_whole_proof() -> None:
     checks = list(run_checks(Normalized(), digit_batches(6), *digit_images(), steps=6))
     assert all(check.passed for check in checks if not check.informational), checks
     steps = next(check for check in checks if check.name == "6 training steps, float64")
-    assert "KerasBatchNorm in place of BatchNorm2d" in steps.note
+    assert "Keras's running variance in BatchNorm2d" in steps.note
     (stock,) = (check for check in checks if check.informational)
     assert stock.name == "6 training steps, float64, stock Adam and BatchNorm2d"
     assert stock.difference > 1e-6
@@ -66,25 +66,19 @@ def test_a_network_with_batch_normalization_passes_the_whole_proof() -> None:
 @pytest.mark.parametrize("shape", [(6, 3), (6, 3, 5), (4, 3, 5, 5)])
 def test_only_the_running_variance_differs_by_n_over_n_minus_1(shape: tuple[int, ...]) -> None:
     kind = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)[len(shape) - 2]
-    stock = kind(3, momentum=0.25).double()
+    stock, exact = (kind(3, momentum=0.25).double() for _ in range(2))
+    use_biased_variances(exact)
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    exact = KerasBatchNorm(kind(3, momentum=0.25).double())
-    assert torch.allclose(exact(x), stock(x), rtol=1e-12, atol=1e-12)  # float64
+    assert torch.equal(exact(x), stock(x))
     torch.testing.assert_close(exact.running_mean, stock.running_mean)
-    n = math.prod(shape) / 3
     assert stock.running_var is not None
-    added = stock.running_var - 0.75
-    torch.testing.assert_close(exact.running_var, 0.75 + added * (n - 1) / n)
-    torch.testing.assert_close(
-        exact.eval()(x),
-        (x - _wide(exact.running_mean, x)) / torch.sqrt(_wide(exact.running_var, x) + 1e-5),
-    )
-
-
-def _wide(values: Tensor, x: Tensor) -> Tensor:
-    return values.reshape(1, -1, *[1] * (x.ndim - 2))
+    n = math.prod(shape) / 3
+    expected = 0.75 + (stock.running_var - 0.75) * (n - 1) / n
+    torch.testing.assert_close(exact.running_var, expected, rtol=1e-15, atol=0)
+    exact.eval()(x)
+    torch.testing.assert_close(exact.running_var, expected, rtol=1e-15, atol=0)
 
 
 def test_an_average_over_all_batches_is_refused() -> None:
     with pytest.raises(ValueError, match="momentum=None, which Keras has not: give a number"):
-        KerasBatchNorm(nn.BatchNorm1d(3, momentum=None))
+        use_biased_variances(nn.BatchNorm1d(3, momentum=None))

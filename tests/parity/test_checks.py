@@ -10,36 +10,36 @@ from torch import Tensor, nn
 from digitlab import models
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
 from digitlab.parity.checks import (
-    HEADING,
-    Check,
-    format_check,
     gradients,
     logits,
     parameter_counts,
     round_trip,
 )
-from digitlab.parity.sides import arrange, evaluation_mode, in_torch_layout
-from digitlab.parity.weights import to_keras
+from digitlab.parity.differences import in_torch_layout
+from digitlab.parity.report import HEADING, Check, format_check
+from digitlab.parity.sides import arrange, evaluation_mode
+from digitlab.parity.twins import to_keras
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import (
     IMAGES,
     LABELS,
     DocumentStyle,
     Residual,
-    keras_pair,
     keras_residual,
     keras_style,
     layer_of,
+    sides,
+    with_weights,
 )
 
 
 def test_all_tensors_are_counted_and_a_total_that_disagrees_fails() -> None:
     model, twin = DocumentStyle(), keras_style()
-    check = parameter_counts(model, twin)
+    check = parameter_counts(sides(model, twin))
     assert check.passed
     assert (check.compared, check.note) == (8, "630 parameters")
     twin.count_params = lambda: 631
-    check = parameter_counts(model, twin)
+    check = parameter_counts(sides(model, twin))
     assert not check.passed
     assert check.note == "parameters: 630 torch, 631 keras"
 
@@ -47,12 +47,12 @@ def test_all_tensors_are_counted_and_a_total_that_disagrees_fails() -> None:
 def test_weights_survive_the_round_trip_bit_for_bit() -> None:
     model, twin = Residual(), keras_residual()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    check = round_trip(model, twin)
+    check = round_trip(sides(model, twin))
     assert check.passed, check
     values = [t.numel() for name, t in before.items() if name != "norm.num_batches_tracked"]
     assert check.compared == sum(values)
     assert_bitwise_equal(model.state_dict(), before)
-    assert logits(model, twin, IMAGES).passed  # Keras has the weights now
+    assert logits(sides(model, twin), IMAGES).passed  # Keras has the weights now
 
 
 def test_a_round_trip_through_less_precision_is_counted_and_named() -> None:
@@ -60,7 +60,7 @@ def test_a_round_trip_through_less_precision_is_counted_and_named() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.div_(3)  # float32 has no such values
-    check = round_trip(model, keras_style())
+    check = round_trip(sides(model, keras_style()))
     assert not check.passed
     assert check.difference > 100
     assert check.note == "c1.weight comes back changed"
@@ -69,7 +69,7 @@ def test_a_round_trip_through_less_precision_is_counted_and_named() -> None:
 @pytest.mark.parametrize("lost", ["weights.Match.to_keras", "checks.load_matched"])
 def test_a_round_trip_that_goes_nowhere_fails(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"digitlab.parity.{lost}", lambda pair: getattr(pair, "variable", None))
-    assert not round_trip(DocumentStyle(), keras_style()).passed
+    assert not round_trip(sides(DocumentStyle(), keras_style())).passed
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_round_trip_that_goes_nowhere_fails(lost: str, monkeypatch: pytest.Mon
 )
 def test_a_wrong_layer_fails_the_logits(role: str, make: Callable[[Any], Any], note: str) -> None:
     twin = keras_style(**{role: make(import_keras().layers)})
-    check = logits(*keras_pair(DocumentStyle(), twin), IMAGES)
+    check = logits(with_weights(DocumentStyle(), twin), IMAGES)
     assert not check.passed
     assert check.difference > 1e-3
     assert check.note == note
@@ -96,14 +96,14 @@ def test_a_nan_agrees_with_nothing() -> None:
     model, twin = DocumentStyle(), keras_style()
     with torch.no_grad():
         model.f2.bias[3] = float("nan")
-    pair = keras_pair(model, twin)
-    assert round_trip(*pair).passed
-    assert not logits(*pair, IMAGES).passed
-    assert not any(check.passed for check in gradients(*pair, IMAGES, LABELS))
+    pair = with_weights(model, twin)
+    assert round_trip(pair).passed
+    assert not logits(pair, IMAGES).passed
+    assert not any(check.passed for check in gradients(pair, IMAGES, LABELS))
 
 
 def test_the_coarser_side_sets_the_tolerance() -> None:
-    check = logits(*keras_pair(DocumentStyle().double(), keras_style()), IMAGES)
+    check = logits(with_weights(DocumentStyle().double(), keras_style()), IMAGES)
     assert check.passed
     assert (check.name, check.tolerance) == ("logits, float32", 1e-5)
 
@@ -115,8 +115,8 @@ def test_another_gradient_of_the_same_function_is_found() -> None:
         return x, lambda upstream: 1.001 * upstream
 
     scaled = layer_of(tensorflow.custom_gradient(identity))
-    pair = keras_pair(DocumentStyle(), keras_style(flatten=[scaled, keras.layers.Flatten()]))
-    loss, check = gradients(*pair, IMAGES, LABELS)
+    pair = with_weights(DocumentStyle(), keras_style(flatten=[scaled, keras.layers.Flatten()]))
+    loss, check = gradients(pair, IMAGES, LABELS)
     assert loss.passed
     assert not check.passed
     assert 0.9e-3 < check.difference < 1.1e-3
@@ -125,23 +125,24 @@ def test_another_gradient_of_the_same_function_is_found() -> None:
 
 def test_a_softmax_before_the_loss_is_not_looked_through() -> None:
     softmax = {"fc2": import_keras().layers.Dense(10, activation="softmax")}
-    pair = keras_pair(DocumentStyle(), keras_style(**softmax))
-    assert not any(check.passed for check in gradients(*pair, IMAGES, LABELS))
-    both = nn.Sequential(pair[0], nn.Softmax(1))
-    assert all(check.passed for check in gradients(both, pair[1], IMAGES, LABELS))
+    pair = with_weights(DocumentStyle(), keras_style(**softmax))
+    assert not any(check.passed for check in gradients(pair, IMAGES, LABELS))
+    both = sides(nn.Sequential(pair.module, nn.Softmax(1)), pair.model)
+    assert all(check.passed for check in gradients(both, IMAGES, LABELS))
 
 
 def test_a_gradient_on_one_side_only_is_a_difference() -> None:
-    model, twin = keras_pair(DocumentStyle(), keras_style())
+    model, twin = DocumentStyle(), keras_style()
+    pair = with_weights(model, twin)
     twin.layers[0].trainable = False
-    _, check = gradients(model, twin, IMAGES, LABELS)
+    _, check = gradients(pair, IMAGES, LABELS)
     assert check.difference == float("inf")
     assert check.note == "most in c1.weight"
     model.c1.requires_grad_(False)
-    assert gradients(model, twin, IMAGES, LABELS)[1].passed
+    assert gradients(pair, IMAGES, LABELS)[1].passed
     model.requires_grad_(False)
     twin.trainable = False
-    assert not gradients(model, twin, IMAGES, LABELS)[1].passed  # compared nothing
+    assert not gradients(pair, IMAGES, LABELS)[1].passed  # compared nothing
 
 
 class Shifted(nn.Module):
@@ -163,7 +164,7 @@ def test_a_gradient_that_is_zero_but_for_rounding_is_no_difference() -> None:
         images = keras.Input((144,))
         shift, logit = keras.layers.Dense(1, name="shift"), keras.layers.Dense(10, name="fc")
         twin = keras.Model(images, keras.layers.Add()([logit(images), shift(images)]))
-    _, check = gradients(*keras_pair(model, twin), IMAGES, LABELS)
+    _, check = gradients(with_weights(model, twin), IMAGES, LABELS)
     torch.nn.functional.cross_entropy(model(IMAGES.double()), LABELS).backward()
     assert model.shift.weight.grad is not None
     assert 0 < model.shift.weight.grad.abs().max() < 1e-16  # rounding, with nothing to round
@@ -176,7 +177,7 @@ def test_dropout_is_off_and_modes_and_random_state_are_restored() -> None:
     model.network.get_submodule("relu1").eval()
     modes, state = [part.training for part in model.modules()], torch.get_rng_state()
     images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    assert logits(model, to_keras(model), images).passed
+    assert logits(sides(model, to_keras(model)), images).passed
     with pytest.raises(KeyError), evaluation_mode(model):  # noqa: PT012
         torch.rand(1)
         raise KeyError

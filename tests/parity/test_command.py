@@ -12,7 +12,7 @@ from digitlab.cli import main
 from digitlab.cli import parity as command
 from digitlab.data import MNISTDataModule
 from digitlab.parity import proof
-from digitlab.parity.checks import HEADING, Check
+from digitlab.parity.report import HEADING, Check
 from tests.commands import config_of, refusal
 from tests.tiny import TinyDataModule
 

@@ -8,8 +8,9 @@ from torch.nn import functional as F  # noqa: N812 # its usual name
 from digitlab import models
 from digitlab.parity.backend import import_keras
 from digitlab.parity.divergence import first_divergence
-from digitlab.parity.weights import copy_weights, to_keras
-from tests.parity.nets import IMAGES, DocumentStyle, keras_style
+from digitlab.parity.twins import to_keras
+from digitlab.parity.weights import copy_weights
+from tests.parity.nets import IMAGES, DocumentStyle, keras_style, sequential
 
 
 def divergence(module: nn.Module, keras_model: Any, images: Tensor = IMAGES) -> str | None:
@@ -46,6 +47,25 @@ def test_a_layer_that_does_nothing_is_held_against_the_one_of_its_name(layers: A
     )
 
 
+class Stack(nn.Module):
+    """Recurrent layers in one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.rnn = nn.RNN(3, 4, num_layers=2, nonlinearity="relu", batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps: Tensor = self.rnn(x)[0]
+        return steps
+
+
+def test_a_stack_of_recurrent_layers_is_compared_layer_by_layer(layers: Any) -> None:
+    first = layers.SimpleRNN(4, activation="relu", return_sequences=True)
+    wrong = layers.SimpleRNN(4, return_sequences=True, name="planted")  # with tanh
+    assert divergence(Stack(), sequential((5, 3), first, wrong), torch.randn(6, 5, 3)) == "planted"
+
+
 class Dead(nn.Module):
     """A rectifier that gives nothing but zeros, and a way around it."""
 
@@ -70,15 +90,6 @@ def test_zeros_that_agree_downstream_excuse_nothing(layers: Any) -> None:
 
     assert divergence(Dead(), build("tanh")) is None
     assert divergence(Dead(), build("sigmoid")) == "fc1"
-
-
-def test_log_probabilities_are_no_logits() -> None:
-    class WithLogSoftmax(DocumentStyle):
-        def forward(self, x: Tensor) -> Tensor:
-            return F.log_softmax(super().forward(x), 1)
-
-    layers = import_keras().layers
-    assert divergence(WithLogSoftmax(), keras_style(fc2=layers.Dense(10, name="last"))) == "last"
 
 
 def test_a_model_that_returns_its_input_is_refused() -> None:

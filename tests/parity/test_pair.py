@@ -1,5 +1,5 @@
 import random
-from collections.abc import Callable
+import re
 from copy import deepcopy
 from typing import Any
 
@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.checks import Check
 from digitlab.parity.pair import check
-from digitlab.parity.report import Report
+from digitlab.parity.report import Check, Report
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import (
     BATCHES,
@@ -21,7 +20,6 @@ from tests.parity.nets import (
     Residual,
     keras_residual,
     keras_style,
-    layer_of,
 )
 
 ROWS = [
@@ -78,26 +76,20 @@ def test_nothing_of_the_callers_module_changes() -> None:
     assert (np.random.get_state()[1] == numpy_state).all()  # type: ignore[index] # noqa: NPY002
 
 
-@pytest.mark.parametrize("what", ["bias_constraint", "an added loss", "a frozen layer"])
-def test_what_changes_the_training_of_keras_alone_is_found(what: str) -> None:
-    layers = import_keras().layers
-    options = {"bias_constraint": "non_neg"} if what == "bias_constraint" else {}
-    stem = [layers.Conv2D(4, 3, padding="same", activation="relu", **options)]
-    if what == "an added loss":
-        stem.append(layers.ActivityRegularization(l2=0.1))
-    twin = keras_style(conv1=stem)
-    twin.layers[2].trainable = what != "a frozen layer"
-    model = DocumentStyle()
+def test_a_layer_that_keras_alone_freezes_is_found_and_compared_none_the_less() -> None:
+    model, twin = DocumentStyle(), keras_style()
+    twin.layers[2].trainable = False
     (failed,) = [row for row in check(model, twin, BATCHES).checks if not row.passed]
     assert failed.name == "settings of the training"
-    assert failed.note.endswith(": remove it, or give both sides the same")
-    if what == "a frozen layer":
-        assert "c2.bias is frozen in keras alone" in failed.note.replace("c2.weight", "c2.bias")
-        assert not twin.layers[2].trainable
-        model.c2.requires_grad_(False)
-        report = check(model, twin, BATCHES)  # the gradients of both are compared none the less
-        report.assert_passed()
-        assert report.checks[-1].compared == 2 * report.checks[1].compared
+    assert re.fullmatch(
+        r"c2\.\w+ is frozen in keras alone and 1 more: remove it, or give both sides the same",
+        failed.note,
+    )
+    assert not twin.layers[2].trainable
+    model.c2.requires_grad_(False)
+    report = check(model, twin, BATCHES)
+    report.assert_passed()
+    assert report.checks[-1].compared == 2 * report.checks[1].compared
 
 
 def test_an_attention_that_pytorch_alone_freezes_is_found() -> None:
@@ -132,14 +124,6 @@ def test_a_nan_in_any_batch_fails(place: int) -> None:
     broken = (torch.full((2, 1, 12, 12), float("nan")), LABELS[:2])
     batches = [*BATCHES[:place], broken, *BATCHES[place:]]
     assert not check(DocumentStyle(), keras_style(), batches).passed
-
-
-def test_arrays_and_lists_are_compared_as_tensors_are() -> None:
-    batches = [[images.numpy(), labels.numpy()] for images, labels in BATCHES]
-    model, twin = DocumentStyle(), keras_style()
-    report = check(model, twin, batches)
-    report.assert_passed()
-    assert report == check(model, twin, BATCHES)
 
 
 def test_a_report_needs_a_check_that_counts_and_all_of_those_to_pass() -> None:
@@ -200,82 +184,9 @@ def test_another_precision_is_refused_before_a_weight_changes(side: str) -> None
         np.testing.assert_array_equal(array, kept)
 
 
-LABELS_MUST = r": they must be int64 \(6,\), from 0 to 9, as `labels\.long\(\)`"
-
-
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        (IMAGES, "a batch is Tensor: it must be inputs and targets, such as two tensors"),
-        ((IMAGES,), "a batch is Tensor: it must be inputs and targets"),
-        ((IMAGES, None), "a batch is Tensor, NoneType: it must be inputs and targets"),
-        ((torch.rand(6, 1, 14, 14), LABELS), r"reads \(12, 12, 1\), and the images are"),
-        (
-            (IMAGES.bfloat16(), LABELS),
-            r"bfloat16 \(6, 1, 12, 12\): they must be float32 .*float\(\)",
-        ),
-        (
-            (IMAGES.flatten(1), LABELS),
-            r"reads \(12, 12, 1\), and the inputs are \(144,\): it must read \(144,\)",
-        ),
-        ((IMAGES, LABELS + 1), r"int64 \(6,\), from 2 to 10" + LABELS_MUST),
-        ((IMAGES, LABELS - 2), r"int64 \(6,\), from -1 to 7" + LABELS_MUST),
-        ((IMAGES, LABELS.float()), r"float32 \(6,\)" + LABELS_MUST),
-        ((IMAGES, LABELS[:4]), r"int64 \(4,\)" + LABELS_MUST),
-        ((IMAGES, torch.eye(10)[LABELS]), r"float32 \(6, 10\).*`labels\.argmax\(1\)`"),
-    ],
-)
-def test_a_batch_that_is_none_is_refused(batch: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as error:
-        check(DocumentStyle(), keras_style(), [batch])
-    assert "\n" not in str(error.value)
-
-
-def test_a_keras_model_that_is_none_is_refused() -> None:
-    keras, model = import_keras(), DocumentStyle()
-    unbuilt = keras.Sequential([keras.layers.Dense(10)])
-    wider = keras_style(fc2=keras.layers.Dense(11, name="last"))
-    planes = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Conv2D(4, 3)])
-    mistakes: list[tuple[Any, Any, str]] = [
-        (model, None, "the pair is a DocumentStyle and a NoneType: give a torch.nn.Module and a k"),
-        (keras_style(), model, "the pair is a Sequential and a DocumentStyle: give a torch"),
-        (model, unbuilt, "has no inputs of known shape: give it a keras.Input"),
-        (model, wider, r"f2\.weight is \(10, 16\) and last/kernel is \(16, 11\)"),
-        (model, planes, r"gives \(None, 10, 10, 4\): it must give logits, \(N, classes\)"),
-    ]
-    for ours, theirs, message in mistakes:
-        with pytest.raises(ValueError, match=message):
-            check(ours, theirs, BATCHES)
-
-
 class Doubling(DocumentStyle):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(2 * x)
-
-
-def first(*layers: Any) -> Any:
-    """A Keras style with layers before its first one."""
-    conv = import_keras().layers.Conv2D(4, 3, padding="same", activation="relu")
-    return keras_style(conv1=[*layers, conv])
-
-
-SCALED: dict[str, Callable[[float], Any]] = {
-    "a layer of one's own": lambda factor: first(layer_of(lambda x: factor * x)),
-    "a Lambda": lambda factor: first(import_keras().layers.Lambda(lambda x: factor * x)),
-    "an Activation": lambda factor: first(import_keras().layers.Activation(lambda x: factor * x)),
-}
-
-
-@pytest.mark.parametrize("case", SCALED)
-def test_a_fault_that_rounding_hides_in_float32_is_found_in_float64(case: str) -> None:
-    report = check(Doubling(), SCALED[case](2.0), BATCHES)
-    report.assert_passed()
-    assert [row.name for row in report.checks] == ROWS
-    passed = {
-        row.name: row.passed for row in check(Doubling(), SCALED[case](2 + 1e-8), BATCHES).checks
-    }
-    assert passed["logits, float32"]
-    assert not passed["logits, float64"]
 
 
 def uncopyable(name: str) -> Any:
@@ -313,6 +224,24 @@ def test_a_layer_that_cannot_be_copied_is_compared_as_it_is(name: str) -> None:
     assert "give Doubled a get_config that has all its arguments" in report.only_float32
     assert {row.tolerance for row in report.checks[2:]} == {1e-5}
     assert not check(DocumentStyle(), keras_style(conv1=[uncopyable(name), conv]), BATCHES).passed
+
+
+def test_a_layer_that_fixes_the_dtype_of_one_inside_is_compared_in_float32() -> None:
+    """Its copy would round in float64, and differ from PyTorch's layer by that."""
+    layers = import_keras().layers
+
+    class Fixed(layers.Layer):  # type: ignore[misc,name-defined]
+        def build(self, shape: Any) -> None:
+            self.inner = layers.Dense(10, dtype="float32")
+            self.inner.build(shape)
+
+        def call(self, x: Any) -> Any:
+            return self.inner(x)
+
+    report = check(DocumentStyle(), keras_style(fc2=Fixed(name="fixed")), BATCHES)
+    assert report.verdict == "passed_float32"
+    remedy = "fixed computes in float32 whatever its dtype is: let Fixed pass its dtype on"
+    assert report.only_float32 == remedy
 
 
 def test_where_nothing_is_copied_layers_are_matched_in_the_order_of_calls() -> None:

@@ -1,12 +1,10 @@
-from typing import Any
-
 import pytest
 import torch
 
 from digitlab import parity
 from digitlab.parity import proof
-from digitlab.parity.checks import Check
 from digitlab.parity.proof import run_checks
+from digitlab.parity.report import Check
 from tests.parity.nets import RECIPES, digit_batches, digit_images, make, random_batches
 
 SLOW = pytest.mark.slow
@@ -75,28 +73,23 @@ def test_each_check_is_yielded_as_soon_as_it_is_made() -> None:
     assert names[-1] == "7 training steps, float64, stock Adam"
 
 
-def test_a_trajectory_in_float32_starts_anew_where_rounding_spoils_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_trajectory_in_float32_starts_anew_where_rounding_spoils_it() -> None:
     started: list[float] = []
 
-    def spoilt(module: object, twin: object, batches: list, *others: object) -> Check:
+    def spoilt(batches: list, steps: int) -> Check:
         started.append(float(batches[0][0].mean()))
         return Check("trajectory", 1, 1e-3 if len(started) < 3 else 1e-7, 1e-5, "most in fc1")
 
     batches = random_batches(7)
-    unused: Any = None  # `spoilt` trains nothing
-    monkeypatch.setattr(proof, "trajectory", spoilt)
-    model = make("linear")
-    check = proof._in_float32(model, None, batches, unused, unused, steps=7, seed=0)
+    check = proof._in_float32(spoilt, batches, steps=7)
     assert check.passed
     assert check.note == "from batch 1 on 1.0e-03; from batch 2 on 1.0e-03; most in fc1"
     assert started == [float(images.mean()) for images, _ in batches[:3]]
     del started[:]
-    check = proof._in_float32(model, None, batches, unused, unused, steps=6, seed=0)
+    check = proof._in_float32(spoilt, batches, steps=6)
     assert not check.passed  # 6 batches give two starts
     assert len(started) == 2
-    check = proof._in_float32(model, None, batches, unused, unused, steps=7, seed=0)
+    check = proof._in_float32(spoilt, batches, steps=7)
     assert check.note == "most in fc1"
     assert len(started) == 3  # the first of these starts passed, so it is the last
 

@@ -11,10 +11,10 @@ from torch import nn
 from digitlab import models
 from digitlab.parity.backend import import_keras
 from digitlab.parity.checks import logits
-from digitlab.parity.layouts import LAYOUTS
-from digitlab.parity.weights import copy_weights, load_keras_weights, to_keras
+from digitlab.parity.twins import to_keras
+from digitlab.parity.weights import Match, copy_weights, load_keras_weights, match
 from tests.fitting import assert_bitwise_equal
-from tests.parity.nets import sequential
+from tests.parity.nets import sequential, sides
 
 Array = np.ndarray
 
@@ -55,28 +55,46 @@ def test_a_round_trip_gives_the_same_bits(name: str) -> None:
     assert all(map(np.array_equal, second.get_weights(), expected))
 
 
+def one_match(module: nn.Module, layer: Any, shape: tuple[int, ...], name: str) -> Match:
+    """The match of a variable of a Keras layer that reads an input of a shape."""
+    pairs = match(module, sequential(shape, layer))
+    return next(pair for pair in pairs if pair.variable.name == name)
+
+
 @pytest.mark.parametrize("kind", ["Conv1D", "Conv2D", "Conv3D"])
 def test_a_kernel_of_any_dimension_is_that_of_an_einsum(kind: str) -> None:
-    layout, space = LAYOUTS[kind]["kernel"][0], "xyz"[: int(kind[4])]
-    weight = np.random.default_rng(0).random((2, 3, 4, 5, 6)[: 2 + len(space)])
-    kernel = layout.to_keras(weight)
-    np.testing.assert_array_equal(kernel, np.einsum(f"oi{space}->{space}io", weight))
-    np.testing.assert_array_equal(layout.to_torch(kernel)[0], weight)
+    size, space = (4, 5, 6)[: int(kind[4])], "xyz"[: int(kind[4])]
+    module = getattr(nn, f"Conv{kind[4]}d")(3, 2, size)
+    layer = getattr(import_keras().layers, kind)(2, size)
+    pair = one_match(module, layer, (*size, 3), "kernel")
+    weight = module.weight.detach().numpy()
+    np.testing.assert_array_equal(pair.to_keras(), np.einsum(f"oi{space}->{space}io", weight))
+    np.testing.assert_array_equal(pair.to_torch(pair.to_keras())[0], weight)
 
 
 def test_a_depthwise_kernel_has_the_multiplier_behind_the_channels() -> None:
-    weight = np.random.default_rng(0).random((6, 1, 4, 5))  # 3 channels, each twice
-    (layout,) = LAYOUTS["DepthwiseConv2D"]["kernel"]
-    kernel = layout.to_keras(weight, shape=(4, 5, 3, 2))
-    np.testing.assert_array_equal(kernel, np.einsum("cmxy->xycm", weight.reshape(3, 2, 4, 5)))
-    np.testing.assert_array_equal(layout.to_torch(kernel)[0], weight)
+    module = nn.Conv2d(3, 6, (4, 5), groups=3)
+    layer = import_keras().layers.DepthwiseConv2D((4, 5), depth_multiplier=2)
+    pair = one_match(module, layer, (8, 8, 3), "kernel")
+    weight = module.weight.detach().numpy()
+    expected = np.einsum("cmxy->xycm", weight.reshape(3, 2, 4, 5))
+    np.testing.assert_array_equal(pair.to_keras(), expected)
+    np.testing.assert_array_equal(pair.to_torch(expected)[0], weight)
 
 
 def test_of_two_biases_the_first_gets_the_sum_and_each_the_gradient_of_it() -> None:
-    (layout,) = LAYOUTS["LSTMCell"]["bias"]
+    pair = one_match(nn.LSTM(3, 2), import_keras().layers.LSTM(2), (5, 3), "bias")
     values = np.arange(8.0)
-    np.testing.assert_array_equal(layout.to_torch(values), [values, 0 * values])
-    np.testing.assert_array_equal(layout.to_torch(values, is_gradient=True), [values, values])
+    np.testing.assert_array_equal(pair.to_torch(values), [values, 0 * values])
+    np.testing.assert_array_equal(pair.to_torch(values, is_gradient=True), [values, values])
+
+
+def test_one_slope_for_all_flattened_features_has_no_order() -> None:
+    layers = import_keras().layers
+    ours = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.PReLU())
+    slope = layers.PReLU(shared_axes=[1])
+    copy_weights(ours, sequential((8, 8, 1), layers.Conv2D(2, 3), layers.Flatten(), slope))
+    assert slope.alpha.numpy() == 0.25
 
 
 def test_copying_is_all_or_nothing() -> None:
@@ -171,4 +189,4 @@ def test_without_images_the_layout_of_the_input_is_told_from_its_shape(
     ours, images = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), torch.rand(5, 3, 8, 8)
     theirs = sequential(shape, layers.Flatten(), layers.Dense(10))
     copy_weights(ours, theirs)
-    assert logits(ours, theirs, images).passed
+    assert logits(sides(ours, theirs), images).passed

@@ -24,7 +24,7 @@ from digitlab.parity.keras_files import (
     load_keras_model,
     save_keras_model,
 )
-from digitlab.parity.weights import to_keras
+from digitlab.parity.twins import to_keras
 from digitlab.terminal import command, printable
 
 RAW_PIXELS = {"--raw_pixels", "--raw-pixels"}
@@ -140,8 +140,7 @@ def _to_run(name: str, source: Path, target: Path, flags: list[str]) -> None:
     with reading_input():
         cli = FitCLI(name, flags)  # its options are those of a run's config.yaml
         model, data = cli.model, cli.datamodule
-        keras_model = load_keras_model(source)
-        load_from_keras(model, source, compare=False)
+        keras_model = load_from_keras(model, source, compare=False)
         data.setup("test")
     print(f"config: {printable(cli.origin)}")
     print(compare_predictions(model, keras_model, data))

@@ -22,12 +22,12 @@ from digitlab.cli.parser import check_settings, check_together
 from digitlab.data import ImageLoader
 from digitlab.errors import reading_input
 from digitlab.parity.backend import import_tensorflow
-from digitlab.parity.checks import HEADING, Check, format_check
 from digitlab.parity.keras_files import load_initial_weights
 from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.proof import run_checks
+from digitlab.parity.report import HEADING, Check, format_check
 from digitlab.parity.trajectory import Batch
-from digitlab.parity.weights import build_twin
+from digitlab.parity.twins import build_twin
 from digitlab.terminal import printable
 
 _IMAGES = 1000  # of the test split

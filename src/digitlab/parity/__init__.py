@@ -15,14 +15,14 @@ import warnings
 from typing import Any
 
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.checks import Check
 from digitlab.parity.keras_files import KerasNetwork, load_keras_model
 from digitlab.parity.keras_module import KerasClassifier
 from digitlab.parity.optimizers import KerasAdam, KerasRMSprop, to_keras_optimizer
 from digitlab.parity.pair import check
 from digitlab.parity.proof import run_checks
-from digitlab.parity.report import Report
-from digitlab.parity.weights import copy_weights, load_keras_weights, to_keras
+from digitlab.parity.report import Check, Report
+from digitlab.parity.twins import to_keras
+from digitlab.parity.weights import copy_weights, load_keras_weights
 
 __all__ = [
     "Check",

@@ -27,11 +27,7 @@ POLICIES: dict[str, Policy] = {
 
 
 def find_policy(precision: object) -> Policy:
-    """Find Keras's dtype policy for a trainer's setting `precision`; None is its default.
-
-    Raises:
-        ValueError: Keras has none.
-    """
+    """Find Keras's dtype policy for a trainer's setting `precision`, or raise ValueError."""
     name = {"None": "32-true", "32": "32-true", "64": "64-true"}.get(str(precision), str(precision))
     if name not in POLICIES:
         raise ValueError(
@@ -42,10 +38,7 @@ def find_policy(precision: object) -> Policy:
 
 
 def import_keras() -> Any:
-    """Import Keras on TensorFlow, and return the module `keras`.
-
-    TensorFlow uses as many threads as torch does at that moment, and allocates a GPU's memory as
-    needed.
+    """Import Keras on TensorFlow, with as many threads as torch has at that moment.
 
     Raises:
         ImportError: The extra `parity` is not installed; or TensorFlow was imported before Triton,
@@ -55,7 +48,7 @@ def import_keras() -> Any:
 
 
 def import_tensorflow() -> Any:
-    """Import TensorFlow as `import_keras` does, and return its module."""
+    """Import TensorFlow as `import_keras` does."""
     return _import()[1]
 
 
@@ -87,29 +80,24 @@ def _import() -> tuple[Any, Any]:
             raise ImportError(
                 "TensorFlow's eager execution is off: leave disable_eager_execution out"
             )
+        threading, number = tensorflow.config.threading, torch.get_num_threads()
         try:
-            _set_threads(tensorflow, torch.get_num_threads())
+            threading.set_intra_op_parallelism_threads(number)
+            threading.set_inter_op_parallelism_threads(number)
             for gpu in tensorflow.config.list_physical_devices("GPU"):
                 tensorflow.config.experimental.set_memory_growth(gpu, True)
-        except (RuntimeError, ValueError):
+        except RuntimeError:
             pass  # TensorFlow is initialized already; its settings are fixed
     return keras, tensorflow
 
 
 def set_threads(number: int) -> None:
-    """Let TensorFlow compute in as many CPU threads, in an operation and across operations.
-
-    To be called before TensorFlow computes anything; later, only the number that it already has
-    is accepted.
+    """Let TensorFlow compute in so many CPU threads, in an operation and across operations.
 
     Raises:
         ValueError: TensorFlow has computed something with another number of threads.
     """
-    _set_threads(import_tensorflow(), number)
-
-
-def _set_threads(tensorflow: Any, number: int) -> None:
-    threading = tensorflow.config.threading
+    threading = import_tensorflow().config.threading
     try:
         threading.set_intra_op_parallelism_threads(number)
         threading.set_inter_op_parallelism_threads(number)
@@ -133,10 +121,7 @@ def _check_order() -> None:
 
 
 def limit_gpu_memory(megabytes: int) -> None:
-    """Limit the memory that TensorFlow uses of each GPU; without a GPU, do nothing.
-
-    Args:
-        megabytes: In MB of 2²⁰ bytes, at least 1; document B's program has 1024.
+    """Limit the memory that TensorFlow uses of each GPU, in MB of 2²⁰ bytes.
 
     Raises:
         ValueError: `megabytes` is below 1, or TensorFlow has used the GPU already.
@@ -157,9 +142,9 @@ def limit_gpu_memory(megabytes: int) -> None:
 
 
 def choose_device(accelerator: str) -> str:
-    """Let TensorFlow use the device that the trainer's setting names, and describe it.
+    """Let TensorFlow use the device that a trainer's setting names, and describe it.
 
-    To be called before the first model is made.
+    Call it before the first model is made.
 
     Raises:
         ValueError: A GPU is asked for, and TensorFlow finds none.
@@ -236,10 +221,7 @@ def unchanged_random_state() -> Iterator[None]:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Hide output on file descriptor 2, unless the block raises.
-
-    TensorFlow's libraries write there directly, whatever `TF_CPP_MIN_LOG_LEVEL` is.
-    """
+    """Hide what TensorFlow's libraries write to file descriptor 2, unless the block raises."""
     try:
         saved = os.dup(2)
     except OSError:  # it is closed

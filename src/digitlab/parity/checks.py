@@ -1,13 +1,8 @@
-"""The checks of one forward and backward pass: parameters, weights, logits and gradients.
-
-`Check` is a row of the parity table. The functions that run both sides on the same images and
-return PyTorch's layout are here too.
-"""
+"""The checks of one forward and backward pass, parameters to gradients."""
 
 from copy import deepcopy
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,83 +10,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from digitlab.parity.backend import import_keras, import_tensorflow
+from digitlab.parity.differences import TOLERANCES, relative_difference
 from digitlab.parity.graph import keras_layers
 from digitlab.parity.layouts import Array
-from digitlab.parity.matching import Match, in_module, match
 from digitlab.parity.parts import is_parameter, tensor_of
+from digitlab.parity.report import Check
 from digitlab.parity.sides import (
-    TOLERANCES,
     Inputs,
+    Sides,
     keras_inputs,
     keras_output,
     outputs,
     precision,
-    relative_difference,
     torch_output,
 )
-from digitlab.parity.weights import load_matched
+from digitlab.parity.weights import in_module, load_matched
 
 Loss = Literal["cross_entropy", "binary", "mse"]
 
 
-@dataclass(frozen=True)
-class Check:
-    """A row of a parity table.
-
-    Args:
-        name: The quantity compared, such as `logits, float64`.
-        compared: Number of values compared; a check that compared nothing fails.
-        difference: Largest absolute difference, relative to the largest absolute value, unless the
-            function that makes the check says otherwise.
-        tolerance: Largest difference that passes.
-        note: Details for the reader, such as the parameter that differs most.
-        informational: Whether the row is for information only and cannot fail.
-    """
-
-    name: str
-    compared: int
-    difference: float
-    tolerance: float
-    note: str = ""
-    informational: bool = False
-
-    @property
-    def passed(self) -> bool:
-        """Whether something was compared and agreed; NaN agrees with nothing."""
-        return self.compared > 0 and self.difference <= self.tolerance
-
-
-HEADING = f"{'check':43}  {'compared':>13}  difference  tolerance  verdict"
-"""The line above a table of checks."""
-
-
-def format_check(check: Check) -> str:
-    """Format a check as a row below `HEADING`.
-
-    Examples:
-        >>> print(format_check(Check("loss, float64", 1, 2e-15, 1e-12)).replace("  " * 15, "..."))
-        loss, float64...          1     2.0e-15    1.0e-12  passed
-    """
-    verdict = "info" if check.informational else "passed" if check.passed else "FAILED"
-    difference, tolerance = (
-        f"{number:.1e}" if number % 1 else f"{number:g}"
-        for number in (check.difference, check.tolerance)
-    )
-    row = (
-        f"{check.name:43}  {check.compared:>13,}  {difference:>10}  {tolerance:>9}  "
-        f"{verdict:7}  {check.note}"
-    )
-    return row.rstrip()
-
-
-def parameter_counts(
-    module: nn.Module, keras_model: Any, pairs: list[Match] | None = None
-) -> Check:
-    """Match all tensors by layer and shape (`match` refuses a pair), and compare the total counts.
-
-    The totals are the frameworks' own, which do not depend on how layers are matched here.
-    """
-    pairs = match(module, keras_model) if pairs is None else pairs
+def parameter_counts(sides: Sides) -> Check:
+    """Compare the frameworks' own total counts, which do not depend on how layers are matched."""
+    module, keras_model, pairs = sides
     matched = {name.partition("[")[0] for pair in pairs for name in pair.torch_names}
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     # Buffers without a counterpart, such as a mean to subtract, are constants and no weights.
@@ -99,7 +39,7 @@ def parameter_counts(
     ours = sum(tensor.numel() for tensor in counted)
     theirs = keras_model.count_params()
     # PyTorch's recurrent layers add up two biases where Keras has one.
-    twice = sum(pair.tensors[1].numel() for pair in pairs if pair.layout.join == "add")
+    twice = sum(pair.tensors[1].numel() for pair in pairs if pair.is_sum)
     equal, unequal = f"{theirs:,} parameters", f"parameters: {ours:,} torch, {theirs:,} keras"
     note = equal if ours - twice == theirs else unequal
     if twice:
@@ -107,12 +47,12 @@ def parameter_counts(
     return Check("parameters", len(pairs), float(ours - twice != theirs), 0.0, note)
 
 
-def round_trip(module: nn.Module, keras_model: Any, pairs: list[Match] | None = None) -> Check:
+def round_trip(sides: Sides) -> Check:
     """Copy the weights into the Keras model, which keeps them, and back, and compare their bits.
 
     Of two biases that Keras adds up, the sum is compared.
     """
-    pairs = match(module, keras_model) if pairs is None else pairs
+    module, _, pairs = sides
     for pair in pairs:
         pair.variable.assign(pair.to_keras())
     back = deepcopy(module)
@@ -124,7 +64,7 @@ def round_trip(module: nn.Module, keras_model: Any, pairs: list[Match] | None = 
     changed: dict[str, int] = {}
     for before, after in zip(pairs, returned, strict=True):
         arrays = [[it.detach().cpu().numpy() for it in pair.tensors] for pair in (before, after)]
-        if before.layout.join == "add":
+        if before.is_sum:
             arrays = [[before.to_keras()], [after.to_keras()]]
         changed[before.torch_name] = sum(
             int((_bits(ours) != _bits(theirs)).any(-1).sum())
@@ -140,12 +80,13 @@ def round_trip(module: nn.Module, keras_model: Any, pairs: list[Match] | None = 
     )
 
 
-def training_settings(keras_model: Any, pairs: list[Match]) -> Check | None:
+def training_settings(sides: Sides) -> Check | None:
     """Find what changes the training of one side alone; None if there is nothing.
 
     That is Keras's regularizers, constraints and added losses, which PyTorch's layers do not have,
     and weights that are frozen in one framework.
     """
+    _, keras_model, pairs = sides
     found = [
         f"{layer.name} has {name}={type(value).__name__}"
         for top in keras_layers(keras_model)
@@ -168,14 +109,11 @@ def training_settings(keras_model: Any, pairs: list[Match]) -> Check | None:
     return Check("settings of the training", len(pairs), float(len(found)), 0.0, note)
 
 
-def logits(module: nn.Module, keras_model: Any, inputs: Inputs, name: str = "logits") -> Check:
-    """Compare both sides' outputs, usually logits.
-
-    Both sides must have the same weights; the module's mode stays as it is.
+def logits(sides: Sides, inputs: Inputs, name: str = "logits") -> Check:
+    """Compare the outputs of both sides, which must have the same weights.
 
     Args:
-        module: The PyTorch side.
-        keras_model: The Keras side, a `keras.Model` or a `CopiedModel`.
+        sides: The PyTorch module's mode stays as it is.
         inputs: What both read, in PyTorch's layout.
         name: The name of the row.
 
@@ -183,8 +121,8 @@ def logits(module: nn.Module, keras_model: Any, inputs: Inputs, name: str = "log
         ValueError: A side cannot read the inputs, returns more than one array, or is neither
             float32 nor float64.
     """
-    dtype = precision(module, keras_model)
-    ours, theirs = outputs(module, keras_model, inputs)
+    dtype = precision(sides.module, sides.model)
+    ours, theirs = outputs(sides.module, sides.model, inputs)
     note = ""
     if ours.shape != theirs.shape:
         note = f"torch gives {ours.shape}, keras {theirs.shape}"
@@ -195,66 +133,51 @@ def logits(module: nn.Module, keras_model: Any, inputs: Inputs, name: str = "log
 
 
 def gradients(
-    module: nn.Module,
-    keras_model: Any,
-    inputs: Inputs,
-    targets: Tensor,
-    loss: Loss = "cross_entropy",
-    pairs: list[Match] | None = None,
+    sides: Sides, inputs: Inputs, targets: Tensor, loss: Loss = "cross_entropy"
 ) -> list[Check]:
-    """Compare a mean loss, and its gradient by every parameter.
+    """Compare a mean loss, and its gradient by every parameter, without dropout.
 
-    Each framework's own functions compute them, without dropout. A parameter's difference is
-    relative to its own largest gradient, or to a thousandth of the largest of all parameters if
-    that is more: gradients that are zero but for rounding have no size of their own. The module's
-    `grad` stays as it is.
+    Each framework's own functions compute them. The PyTorch module's `grad` stays as it is.
 
     Args:
-        module: The PyTorch side.
-        keras_model: The Keras side, a `keras.Model`, or a `CopiedModel` with `pairs`.
+        sides: Both sides.
         inputs: As for `logits`.
-        targets: Labels, int64 `(N,)`, for the cross-entropy of logits; else floats in the shape of
-            the output, for the binary cross-entropy of logits or the mean squared error.
+        targets: Labels, int64 `(N,)`, for the cross-entropy; else floats in the output's shape.
         loss: The loss.
-        pairs: The matched weights.
 
     Returns:
         The check of the loss and that of the gradients, whose note names the parameter that differs
         most.
     """
-    dtype = precision(module, keras_model)
-    pairs = match(module, keras_model) if pairs is None else pairs
-    of_loss, differences, count = gradient_differences(
-        module, keras_model, inputs, targets, loss, pairs
-    )
+    dtype = precision(sides.module, sides.model)
+    of_loss, differences, count = gradient_differences(sides, inputs, targets, loss)
     # `max` may pass over NaN, which is worse than any number.
     worst = max(
         differences, key=lambda name: np.nan_to_num(differences[name], nan=np.inf), default=""
     )
     note = f"most in {worst.removeprefix('network.')}" if worst else "no parameter has a gradient"
     tolerance, difference = TOLERANCES[dtype], differences.get(worst, 0.0)
+    is_empty = not sides.pairs
     return [
         Check(f"loss, {dtype}", 1, of_loss, tolerance),
-        Check(f"gradients, {dtype}", count, difference, tolerance, note, informational=not pairs),
+        Check(f"gradients, {dtype}", count, difference, tolerance, note, informational=is_empty),
     ]
 
 
 def gradient_differences(
-    module: nn.Module,
-    keras_model: Any,
-    inputs: Inputs,
-    targets: Tensor,
-    loss: Loss,
-    pairs: list[Match],
+    sides: Sides, inputs: Inputs, targets: Tensor, loss: Loss
 ) -> tuple[float, dict[str, float], int]:
-    """Compare a loss and its gradients; the arguments are those of `gradients`.
+    """Compare a loss and its gradients, as `gradients`.
+
+    A gradient's difference is relative to its own largest value, or to a thousandth of the largest
+    of all if that is more: gradients that are zero but for rounding have no size of their own.
 
     Returns:
         The difference of the loss, those of the gradients by the names of each pair's tensors, and
         the number of values compared.
     """
-    our_loss, ours = _torch_gradients(module, pairs, inputs, targets, loss)
-    their_loss, theirs = _keras_gradients(keras_model, pairs, inputs, targets, loss)
+    our_loss, ours = _torch_gradients(sides, inputs, targets, loss)
+    their_loss, theirs = _keras_gradients(sides, inputs, targets, loss)
     known = [array for arrays in (*ours, *theirs) for array in arrays if array is not None]
     floor = 1e-3 * max((float(np.abs(array).max(initial=0)) for array in known), default=0.0)
     differences = {
@@ -263,7 +186,7 @@ def gradient_differences(
             for left, right in zip(lefts, rights, strict=True)
             if left is not None or right is not None
         )
-        for pair, lefts, rights in zip(pairs, ours, theirs, strict=True)
+        for pair, lefts, rights in zip(sides.pairs, ours, theirs, strict=True)
         if any(array is not None for array in (*lefts, *rights))
     }
     count = sum(array.size for arrays in ours for array in arrays if array is not None)
@@ -290,12 +213,12 @@ Gradients = list[tuple[Array | None, ...]]
 
 
 def _torch_gradients(
-    module: nn.Module, pairs: list[Match], inputs: Inputs, targets: Tensor, loss: Loss
+    sides: Sides, inputs: Inputs, targets: Tensor, loss: Loss
 ) -> tuple[Array, Gradients]:
-    named = dict(module.named_parameters(remove_duplicate=False))
+    named = dict(sides.module.named_parameters(remove_duplicate=False))
     named = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     with torch.enable_grad():
-        output = torch_output(module, inputs)
+        output = torch_output(sides.module, inputs)
         value = _torch_loss(output, targets.to(output.device), loss)
         # Unlike `backward`, this does not touch the parameters' `grad`.
         found = torch.autograd.grad(value, list(named.values()), allow_unused=True) if named else ()
@@ -304,7 +227,7 @@ def _torch_gradients(
         for name, gradient in zip(named, found, strict=True)
     }
 
-    arrays = [tuple(tensor_of(by_name, path) for path in pair.torch_names) for pair in pairs]
+    arrays = [tuple(tensor_of(by_name, path) for path in pair.torch_names) for pair in sides.pairs]
     return value.detach().cpu().numpy(), arrays
 
 
@@ -323,9 +246,10 @@ def _torch_loss(output: Tensor, targets: Tensor, loss: Loss) -> Tensor:
 
 
 def _keras_gradients(
-    keras_model: Any, pairs: list[Match], inputs: Inputs, targets: Tensor, loss: Loss
+    sides: Sides, inputs: Inputs, targets: Tensor, loss: Loss
 ) -> tuple[Array, Gradients]:
     keras, tensorflow = import_keras(), import_tensorflow()
+    _, keras_model, pairs = sides
     variables = [pair.variable.value for pair in pairs if pair.variable.trainable]
     read, _ = keras_inputs(keras_model, inputs)
     with tensorflow.GradientTape(watch_accessed_variables=False) as tape:
@@ -334,22 +258,20 @@ def _keras_gradients(
         output = tensorflow.identity(
             keras_output(keras_model, [tensorflow.constant(x) for x in read])
         )
-        # By default a loss computes in `floatx`, not in the precision of the logits.
-        dtype = keras.backend.standardize_dtype(output.dtype)
+        kinds = {
+            "cross_entropy": keras.losses.SparseCategoricalCrossentropy,
+            "binary": keras.losses.BinaryCrossentropy,
+            "mse": keras.losses.MeanSquaredError,
+        }
+        options = {} if loss == "mse" else {"from_logits": True}
         wanted = targets.cpu().numpy()
-        if loss == "cross_entropy":
-            function = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=dtype)
-        else:
+        if loss != "cross_entropy":
             if wanted.ndim > 2 and wanted.shape != output.shape:
                 wanted = np.moveaxis(wanted, 1, -1)
             wanted = wanted.reshape(output.shape)
-            kinds = {
-                "binary": keras.losses.BinaryCrossentropy,
-                "mse": keras.losses.MeanSquaredError,
-            }
-            options = {"from_logits": True} if loss == "binary" else {}
-            function = kinds[loss](dtype=dtype, **options)
-        value = function(wanted, output)
+        # By default a loss computes in `floatx`, not in the precision of the logits.
+        dtype = keras.backend.standardize_dtype(output.dtype)
+        value = kinds[loss](dtype=dtype, **options)(wanted, output)
     found = iter(tape.gradient(value, variables))
     arrays: Gradients = []
     for pair in pairs:

@@ -21,6 +21,7 @@ from digitlab.parity.backend import (
     keras_dtype,
     unchanged_random_state,
 )
+from digitlab.parity.differences import relative_difference
 from digitlab.parity.graph import Call, Graph, evaluate, first_line
 
 
@@ -29,14 +30,10 @@ class CopyError(ValueError):
 
 
 def copy_layer(layer: Any, policy: Policy) -> Any:
-    """Copy a layer and its weights in another precision, with nothing frozen.
+    """Copy a layer and its weights in another precision, with nothing frozen, or raise CopyError.
 
-    An operation that is no layer has no weights and no precision, and is returned as it is. A
-    convolution or pooling in the layout `channels_first`, which TensorFlow does not compute on a
-    CPU, is copied as one that computes the same channels last.
-
-    Raises:
-        CopyError: The layer cannot be made again from its configuration.
+    An operation that is no layer is returned as it is. A convolution or pooling in the layout
+    `channels_first`, which TensorFlow does not compute on a CPU, is computed channels last.
     """
     if not isinstance(layer, import_keras().layers.Layer):
         return layer
@@ -115,10 +112,7 @@ def _without_dtype(config: Any) -> Any:
 
 @contextmanager
 def exact_constants() -> Iterator[None]:
-    """Let TensorFlow compute float64 with float64 constants in the `with` block.
-
-    Only Python numbers that are cast to float64, the leaky ReLU and GELU are changed.
-    """
+    """Let TensorFlow compute casts of numbers, leaky ReLU and GELU with float64 constants."""
     tensorflow = import_tensorflow()
     cast, leaky_relu, gelu = tensorflow.cast, tensorflow.nn.leaky_relu, tensorflow.nn.gelu
 
@@ -148,22 +142,8 @@ def exact_constants() -> Iterator[None]:
         yield
 
 
-def computes_in_float32(operation: Any) -> bool:
-    """Return whether TensorFlow computes an operation in float32 whatever the precision is.
-
-    That is resizing, except to the nearest value.
-    """
-    kind = type(operation).__name__
-    method = getattr(operation, "interpolation", "nearest")
-    return kind in ("UpSampling2D", "Resizing", "Resize") and method != "nearest"
-
-
 class CopiedModel:
     """A Keras model whose layers are copies in one precision, with nothing frozen.
-
-    Args:
-        graph: The model.
-        policy: The precision.
 
     Attributes:
         name: The model's name.
@@ -171,8 +151,8 @@ class CopiedModel:
         copies: By `id` of a layer, its copy.
         variables: By `id` of a layer's variable, its copy.
         is_exact: Whether to compute with `exact_constants`; off at first.
-        rounded: By name of a layer whose constants TensorFlow holds in float32, by how much its
-            output differs for that, relative to the largest value.
+        rounded: By name of a layer whose constants TensorFlow holds in float32, the relative
+            difference that this makes to its output.
 
     Raises:
         CopyError: A layer cannot be copied, or TensorFlow computes it in float32.
@@ -182,7 +162,9 @@ class CopiedModel:
         self.graph, self.policy, self.is_exact = graph, policy, False
         self.name, self.inputs = graph.name, [graph.symbolic[i] for i in graph.inputs]
         for layer in graph.layers:
-            if policy == "float64" and computes_in_float32(layer):
+            resizes = type(layer).__name__ in ("UpSampling2D", "Resizing", "Resize")
+            interpolates = resizes and getattr(layer, "interpolation", "nearest") != "nearest"
+            if policy == "float64" and interpolates:
                 raise CopyError(
                     f"TensorFlow computes {layer.name} in float32: interpolate to the nearest "
                     "value, or outside the model"
@@ -206,12 +188,12 @@ class CopiedModel:
                 for value in (call.operation.input_mean, call.operation.input_variance)
             )
             copy.build(built)
+        # An argument may be a variable of the model.
+        copied = import_keras().tree.map_structure(
+            lambda value: self.variables.get(id(value), value), (args, kwargs)
+        )
         with exact_constants() if is_exact else nullcontext():
-            return evaluate(copy, *import_keras().tree.map_structure(self._copied, (args, kwargs)))
-
-    def _copied(self, value: Any) -> Any:
-        """Return the copy of a variable that is an argument of a call, and others as they are."""
-        return self.variables.get(id(value), value)
+            return evaluate(copy, *copied)
 
     def run(
         self,
@@ -219,15 +201,12 @@ class CopiedModel:
         before: Callable[[Call, tuple[Any, ...]], None] = lambda call, args: None,
         watch: bool = False,
     ) -> list[Any]:
-        """Compute all values.
+        """Compute all values, or raise CopyError.
 
         Args:
             inputs: Tensors in the precision of the model, or integers.
             before: Called with each call and its arguments before it is computed.
             watch: Whether to compare each copy with its layer, and with TensorFlow's constants.
-
-        Raises:
-            CopyError: A layer does not compute in this precision, or its copy is not the same.
         """
 
         def compute(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -262,11 +241,7 @@ class CopiedModel:
 
 
 class _ChannelsFirst:
-    """A layer in the layout `channels_first`, computed channels last.
-
-    Args:
-        layer: The same layer in the layout `channels_last`.
-    """
+    """Computes a layer in the layout `channels_first` by the same one in `channels_last`."""
 
     def __init__(self, layer: Any) -> None:
         self.layer, self.weights, self.name = layer, layer.weights, layer.name
@@ -284,11 +259,7 @@ def _as_float32(value: Any) -> Any:
 
 
 def _largest_difference(ours: Any, theirs: Any) -> float:
-    """Return the largest difference of two structures of arrays, relative to the largest value."""
-    flatten, worst = import_keras().tree.flatten, 0.0
-    for pair in zip(flatten(ours), flatten(theirs), strict=True):
-        left, right = map(np.asarray, pair)
-        if left.dtype.kind == "f" and left.size:
-            largest = np.abs(left).max() or 1.0
-            worst = max(worst, float(np.abs(left - right).max() / largest))
-    return worst
+    """Return the largest relative difference of the floating-point arrays in two structures."""
+    flatten = import_keras().tree.flatten
+    pairs = [list(map(np.asarray, it)) for it in zip(flatten(ours), flatten(theirs), strict=True)]
+    return max((relative_difference(*it) for it in pairs if it[0].dtype.kind == "f"), default=0.0)

@@ -1,8 +1,10 @@
 """Where a PyTorch module and a Keras model with the same weights begin to differ."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections import defaultdict
+from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,16 +14,15 @@ from torch.overrides import TorchFunctionMode
 
 from digitlab.parity.backend import import_keras, import_tensorflow
 from digitlab.parity.copies import CopiedModel
-from digitlab.parity.flattening import feature_orders
+from digitlab.parity.differences import TOLERANCES, in_torch_layout, is_close, torch_layouts
+from digitlab.parity.flattening import Orders
 from digitlab.parity.graph import Graph
-from digitlab.parity.layouts import Array, Order, channels_last
+from digitlab.parity.layouts import Array, Order
 from digitlab.parity.sides import (
-    TOLERANCES,
     Inputs,
-    in_torch_layout,
+    flat,
     keras_inputs,
     precision,
-    relative_difference,
     torch_inputs,
     torch_output,
 )
@@ -29,32 +30,24 @@ from digitlab.parity.sides import (
 
 def record_calls(module: nn.Module, inputs: Inputs) -> dict[str, list[Array]]:
     """Return what each submodule reads first, by its name, in the order of the calls."""
-    read: dict[str, list[Array]] = {}
-    with ExitStack() as stack:
-        for name, layer in module.named_modules():
+    read = defaultdict[str, list[Array]](list)
 
-            def keep(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                given = [it for it in (*args, *kwargs.values()) if isinstance(it, Tensor)]
-                arrays = [it.detach().cpu().numpy().copy() for it in given[:1]]
-                read.setdefault(name, []).extend(arrays)
+    def keep(name: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
+        given = [it for it in (*args, *kwargs.values()) if isinstance(it, Tensor)]
+        read[name] += [it.detach().cpu().numpy().copy() for it in given[:1]]
 
-            stack.enter_context(_hook(layer.register_forward_pre_hook, keep, with_kwargs=True))
-        with torch.no_grad():
-            torch_output(module, inputs)
+    with ExitStack() as stack, torch.no_grad():
+        for name, layer in _with_hooks(module):
+            hook = layer.register_forward_pre_hook(partial(keep, name), with_kwargs=True)
+            stack.enter_context(hook)
+        torch_output(module, inputs)
     return read
 
 
-@contextmanager
-def _hook(register: Callable[..., Any], function: Any, **options: Any) -> Iterator[None]:
-    try:
-        handle = register(function, **options)
-    except RuntimeError:  # a ScriptModule calls no hooks
-        yield
-        return
-    try:
-        yield
-    finally:
-        handle.remove()
+def _with_hooks(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return a module and its submodules by name, but for TorchScript's, which call no hooks."""
+    named = module.named_modules()
+    return [(name, it) for name, it in named if not isinstance(it, torch.jit.ScriptModule)]
 
 
 def first_divergence(
@@ -78,16 +71,13 @@ def first_divergence(
 
     Returns:
         The layer's name, or None if none differs.
-
-    Raises:
-        ValueError: A side cannot read the inputs, or returns more than one array.
     """
     tolerance = TOLERANCES[precision(module, keras_model)]
-    record = _record(module, inputs)
+    record = _Record(module, inputs)
     steps, last = _keras_steps(keras_model, inputs)
     agrees = _agreements(steps, record, tolerance)
     value = in_torch_layout(record.result, steps[last].value)
-    agrees[last] = _close(value, record.result, tolerance)
+    agrees[last] = is_close(record.result, value, tolerance)
     guilty = set() if agrees[last] else {last}
     if strict:
         guilty = {i for i, agreed in enumerate(agrees) if not agreed}
@@ -108,92 +98,72 @@ class _Step:
 
 
 class _Record(TorchFunctionMode):
-    """Keeps everything that torch computes in its `with` block."""
+    """Everything that torch computes in a forward pass of a module.
 
-    result: Array
+    Attributes:
+        result: The module's output.
+        computed: All arrays, the inputs too.
+        of_layers: What each layer returns, by its name, its last part, and with underscores.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module, inputs: Inputs) -> None:
         super().__init__()
         self.computed: list[Array] = []
-        self.of_layers: dict[str, list[Array]] = {}
-        self.is_paused = False
+        self.of_layers = defaultdict[str, list[Array]](list)
+        self._is_paused = False
+        with ExitStack() as stack, torch.no_grad():
+            for name, layer in _with_hooks(module):
+                stack.enter_context(layer.register_forward_hook(partial(self._keep, name)))
+            stack.enter_context(self)
+            output = torch_output(module, inputs)
+        self.result = output.cpu().numpy()
+        self.computed += _arrays(flat(torch_inputs(module, inputs)))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a function of torch, and keep the tensors that it returns."""
         result = func(*args, **(kwargs or {}))
-        if not self.is_paused:
+        if not self._is_paused:
             self.computed += _arrays(result)
         return result
 
-    def keep(self, name: str, result: Any) -> None:
-        """Keep what a layer returned."""
-        self.is_paused = True
-        arrays = _arrays(result)
-        self.is_paused = False
+    def _keep(self, name: str, layer: nn.Module, args: Any, result: Any) -> None:
+        self._is_paused = True
+        inside = _inside(layer, args[0]) if isinstance(layer, nn.RNNBase) else []
+        arrays = _arrays([result, inside])
+        self._is_paused = False
         self.computed += arrays
         for known in {name, name.rpartition(".")[2], name.replace(".", "_")}:
-            self.of_layers.setdefault(known, []).extend(arrays)
-
-
-def _record(module: nn.Module, inputs: Inputs) -> _Record:
-    record = _Record()
-    given = torch_inputs(module, inputs)
-    with ExitStack() as stack:
-        for name, layer in module.named_modules():
-
-            def keep(layer: nn.Module, args: Any, result: Any, name: str = name) -> None:
-                record.keep(name, result)
-                if isinstance(layer, nn.RNNBase) and layer.num_layers > 1:
-                    record.keep(name, _inside(layer, args[0]))
-
-            stack.enter_context(_hook(layer.register_forward_hook, keep))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(record)
-        output = torch_output(module, inputs)
-    record.result = output.cpu().numpy()
-    parts = given.values() if isinstance(given, dict) else given
-    for part in parts if isinstance(given, dict | tuple) else [given]:
-        record.computed += _arrays(part)
-    return record
+            self.of_layers[known] += arrays
 
 
 def _inside(layer: nn.RNNBase, x: Tensor) -> list[Tensor]:
     """Return the outputs of all but the last layer of a stack of recurrent layers."""
-    outputs = []
+    weights, outputs = layer._flat_weights, []
     for n in range(1, layer.num_layers):
-        names = ("input_size", "hidden_size", "bias", "batch_first", "bidirectional")
-        options = {name: getattr(layer, name) for name in names}
-        kind: Any = type(layer)
-        lower = kind(num_layers=n, **options).to(x)
-        lower.load_state_dict({key: layer.state_dict()[key] for key in lower.state_dict()})
-        outputs.append(lower(x)[0])
+        lower: Any = copy(layer)
+        lower.num_layers = n
+        lower._flat_weights = weights[: len(weights) // layer.num_layers * n]
+        outputs.append(lower.forward(x)[0])
     return outputs
 
 
 def _arrays(result: Any) -> list[Array]:
     """Copy the tensors that a function returned, since the next one may overwrite them."""
-    parts = result if isinstance(result, list | tuple) else [result]
-    arrays = []
-    for part in parts:
-        if isinstance(part, list | tuple):  # as a recurrent layer's states
-            arrays += _arrays(part)
-        elif isinstance(part, Tensor) and part.is_floating_point() and part.ndim > 1:
-            arrays.append(part.detach().cpu().numpy().copy())
-    return arrays
+    if isinstance(result, list | tuple):
+        return [array for part in result for array in _arrays(part)]
+    if isinstance(result, Tensor) and result.is_floating_point() and result.ndim > 1:
+        return [result.detach().cpu().numpy().copy()]
+    return []
 
 
 def _keras_steps(keras_model: Any, inputs: Inputs) -> tuple[list[_Step], int]:
-    """Evaluate all layers of a Keras model and of those nested in it, in order.
-
-    Returns:
-        The steps, and the index of the one with the model's output.
-    """
+    """Evaluate all layers in order; return the steps and the index of the one with the output."""
     arrays, in_torch_order = keras_inputs(keras_model, inputs)
     read = [import_tensorflow().constant(array) for array in arrays]
     copied = isinstance(keras_model, CopiedModel)
     graph = keras_model.graph if copied else Graph(keras_model)
     values = keras_model.run(read) if copied else graph.run(read)
-    orders = feature_orders(graph, frozenset(graph.inputs[i] for i in in_torch_order))
+    orders = Orders(graph, frozenset(graph.inputs[i] for i in in_torch_order))
     steps: list[_Step] = []
     made: dict[int, int] = {}
     for call in graph.calls:
@@ -202,7 +172,7 @@ def _keras_steps(keras_model: Any, inputs: Inputs) -> tuple[list[_Step], int]:
             made[i] = len(steps)
             value = import_keras().ops.convert_to_numpy(values[i])
             features = orders.features.get(i)
-            steps.append(_Step(call.name, value, sources, features.orders if features else []))
+            steps.append(_Step(call.name, value, sources, features.orders if features else [None]))
     last = made.get(graph.outputs[0])
     if last is None:
         raise ValueError(f"{graph.name} returns its input: it must have a layer")
@@ -213,10 +183,10 @@ def _agreements(steps: list[_Step], record: _Record, tolerance: float) -> list[b
     """Return for each step whether PyTorch computes the same somewhere."""
     agrees: list[bool] = []
     for step in steps:
-        layouts = list(_layouts(step))
+        layouts = list(torch_layouts(step.value, step.orders))
 
         def among(arrays: list[Array], layouts: list[Array] = layouts) -> bool:
-            return any(_close(layout, array, tolerance) for layout in layouts for array in arrays)
+            return any(is_close(array, it, tolerance) for it in layouts for array in arrays)
 
         value, known = step.value, record.of_layers.get(step.name)
         # What keeps all values in their places, as a reshape does, agrees if what it reads does.
@@ -225,33 +195,11 @@ def _agreements(steps: list[_Step], record: _Record, tolerance: float) -> list[b
             agrees.append(True)
         elif same is not None and value.shape != steps[same].value.shape:
             agrees.append(agrees[same])
-        elif not among(record.computed):
-            agrees.append(False)
-        elif known and (same is not None or np.ptp(value) == 0):  # it could agree by chance
-            agrees.append(among(known))
         else:
-            agrees.append(True)
+            by_chance = known and (same is not None or np.ptp(value) == 0)
+            agrees.append(among(record.computed) and (not by_chance or among(known or [])))
     return agrees
 
 
 def _has_values_of(value: Array, source: Array) -> bool:
     return value.size == source.size and np.array_equal(value.ravel(), source.ravel())
-
-
-def _layouts(step: _Step) -> Iterator[Array]:
-    """Yield an output in each layout that PyTorch may have: channels last, first, or flattened."""
-    yield step.value
-    if step.value.ndim == 2:
-        yield from (step.value[:, np.argsort(channels_last(it))] for it in step.orders if it)
-    elif step.value.ndim > 2:
-        yield np.moveaxis(step.value, -1, 1)
-
-
-def _close(ours: Array, theirs: Array, tolerance: float) -> bool:
-    """Return whether two arrays agree, example by example, whatever their shapes."""
-    if ours.size != theirs.size:
-        return False
-    # PyTorch may have put steps into the batch, as for a layer that is shared in time.
-    rows = len(ours) if len(ours) == len(theirs) else 1
-    left, right = ours.reshape(rows, -1), theirs.reshape(rows, -1)
-    return relative_difference(left, right) <= tolerance

@@ -60,6 +60,10 @@ class Graph:
         """The layers and operations in the order of their first calls, each once."""
         return list({id(call.operation): call.operation for call in self.calls}.values())
 
+    def shape(self, index: int) -> tuple[int, ...]:
+        """Return the shape of a value."""
+        return tuple(self.symbolic[index].shape)
+
     def _add(self, tensor: Any) -> int:
         self.symbolic.append(tensor)
         return len(self.symbolic) - 1
@@ -90,14 +94,11 @@ class Graph:
         inputs: Sequence[Any],
         call: Callable[[Call, tuple[Any, ...], dict[str, Any]], Any] | None = None,
     ) -> list[Any]:
-        """Compute all values in evaluation mode.
+        """Compute all values in evaluation mode, and return them by their indices.
 
         Args:
             inputs: TensorFlow tensors, in the order of the model's inputs.
             call: Computes one call from its arguments; by default the layer itself does.
-
-        Returns:
-            The values by their indices.
         """
         compute = call or (lambda call, args, kwargs: evaluate(call.operation, args, kwargs))
         values: list[Any] = [None] * len(self.symbolic)
@@ -138,10 +139,11 @@ def evaluate(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 
 
 def first_line(error: Exception) -> str:
-    """Return an error's type and first line, with the Keras layer and without terminal colours."""
+    """Return an error's first line, with the Keras layer and without terminal colours."""
     said = error.args[0] if isinstance(error, KeyError) and error.args else error  # not its repr
     text = re.sub(r"\x1b\[[\d;]*m|\{\{.*?\}\} ?", "", str(said)).strip()
     heading = re.match(r"Exception encountered when calling (\S+?)\.call\(\)\.\s*", text)
     where = f"{heading[1]}: " if heading else ""
     line = next(iter(text[heading.end() if heading else 0 :].splitlines()), "")
-    return "".join(filter(str.isprintable, f"{where}{type(error).__name__}: {line}"))[:160]
+    kind = "" if line and said is error else f"{type(error).__name__}: "
+    return "".join(filter(str.isprintable, f"{where}{kind}{line}"))[:160]

@@ -7,12 +7,11 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile, is_zipfile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from digitlab.checkpoints import load_weights
@@ -26,10 +25,11 @@ from digitlab.parity.backend import (
     to_tensorflow,
 )
 from digitlab.parity.copies import copy_layer
-from digitlab.parity.graph import keras_layers
-from digitlab.parity.layouts import LAYOUTS
-from digitlab.parity.sides import arrange, outputs, relative_difference, sole_input
-from digitlab.parity.weights import build_twin, load_keras_weights
+from digitlab.parity.differences import relative_difference
+from digitlab.parity.graph import first_line, keras_layers
+from digitlab.parity.sides import arrange, outputs
+from digitlab.parity.twins import build_twin
+from digitlab.parity.weights import load_keras_weights
 
 SUFFIXES = (".keras", ".h5")
 """Suffixes of Keras models' files: Keras 3's own format, and the older HDF5."""
@@ -49,8 +49,9 @@ class KerasNetwork(nn.Module):
     It runs in inference mode, has no parameters of its own and passes no gradients.
 
     Shape:
-        - Input: `(N, C, 28, 28)`, which the Keras model gets as `checks.arrange` lays it out.
-        - Output: logits `(N, num_classes)`, from `as_logits`.
+        - Input: `(N, C, 28, 28)`, which the Keras model gets as `arrange` lays it out.
+        - Output: logits `(N, num_classes)`, float32 or wider. Those of probabilities are their
+          logarithms, clipped at 1e-7 as in Keras's loss.
 
     Args:
         keras_model: Has one input, and returns logits or probabilities.
@@ -69,27 +70,18 @@ class KerasNetwork(nn.Module):
         if self.keras_model.predict_function is None:
             self.keras_model.make_predict_function()
         given = to_tensorflow(arrange(images, self.keras_model))
-        outputs = self.keras_model.predict_function([(given,)])
-        return as_logits(outputs.numpy(), self.gives_probabilities)
+        made = self.keras_model.predict_function([(given,)]).numpy()
+        made = made.astype(np.promote_types(made.dtype, np.float32))
+        is_softmax = self.gives_probabilities
+        return torch.from_numpy(np.log(np.clip(made, 1e-7, 1)) if is_softmax else made)
 
     def first_kernels(self) -> tuple[str, Tensor] | None:
         """Return the first convolution's name and kernels `(out, in, height, width)`, if any."""
-        keras = import_keras()
-        for layer in keras_layers(self.keras_model):
-            if isinstance(layer, keras.layers.Conv2D):
-                (layout,) = LAYOUTS["Conv2D"]["kernel"]
-                (kernel,) = layout.to_torch(keras.ops.convert_to_numpy(layer.kernel))
-                return layer.name, torch.from_numpy(kernel)
-        return None
-
-
-def as_logits(outputs: NDArray[Any], are_probabilities: bool) -> Tensor:
-    """Convert a Keras model's outputs, `(N, num_classes)`, to logits, float32 or wider.
-
-    The logits of probabilities are their logarithms, clipped at 1e-7 as in Keras's loss.
-    """
-    outputs = outputs.astype(np.promote_types(outputs.dtype, np.float32))
-    return torch.from_numpy(np.log(np.clip(outputs, 1e-7, 1)) if are_probabilities else outputs)
+        kind = import_keras().layers.Conv2D
+        found = [it for it in keras_layers(self.keras_model) if isinstance(it, kind)]
+        if not found:
+            return None
+        return found[0].name, torch.from_numpy(np.array(found[0].kernel)).permute(3, 2, 0, 1)
 
 
 def ends_in_softmax(keras_model: Any) -> bool:
@@ -113,8 +105,6 @@ def load_keras_model(path: Path) -> Any:
         raise ValueError(
             f"there is no Keras model {path}: train one with digitlab fit --framework keras"
         )
-    if path.suffix == ".keras" and not is_zipfile(path):
-        raise ValueError(f"{path} is damaged: give a model as keras.Model.save writes it")
     keras = import_keras()
     try:
         for name in _foreign_names(_read_config(path)):
@@ -122,8 +112,8 @@ def load_keras_model(path: Path) -> Any:
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(
-            f"{path} is damaged, or needs code of its own to be loaded ({_reason(error)}): give a "
-            "model of Keras's own layers, as digitlab fit --framework keras writes it"
+            f"{path} is damaged, or needs code of its own to be loaded ({first_line(error)}): give "
+            "a model of Keras's own layers, as digitlab fit --framework keras writes it"
         ) from error
 
 
@@ -141,26 +131,20 @@ def _read_config(path: Path) -> Any:
 def _foreign_names(config: Any) -> Iterator[str]:
     """Find what a model's config names that is neither Keras's own nor registered with it.
 
-    Keras's safe mode refuses most of it too, unless the process has turned that off.
+    Keras's safe mode refuses most of it too, unless the process has turned it off.
     """
-    registered = import_keras().saving.get_registered_object
-    left = [config]
-    while left:
-        value = left.pop()
-        left += value.values() if isinstance(value, dict) else value if type(value) is list else ()
-        if not isinstance(value, dict) or "class_name" not in value:
-            continue
-        name, module = str(value["class_name"]), value.get("module")
-        own = _MODULES.fullmatch(str(module))
-        if name in _CODE or not (own or registered(value.get("registered_name"))):
-            named = value.get("config") if name == "function" else name
+    if isinstance(config, list):
+        for part in config:
+            yield from _foreign_names(part)
+    if not isinstance(config, dict):
+        return
+    yield from _foreign_names(list(config.values()))
+    if "class_name" in config:
+        name, module = str(config["class_name"]), config.get("module")
+        registered = import_keras().saving.get_registered_object(config.get("registered_name"))
+        if name in _CODE or not (_MODULES.fullmatch(str(module)) or registered):
+            named = config.get("config") if name == "function" else name
             yield ".".join(str(part) for part in (module, named) if part)
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error, in at most 200 printable characters."""
-    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip() or type(error).__name__
-    return "".join(filter(str.isprintable, text.splitlines()[0]))[:200]
 
 
 def save_keras_model(keras_model: Any, path: Path) -> None:
@@ -169,8 +153,8 @@ def save_keras_model(keras_model: Any, path: Path) -> None:
         keras_model.save(path)
 
 
-def load_from_keras(model: Classifier, path: Path, compare: bool = True) -> None:
-    """Copy the weights of a Keras model's file into a model that computes the same.
+def load_from_keras(model: Classifier, path: Path, compare: bool = True) -> Any:
+    """Copy the weights of a Keras model's file into a model, and return the Keras model.
 
     Args:
         model: Is changed only if all weights fit.
@@ -179,15 +163,15 @@ def load_from_keras(model: Classifier, path: Path, compare: bool = True) -> None
             shape of a weight shows. Otherwise the caller does.
 
     Raises:
-        ValueError: As for `load_keras_model` and `weights.match`; or the Keras model reads other
+        ValueError: The file cannot be loaded; or the Keras model has other weights, reads other
             images, cannot compute, or computes something else.
     """
     theirs, ours = load_keras_model(path), deepcopy(model).float()
     channels = model.hparams.get("in_channels", 1)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(4, channels, 28, 28, generator=generator)
-    _check_shape(theirs, path, channels)
     try:
+        arrange(images, theirs)  # says better than the weights that it reads other images
         load_keras_weights(ours, theirs)
         expected, given = outputs(ours, in_float32(theirs), images)
         if ends_in_softmax(theirs):
@@ -206,21 +190,9 @@ def load_from_keras(model: Classifier, path: Path, compare: bool = True) -> None
             f"{path} is of another architecture than {type(model).__name__}: {error}"
         ) from error
     except Exception as error:  # TensorFlow's own, of an operation that a CPU lacks, say
-        raise ValueError(f"{path} cannot be computed here: {_reason(error)}") from error
+        raise ValueError(f"{path} cannot be computed here: {first_line(error)}") from error
     load_keras_weights(model, theirs)
-
-
-def _check_shape(keras_model: Any, path: Path, channels: int) -> None:
-    try:
-        arrange(torch.zeros(1, channels, 28, 28), keras_model)
-    except ValueError as error:
-        shape = tuple(sole_input(keras_model).shape[1:])
-        grey = [(28, 28)] if channels == 1 else []
-        taken = [(28, 28, channels), *grey, (784 * channels,), (channels, 28, 28)]
-        raise ValueError(
-            f"{path} reads images of the shape {shape}: it must be one of "
-            f"{', '.join(map(str, taken))}"
-        ) from error
+    return theirs
 
 
 def in_float32(keras_model: Any) -> Any:
@@ -234,16 +206,11 @@ def in_float32(keras_model: Any) -> Any:
 def load_classifier(model: Classifier, path: Path, precision: object = None) -> Classifier:
     """Load the Keras model of a run as a classifier, to evaluate it in place of `model`.
 
-    Args:
-        model: Of the run's architecture.
-        path: The Keras model's file.
-        precision: The trainer's setting, which must be the saved model's.
-
     Raises:
-        ValueError: As for `load_from_keras`, such as another architecture, or another precision.
+        ValueError: As for `load_from_keras`; or the trainer's setting `precision` is not the saved
+            model's.
     """
-    load_from_keras(model, path)  # refuses another architecture
-    keras_model, policy = load_keras_model(path), find_policy(precision)
+    keras_model, policy = load_from_keras(model, path), find_policy(precision)
     saved = {layer.dtype_policy.name for layer in keras_layers(keras_model) if layer.weights}
     if policy not in saved:
         names = [name for name, known in POLICIES.items() if known in saved]
@@ -255,11 +222,7 @@ def load_classifier(model: Classifier, path: Path, precision: object = None) -> 
 
 
 def load_initial_weights(model: Classifier, path: Path) -> None:
-    """Copy the weights of a file into a model; the suffix tells the framework of the file.
-
-    Raises:
-        ValueError: As for `load_from_keras` and `digitlab.checkpoints.load_weights`.
-    """
+    """Copy the weights of a file into a model; the suffix tells the framework of the file."""
     (load_from_keras if path.suffix in SUFFIXES else load_weights)(model, path)
 
 
@@ -267,9 +230,6 @@ class KerasFiles(Callback):
     """Writes `model.keras` after each epoch and with each checkpoint, and `checkpoints/best.keras`.
 
     The best has the highest validation accuracy so far, the first of equal ones.
-
-    Args:
-        folder: The run folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -278,7 +238,7 @@ class KerasFiles(Callback):
         self._last = -1  # step of model.keras
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best accuracy so far, for a checkpoint."""
+        """Return the best accuracy so far."""
         return {"best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

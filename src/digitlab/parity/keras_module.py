@@ -34,7 +34,7 @@ from digitlab.parity.graph import keras_layers
 from digitlab.parity.keras_files import KerasNetwork
 from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.sides import arrange
-from digitlab.parity.weights import build_twin, to_keras
+from digitlab.parity.twins import build_twin, to_keras
 
 _GRADIENT_HOOKS = (
     *("on_before_zero_grad", "on_before_backward", "on_after_backward"),
@@ -363,21 +363,18 @@ def _check_original(original: Classifier) -> None:
 
 def _unsupported(trainer: Trainer, policy: Policy) -> Iterator[tuple[str, str]]:
     """Yield each setting or callback that Keras's training step cannot honour, and the remedy."""
-    precision = str(trainer.precision)
-    if precision not in POLICIES:
-        yield f"precision {precision}", f"use one of {', '.join(POLICIES)}"
-    elif precision != "32-true" and (needed := POLICIES[precision]) != policy:
-        yield f"precision {precision} of the trainer", f'make the model with policy="{needed}"'
-    if trainer.world_size > 1:
-        yield f"training in {trainer.world_size} processes", "set devices and num_nodes to 1"
-    if (norm := trainer.gradient_clip_val) is not None:
-        yield f"gradient_clip_val {norm}", "use the model's gradient_clip_norm"
-    if (batches := trainer.accumulate_grad_batches) != 1:
-        yield f"accumulate_grad_batches {batches}", "use a larger batch_size"
-    yield from _unsupported_callbacks(trainer)
-
-
-def _unsupported_callbacks(trainer: Trainer) -> Iterator[tuple[str, str]]:
+    precision, world, clip = str(trainer.precision), trainer.world_size, trainer.gradient_clip_val
+    needed, batches = POLICIES.get(precision), trainer.accumulate_grad_batches
+    own = f'make the model with policy="{needed}"'
+    for is_set, setting, remedy in (
+        (needed is None, f"precision {precision}", f"use one of {', '.join(POLICIES)}"),
+        (needed not in (None, "float32", policy), f"precision {precision} of the trainer", own),
+        (world > 1, f"training in {world} processes", "set devices and num_nodes to 1"),
+        (clip is not None, f"gradient_clip_val {clip}", "use the model's gradient_clip_norm"),
+        (batches != 1, f"accumulate_grad_batches {batches}", "use a larger batch_size"),
+    ):
+        if is_set:
+            yield setting, remedy
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set at run time
         name = type(callback).__name__
         if isinstance(callback, StochasticWeightAveraging | WeightAveraging):

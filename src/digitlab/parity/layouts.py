@@ -4,14 +4,16 @@
 tensors of a PyTorch layer.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Indices = NDArray[np.intp]
 Shape = tuple[int, ...]
 Order = tuple[Shape, ...]
 """The order of features that are not in PyTorch's: blocks one after the other, each a flattening of
@@ -24,22 +26,18 @@ class Layout:
 
     Args:
         source: Name of the tensor in the PyTorch part.
-        axes: For each axis of the variable, the axis of the tensor, merged axes counted singly.
-        merged: The groups of axes that are one axis of the tensor; an empty group is an axis of
-            size 1. By default each axis is its own.
-        gates: Block i along the variable's last axis is block `gates[i]` along the tensor's first.
+        arrange: Makes the variable of the tensors and the variable's `shape`. It only moves
+            numbers, and raises ValueError or IndexError if a shape does not fit.
         second: Name of a second tensor of the same shape.
-        join: Whether the two are stacked on a new first axis, or added up.
+        is_sum: Whether the variable is the sum of the two, each arranged alone.
         per_input: Whether the variable's first axis is the layer's input features.
         per_output: Whether its last axis is the layer's output features.
     """
 
     source: str
-    axes: Shape
-    merged: tuple[Shape, ...] | None = None
-    gates: Shape = ()
+    arrange: Callable[..., Array] = lambda tensor, shape: tensor
     second: str = ""
-    join: Literal["", "stack", "add"] = ""
+    is_sum: bool = False
     per_input: bool = False
     per_output: bool = False
 
@@ -48,94 +46,53 @@ class Layout:
         """The names of the tensors."""
         return (self.source, self.second) if self.second else (self.source,)
 
-    def torch_shape(self, shape: Shape) -> Shape | None:
-        """Return the shape of each tensor for a variable's shape; None if that does not fit."""
-        shape = shape[self.join == "stack" :]
-        if len(shape) != len(self.axes):
+    def arranged(self, tensors: Sequence[Array], shape: Shape) -> Array | None:
+        """Return the numbers of tensors in the variable's shape; None if that does not fit."""
+        try:
+            array = self.arrange(*tensors[: 1 if self.is_sum else 2], shape=shape)
+        except (ValueError, IndexError):
             return None
-        single = self._single(shape)
-        if self.merged is None:
-            return single
-        groups = self.merged
-        return tuple(prod(single[axis] for axis in group) for group in groups)
+        return array if array.shape == shape else None
 
-    def _single(self, shape: Shape) -> Shape:
-        return tuple(shape[axis] for axis in np.argsort(self.axes))
-
-    def to_keras(
+    def indices(
         self,
-        *tensors: Array,
-        shape: Shape = (),
+        shapes: Sequence[Shape],
+        shape: Shape,
         inputs: Order | None = None,
         outputs: Order | None = None,
-    ) -> Array:
-        """Convert PyTorch tensors, one for each of `sources`, to the Keras variable.
+    ) -> Indices:
+        """Return where each number of the variable stands in the flattened, concatenated tensors.
 
         Args:
-            *tensors: The tensors, or their gradients.
-            shape: The variable's shape, needed where axes are merged.
+            shapes: The tensors' shapes, which fit.
+            shape: The variable's shape.
             inputs: The order of the layer's input features, if it is not PyTorch's.
             outputs: The order of its output features.
 
         Examples:
-            >>> dense = Layout("weight", (1, 0), per_input=True)
-            >>> dense.to_keras(np.array([[1, 2, 3, 4]]), inputs=((1, 2, 2),)).tolist()
-            [[1], [3], [2], [4]]
+            >>> dense = Layout("weight", lambda tensor, shape: tensor.T, per_input=True)
+            >>> dense.indices([(1, 4)], (4, 1), inputs=((1, 2, 2),)).tolist()
+            [[0], [2], [1], [3]]
         """
-        arrays = []
-        for tensor in tensors:
-            if self.gates:
-                blocks = np.split(tensor, len(self.gates))
-                tensor = np.concatenate([blocks[i] for i in self.gates])
-            if self.merged is not None:
-                tensor = tensor.reshape(self._single(shape[self.join == "stack" :]))
-            arrays.append(tensor.transpose(self.axes))
-        array = (
-            np.stack(arrays)
-            if self.join == "stack"
-            else np.add(*arrays)
-            if self.join
-            else arrays[0]
-        )
-        if self.per_input and inputs:
-            array = array[channels_last(inputs)]
+        starts = np.cumsum([0, *map(prod, shapes)])
+        numbers = [
+            np.arange(start, start + prod(it)).reshape(it)
+            for start, it in zip(starts, shapes, strict=False)
+        ]
+        indices = self.arranged(numbers, shape)
+        assert indices is not None
+        if self.per_input and inputs and len(indices) > 1:  # one for all features has no order
+            indices = indices[channels_last(inputs)]
         if self.per_output and outputs:
-            array = array[..., channels_last(outputs)]
-        return np.asarray(array, order="C")  # `ascontiguousarray` makes a scalar an array
-
-    def to_torch(
-        self,
-        variable: Array,
-        inputs: Order | None = None,
-        outputs: Order | None = None,
-        is_gradient: bool = False,
-    ) -> tuple[Array, ...]:
-        """Convert a Keras variable to PyTorch tensors: the inverse of `to_keras`.
-
-        Of two tensors that are added up, the first gets the sum and the second zeros; the gradient
-        of the sum is the gradient of each.
-        """
-        if self.per_input and inputs:
-            variable = variable[np.argsort(channels_last(inputs))]
-        if self.per_output and outputs:
-            variable = variable[..., np.argsort(channels_last(outputs))]
-        arrays = []
-        for part in variable if self.join == "stack" else [variable]:
-            array = part.transpose(np.argsort(self.axes))
-            if self.merged is not None:
-                array = array.reshape(
-                    [prod(array.shape[i] for i in group) for group in self.merged]
-                )
-            if self.gates:
-                blocks = np.split(array, len(self.gates))
-                array = np.concatenate([blocks[i] for i in np.argsort(self.gates)])
-            arrays.append(np.asarray(array, order="C"))
-        if self.join == "add":
-            arrays.append(arrays[0] if is_gradient else np.zeros_like(arrays[0]))
-        return tuple(arrays)
+            indices = indices[..., channels_last(outputs)]
+        return indices
 
 
-def channels_last(order: Order) -> NDArray[np.intp]:
+Layouts = dict[str, tuple[Layout, ...]]
+"""By name of a Keras variable, its possible layouts."""
+
+
+def channels_last(order: Order) -> Indices:
     """Return, for each feature in an order, its index in PyTorch's order.
 
     Examples:
@@ -151,70 +108,87 @@ def channels_last(order: Order) -> NDArray[np.intp]:
     return np.concatenate(blocks)
 
 
-def _convolution(dimensions: int) -> dict[str, tuple[Layout, ...]]:
-    axes = (*range(2, dimensions + 2), 1, 0)
-    return {"kernel": (Layout("weight", axes),), "bias": _BIAS}
+def without_ones(tensor: Array, shape: Shape) -> Array:
+    """Return a tensor in a shape that differs in axes of size 1 alone."""
+    if [size for size in tensor.shape if size != 1] != [size for size in shape if size != 1]:
+        raise ValueError(f"{tensor.shape} is not {shape} but for axes of size 1")
+    return tensor.reshape(shape)
 
 
-def _depthwise(dimensions: int) -> dict[str, tuple[Layout, ...]]:
+def last(tensor: Array, shape: Shape) -> Array:
+    """Move the first axis, the channels, to the end."""
+    return np.moveaxis(tensor, 0, -1)
+
+
+def _kernel(weight: Array, shape: Shape) -> Array:
+    return weight.transpose(*range(2, weight.ndim), 1, 0)
+
+
+def _depthwise(weight: Array, shape: Shape) -> Array:
     # PyTorch's grouped convolution has one axis for channel and multiplier, and an axis of size 1.
-    space = range(2, dimensions + 2)
-    merged = ((0, 1), (), *((axis,) for axis in space))
-    kernel = (Layout("weight", (*space, 0, 1), merged),)
-    return {"kernel": kernel, "depthwise_kernel": kernel, "bias": _BIAS}
+    space = weight.squeeze(1).shape[1:]
+    return np.moveaxis(weight.reshape(*shape[-2:], *space), (0, 1), (-2, -1))
 
 
-def _recurrent(gates: Shape, stacked: bool = False) -> dict[str, tuple[Layout, ...]]:
-    biases = Layout(
-        "bias_ih", (0,), gates=gates, second="bias_hh", join="stack" if stacked else "add"
-    )
+def _gru(array: Array, shape: Shape = ()) -> Array:
+    """Exchange the first two of three gates, and transpose."""
+    reset, update, new = np.split(array, 3)
+    return np.concatenate([update, reset, new]).T
+
+
+def _recurrent(*bias: Layout, arrange: Callable[..., Array] = _kernel) -> Layouts:
     return {
-        "kernel": (Layout("weight_ih", (1, 0), gates=gates, per_input=True),),
-        "recurrent_kernel": (Layout("weight_hh", (1, 0), gates=gates),),
-        "bias": (biases,),
+        "kernel": (Layout("weight_ih", arrange, per_input=True),),
+        "recurrent_kernel": (Layout("weight_hh", arrange),),
+        "bias": bias,
     }
 
 
-def _normalization(**others: str) -> dict[str, tuple[Layout, ...]]:
-    names = {"gamma": "weight", "beta": "bias", **others}
+def _normalization(**others: str) -> Layouts:
     # Over several axes: channels last of an image, or as they are of a sequence.
-    several = [axes for n in (2, 3, 4) for axes in ((*range(1, n), 0), tuple(range(n)))]
     return {
-        variable: (Layout(tensor, (0,), per_input=True), *(Layout(tensor, it) for it in several))
-        for variable, tensor in names.items()
+        variable: (Layout(tensor, last, per_input=True), Layout(tensor))
+        for variable, tensor in {"gamma": "weight", "beta": "bias", **others}.items()
     }
 
 
-_BIAS = (Layout("bias", (0,), per_output=True),)
+_BIAS = (Layout("bias", per_output=True),)
+_KERNEL = (Layout("weight", _kernel, per_input=True, per_output=True),)
+_DEPTHWISE = (Layout("weight", _depthwise),)
 
-LAYOUTS: dict[str, dict[str, tuple[Layout, ...]]] = {
-    "Dense": {
-        "kernel": (Layout("weight", (1, 0), per_input=True, per_output=True),),
-        "bias": _BIAS,
+LAYOUTS: dict[str, Layouts] = {
+    "Dense": {"kernel": _KERNEL, "bias": _BIAS},
+    **{f"Conv{n}D": {"kernel": _KERNEL, "bias": _BIAS} for n in (1, 2, 3)},
+    **{f"Conv{n}DTranspose": {"kernel": _KERNEL, "bias": _BIAS} for n in (1, 2, 3)},
+    **{
+        f"DepthwiseConv{n}D": {"kernel": _DEPTHWISE, "depthwise_kernel": _DEPTHWISE, "bias": _BIAS}
+        for n in (1, 2)
     },
-    **{f"Conv{n}D": _convolution(n) for n in (1, 2, 3)},
-    **{f"Conv{n}DTranspose": _convolution(n) for n in (1, 2, 3)},
-    **{f"DepthwiseConv{n}D": _depthwise(n) for n in (1, 2)},
-    "Embedding": {"embeddings": (Layout("weight", (0, 1)),)},
+    "Embedding": {"embeddings": (Layout("weight"),)},
     "BatchNormalization": _normalization(moving_mean="running_mean", moving_variance="running_var"),
     "GroupNormalization": _normalization(),
     "LayerNormalization": _normalization(),
     "RMSNormalization": _normalization(scale="weight"),
     # A slope for each channel, or one for all, beside axes of size 1.
-    "PReLU": {
-        "alpha": tuple(
-            Layout("weight", tuple(range(n)), (tuple(range(n)),), per_input=n == 1)
-            for n in (1, 2, 3)
-        )
-    },
-    "LSTMCell": _recurrent((0, 1, 2, 3)),
-    "GRUCell": _recurrent((1, 0, 2), stacked=True),
-    "SimpleRNNCell": _recurrent((0,)),
+    "PReLU": {"alpha": (Layout("weight", without_ones, per_input=True),)},
+    "LSTMCell": _recurrent(Layout("bias_ih", second="bias_hh", is_sum=True)),
+    "SimpleRNNCell": _recurrent(Layout("bias_ih", second="bias_hh", is_sum=True)),
+    "GRUCell": _recurrent(
+        Layout(
+            "bias_ih",
+            lambda ours, hidden, shape: np.stack([_gru(ours), _gru(hidden)]),
+            second="bias_hh",
+        ),
+        arrange=_gru,
+    ),
     # Of an attention: the projections into heads, and the one out of them.
     "projection": {
-        "kernel": (Layout("weight", (2, 0, 1), ((0, 1), (2,))),),
-        "bias": (Layout("bias", (0, 1), ((0, 1),)),),
+        "kernel": (Layout("weight", lambda it, shape: it.T.reshape(it.shape[1], *shape[1:])),),
+        "bias": (Layout("bias", lambda it, shape: it.reshape(shape)),),
     },
-    "output projection": {"kernel": (Layout("weight", (1, 2, 0), ((0,), (1, 2))),), "bias": _BIAS},
+    "output projection": {
+        "kernel": (Layout("weight", lambda it, shape: it.T.reshape(*shape[:-1], len(it))),),
+        "bias": _BIAS,
+    },
 }
 """By kind of a Keras part and name of its variable, the possible layouts."""

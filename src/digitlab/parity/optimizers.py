@@ -62,9 +62,7 @@ class _KerasOptimizer(torch.optim.Optimizer):
                 self._update(parameter, parameter.grad, state, group)
         return loss
 
-    def _update(
-        self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
-    ) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, state: Any, group: Any) -> None:
         raise NotImplementedError
 
 
@@ -112,9 +110,7 @@ class KerasAdam(_KerasOptimizer):
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**settings, "amsgrad": amsgrad})
 
-    def _update(
-        self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
-    ) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, state: Any, group: Any) -> None:
         beta_1, beta_2 = group["betas"]
         m, v = _buffer("m", state, parameter), _buffer("v", state, parameter)
         m.add_((gradient - m).mul_(1 - beta_1))
@@ -171,9 +167,7 @@ class KerasRMSprop(_KerasOptimizer):
         settings = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**settings, "momentum": momentum, "centered": centered})
 
-    def _update(
-        self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
-    ) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, state: Any, group: Any) -> None:
         alpha = group["alpha"]
         v = _buffer("v", state, parameter)
         # Separate products and sums, as in TensorFlow: `addcmul_` may round once instead of twice.
@@ -216,7 +210,7 @@ def _adam_step_size(
 
 
 Settings = dict[str, Any]
-Optimizer = type[torch.optim.Optimizer]
+Optimizer = Callable[..., torch.optim.Optimizer]
 
 _KERAS_NAMES: dict[str, tuple[str, ...]] = {
     "lr": ("learning_rate",),
@@ -227,7 +221,7 @@ _KERAS_NAMES: dict[str, tuple[str, ...]] = {
 _ADAM = ("lr", "betas", "eps", "amsgrad")
 _RMSPROP = ("lr", "alpha", "eps", "momentum", "centered")
 # By class: Keras's class, the class with Keras's formula, and the settings that both have.
-_COUNTERPARTS: dict[Optimizer, tuple[str, Optimizer, tuple[str, ...]]] = {
+_COUNTERPARTS: dict[type[torch.optim.Optimizer], tuple[str, Optimizer, tuple[str, ...]]] = {
     torch.optim.SGD: ("SGD", torch.optim.SGD, ("lr", "momentum", "nesterov")),
     torch.optim.Adam: ("Adam", KerasAdam, _ADAM),
     torch.optim.AdamW: ("AdamW", KerasAdam, (*_ADAM, "weight_decay")),
@@ -257,9 +251,9 @@ def to_keras_optimizer(optimizer: torch.optim.Optimizer) -> Any:
         ValueError: The class, or one of the settings, has no counterpart in Keras.
         ImportError: The extra `parity` is not installed.
     """
-    name = _counterpart(optimizer)[0]
+    name, _, common = _read(optimizer)
     settings: Settings = {}
-    for setting, value in _common_settings(optimizer).items():
+    for setting, value in common.items():
         values = value if isinstance(value, tuple) else (value,)
         settings |= zip(_KERAS_NAMES.get(setting, (setting,)), values, strict=True)
     if not settings.get("weight_decay") and name != "AdamW":
@@ -283,48 +277,39 @@ def exact_optimizer(
     Raises:
         ValueError: As for `to_keras_optimizer`.
     """
-    exact: Any = _counterpart(optimizer)[1]
-    settings = _common_settings(optimizer)
+    _, exact, settings = _read(optimizer)
     if exact is torch.optim.SGD:
         settings["momentum"] = _rounded(settings["momentum"])
-    made: torch.optim.Optimizer = exact(parameters, **settings)
-    return made
+    return exact(parameters, **settings)
 
 
-def _counterpart(optimizer: torch.optim.Optimizer) -> tuple[str, Optimizer, tuple[str, ...]]:
-    # By the exact class: a subclass may compute anything.
-    found = _COUNTERPARTS.get(type(optimizer))
-    if found is None:
-        known = ", ".join(kind.__name__ for kind in _COUNTERPARTS)
+def _read(optimizer: torch.optim.Optimizer) -> tuple[str, Optimizer, Settings]:
+    """Return Keras's class, the exact one, and the settings that both have, or refuse others."""
+    kind = type(optimizer).__name__
+    if type(optimizer) not in _COUNTERPARTS:  # a subclass may compute anything
         raise ValueError(
-            f"optimizer is {type(optimizer).__name__}, which has no counterpart in Keras: use one "
-            f"of {known}"
+            f"optimizer is {kind}, which has no counterpart in Keras: use one of "
+            f"{', '.join(known.__name__ for known in _COUNTERPARTS)}"
         )
-    return found
-
-
-def _common_settings(optimizer: torch.optim.Optimizer) -> Settings:
-    """Return the settings that both frameworks have, as plain numbers, or refuse the others."""
-    kind, names = type(optimizer).__name__, _counterpart(optimizer)[2]
-    groups = [
+    name, exact, names = _COUNTERPARTS[type(optimizer)]
+    settings, *others = (
         {name: _plain(value) for name, value in group.items() if name not in _WITHOUT_EFFECT}
         for group in optimizer.param_groups
-    ]
-    settings = groups[0]
-    for other, (name, value) in product(groups[1:], settings.items()):
-        if other.get(name) != value:
+    )
+    for other, (setting, value) in product(others, settings.items()):
+        if other.get(setting) != value:
             raise ValueError(
-                f"{name} is {value} in a parameter group of {kind} and {other.get(name)} in "
+                f"{setting} is {value} in a parameter group of {kind} and {other.get(setting)} in "
                 "another: Keras has one setting for all, so give all groups the same"
             )
-    for name, value in settings.items():
-        if name not in names and value:  # false or 0 is the default of all others, in every class
-            raise ValueError(_refusal(kind, name, value))
+    for setting, value in settings.items():
+        if setting not in names and value:  # false or 0 is the default of all others
+            raise ValueError(f"{setting} is {value}: {_refusal(kind, setting)}")
     if kind == "SGD" and settings["momentum"] > 1:
         raise ValueError(
             f"momentum is {settings['momentum']}: Keras's SGD takes 0 to 1; give it less"
         )
-    return {name: settings[name] for name in names}
+    return name, exact, {setting: settings[setting] for setting in names}
 
 
 def _plain(value: Any) -> Any:
@@ -334,11 +319,11 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, bool) or value is None else float(value)
 
 
-def _refusal(kind: str, name: str, value: Any) -> str:
-    if name == "weight_decay":
-        remedy = {"Adam": "use AdamW", "RMSprop": "use KerasRMSprop"}.get(kind, "set it to 0")
-        return (
-            f"weight_decay is {value}: {kind} adds it to the gradient, and Keras subtracts it from "
-            f"the weights, which gives another result; {remedy}"
-        )
-    return f"{name} is {value}: Keras's counterpart of {kind} has no such setting; leave it out"
+def _refusal(kind: str, setting: str) -> str:
+    if setting != "weight_decay":
+        return f"Keras's counterpart of {kind} has no such setting; leave it out"
+    remedy = {"Adam": "use AdamW", "RMSprop": "use KerasRMSprop"}.get(kind, "set it to 0")
+    return (
+        f"{kind} adds it to the gradient, and Keras subtracts it from the weights, which gives "
+        f"another result; {remedy}"
+    )

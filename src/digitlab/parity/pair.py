@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain, islice, product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from torch.overrides import TorchFunctionMode
 
 from digitlab.parity.backend import import_keras, import_tensorflow, only_errors_of
 from digitlab.parity.checks import (
-    Check,
     Loss,
     gradient_differences,
     gradients,
@@ -24,23 +23,23 @@ from digitlab.parity.checks import (
     training_settings,
 )
 from digitlab.parity.copies import CopiedModel, CopyError, is_channels_first_on_cpu
+from digitlab.parity.differences import TOLERANCES, relative_difference
 from digitlab.parity.divergence import first_divergence, record_calls
-from digitlab.parity.flattening import feature_orders
+from digitlab.parity.flattening import Orders
 from digitlab.parity.graph import Call, Graph
-from digitlab.parity.matching import Match, Matcher, in_copies, in_module
-from digitlab.parity.report import Report
+from digitlab.parity.report import Check, Report
 from digitlab.parity.sides import (
-    TOLERANCES,
     Inputs,
+    Sides,
     each,
     flat,
     keras_inputs,
     outputs,
     precision,
     read_batch,
-    relative_difference,
     torch_output,
 )
+from digitlab.parity.weights import Matcher, in_copies, in_module
 
 _TRIALS = 24  # ways to assign weights where several layers read the same
 _NAMED = 32  # examples are enough to find a layer, and few enough to hold the outputs of all layers
@@ -94,7 +93,7 @@ def check(
             _keep_worst(worst, row)
             suspect = suspect or (None if row.passed else (inputs, targets))
     # Added losses are known by now.
-    settings = training_settings(keras_model, pair.single.pairs)
+    settings = training_settings(pair.given)
     rows = (*pair.rows, *([settings] if settings else []), *worst.values(), *pair.rounded())
     name = pair.name_divergence(*suspect) if suspect else None
     return Report(rows, name, pair.reason)
@@ -138,15 +137,6 @@ def _keep_worst(worst: dict[str, Check], row: Check) -> None:
     worst[row.name] = replace(row if worse else before, compared=compared)
 
 
-class _Sides(NamedTuple):
-    """Both sides in one precision, and their matched weights."""
-
-    module: nn.Module
-    model: Any
-    pairs: list[Match]
-
-
-@dataclass
 class _Pair:
     """A module and a Keras model with its weights, and float64 copies of both, if there can be any.
 
@@ -158,26 +148,24 @@ class _Pair:
         loss: As for `check`.
     """
 
-    module: nn.Module
-    keras_model: Any
-    graph: Graph
-    inputs: Inputs
-    loss: Loss | None
-    rows: list[Check] = field(init=False)
-    reason: str = field(default="", init=False)
-    single: _Sides = field(init=False)
-    doubles: _Sides | None = field(default=None, init=False)
+    doubles: Sides | None = None
+    reason = ""  # why there are none
 
-    def __post_init__(self) -> None:
-        _, in_torch_order = keras_inputs(self.keras_model, self.inputs)
-        original, self.module = self.module, _copy(self.module)  # running may change weights
-        torch_output(_copy(original), self.inputs)  # refuses inputs before a weight is overwritten
-        self.orders = feature_orders(
-            self.graph, frozenset(self.graph.inputs[i] for i in in_torch_order)
-        )
-        matcher = self._match_in_double() or self._match_in_order()
+    def __init__(
+        self, module: nn.Module, keras_model: Any, graph: Graph, inputs: Inputs, loss: Loss | None
+    ) -> None:
+        self.module, self.keras_model = _copy(module), keras_model  # running may change weights
+        self.graph, self.inputs, self.loss = graph, inputs, loss
+        _, in_torch_order = keras_inputs(keras_model, inputs)
+        torch_output(_copy(module), inputs)  # refuses inputs before a weight is overwritten
+        self.orders = Orders(self.graph, frozenset(self.graph.inputs[i] for i in in_torch_order))
+        matcher = self._match_in_double()
+        if not matcher:  # without values, in the order of calls
+            read = record_calls(_copy(self.module), inputs)
+            matcher = Matcher(self.module, graph, self.orders, read)
         pairs = in_module(matcher.finish(), self.module)
-        counts = parameter_counts(self.module, self.keras_model, pairs)
+        self.given = self.single = Sides(self.module, keras_model, pairs)
+        counts = parameter_counts(self.given)
         note = f"{counts.note}, matched by {'name' if matcher.named else 'order of calls'}"
         if matcher.ambiguous:
             note += (
@@ -186,15 +174,14 @@ class _Pair:
             )
         rows = [
             replace(counts, note=note),
-            round_trip(original, self.keras_model, in_module(pairs, original)),
+            round_trip(Sides(module, keras_model, in_module(pairs, module))),
         ]
         # Without weights, outputs alone are compared.
         self.rows = [replace(row, informational=not pairs) for row in rows]
         # Only now do the layers have the weights.
-        self.single = _Sides(self.module, self.keras_model, pairs)
         if any(map(is_channels_first_on_cpu, self.graph.layers)):
             copied = CopiedModel(self.graph, "float32")
-            self.single = _Sides(self.module, copied, in_copies(pairs, copied))
+            self.single = Sides(self.module, copied, in_copies(pairs, copied))
         if self.doubles:
             try:
                 model = self.doubles.model
@@ -204,24 +191,24 @@ class _Pair:
 
     def _match_in_double(self) -> Matcher | None:
         """Make float64 copies of both sides, and match their layers by what they read."""
+        kind = type(self.module).__name__
         try:
             ours = deepcopy(self.module).double().requires_grad_(True)
         except Exception as error:  # a user's module may raise anything when it is copied
-            kind = type(self.module).__name__
             self.reason = f"{kind} cannot be copied ({type(error).__name__}): give a plain module"
             return None
         try:
             theirs = CopiedModel(self.graph)
             if torch_output(_copy(ours), _double(self.inputs)).dtype != torch.float64:
                 raise CopyError(
-                    f"{type(self.module).__name__} returns another dtype than float64: do not "
-                    "convert to a fixed dtype in it"
+                    f"{kind} returns another dtype than float64: do not convert to a fixed dtype "
+                    "in it"
                 )
             matcher = self._assign(ours, theirs)
         except CopyError as error:
             self.reason = str(error)
             return None
-        self.doubles = _Sides(ours, theirs, in_copies(matcher.finish(), theirs))
+        self.doubles = Sides(ours, theirs, in_copies(matcher.finish(), theirs))
         return matcher
 
     def _assign(self, ours: nn.Module, theirs: CopiedModel) -> Matcher:
@@ -253,13 +240,6 @@ class _Pair:
                 best, chosen = matcher, choices
         return best if is_equal() else attempt(chosen)
 
-    def _match_in_order(self) -> Matcher:
-        read = record_calls(_copy(self.module), self.inputs)
-        matcher = Matcher(self.module, self.graph, self.orders, read)
-        for call in self.graph.calls:
-            matcher.add(call)
-        return matcher
-
     def compare(self, inputs: Inputs, targets: Tensor) -> list[Check]:
         """Compare outputs, and gradients if there is a loss."""
         if not self.doubles:
@@ -277,15 +257,15 @@ class _Pair:
             return doubles if model.is_exact else [as_it_is, *doubles[1:]]
         return [as_it_is, *doubles]
 
-    def _rows(self, sides: _Sides, inputs: Inputs, targets: Tensor) -> list[Check]:
+    def _rows(self, sides: Sides, inputs: Inputs, targets: Tensor) -> list[Check]:
         rows = [self._outputs(sides, inputs)]
         if self.loss:
-            rows += gradients(sides.module, sides.model, inputs, targets, self.loss, sides.pairs)
+            rows += gradients(sides, inputs, targets, self.loss)
         return rows
 
-    def _outputs(self, sides: _Sides, inputs: Inputs) -> Check:
+    def _outputs(self, sides: Sides, inputs: Inputs) -> Check:
         name = "logits" if self.loss == "cross_entropy" else "outputs"
-        return logits(sides.module, sides.model, inputs, name)
+        return logits(sides, inputs, name)
 
     def rounded(self) -> list[Check]:
         """Return rows for information about constants that TensorFlow holds in float32."""
@@ -312,9 +292,7 @@ class _Pair:
                 named.append(self._name_output(sides, inputs))
         if not any(named) and self.loss:
             tolerance = TOLERANCES[precision(sides.module, sides.model)]
-            _, differences, _ = gradient_differences(
-                sides.module, sides.model, inputs, targets, self.loss, sides.pairs
-            )
+            _, differences, _ = gradient_differences(sides, inputs, targets, self.loss)
             named = [
                 it.layer
                 for it in sides.pairs
@@ -325,7 +303,7 @@ class _Pair:
         # are wrong from the last layer back.
         return max((name for name in named if name), key=order.index, default=None)
 
-    def _name_output(self, sides: _Sides, inputs: Inputs) -> str | None:
+    def _name_output(self, sides: Sides, inputs: Inputs) -> str | None:
         """Find the first layer that differs, on the examples whose outputs differ most."""
         module, model, _ = sides
         ours, theirs = outputs(module, model, inputs)

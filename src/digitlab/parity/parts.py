@@ -5,13 +5,13 @@ layer and direction.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from digitlab.parity.backend import import_keras
-from digitlab.parity.layouts import LAYOUTS, Layout, Shape
+from digitlab.parity.layouts import LAYOUTS, Layout, last, without_ones
 
 _LAYER_TENSORS = {"weight", "bias", "running_mean", "running_var"} | {
     f"{kind}_{gate}" for kind in ("weight", "bias") for gate in ("ih", "hh")
@@ -34,34 +34,15 @@ class KerasPart:
     variables: dict[str, Any]
 
     def layouts(self, variable: str, tensors: Mapping[str, Tensor]) -> tuple[Layout, ...]:
-        """Return the possible layouts of a variable, none if it is not known.
-
-        Args:
-            variable: The variable's name.
-            tensors: Those of a PyTorch part.
-        """
+        """Return the possible layouts of a variable of a PyTorch part's tensors."""
         if self.kind != "parameters":
             return LAYOUTS[self.kind].get(variable, ())
         if len(tensors) != 1:
             return ()
-        ((source, tensor),) = tensors.items()
-        shape = tuple(self.variables[variable].shape)
-        axes = tuple(range(len(shape)))
-        as_it_is = Layout(source, axes, _merged(shape, tuple(tensor.shape)))
-        return (as_it_is, Layout(source, (*axes[1:], 0))) if len(axes) > 2 else (as_it_is,)
-
-
-def _merged(shape: Shape, target: Shape) -> tuple[Shape, ...]:
-    """Return the groups of axes that make one shape of another by leaving out axes of size 1."""
-    left, groups = list(range(len(shape))), []
-    for size in target:
-        group: list[int] = []
-        while left and (size != 1 and (not group or shape[group[-1]] == 1)):
-            group.append(left.pop(0))
-        groups.append(tuple(group))
-    if groups:
-        groups[-1] = (*groups[-1], *left)
-    return tuple(groups)
+        (source,) = tensors
+        as_it_is = Layout(source, without_ones)
+        is_image = len(self.variables[variable].shape) > 2
+        return (as_it_is, Layout(source, last)) if is_image else (as_it_is,)
 
 
 @dataclass(frozen=True)
@@ -189,7 +170,7 @@ def _thirds(prefix: str, tensors: dict[str, Any]) -> _Keys:
 
 
 def keras_parts(layer: Any, name: str = "") -> list[KerasPart]:
-    """Find the parts of a Keras layer that have weights, in PyTorch's order.
+    """Find the parts of a Keras layer and of the layers in it that have weights.
 
     Args:
         layer: The layer.
@@ -208,48 +189,26 @@ def keras_parts(layer: Any, name: str = "") -> list[KerasPart]:
         )
     if kind:
         return [KerasPart("", kind, {it.name: it for it in layer.weights})]
-    if isinstance(layer, import_keras().layers.MultiHeadAttention):
-        return _projections(layer)
     if "SeparableConv" in type(layer).__name__:
         return _separable(layer)
-    return [
-        KerasPart(".".join(filter(None, (within, part.name))), part.kind, part.variables)
-        for within, sublayer in _sublayers(layer, name or layer.name)
-        for part in keras_parts(sublayer, name or layer.name)
-    ] or _of_own_layer(layer)
-
-
-def _sublayers(layer: Any, name: str) -> list[tuple[str, Any]]:
-    """Return the layers that a layer of Keras wraps, and their names; refuse an unknown one."""
-    layers = import_keras().layers
-    if isinstance(layer, layers.Bidirectional):
-        return [("forward", layer.forward_layer), ("backward", layer.backward_layer)]
-    if isinstance(layer, layers.TimeDistributed):
-        return [("", layer.layer)]
-    if isinstance(layer, layers.RNN):
-        return [("", layer.cell)]
-    if isinstance(layer, layers.StackedRNNCells):
-        return [(f"cell{i}", cell) for i, cell in enumerate(layer.cells)]
-    if isinstance(layer, layers.Pipeline):
-        return [(it.name, it) for it in layer.layers]
-    if type(layer).__module__.startswith("keras."):
+    sublayers = [it for it in layer._layers if it.weights]
+    if isinstance(layer, import_keras().layers.MultiHeadAttention):
+        kinds = {"attention_output": "output projection"}
+        return [
+            KerasPart(it.name, kinds.get(it.name, "projection"), {v.name: v for v in it.weights})
+            for it in sublayers
+        ]
+    inside = {id(variable) for sublayer in sublayers for variable in sublayer.weights}
+    own = {it.name: it for it in layer.weights if id(it) not in inside}
+    if own and type(layer).__module__.startswith("keras."):
         raise ValueError(
-            f"{name} is a {type(layer).__name__}, whose layout of weights is not known: use "
-            f"layers of {', '.join(it for it in LAYOUTS if it[0].isupper())}"
+            f"{name or layer.name} is a {type(layer).__name__}, whose layout of weights is not "
+            f"known: use layers of {', '.join(it for it in LAYOUTS if it[0].isupper())}"
         )
-    return []
-
-
-def _projections(layer: Any) -> list[KerasPart]:
-    names = ("query", "key", "value", "attention_output")
-    parts = [next(it for it in layer._flatten_layers() if it.name == name) for name in names]
-    return [
-        KerasPart(
-            name,
-            "output projection" if name == names[-1] else "projection",
-            {variable.name: variable for variable in part.weights},
-        )
-        for name, part in zip(names, parts, strict=True)
+    return [KerasPart("", "parameters", {key: variable}) for key, variable in own.items()] + [
+        replace(part, name=".".join(filter(None, (sublayer.name, part.name))))
+        for sublayer in sublayers
+        for part in keras_parts(sublayer, name or layer.name)
     ]
 
 
@@ -261,16 +220,3 @@ def _separable(layer: Any) -> list[KerasPart]:
         KerasPart("depthwise", f"DepthwiseConv{dimensions}", depthwise),
         KerasPart("pointwise", f"Conv{dimensions}", variables),
     ]
-
-
-def _of_own_layer(layer: Any) -> list[KerasPart]:
-    """Find the parts of a user's layer: its own variables, then those of the layers in it."""
-    sublayers = [it for it in layer._layers if it.weights]
-    inside = {id(variable) for sublayer in sublayers for variable in sublayer.weights}
-    own = {it.name: it for it in layer.weights if id(it) not in inside}
-    parts = [KerasPart("", "parameters", {name: variable}) for name, variable in own.items()]
-    for sublayer in sublayers:
-        for part in keras_parts(sublayer):
-            name = ".".join(filter(None, (sublayer.name, part.name)))
-            parts.append(KerasPart(name, part.kind, part.variables))
-    return parts

@@ -5,7 +5,6 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +12,18 @@ from torch import Tensor, nn
 from digitlab.classifier import Classifier
 from digitlab.parity.backend import keras_dtype
 from digitlab.parity.checks import (
-    Check,
     gradients,
     logits,
     parameter_counts,
     round_trip,
     training_settings,
 )
-from digitlab.parity.matching import match
 from digitlab.parity.optimizers import exact_optimizer, to_keras_optimizer
-from digitlab.parity.trajectory import Batch, MakeOptimizer, is_batch_norm, trajectory
-from digitlab.parity.weights import to_keras
+from digitlab.parity.report import Check
+from digitlab.parity.sides import Sides
+from digitlab.parity.trajectory import Batch, is_batch_norm, trajectory
+from digitlab.parity.twins import to_keras
+from digitlab.parity.weights import match
 
 # Rounding errors accumulate, so a longer trajectory in float32 would tell less.
 STEPS_IN_FLOAT32 = 5
@@ -50,8 +50,8 @@ def run_checks(
 
     Parameters, round trip of the weights, logits, loss and gradients, and a trajectory: in float64,
     and logits and five training steps in float32 too. If PyTorch's own optimizer has another
-    formula than Keras's, the exact one replaces it, and so does `KerasBatchNorm` PyTorch's batch
-    normalization; the result of PyTorch's own is a check for information.
+    formula than Keras's, the exact one replaces it, and batch normalizations update their running
+    variance as Keras's do; the result of PyTorch's own is a check for information.
 
     Args:
         model: One of `digitlab.models`, or a class that names its twin; copies are compared. Its
@@ -81,53 +81,44 @@ def run_checks(
     with keras_dtype("float32"):
         single_twin = to_keras(single)
     twin = to_keras(double)
-    yield parameter_counts(double, twin)
-    yield round_trip(double, twin)
-    if row := training_settings(twin, match(double, twin)):
+    sides = Sides(double, twin, match(double, twin))
+    yield parameter_counts(sides)
+    yield round_trip(sides)
+    if row := training_settings(sides):
         yield row
-    yield logits(double, twin, images)
-    yield logits(single, single_twin, images)
-    yield from gradients(double, twin, images[:_GRADIENT_IMAGES], labels[:_GRADIENT_IMAGES])
+    yield logits(sides, images)
+    yield logits(Sides(single, single_twin, []), images)
+    yield from gradients(sides, images[:_GRADIENT_IMAGES], labels[:_GRADIENT_IMAGES])
 
     optimizer = double.optimizer(double.parameters())
     make, substitution = partial(exact_optimizer, optimizer), _substitution(optimizer)
     stock = [type(optimizer).__name__] if substitution else []
     if norms := sorted({type(it).__name__ for it in double.modules() if is_batch_norm(it)}):
-        substitution += f"; KerasBatchNorm in place of {' and '.join(norms)}"
+        substitution += f"; Keras's running variance in {' and '.join(norms)}"
         stock += norms
     note = substitution.lstrip("; ")
-    make_keras = partial(to_keras_optimizer, optimizer)
-    train = partial(
-        trajectory, double, twin, make_keras_optimizer=make_keras, steps=steps, seed=seed
+    train: Callable[..., Check] = partial(
+        trajectory, make_keras_optimizer=partial(to_keras_optimizer, optimizer), seed=seed
     )
-    check = train(progress(batches, "Trajectory in float64", steps), make)
-    yield _annotate(check, note)
-    check = _in_float32(single, single_twin, batches, make, make_keras, steps, seed)
-    yield _annotate(check, note)
+    shown = progress(batches, "Trajectory in float64", steps)
+    yield _annotate(train(double, twin, shown, make, steps=steps), note)
+    train_single = partial(train, single, single_twin, make_optimizer=make)
+    yield _annotate(_in_float32(train_single, batches, steps), note)
     if note:
         names = f"stock {' and '.join(stock)}"
-        check = train(progress(batches, names, steps), model.optimizer, exact_norms=False)
+        shown = progress(batches, names, steps)
+        check = train(double, twin, shown, model.optimizer, steps=steps, biased_variances=False)
         yield replace(check, name=f"{check.name}, {names}", informational=True)
 
 
-def _in_float32(
-    single: Classifier,
-    twin: Any,
-    batches: Iterable[Batch],
-    make: MakeOptimizer,
-    make_keras: Callable[[], Any],
-    steps: int,
-    seed: int,
-) -> Check:
+def _in_float32(train: Callable[..., Check], batches: Iterable[Batch], steps: int) -> Check:
     """Compare a short trajectory, and start again from the next batch if rounding spoils it."""
     length = min(steps, STEPS_IN_FLOAT32)
     starts = min(_STARTS_IN_FLOAT32, steps - length + 1)
     few = list(islice(batches, length + starts - 1))
     note = ""
     for start in range(starts):
-        check = _annotate(
-            trajectory(single, twin, few[start:], make, make_keras, length, seed), note
-        )
+        check = _annotate(train(batches=few[start:], steps=length), note)
         if check.passed:
             break
         note += f"from batch {start + 1} on {check.difference:.1e}; "

@@ -1,11 +1,58 @@
-"""The result of comparing a pair."""
+"""The result of a comparison: a table of checks, and a verdict."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from digitlab.parity.checks import HEADING, Check, format_check
-
 Verdict = Literal["passed", "passed_float32", "failed"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A row of a parity table.
+
+    Args:
+        name: The quantity compared, such as `logits, float64`.
+        compared: Number of values compared; a check that compared nothing fails.
+        difference: Largest absolute difference, relative to the largest absolute value, unless the
+            function that makes the check says otherwise.
+        tolerance: Largest difference that passes.
+        note: Details for the reader, such as the parameter that differs most.
+        informational: Whether the row is for information only and cannot fail.
+    """
+
+    name: str
+    compared: int
+    difference: float
+    tolerance: float
+    note: str = ""
+    informational: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was compared and agreed; NaN agrees with nothing."""
+        return self.compared > 0 and self.difference <= self.tolerance
+
+
+HEADING = f"{'check':43}  {'compared':>13}  difference  tolerance  verdict"
+
+
+def format_check(check: Check) -> str:
+    """Format a check as a row below `HEADING`.
+
+    Examples:
+        >>> print(format_check(Check("loss, float64", 1, 2e-15, 1e-12)).replace("  " * 15, "..."))
+        loss, float64...          1     2.0e-15    1.0e-12  passed
+    """
+    verdict = "info" if check.informational else "passed" if check.passed else "FAILED"
+    difference, tolerance = (
+        f"{number:.1e}" if number % 1 else f"{number:g}"
+        for number in (check.difference, check.tolerance)
+    )
+    row = (
+        f"{check.name:43}  {check.compared:>13,}  {difference:>10}  {tolerance:>9}  "
+        f"{verdict:7}  {check.note}"
+    )
+    return row.rstrip()
 
 
 @dataclass(frozen=True)

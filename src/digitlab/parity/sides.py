@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,11 +11,21 @@ from torch import Tensor, nn
 
 from digitlab.parity.backend import import_keras
 from digitlab.parity.copies import CopiedModel
+from digitlab.parity.differences import TOLERANCES, in_torch_layout
 from digitlab.parity.graph import Graph, first_line, keras_layers
 from digitlab.parity.layouts import Array
+from digitlab.parity.weights import Match
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """What a model reads: one tensor, several by position, or several by name."""
+
+
+class Sides(NamedTuple):
+    """A PyTorch module and a Keras model, as it is or copied, and their matched weights."""
+
+    module: nn.Module
+    model: Any
+    pairs: list[Match]
 
 
 def each(function: Callable[[Any], Tensor], inputs: Any) -> Inputs:
@@ -84,57 +94,16 @@ def _check_labels(labels: Tensor, examples: int, classes: int | None) -> None:
         )
 
 
-TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
-"""Largest difference that rounding may cause, relative to the largest value."""
-
-
-def relative_difference(ours: Array, theirs: Array) -> float:
-    """Return the largest absolute difference of two arrays, relative to their largest value.
-
-    It is infinite if the shapes differ, and NaN if a value is NaN.
-
-    Examples:
-        >>> relative_difference(np.array([1.0, 4.0]), np.array([1.0, 5.0]))
-        0.2
-        >>> relative_difference(np.zeros(2), np.zeros(3))
-        inf
-    """
-    if ours.shape != theirs.shape:
-        return float("inf")
-    if not ours.size:
-        return 0.0
-    difference = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
-    largest = float(max(np.abs(ours).max(), np.abs(theirs).max()))
-    return difference / largest if largest else difference
-
-
 def outputs(module: nn.Module, keras_model: Any, inputs: Inputs) -> tuple[Array, Array]:
-    """Compute both sides' outputs, in PyTorch's layout.
-
-    Raises:
-        ValueError: A side cannot read the inputs, or has several outputs.
-    """
+    """Compute both sides' outputs, in PyTorch's layout, or raise ValueError."""
     with torch.no_grad():
         ours = torch_output(module, inputs).cpu().numpy()
     theirs = keras_output(keras_model, keras_inputs(keras_model, inputs)[0])
     return ours, in_torch_layout(ours, import_keras().ops.convert_to_numpy(theirs))
 
 
-def in_torch_layout(ours: Array, theirs: Array) -> Array:
-    """Convert Keras's output to the layout of PyTorch's: channels first if that fits better."""
-    moved = np.moveaxis(theirs, -1, 1) if theirs.ndim > 2 else theirs
-    if moved.shape == ours.shape != theirs.shape:
-        return moved
-    as_it_is = relative_difference(ours, theirs) <= relative_difference(ours, moved)
-    return theirs if as_it_is and theirs.shape == ours.shape else moved
-
-
 def torch_output(module: nn.Module, inputs: Inputs) -> Tensor:
-    """Compute a module's output in evaluation mode; gradients are recorded unless turned off.
-
-    Raises:
-        ValueError: The module cannot read the inputs, or returns several values.
-    """
+    """Compute a module's output in evaluation mode, or raise ValueError."""
     given = torch_inputs(module, inputs)
     with evaluation_mode(module):
         try:
@@ -148,15 +117,14 @@ def torch_output(module: nn.Module, inputs: Inputs) -> Tensor:
                 f"{type(module).__name__} cannot compute inputs of shape {shapes} "
                 f"({first_line(error)}): give what it reads, images as (N, C, H, W)"
             ) from error
-    sole: Tensor = sole_output(output)
+    sole: Tensor = _sole_output(output)
     return sole
 
 
 def keras_output(keras_model: Any, read: list[Any]) -> Any:
     """Compute the output of a Keras model, or of a `CopiedModel`, in evaluation mode."""
     if isinstance(keras_model, CopiedModel):
-        made = keras_model.run(read)
-        return sole_output([made[i] for i in keras_model.graph.outputs], only_one=True)
+        return keras_model.run(read)[keras_model.graph.outputs[0]]
     structure = getattr(keras_model, "_inputs_struct", None)
     given: Any = read if len(read) > 1 else read[0]
     if isinstance(structure, dict):
@@ -165,7 +133,7 @@ def keras_output(keras_model: Any, read: list[Any]) -> Any:
         output = keras_model(given, training=False)
     except Exception as error:  # a user's layer may raise anything
         raise ValueError(f"{keras_model.name} cannot be computed: {first_line(error)}") from error
-    return sole_output(output)
+    return _sole_output(output)
 
 
 def precision(module: nn.Module, keras_model: Any) -> str:
@@ -187,7 +155,7 @@ def precision(module: nn.Module, keras_model: Any) -> str:
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Turn off dropout in the `with` block, even where `eval()` keeps it on.
 
-    Modes and the CPU's random state are restored after the block.
+    Modes and the CPU's random state are restored after it.
     """
     modes = {part: part.training for part in module.modules()}
     try:
@@ -214,22 +182,15 @@ def torch_inputs(module: nn.Module, inputs: Inputs) -> Inputs:
 
 
 def keras_inputs(keras_model: Any, inputs: Inputs) -> tuple[list[Array], frozenset[int]]:
-    """Convert inputs to the layouts that a Keras model reads.
+    """Convert inputs to the layouts that a Keras model reads, or raise ValueError.
 
     Images `(N, C, H, W)` become `(N, H, W, C)`; or, if only that fits the model's input,
     `(N, H, W)` of one channel, `(N, C·H·W)` in PyTorch's order, or `(N, C, H, W)`. Sequences
     `(N, C, T)` stay as they are, or become `(N, T, C)` if only that fits.
 
-    Args:
-        keras_model: A `keras.Model`, or a `CopiedModel`.
-        inputs: Several are given by position, or by the names of the model's inputs.
-
     Returns:
         The arrays in the order of the model's inputs, and the positions of those whose axes are in
         PyTorch's order.
-
-    Raises:
-        ValueError: The model reads no such inputs.
     """
     name, read, given = keras_model.name, keras_model.inputs, flat(inputs)
     if isinstance(inputs, dict):
@@ -248,12 +209,11 @@ def keras_inputs(keras_model: Any, inputs: Inputs) -> tuple[list[Array], frozens
     arrays: list[Array] = []
     in_torch_order: set[int] = set()
     for i, (tensor, symbolic) in enumerate(zip(given, read, strict=True)):
-        layout, as_in_torch = _arranged(
-            f"{name}'s input {symbolic.name}" if len(read) > 1 else name,
-            tensor.detach(),
-            tuple(symbolic.shape[1:]),
-            _is_read_channels_first(symbolic),
-        )
+        where = f"{name}'s input {symbolic.name}" if len(read) > 1 else name
+        nodes = symbolic._keras_history.operation._outbound_nodes
+        formats = {getattr(node.operation, "data_format", None) for node in nodes}
+        is_first, wanted = "channels_first" in formats, tuple(symbolic.shape[1:])
+        layout, as_in_torch = _arranged(where, tensor.detach(), wanted, is_first)
         dtype = str(symbolic.dtype) if tensor.is_floating_point() else "int64"
         if isinstance(keras_model, CopiedModel) and dtype.startswith("float"):
             dtype = keras_model.policy
@@ -266,24 +226,12 @@ def arrange(images: Tensor, keras_model: Any) -> Tensor:
     """Convert images `(N, C, H, W)` to the layout of a Keras model's input, as `keras_inputs`."""
     if images.ndim != 4:
         raise ValueError(f"images are {tuple(images.shape)}: they must be (N, C, H, W)")
-    return _arranged(keras_model.name, images, tuple(sole_input(keras_model).shape[1:]))[0]
-
-
-def sole_input(keras_model: Any) -> Any:
-    """Return a Keras model's input, a symbolic tensor; refuse several, or an unknown shape."""
     inputs = getattr(keras_model, "inputs", None) or []
     if len(inputs) != 1:
         raise ValueError(
             f"{keras_model.name} has {len(inputs)} inputs of known shape: give it one keras.Input"
         )
-    return inputs[0]
-
-
-def _is_read_channels_first(symbolic: Any) -> bool:
-    """Return whether a layer that reads an input says that its channels are first."""
-    nodes = symbolic._keras_history.operation._outbound_nodes
-    formats = {getattr(node.operation, "data_format", None) for node in nodes}
-    return "channels_first" in formats
+    return _arranged(keras_model.name, images, tuple(inputs[0].shape[1:]))[0]
 
 
 def _arranged(
@@ -315,10 +263,8 @@ def _arranged(
     )
 
 
-def sole_output(output: Any, only_one: bool = False) -> Any:
+def _sole_output(output: Any) -> Any:
     """Return a model's output; refuse several."""
-    if only_one and len(output) == 1:
-        return output[0]
     if isinstance(output, list | tuple | dict):
         kind = "a dict" if isinstance(output, dict) else f"{len(output)} values"
         raise ValueError(f"a side returns {kind}: it must return one array, such as the logits")

@@ -5,26 +5,28 @@ layers take fixed masks from `DropoutMasks`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm, cross_entropy
+from torch.nn.functional import cross_entropy
 
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
-from digitlab.parity.checks import Check
-from digitlab.parity.flattening import feature_orders
+from digitlab.parity.differences import TOLERANCES
+from digitlab.parity.flattening import Orders
 from digitlab.parity.graph import Graph, keras_layers
-from digitlab.parity.layouts import Array, Layout, Order
-from digitlab.parity.matching import Match, match
-from digitlab.parity.sides import TOLERANCES, keras_inputs, precision, torch_inputs
-from digitlab.parity.weights import copy_weights
+from digitlab.parity.layouts import Array, channels_last
+from digitlab.parity.report import Check
+from digitlab.parity.sides import keras_inputs, precision, torch_inputs
+from digitlab.parity.weights import Match, match
 
 Batch = tuple[Tensor, Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -32,7 +34,6 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 # By class name, whether a layer drops whole channels.
 _DROPOUTS = {"Dropout": False, "Dropout1d": True, "Dropout2d": True, "Dropout3d": True}
 _KERAS_DROPOUTS = {"Dropout": False} | {f"SpatialDropout{n}D": True for n in (1, 2, 3)}
-_FEATURES = Layout("uniform", (1, 0), per_input=True)  # flattened features are permuted
 
 
 @dataclass
@@ -41,7 +42,7 @@ class DropoutMasks:
 
     Args:
         seed: At least 0 and below 2⁶⁴.
-        step: The training step, from 0; to be set before each.
+        step: The training step, from 0.
 
     Examples:
         >>> DropoutMasks(seed=0).uniform(layer=0, shape=(2,)).round(3).tolist()
@@ -63,9 +64,11 @@ class DropoutMasks:
         philox = np.random.Philox(key=[self.seed, layer], counter=[0, 0, 0, self.step])
         return np.random.Generator(philox).random(shape)
 
-    def mask(self, layer: int, shape: tuple[int, ...], rate: float) -> Array:
-        """Return a mask that keeps a share of `1 - rate`, scaled to keep the mean."""
-        return (self.uniform(layer, shape) >= rate) * (1 / (1 - rate) if rate < 1 else 0.0)
+    def mask(self, layer: int, shape: tuple[int, ...], rate: float, of_channels: bool) -> Array:
+        """Return a mask for `(N, C, ...)` that keeps a share of `1 - rate`, and the mean."""
+        drawn = shape[:2] if of_channels else shape
+        kept = self.uniform(layer, drawn).reshape(drawn + (1,) * (len(shape) - len(drawn))) >= rate
+        return kept * (1 / (1 - rate) if rate < 1 else 0.0)
 
 
 def torch_with_masks(module: nn.Module, masks: DropoutMasks) -> nn.Module:
@@ -76,45 +79,15 @@ def torch_with_masks(module: nn.Module, masks: DropoutMasks) -> nn.Module:
         kind = type(layer).__name__
         if kind not in _DROPOUTS:
             raise ValueError(_unknown(name, kind, "nn.Dropout or nn.Dropout1d, 2d or 3d"))
-        copy.set_submodule(name, _MaskedDropout(layer.p, index, _DROPOUTS[kind], masks))
+
+        def forward(x: Tensor, layer: Any = layer, index: int = index, kind: str = kind) -> Tensor:
+            if not layer.training:
+                return x
+            mask = masks.mask(index, tuple(x.shape), layer.p, _DROPOUTS[kind])
+            return x * torch.from_numpy(mask).to(x)
+
+        layer.forward = forward
     return copy
-
-
-class KerasBatchNorm(nn.Module):
-    """Batch normalization whose running variance is updated as Keras's is.
-
-    PyTorch updates `running_var` with the unbiased variance of the batch, n / (n - 1) times the
-    biased one, with which Keras updates `moving_variance`; n is the number of values of a channel.
-    All else is equal: PyTorch's momentum m is Keras's 1 - m.
-
-    Args:
-        layer: A `nn.BatchNorm1d`, 2d or 3d, whose parameters and buffers it takes over.
-
-    Raises:
-        ValueError: The layer averages over all batches (`momentum=None`), which Keras does not.
-    """
-
-    def __init__(self, layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> None:
-        super().__init__()
-        if layer.momentum is None:
-            raise ValueError("a BatchNorm has momentum=None, which Keras has not: give a number")
-        self.running_mean: Tensor
-        self.running_var: Tensor
-        self.momentum, self.eps = layer.momentum, layer.eps
-        self.weight, self.bias = layer.weight, layer.bias
-        self.register_buffer("running_mean", layer.running_mean)
-        self.register_buffer("running_var", layer.running_var)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize `(N, C, ...)`, and update the running statistics in training mode."""
-        if not self.training:
-            mean, variance = self.running_mean, self.running_var
-            return batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
-        axes = [axis for axis in range(x.ndim) if axis != 1]
-        variance, mean = torch.var_mean(x.detach(), axes, unbiased=False)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
-        return batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
 
 
 def is_batch_norm(layer: nn.Module) -> bool:
@@ -123,19 +96,35 @@ def is_batch_norm(layer: nn.Module) -> bool:
     return isinstance(layer, kinds) and bool(layer.track_running_stats)
 
 
-def with_keras_batch_norms(module: nn.Module) -> nn.Module:
-    """Put `KerasBatchNorm` in the place of a module's batch normalizations, and return it."""
-    for name, layer in list(module.named_modules()):
-        if is_batch_norm(layer):
-            module.set_submodule(name, KerasBatchNorm(layer))
-    return module
+def use_biased_variances(module: nn.Module) -> None:
+    """Let a module's batch normalizations update their running variance as Keras's do.
+
+    PyTorch updates it with the unbiased variance of the batch, n / (n - 1) times the biased one of
+    Keras; n is the number of values of a channel. All else is equal: PyTorch's momentum m is
+    Keras's 1 - m.
+
+    Raises:
+        ValueError: A layer averages over all batches (`momentum=None`), which Keras's cannot.
+    """
+
+    def correct(layer: Any, args: tuple[Tensor], output: Tensor) -> None:
+        if layer.training:
+            channels = args[0].detach().transpose(0, 1).flatten(1)
+            # `data`, since autograd keeps the buffer, although its gradient does not need it.
+            layer.running_var.data -= layer.momentum * channels.var(1) / channels.shape[1]
+
+    layers: list[Any] = list(filter(is_batch_norm, module.modules()))
+    for layer in layers:
+        if layer.momentum is None:
+            raise ValueError("a BatchNorm has momentum=None, which Keras has not: give a number")
+        layer.register_forward_hook(correct)
 
 
 def keras_with_masks(keras_model: Any, masks: DropoutMasks) -> Any:
     """Copy a Keras model without its weights, with dropout layers as `torch_with_masks`."""
     indices = {id(layer): index for index, layer in enumerate(_keras_dropouts(keras_model))}
     graph = Graph(keras_model)
-    orders = feature_orders(graph)
+    orders = Orders(graph)
     features = {id(call.operation): orders.of_input(call) for call in reversed(graph.calls)}
 
     def clone(layer: Any) -> Any:
@@ -144,22 +133,18 @@ def keras_with_masks(keras_model: Any, masks: DropoutMasks) -> Any:
         kind = type(layer).__name__
         if kind not in _KERAS_DROPOUTS or getattr(layer, "noise_shape", None):
             raise ValueError(_unknown(layer.name, kind, "Dropout or SpatialDropout1D, 2D or 3D"))
-        flattened = features[id(layer)]
+        flattened, index = features[id(layer)], indices[id(layer)]
         order = flattened.order if flattened else None
-        draw = _keras_mask(layer, indices[id(layer)], order, masks)
+
+        def draw(shape: tuple[int, ...]) -> Array:
+            batch, *space, channels = shape
+            rate, of_channels = float(layer.rate), _KERAS_DROPOUTS[kind]
+            mask = masks.mask(index, (batch, channels, *space), rate, of_channels)
+            return mask[:, channels_last(order)] if order else np.moveaxis(mask, 1, -1)
+
         return _masked_layer()(draw, name=layer.name, dtype=layer.dtype_policy)
 
     return import_keras().models.clone_model(keras_model, clone_function=clone, recursive=True)
-
-
-def check_dropouts(module: nn.Module, keras_model: Any) -> None:
-    """Refuse sides with different numbers of dropout layers, which are matched by order."""
-    ours, theirs = sum(map(_is_dropout, module.modules())), len(_keras_dropouts(keras_model))
-    if ours != theirs:
-        raise ValueError(
-            f"the PyTorch module has {ours} dropout layers and the Keras model {theirs}: "
-            "give both the same"
-        )
 
 
 def _keras_dropouts(keras_model: Any) -> list[Any]:
@@ -168,37 +153,6 @@ def _keras_dropouts(keras_model: Any) -> list[Any]:
 
 def _is_dropout(layer: Any) -> bool:
     return "Dropout" in type(layer).__name__  # also of the kinds that are refused
-
-
-class _MaskedDropout(nn.Module):
-    def __init__(self, rate: float, index: int, of_channels: bool, masks: DropoutMasks) -> None:
-        super().__init__()
-        self.rate, self.index, self.of_channels, self.masks = rate, index, of_channels, masks
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        shape = tuple(x.shape[:2] if self.of_channels else x.shape)
-        mask = torch.from_numpy(self.masks.mask(self.index, shape, self.rate)).to(x)
-        return x * mask.reshape(shape + (1,) * (x.ndim - mask.ndim))
-
-
-def _keras_mask(
-    layer: Any, index: int, flattened: Order | None, masks: DropoutMasks
-) -> Callable[[tuple[int, ...]], Array]:
-    """Make the function that returns a Keras layer's mask for an input shape, channels last."""
-    of_channels, rate = _KERAS_DROPOUTS[type(layer).__name__], float(layer.rate)
-
-    def draw(shape: tuple[int, ...]) -> Array:
-        batch, *space, channels = shape
-        if of_channels:
-            mask = masks.mask(index, (batch, channels), rate)
-            return mask.reshape(batch, *[1] * len(space), channels)
-        if space:
-            return np.moveaxis(masks.mask(index, (batch, channels, *space), rate), 1, -1)
-        return _FEATURES.to_keras(masks.mask(index, shape, rate), inputs=flattened).T
-
-    return draw
 
 
 @cache
@@ -240,7 +194,7 @@ def trajectory(
     make_keras_optimizer: Callable[[], Any],
     steps: int,
     seed: int = 0,
-    exact_norms: bool = True,
+    biased_variances: bool = True,
 ) -> Check:
     """Train copies of both sides on the same batches, and compare them after every step.
 
@@ -255,124 +209,84 @@ def trajectory(
         keras_model: The Keras side. The precision of both sets the tolerance.
         batches: Images, float32 `(N, C, H, W)`, and labels, int64 `(N,)`; at least `steps`.
         make_optimizer: Makes the optimizer of the copy's parameters.
-        make_keras_optimizer: Makes Keras's, in the precision of the model.
+        make_keras_optimizer: Makes Keras's.
         steps: Number of steps, at least 1.
         seed: Seed of the dropout masks.
-        exact_norms: Whether `KerasBatchNorm` takes the place of PyTorch's batch normalization.
+        biased_variances: Whether PyTorch's batch normalizations `use_biased_variances`.
 
     Raises:
         ValueError: There are fewer batches; or the sides have other weights or dropout layers.
     """
-    check_dropouts(module, keras_model)
-    dtype = precision(module, keras_model)
+    dropouts = sum(map(_is_dropout, module.modules())), len(_keras_dropouts(keras_model))
+    if dropouts[0] != dropouts[1]:
+        raise ValueError(
+            f"the PyTorch module has {dropouts[0]} dropout layers and the Keras model "
+            f"{dropouts[1]}: give both the same"
+        )
+    dtype: Any = precision(module, keras_model)
     masks = DropoutMasks(seed)
-    copy = torch_with_masks(module, masks)
-    ours = _TorchSide(with_keras_batch_norms(copy) if exact_norms else copy, make_optimizer)
-    theirs = _KerasSide(keras_with_masks(keras_model, masks), make_keras_optimizer, dtype)
-    copy_weights(ours.module, theirs.model)
-    pairs = match(ours.module, theirs.model)
-    worst, largest_loss, done = _Worst(TOLERANCES[dtype]), 0.0, 0
-    for done, (images, labels) in enumerate(islice(batches, steps), start=1):
-        masks.step = done - 1
-        our_loss, their_loss = ours.step(images, labels), theirs.step(images, labels)
-        largest_loss = max(largest_loss, abs(our_loss), abs(their_loss))
-        worst.add(done, "the loss", 1, abs(our_loss - their_loss) / (largest_loss or 1))
-        for pair, difference in _differences(pairs, is_double=dtype == "float64"):
-            worst.add(done, pair.torch_name, pair.variable.value.shape.num_elements(), difference)
+    ours, theirs = torch_with_masks(module, masks).train(), keras_with_masks(keras_model, masks)
+    if biased_variances:
+        use_biased_variances(ours)
+    pairs = match(ours, theirs)
+    for pair in pairs:
+        pair.variable.assign(pair.to_keras())
+    optimizer, losses = make_optimizer(ours.parameters()), import_keras().losses
+    found: list[tuple[float, str]] = []  # each difference, and where it is
+    largest_loss, done = 0.0, 0
+    with keras_dtype(dtype):
+        loss = losses.SparseCategoricalCrossentropy(from_logits=True)
+        # XLA cannot compile the masks.
+        theirs.compile(make_keras_optimizer(), loss, jit_compile=False)
+        for done, (images, labels) in enumerate(islice(batches, steps), start=1):
+            masks.step = done - 1
+            our_loss = _train_step(ours, optimizer, images, labels)
+            (read,), _ = keras_inputs(theirs, images)
+            logs = theirs.train_on_batch(read, labels.cpu().numpy(), return_dict=True)
+            largest_loss = max(largest_loss, abs(our_loss), abs(logs["loss"]))
+            differences = {"the loss": abs(our_loss - logs["loss"]) / (largest_loss or 1)}
+            differences |= _differences(pairs, is_double=dtype == "float64")
+            found += [
+                (float(np.nan_to_num(difference, nan=np.inf)), f"{name} at step {done}")
+                for name, difference in differences.items()
+            ]
     if done < steps:
         raise ValueError(f"steps is {steps}, but there are only {done} batches: take fewer steps")
+    difference, where = max(found, key=itemgetter(0))
+    tolerance, note = TOLERANCES[dtype], f"most in {where}" if difference else ""
+    if difference > tolerance:
+        first = next(it for size, it in found if size > tolerance)
+        note = f"exceeded first in {first}, {note}"
+    compared = steps * (1 + sum(math.prod(pair.variable.shape) for pair in pairs))
     name = f"{steps} training step{'s' * (steps > 1)}, {dtype}"
-    return Check(name, worst.compared, worst.difference, worst.tolerance, worst.note)
+    return Check(name, compared, difference, tolerance, note)
 
 
-def _differences(pairs: list[Match], is_double: bool) -> Iterator[tuple[Match, float]]:
-    """Yield the relative difference of each pair, as `trajectory` defines it for the precision."""
-    scales: dict[str, float] = {}
-    differences = []
+def _train_step(
+    module: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+) -> float:
+    """Take an optimizer step, and return the loss before it."""
+    optimizer.zero_grad()
+    logits = module(torch_inputs(module, images))
+    loss = cross_entropy(logits, labels.to(logits.device))
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+    optimizer.step()
+    return loss.item()
+
+
+def _differences(pairs: list[Match], is_double: bool) -> dict[str, float]:
+    """Return the relative difference of each pair, as `trajectory` defines it for the precision."""
+
+    def size(array: Array) -> float:
+        # The norm in float64, in which squares of small differences are not lost.
+        return float(np.abs(array).max() if is_double else np.linalg.norm(array.astype(np.float64)))
+
+    scales: dict[str, float] = defaultdict(float)
+    sizes = {}
     for pair in pairs:
         # In Keras's layout, where two tensors that are added up are one.
         ours, theirs = pair.to_keras(), np.asarray(pair.variable)
-        size = max(_size(ours, is_double), _size(theirs, is_double))
-        key = "" if is_double else pair.layer
-        before = scales.get(key, 0.0)
-        scales[key] = max(before, size) if is_double else math.hypot(before, size)
-        differences.append((pair, key, _size(ours - theirs, is_double)))
-    for pair, key, difference in differences:
-        yield pair, difference / (scales[key] or 1.0)
-
-
-def _size(array: Array, is_double: bool) -> float:
-    # The norm in float64, in which squares of small differences are not lost.
-    return float(np.abs(array).max() if is_double else np.linalg.norm(array.astype(np.float64)))
-
-
-@dataclass
-class _Worst:
-    """The largest difference of a trajectory so far, and the first beyond the tolerance."""
-
-    tolerance: float
-    compared: int = 0
-    difference: float = 0.0
-    most: str = ""
-    first: str = ""
-
-    def add(self, step: int, name: str, compared: int, difference: float) -> None:
-        difference = float(np.nan_to_num(difference, nan=np.inf))
-        where = f"{name.removeprefix('network.')} at step {step}"
-        self.compared += compared
-        if difference > self.difference:
-            self.difference, self.most = difference, where
-        if difference > self.tolerance and not self.first:
-            self.first = where
-
-    @property
-    def note(self) -> str:
-        most = f"most in {self.most}" if self.most else ""
-        return f"exceeded first in {self.first}, {most}" if self.first else most
-
-
-class _TorchSide:
-    def __init__(self, module: nn.Module, make_optimizer: MakeOptimizer) -> None:
-        self.module = module.train()
-        self.optimizer = make_optimizer(module.parameters())
-
-    def step(self, images: Tensor, labels: Tensor) -> float:
-        """Take an optimizer step, and return the loss before it."""
-        self.optimizer.zero_grad()
-        logits = self.module(torch_inputs(self.module, images))
-        loss = cross_entropy(logits, labels.to(logits.device))
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-        self.optimizer.step()
-        return loss.item()
-
-
-class _KerasSide:
-    def __init__(self, model: Any, make_optimizer: Callable[[], Any], dtype: Any) -> None:
-        self.model = model
-        with keras_dtype(dtype):
-            self.optimizer = make_optimizer()  # its learning rate gets the current float type
-            self.optimizer.build(model.trainable_variables)
-        # Traced once, a step takes half the time of an eager one, and returns the same bits.
-        tensorflow, (images,) = import_tensorflow(), model.inputs
-        self._traced = tensorflow.function(self._step).get_concrete_function(
-            tensorflow.TensorSpec(images.shape, images.dtype),
-            tensorflow.TensorSpec((None,), "int64"),
-        )
-
-    def step(self, images: Tensor, labels: Tensor) -> float:
-        """Take an optimizer step, and return the loss before it."""
-        constant, (read,) = import_tensorflow().constant, keras_inputs(self.model, images)[0]
-        return float(self._traced(constant(read), constant(labels.cpu().numpy())))
-
-    def _step(self, images: Any, labels: Any) -> Any:
-        keras, variables = import_keras(), self.model.trainable_variables
-        with import_tensorflow().GradientTape() as tape:
-            logits = self.model(images, training=True)
-            loss = keras.ops.mean(
-                keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-            )
-            for penalty in self.model.losses:  # of a regularizer, with which `fit` trains too
-                loss += penalty
-        gradients = tape.gradient(loss, [variable.value for variable in variables])
-        self.optimizer.apply(gradients, variables)
-        return loss
+        scale, key = max(size(ours), size(theirs)), "" if is_double else pair.layer
+        scales[key] = max(scales[key], scale) if is_double else math.hypot(scales[key], scale)
+        sizes[pair.torch_name.removeprefix("network.")] = key, size(ours - theirs)
+    return {name: difference / (scales[key] or 1.0) for name, (key, difference) in sizes.items()}

@@ -5,6 +5,7 @@ The twins are written by hand from the documents; layers have the names of the P
 
 import pkgutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from inspect import signature
 from typing import Any, Literal
@@ -13,7 +14,8 @@ import torch
 
 from digitlab import models
 from digitlab.classifier import Classifier
-from digitlab.parity.backend import import_keras
+from digitlab.parity.backend import import_keras, keras_dtype, unchanged_random_state
+from digitlab.parity.weights import copy_weights
 
 
 def linear_classifier(in_channels: int = 1, num_classes: int = 10, softmax: bool = False) -> Any:
@@ -180,6 +182,37 @@ _TWINS: dict[type[Classifier], Callable[..., Any]] = {
     models.TensorFlowTutorialCNN: tensorflow_tutorial_cnn,
     models.FastCNN: fast_cnn,
 }
+
+
+def to_keras(model: Classifier, softmax: bool = False) -> Any:
+    """Build the Keras twin of a model, with the model's weights.
+
+    Args:
+        model: One of `digitlab.models`, a class that names its twin's function by `keras_twin`, or
+            a subclass with the same network.
+        softmax: Whether the twin ends in a softmax, as document A writes its Keras network;
+            otherwise it returns logits, as the model does.
+
+    Returns:
+        A `keras.Model` that takes `(N, 28, 28, in_channels)`. It is float64 if the model is, and
+        has Keras's current dtype policy otherwise.
+
+    Raises:
+        ValueError: The class has no twin, or none with a softmax.
+        ImportError: The extra `parity` is not installed.
+    """
+    with unchanged_random_state():
+        twin = build_twin(model, softmax)
+    copy_weights(model, twin)
+    return twin
+
+
+def build_twin(model: Classifier, softmax: bool = False) -> Any:
+    """Build the Keras twin of a model as `to_keras` does, but with Keras's own initial weights."""
+    twin = find_twin(model, softmax)
+    is_double = next(model.parameters()).dtype == torch.float64
+    with keras_dtype("float64") if is_double else nullcontext():
+        return twin()
 
 
 def find_twin(model: Classifier, softmax: bool) -> Callable[[], Any]:
