@@ -202,7 +202,7 @@ class RunCLI(LightningCLI):
     @property
     def origin(self) -> str:
         """The configs that the settings come from, for a reader."""
-        return ", ".join(self.config.from_configs) or "no config"
+        return ", ".join(self.config.from_configs) or "none"
 
     def dump(self) -> str:
         """Write all settings as YAML."""
