@@ -74,7 +74,7 @@ def read_recipe(config: Path) -> Recipe:
         mean_std=_SCALES[data_settings.get("normalization", "unit")],
         batch_size=data_settings.get("batch_size", 32),
         network=lambda: NETWORKS[model](**structure),
-        optimizer_class=getattr(torch.optim, optimizer),
+        optimizer_class=getattr(torch.optim, optimizer.removeprefix("Fused")),  # torch's own
         optimizer_settings={k: v for k, v in optimizer_settings.items() if k != "fused"},
     )
 

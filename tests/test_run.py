@@ -431,6 +431,7 @@ def test_seeds_are_independent_of_what_was_trained_or_drawn_before(tmp_path: Pat
     assert other["test"]["loss"] != first["test"]["loss"]
 
 
+@pytest.mark.slow  # counts all objects of the process five times
 def test_many_fits_leave_no_files_threads_or_objects_behind(tmp_path: Path) -> None:
     def train() -> tuple[int, int, int]:
         run(tmp_path)

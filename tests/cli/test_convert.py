@@ -70,7 +70,7 @@ A_RUN_BECOMES = "a run becomes a file that ends in .onnx, .pt2, .keras or .h5, a
         ("model.keras new --raw-pixels", "--raw_pixels is for .onnx and .pt2, and new is neither"),
         ("run new.pt2 --raw_pixel", "there is no option 'raw_pixel'"),
         ("run new.pt2 --checkpoint worst", "there is no checkpoint worst"),
-        ("nowhere new.pt2", "nowhere has no config.yaml, so it is not a run folder"),
+        ("nowhere new.pt2", "there is no folder nowhere"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_nothing_written(

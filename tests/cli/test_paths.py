@@ -76,7 +76,7 @@ def test_every_path_setting_of_a_command_is_expanded(
         "fit": {"config", "default_root_dir", "weights", "run"},
         "predict": {"config", "run", "checkpoint", "json", "csv", "save_prepared"},
         "report": {"runs", "out"},
-        "reproduce": {"out", "pages", "against", "explain"},
+        "reproduce": {"out", "against", "explain"},
     }
     assert set(tried) >= least.get(name, {"config"})
 
