@@ -79,7 +79,8 @@ def _conv2d(layer: nn.Conv2d, inputs: Tensor) -> tuple[Tensor, Backward]:
             layer.bias.grad = made[2]
         return made[0] if further else gradient
 
-    return functional.conv2d(inputs, layer.weight, layer.bias, *settings, layer.groups), backward
+    outputs = functional.conv2d(inputs, layer.weight, layer.bias, *settings, groups=layer.groups)
+    return outputs, backward
 
 
 def _relu(layer: nn.ReLU, inputs: Tensor) -> tuple[Tensor, Backward]:
@@ -143,7 +144,7 @@ def measure(make: Callable[[], nn.Module], batch: int, steps: int, rounds: int) 
     images, labels = torch.rand(steps, batch, 1, 28, 28), torch.randint(10, (steps, batch))
     trained = []
     for is_direct in (False, True):
-        network: Any = make().network  # type: ignore[attr-defined]  # of a Classifier
+        network: Any = make().network
         parameters = [*network.parameters()]
         optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters, fused=True)
         if any(isinstance(layer, nn.Dropout) for layer in network) and len(network) < 9:
