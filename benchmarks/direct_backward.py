@@ -79,8 +79,7 @@ def _conv2d(layer: nn.Conv2d, inputs: Tensor) -> tuple[Tensor, Backward]:
             layer.bias.grad = made[2]
         return made[0] if further else gradient
 
-    outputs = functional.conv2d(inputs, layer.weight, layer.bias, *settings, groups=layer.groups)
-    return outputs, backward
+    return layer(inputs), backward
 
 
 def _relu(layer: nn.ReLU, inputs: Tensor) -> tuple[Tensor, Backward]:
