@@ -92,6 +92,23 @@ def test_the_short_help_fits_two_screens_and_names_only_options_that_there_are(
         assert shown[:2] == ["config", "model"]
         text = " ".join(" ".join(lines).split())
         assert all(it in text for it in (*models.__all__, "DigitsDataModule", "MNISTDataModule"))
+        assert "TorchvisionDataModule" not in text  # a base class, which has no data
+        assert "data.root" in shown
+    if command == "predict":
+        assert lines[0] == "usage: digitlab predict [options] [FILE ...]"
+
+
+@pytest.mark.parametrize("command", ["reproduce", "report"])
+def test_a_help_text_fits_the_screen_and_has_no_python_types(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.findall("type:|class|null|None|Optional|default: ", text) == []
+    assert command == "report" or "Number of seeds. Default: 3." in text
 
 
 @pytest.mark.parametrize("words", ["fit --help_all", "fit --model.help LeNet5"])

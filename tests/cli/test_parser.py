@@ -79,6 +79,7 @@ def test_a_default_that_cannot_be_written_is_taken_again(config: str, tmp_path: 
     [
         ("--model", "LeNet6", "model: there is no Classifier 'LeNet6': did you mean 'LeNet5'?"),
         ("--framework", "tf", "framework is tf: it must be one of 'torch', 'keras'"),
+        ("--threads", "0", "threads is 0: it must be >0"),
         ("--checkpoint_every_n_steps", "0", "checkpoint_every_n_steps is 0: it must be >0"),
         ("--model", "nowhere.LeNet", "model: No module named 'nowhere'"),
         ("--model.optimizer", "SDG", "model.optimizer: there is no Optimizer 'SDG': did you mean"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from digitlab.cli import main
@@ -104,6 +105,18 @@ def test_a_run_of_fashion_names_clothes_and_prepares_pictures_of_them(
     line = capsys.readouterr().out.splitlines()[0]
     assert not row["class_name"].isdecimal()
     assert re.fullmatch(rf"seven.png: {row['class_name']} \(.+%\); negated, trimmed, .+", line)
+
+
+@pytest.mark.parametrize(("data", "warns"), [("Digits", True), ("MNIST", False)])
+def test_a_run_on_scikit_learns_digits_says_that_it_reads_photographs_poorly(
+    data: str, warns: bool, run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(run, pictures / "run"))
+    config = yaml.safe_load((copy / "config.yaml").read_text("utf-8"))
+    config["data"]["class_path"] = f"digitlab.data.{data}DataModule"
+    (copy / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    assert main(["predict", "--run", str(copy), "seven.png"]) == 0
+    assert ("read photographs poorly" in capsys.readouterr().out) is warns
 
 
 def test_files_that_are_no_images_are_named_and_the_others_classified(

@@ -23,7 +23,7 @@ from digitlab import files, run_folder
 from digitlab.checkpoints import load_weights
 from digitlab.cli.options import add_evaluation_options, add_prediction_options
 from digitlab.cli.parser import RunCLI, split_off
-from digitlab.data import ImageDataModule
+from digitlab.data import DigitsDataModule, ImageDataModule
 from digitlab.data.datamodule import Subset
 from digitlab.data.photographs import PreparedImage, open_image
 from digitlab.errors import reading_input
@@ -334,6 +334,8 @@ def _classify(images: list[str], cli: EvaluationCLI, trainer: Trainer) -> int:
     failures = sum("error" in row for row in rows)
     if len(rows) > 1:
         print(f"{len(rows) - failures} of {len(rows)} images are classified")
+    if failures < len(rows) and isinstance(cli.datamodule, DigitsDataModule):
+        print("Networks trained on scikit-learn's digits read photographs poorly: use MNIST's")
     _write_outputs(cli.config, images, prepared, rows)
     return 1 if failures else 0
 

@@ -159,6 +159,7 @@ PATTERNS: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] =
         lambda match, *_: f"{match['path']} is {match['line']}",
     ),
     (r"(?:Given value|Got value): (?P<value>[^\n]+)", _wrong_value),
+    (r"Not of type \w+: (?P<value>[^\n]+) does not conform to", _wrong_value),
 ]
 
 

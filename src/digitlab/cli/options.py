@@ -98,14 +98,15 @@ def add_prediction_options(parser: Any) -> None:
 
 
 def _classes(package: str, ending: str = "") -> list[str]:
-    """List the public classes of a package whose names end so, without importing it."""
+    """List the classes of a package to choose from, whose names end so, without importing it."""
     source = Path(__file__).parents[1].joinpath(package, "__init__.py").read_text("utf-8")
     (names,) = (
         ast.literal_eval(it.value)
         for it in ast.parse(source).body
         if isinstance(it, ast.Assign) and ast.unparse(it.targets[0]) == "__all__"
     )
-    return [it for it in names if it.endswith(ending) and it != "ImageDataModule"]
+    bases = ("ImageDataModule", "TorchvisionDataModule")  # of data sets of one's own
+    return [it for it in names if it.endswith(ending) and it not in bases]
 
 
 def _add_common_training(parser: ArgumentParser) -> None:
@@ -118,6 +119,7 @@ def _add_common_training(parser: ArgumentParser) -> None:
         "model.optimizer CLASS": "Adam, SGD, ...; then its options, as --model.optimizer.lr 0.01.",
         "data CLASS": f"Data: {', '.join(data)}, or your own.",
         "data.help CLASS": "Show the options of a data module and exit.",
+        "data.root FOLDER": "Folder of the data. Default: $DIGITLAB_DATA, or else data.",
         "data.batch_size N": "Images of an optimizer step.",
         "data.validation_size N": "Training images to hold out for validation; 0 validates on "
         "the test split.",
@@ -158,16 +160,18 @@ def _add_lines(
         action.choices = (choices or {}).get(name.removesuffix(".help"))
 
 
-class _ShortHelp(HelpFormatter):
+class ShortHelp(HelpFormatter):
+    """Texts with defaults, and without the types that jsonargparse adds."""
+
     def _get_help_string(self, action: Action) -> str:
         says = f"{action.help} Default: %(default)s."
-        return says if action.default not in (None, False, SUPPRESS) else str(action.help)
+        return says if action.default not in (None, False, SUPPRESS, []) else str(action.help)
 
 
 def short_parser(command: str, help: str) -> ArgumentParser:
     """Make a parser of a command's commonest options, for its help text alone."""
-    settings: dict[str, Any] = {"formatter_class": _ShortHelp, "print_config": None}
-    usage = f"digitlab {command} [options]"
+    settings: dict[str, Any] = {"formatter_class": ShortHelp, "print_config": None}
+    usage = f"digitlab {command} [options]{' [FILE ...]' * (command == 'predict')}"
     parser = ArgumentParser(usage=usage, description=help, add_help=False, **settings)
     trains = command in ("fit", "parity")
     (_add_common_training if trains else _add_common_evaluation)(parser)

@@ -3,11 +3,13 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from digitlab import files, run_folder
 from digitlab.cli.messages import parse_words
+from digitlab.cli.options import ShortHelp
 from digitlab.errors import InputError, reading_input
 from digitlab.report.content import read_run
 from digitlab.report.page import render
@@ -61,7 +63,8 @@ def _by_numbers(path: Path) -> list[str | int]:
 
 
 def _parse(name: str, help: str, options: list[str]) -> Namespace:
-    parser = ArgumentParser(prog=f"digitlab {name}", description=help, exit_on_error=False)
+    settings: dict[str, Any] = {"formatter_class": ShortHelp, "exit_on_error": False}
+    parser = ArgumentParser(prog=f"digitlab {name}", description=help, **settings)
     of_runs = (
         "Run folders, of either framework; folders of runs, such as runs; or latest, the run that "
         "was started last."
@@ -71,7 +74,7 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
         "The page, FILE.html; an older one is replaced. Default: report.html in the run folder, or "
         "for several runs in the current folder."
     )
-    parser.add_argument("--out", type=Path | None, default=None, help=of_out)
+    parser.add_argument("--out", metavar="FILE", type=Path | None, default=None, help=of_out)
     of_modules = (
         "Also show layers and predictions of runs whose model or data is in a module of your own: "
         "it is imported, which runs its code."

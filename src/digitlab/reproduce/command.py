@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
-from typing import Literal
+from typing import Any, Literal
 
 from joblib import cpu_count
 from jsonargparse import ArgumentParser, Namespace
 
 from digitlab import files, run_folder, terminal
 from digitlab.cli.messages import parse_words
+from digitlab.cli.options import ShortHelp
 from digitlab.errors import InputError, reading_input
 from digitlab.reproduce import figures, results, tables
 from digitlab.reproduce.effects import UnfinishedError
@@ -73,27 +74,28 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
 
 
 def _make_parser(name: str, help: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=f"digitlab {name}", description=help, exit_on_error=False)
+    settings: dict[str, Any] = {"formatter_class": ShortHelp, "exit_on_error": False}
+    parser = ArgumentParser(prog=f"digitlab {name}", description=help, **settings)
     add = parser.add_argument
     text = "Configs, such as my.yaml or digits/lenet5. Default: the documents'; with --report, all."
     add("rows", nargs="*", default=[], help=text)
     frameworks = Literal["torch", "keras", "both"]
     text = "Framework to train in. Default: torch; for the documents' rows both, if Keras is there."
     add("--framework", type=frameworks | None, default=None, help=text)
-    add("--seeds", type=int, default=3, help="Number of seeds.")
-    add("--first_seed", type=int, default=0, help="The lowest seed.")
+    add("--seeds", metavar="N", type=int, default=3, help="Number of seeds.")
+    add("--first_seed", metavar="SEED", type=int, default=0, help="The lowest seed.")
     text = "Folder of results.csv, the runs and the report."
-    add("--out", type=Path, default=Path("runs", "reproduce"), help=text)
+    add("--out", metavar="FOLDER", type=Path, default=Path("runs", "reproduce"), help=text)
     text = "Runs at a time. Default: the number of CPU cores, divided by the threads."
-    add("--workers", type=int | None, default=None, help=text)
-    add("--threads", type=int, default=1, help="CPU threads of each run.")
+    add("--workers", metavar="N", type=int | None, default=None, help=text)
+    add("--threads", metavar="N", type=int, default=1, help="CPU threads of each run.")
     text = "Validate every so many optimizer steps, for finer curves; PyTorch only."
-    add("--validate_every", type=int | None, default=None, help=text)
+    add("--validate_every", metavar="N", type=int | None, default=None, help=text)
     add("--report", action="store_true", help="Train nothing: write tables and plots from --out.")
     text = "Largest difference that does not matter, in percentage points. Default: the data set's."
-    add("--margin", type=float | None, default=None, help=text)
+    add("--margin", metavar="POINTS", type=float | None, default=None, help=text)
     text = "With --report: results.csv whose prediction intervals judge the runs of --out."
-    add("--against", type=Path | None, default=None, help=text)
+    add("--against", metavar="FILE", type=Path | None, default=None, help=text)
     text = (
         "Train every combination of the settings in which two rows or configs differ, and show how "
         "much of the difference each setting makes."
