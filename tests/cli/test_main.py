@@ -169,6 +169,10 @@ def test_a_shell_completes_commands_and_options(
         "digitlab fit --trainer.max_e": "--trainer.max_epochs",
         "digitlab predict --run x --save_": "--save_prepared",
         "digitlab fit --framework ke": "keras",
+        "digitlab reproduce my.yaml --see": "--seeds",
+        "digitlab report --o": "--out",
+        "digitlab configs B3 --c": "--copy",
+        "digitlab convert latest a.onnx --raw": "--raw_pixels",
     }.items():
         done = subprocess.run(
             ["bash", "-c", complete, "bash", words], capture_output=True, text=True, check=True

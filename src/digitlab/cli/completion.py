@@ -20,7 +20,10 @@ _PARSERS: dict[str, type[RunCLI]] = {
 }
 
 
-_PATHS = {"FILE": shtab.FILE, "FOLDER": shtab.DIRECTORY, "RUN": shtab.DIRECTORY}
+_PATHS = {
+    **{"FILE": shtab.FILE, "FOLDER": shtab.DIRECTORY},
+    **{"RUN": shtab.DIRECTORY, "RUN_DIR": shtab.DIRECTORY},
+}
 
 
 class _MadeError(Exception):
@@ -39,10 +42,7 @@ def run(name: str, help: str, options: list[str]) -> int:
 
 def _parser_of(command: str) -> ArgumentParser:
     if command in _PARSERS:
-        parser = short_parser(command, "")
-        for action in parser._actions:
-            if action.metavar in _PATHS:
-                setattr(action, "complete", _PATHS[action.metavar])  # noqa: B010  # shtab reads it
+        parser = _completing_paths(short_parser(command, ""))
         known = option_names(parser)
         # By name alone: with the options of all classes that they take, there are ten thousands.
         for name in option_names(parser_of(_PARSERS[command], command)):
@@ -51,10 +51,18 @@ def _parser_of(command: str) -> ArgumentParser:
         return parser
     module = import_module(f"digitlab.{COMMANDS[command][0]}")
     if hasattr(module, "make_parser"):
-        made: ArgumentParser = module.make_parser(command, "")
-        return made
+        return _completing_paths(module.make_parser(command, ""))
     parser = ArgumentParser(print_config=None)
     parser.add_argument("paths", nargs="*").complete = shtab.FILE
+    for name in module.OPTIONS:
+        parser.add_argument(name, help="")
+    return parser
+
+
+def _completing_paths(parser: ArgumentParser) -> ArgumentParser:
+    for action in parser._actions:
+        if action.metavar in _PATHS:
+            setattr(action, "complete", _PATHS[action.metavar])  # noqa: B010  # shtab reads it
     return parser
 
 

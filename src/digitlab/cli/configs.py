@@ -18,6 +18,9 @@ from digitlab.terminal import command, printable
 LOCAL = Path("configs")
 """The folder, below the current one, whose configs come before digitlab's own."""
 
+OPTIONS = ("--copy",)
+"""For completion by a shell."""
+
 _ROW = re.compile(r"linear|[AB]\d+(_as_published)?")
 
 

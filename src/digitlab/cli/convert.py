@@ -28,6 +28,9 @@ from digitlab.parity.twins import to_keras
 from digitlab.terminal import command, printable
 
 RAW_PIXELS = {"--raw_pixels", "--raw-pixels"}
+OPTIONS = ("--checkpoint", "--raw_pixels")
+"""For completion by a shell."""
+
 USAGE = "digitlab convert RUN OUT, or digitlab convert MODEL.keras NEW_RUN_DIR --config CONFIG"
 HELP = """usage: digitlab convert RUN OUT [--checkpoint best] [--raw_pixels]
        digitlab convert MODEL.keras NEW_RUN_DIR --config CONFIG

@@ -54,7 +54,7 @@ def run(name: str, help: str, options: list[str]) -> int:
 
 
 def _parse(name: str, help: str, options: list[str]) -> Namespace:
-    given = parse_words(_make_parser(name, help), options, "rows")
+    given = parse_words(make_parser(name, help), options, "rows")
     least = {"seeds": 1, "first_seed": 0, "workers": 1, "threads": 1, "validate_every": 1}
     for option, low in least.items():
         if given[option] is not None and given[option] < low:
@@ -73,7 +73,8 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
     return given
 
 
-def _make_parser(name: str, help: str) -> ArgumentParser:
+def make_parser(name: str, help: str) -> ArgumentParser:
+    """Make the command's parser, which shells complete from, too."""
     settings: dict[str, Any] = {"formatter_class": ShortHelp, "exit_on_error": False}
     parser = ArgumentParser(prog=f"digitlab {name}", description=help, **settings)
     add = parser.add_argument
