@@ -84,7 +84,7 @@ def make_parser(name: str, help: str) -> ArgumentParser:
     text = "Framework to train in. Default: torch; for the documents' rows both, if Keras is there."
     add("--framework", type=frameworks | None, default=None, help=text)
     add("--seeds", metavar="N", type=int, default=3, help="Number of seeds.")
-    add("--first_seed", metavar="SEED", type=int, default=0, help="The lowest seed.")
+    add("--first_seed", metavar="SEED", type=int, default=0, help="The lowest seed. Default: 0.")
     text = "Folder of results.csv, the runs and the report."
     add("--out", metavar="FOLDER", type=Path, default=Path("runs", "reproduce"), help=text)
     text = "Runs at a time. Default: the number of CPU cores, divided by the threads."
