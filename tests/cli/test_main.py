@@ -152,6 +152,8 @@ def test_a_shell_completes_commands_and_options(
         "digitlab fit --trainer.max_e": "--trainer.max_epochs",
         "digitlab predict --run x --save_": "--save_prepared",
         "digitlab fit --framework ke": "keras",
+        "digitlab reproduce B3 --first_": "--first_seed",
+        "digitlab report runs --import_": "--import_modules",
     }.items():
         done = subprocess.run(
             ["bash", "-c", complete, "bash", words], capture_output=True, text=True, check=True

@@ -49,9 +49,8 @@ def _parser_of(command: str) -> ArgumentParser:
             if name not in known and len(name) > 1:
                 parser.add_argument(f"--{name}", help="")
         return parser
-    module = import_module(f"digitlab.{COMMANDS[command][0]}")
-    if hasattr(module, "make_parser"):
-        made: ArgumentParser = module.make_parser(command, "")
+    if command in ("reproduce", "report"):
+        made: ArgumentParser = import_module(f"digitlab.{COMMANDS[command][0]}").make_parser("", "")
         return made
     parser = ArgumentParser(print_config=None)
     parser.add_argument("paths", nargs="*").complete = shtab.FILE

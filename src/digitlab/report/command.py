@@ -60,7 +60,8 @@ def _by_numbers(path: Path) -> list[str | int]:
     return [int(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
-def _parse(name: str, help: str, options: list[str]) -> Namespace:
+def make_parser(name: str, help: str) -> ArgumentParser:
+    """Make the parser of the command line."""
     parser = ArgumentParser(prog=f"digitlab {name}", description=help, exit_on_error=False)
     of_runs = (
         "Run folders, of either framework; folders of runs, such as runs; or latest, the run that "
@@ -77,7 +78,11 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
         "it is imported, which runs its code."
     )
     parser.add_argument("--import_modules", type=bool, default=False, help=of_modules)
-    given = parse_words(parser, options, "runs")
+    return parser
+
+
+def _parse(name: str, help: str, options: list[str]) -> Namespace:
+    given = parse_words(make_parser(name, help), options, "runs")
     if not given.runs:
         raise InputError("no run is named: give run folders, a folder of runs, or latest")
     return given

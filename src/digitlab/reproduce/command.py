@@ -53,7 +53,7 @@ def run(name: str, help: str, options: list[str]) -> int:
 
 
 def _parse(name: str, help: str, options: list[str]) -> Namespace:
-    given = parse_words(_make_parser(name, help), options, "rows")
+    given = parse_words(make_parser(name, help), options, "rows")
     least = {"seeds": 1, "first_seed": 0, "workers": 1, "threads": 1, "validate_every": 1}
     for option, low in least.items():
         if given[option] is not None and given[option] < low:
@@ -72,7 +72,8 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
     return given
 
 
-def _make_parser(name: str, help: str) -> ArgumentParser:
+def make_parser(name: str, help: str) -> ArgumentParser:
+    """Make the parser of the command line."""
     parser = ArgumentParser(prog=f"digitlab {name}", description=help, exit_on_error=False)
     add = parser.add_argument
     text = "Configs, such as my.yaml or digits/lenet5. Default: the documents'; with --report, all."
