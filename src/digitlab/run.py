@@ -81,7 +81,7 @@ class Run:
     @property
     def name(self) -> str:
         """The last two parts of the folder's path, such as `mnist-lenet5/version_0`."""
-        return "/".join(self.folder.resolve().parts[-2:])
+        return run_folder.short_name(self.folder)
 
     @property
     def config(self) -> dict[str, Any]:

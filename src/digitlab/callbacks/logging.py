@@ -321,8 +321,7 @@ class ClassProbabilities(Callback):
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps is {every_n_steps}: it must be at least 1")
+        check_at_least(1, every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self._seen_step = 0
 
@@ -365,8 +364,7 @@ class GPUMemoryLimit(Callback):
     """
 
     def __init__(self, megabytes: int = 1024) -> None:
-        if megabytes < 1:
-            raise ValueError(f"megabytes is {megabytes}: it must be at least 1")
+        check_at_least(1, megabytes=megabytes)
         self.megabytes = megabytes
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

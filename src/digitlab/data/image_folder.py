@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from digitlab.data.datamodule import ImageDataModule, check_at_least, stratified_split
+from digitlab.data.datamodule import ImageDataModule, stratified_split
 from digitlab.data.download import Arrays, Split
 from digitlab.data.photographs import FORMATS, PreparedImage, open_image
 from digitlab.files import expand_path
+from digitlab.settings import check_at_least
 from digitlab.terminal import printable
 
 Resize = Literal["stretch", "pad", "crop", "refuse"]
