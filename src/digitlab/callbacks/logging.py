@@ -18,6 +18,7 @@ from digitlab.classifier import Classifier
 from digitlab.execution import epoch_end_step, learning_rate, log_metrics
 from digitlab.files import write_csv
 from digitlab.scores import Score, evaluating, name_classes
+from digitlab.settings import check_at_least
 
 HistoryRow = dict[str, int | float | None]
 
