@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import digitlab
 from digitlab import export, models
 from digitlab.classifier import Classifier
+from digitlab.data.download import Arrays, Split
 from digitlab.errors import InputError, RunError
 from digitlab.export import compare_outputs, export_model
 from digitlab.models import MLP, LinearClassifier
@@ -135,6 +136,21 @@ def test_the_metadata_name_classes_input_normalization_accuracy_and_origin(
         "normalization": "in the network: (pixel / 255 - 0.5) / 0.5",
     }
     assert load(path)[1] == common | raw
+
+
+class Small(TinyDataModule):
+    image_size = 8
+
+    def read(self, split: Split) -> Arrays:
+        images, labels = super().read(split)
+        return images[:, :8, :8].copy(), labels
+
+
+def test_the_metadata_name_the_size_of_the_data_s_images(tmp_path: Path) -> None:
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model = Classifier(layers, optimizer=lambda them: torch.optim.SGD(them, lr=0.1))
+    export_model(model, path := tmp_path / "file.pt2", Small(), raw_pixels=True)
+    assert load(path)[1]["input"] == "uint8 (batch, 1, 8, 8), pixels from 0 to 255"
 
 
 class Net(nn.Module):

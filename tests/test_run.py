@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -198,8 +199,24 @@ def test_a_run_introduces_itself_as_text_and_as_a_table(finished_run: Path, tmp_
     cells = dict(zip(reader.words[1::2], reader.words[2::2], strict=True))
     assert cells["Test accuracy"] == shown
     assert cells["Data"] == "tiny"
-    (folder / "metrics.json").write_text("{")
-    assert "cannot be read" in repr(Run(folder))
+    for damaged in ("{", '{"test": [1]}', '{"test": "<b>"}', '{"wall_time": 1.0}'):
+        (folder / "metrics.json").write_text(damaged)
+        assert "cannot be read" in repr(Run(folder))
+        assert Run(folder)._repr_html_().startswith("<p>&lt;Run ")
+    (folder / "config.yaml").write_text("model: 3\n")
+    with pytest.raises(InputError, match=r"it lacks model.class_path, which every run has"):
+        Run(folder).plot_curves()
+
+
+def test_a_run_stays_itself_in_another_current_folder(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished_run.parent)
+    found = Run(finished_run.name)
+    assert repr(found).startswith(f"<Run {finished_run.name}: ")
+    monkeypatch.chdir(tmp_path)
+    assert found.metrics == Run(finished_run).metrics != {}
+    assert repr(found).startswith(f"<Run {finished_run}: ")
 
 
 def test_a_run_that_is_not_there_is_refused_in_one_line(
@@ -429,6 +446,16 @@ def test_seeds_are_independent_of_what_was_trained_or_drawn_before(tmp_path: Pat
     again = run(tmp_path, seed=1).metrics
     assert again["test"] == first["test"]
     assert other["test"]["loss"] != first["test"]["loss"]
+
+
+def test_fits_in_threads_train_what_they_train_alone(tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as pool:
+        together = [*pool.map(lambda seed: run(tmp_path, seed=seed).metrics, (1, 2, 3))]
+    for seed, metrics in enumerate(together, start=1):
+        assert (metrics["seed"], metrics["test"]) == (
+            seed,
+            run(tmp_path, seed=seed).metrics["test"],
+        )
 
 
 @pytest.mark.slow  # counts all objects of the process five times

@@ -59,6 +59,7 @@ _REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS),
     **dict.fromkeys((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP), _LOCKS),
     errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "remove the link that leads back to a folder above it",
 }
 
 

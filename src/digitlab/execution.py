@@ -40,7 +40,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from digitlab.batches import Batch, Block
 from digitlab.distributed import seed_per_rank
 from digitlab.optimizers import Step, fused_adam_step
-from digitlab.settings import CheckedSettings
+from digitlab.settings import CheckedSettings, check_at_least
 
 
 class MultiStepModule(CheckedSettings, LightningModule):
@@ -59,8 +59,7 @@ class MultiStepModule(CheckedSettings, LightningModule):
 
     def __init__(self, steps_per_execution: int = 1) -> None:
         super().__init__()
-        if steps_per_execution < 1:
-            raise ValueError(f"steps_per_execution is {steps_per_execution}: it must be at least 1")
+        check_at_least(1, steps_per_execution=steps_per_execution)
         self.steps_per_execution = steps_per_execution
         self.automatic_optimization = steps_per_execution == 1
 

@@ -111,7 +111,7 @@ def export_model(
         model: A trained model, on any device; it is left as it is.
         path: Ends in `.onnx` or `.pt2`.
         data: Has the test split, and the normalization that the model was trained with.
-        raw_pixels: Whether the file reads pixels, uint8 `(N, 1, 28, 28)`, and normalizes them
+        raw_pixels: Whether the file reads pixels, uint8 `(N, 1, S, S)`, and normalizes them
             itself. Otherwise it reads normalized images, float32 of the same shape.
         details: More metadata, such as the run.
 
@@ -128,6 +128,7 @@ def export_model(
     check_target(path)
     mean_std = data.mean_and_std()
     formula = f"(pixel / 255 - {mean_std[0]}) / {mean_std[1]}" if mean_std else "pixel / 255"
+    shape = f"(batch, 1, {data.image_size}, {data.image_size})"
     module = _Exported(model, mean_std, raw_pixels)
     batches = zip(*data.test_dataloader(), strict=True)  # on a trainer's device, if it has one
     images, labels = (torch.cat(parts).cpu() for parts in batches)
@@ -141,9 +142,9 @@ def export_model(
         "model": module.name,
         "dataset": str(data.name),
         "classes": json.dumps(data.class_names, ensure_ascii=False),
-        "input": "uint8 (batch, 1, 28, 28), pixels from 0 to 255"
+        "input": f"uint8 {shape}, pixels from 0 to 255"
         if raw_pixels
-        else "float32 (batch, 1, 28, 28), normalized",
+        else f"float32 {shape}, normalized",
         "normalization": f"in the network: {formula}" if raw_pixels else formula,
         "test_accuracy": f"{accuracy:.6g}",
         **(details or {}),
@@ -173,7 +174,7 @@ class _Exported(nn.Module):
     """A copy of a model in evaluation mode, in float32 and on the CPU, behind a normalization.
 
     Shape:
-        - Input: float32 `(N, 1, 28, 28)`, normalized images; or, if `raw_pixels`, uint8.
+        - Input: float32 `(N, 1, S, S)`, normalized images; or, if `raw_pixels`, uint8.
         - Output: logits `(N, num_classes)`.
     """
 

@@ -38,6 +38,9 @@ from digitlab.terminal import printable
 Config = str | Path | Mapping[str, Any] | Sequence[str | Path]
 """A config's name or path, several of them, or settings."""
 
+_DAMAGED = (LookupError, TypeError, ValueError)
+"""Errors of reading a run whose files are damaged."""
+
 
 class Run:
     """A run: the settings and results in its folder, its network, its data and its predictions.
@@ -70,20 +73,21 @@ class Run:
         self, run: str | Path = "latest", checkpoint: str | Path = "last", root: str | Path = "runs"
     ) -> None:
         with reading_input():
-            self.folder = run_folder.find_run(str(run), Path(root))
+            # Absolute, so that it stays the run's when the current folder is another one.
+            self.folder = run_folder.find_run(str(run), Path(root)).absolute()
         self.checkpoint = str(checkpoint)
         self._predicted: dict[str, pd.DataFrame] = {}
 
     @property
     def name(self) -> str:
         """The last two parts of the folder's path, such as `mnist-lenet5/version_0`."""
-        return "/".join(self.folder.resolve().parts[-2:])
+        return run_folder.short_name(self.folder)
 
     @property
     def config(self) -> dict[str, Any]:
         """All settings, as config.yaml has them."""
         with reading_input():
-            return run_folder.read_config(self.folder)
+            return run_folder.read_config(self.folder, run_folder.NEEDED)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -221,24 +225,34 @@ class Run:
                 facts[f"{title} accuracy"] = f"{score['accuracy']:.2%} {counts}"
         return facts
 
+    def _place(self) -> str:
+        """Write the folder, from the current one if it is below."""
+        here = Path.cwd()
+        below = self.folder.is_relative_to(here)
+        return str(self.folder.relative_to(here) if below else self.folder)
+
     def __repr__(self) -> str:
         try:
             facts = self._facts()
             words = [f"{facts['Network']} on {facts['Data']}"]
             shown = ("Seed", "Epochs", "Validation accuracy", "Test accuracy")
             words += [f"{name.lower()} {facts[name]}" for name in shown if name in facts]
-        except (LookupError, TypeError, ValueError) as error:  # a file is damaged
+        except _DAMAGED as error:
             words = [f"it cannot be read: {error}"]
-        return printable(f"<Run {self.folder}: {', '.join(words)}>")
+        return printable(f"<Run {self._place()}: {', '.join(words)}>")
 
     def _repr_html_(self) -> str:
         """Write a table for a notebook."""
+        try:
+            facts = self._facts()
+        except _DAMAGED:
+            return f"<p>{escape(repr(self))}</p>"
         cells = "".join(
             f'<tr><th style="text-align: left">{escape(key)}</th>'
             f'<td style="text-align: left">{escape(value)}</td></tr>'
-            for key, value in self._facts().items()
+            for key, value in facts.items()
         )
-        return f"<p><strong>{escape(str(self.folder))}</strong></p><table>{cells}</table>"
+        return f"<p><strong>{escape(self._place())}</strong></p><table>{cells}</table>"
 
 
 def fit(

@@ -62,6 +62,11 @@ def create_run_dir(root: Path, name: str) -> Path:
             return folder
 
 
+def short_name(folder: Path) -> str:
+    """Return the last two parts of a folder's path, such as `mnist-lenet5/version_0`."""
+    return "/".join(folder.resolve().parts[-2:])
+
+
 def lock_run(folder: Path) -> AbstractContextManager[Any]:
     """Lock a run folder at once, until the end of the `with` block.
 

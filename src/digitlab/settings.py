@@ -124,3 +124,10 @@ def _rule(annotation: Any) -> tuple[str, Callable[[Any], bool]]:
     kind = origin or annotation
     takes_null = annotation is Any or not isinstance(kind, type)
     return f"a {getattr(kind, '__name__', kind)}", lambda value: value is not None or takes_null
+
+
+def check_at_least(least: int, **values: float | None) -> None:
+    """Refuse smaller values and NaN, by their names; None is no value."""
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} is {value}: it must be at least {least}")

@@ -211,3 +211,11 @@ def test_bad_options_of_configs_are_refused_and_write_nothing(
     write("blocked")
     assert said in refusal(capsys, "configs", *options)
     assert os.listdir() == ["blocked"]
+
+
+def test_what_is_no_file_in_the_local_folder_disturbs_no_list(elsewhere: Path) -> None:
+    Path("configs", "folder.yaml").mkdir(parents=True)
+    Path("configs", "nowhere.yaml").symlink_to("nothing")
+    os.mkfifo("configs/pipe.yaml")  # to read it would never end
+    write("configs/mine.yaml")
+    assert [name for name, it in list_configs().items() if it.place == "./configs"] == ["mine"]

@@ -128,6 +128,11 @@ def test_without_a_trainer_loaders_need_no_preparation(read_splits: list[Split])
     assert read_splits == ["test", "train"]
 
 
+def test_to_print_a_data_module_reads_no_images(read_splits: list[Split]) -> None:
+    assert str(SpiedDataModule()) == "SpiedDataModule, tiny: normalization unit"
+    assert read_splits == []
+
+
 def test_the_run_s_seed_chooses_the_order() -> None:
     def order(seed: int | None) -> Any:
         if seed is not None:

@@ -1,6 +1,7 @@
 """Folders of one's own pictures: what is read, in which order, and what is refused by name."""
 
 import csv
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from digitlab.cli import main
-from digitlab.data import ImageFolderDataModule, image_folder
+from digitlab.data import Augmentation, ImageFolderDataModule, image_folder
 from tests.commands import config_of, refusal
 from tests.data import made
 
@@ -221,6 +222,28 @@ def test_a_setting_out_of_range_is_refused_by_name(
     folder: Path, settings: Any, message: str
 ) -> None:
     assert refused(folder, **settings) == message
+
+
+def test_shifts_are_compared_with_the_size_that_was_given(folder: Path) -> None:
+    data = ImageFolderDataModule(str(folder), size=64, augmentation=Augmentation(shift=30))
+    assert data.image_size == 64
+    with pytest.raises(ValueError, match=r"shift is 10: it must be less than 8, the pixels of"):
+        ImageFolderDataModule(str(folder), size=8, augmentation=Augmentation(shift=10))
+
+
+def test_no_class_is_lost_whose_name_is_not_utf_8(folder: Path) -> None:
+    for name in (b"\xfe", b"\xff"):
+        shutil.copytree(folder / "dark", os.fsdecode(os.fsencode(folder) + b"/" + name))
+    names = ImageFolderDataModule(str(folder)).class_names
+    assert names == ("dark", "light", "middle", r"\xfe", r"\xff")
+
+
+def test_a_link_that_leads_back_is_refused_with_the_remedy(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "dark" / "loop").symlink_to(folder / "dark")
+    words = ["fit", "--model=LeNet5", "--data=ImageFolderDataModule", "--trainer.max_epochs=1"]
+    assert "remove the link" in refusal(capsys, *words, f"--data.folder={folder}")
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_read(

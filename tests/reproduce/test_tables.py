@@ -50,6 +50,12 @@ def test_accuracies_of_one_s_own_rows_show_nothing_about_documents_or_keras() ->
     assert len(table.splitlines()) == 4
 
 
+def test_a_bar_in_a_name_ends_no_cell() -> None:
+    results = own("my|a/b", 96.0, 97.0)
+    table = tables.intervals_table(rows_of(results, ROWS), results)
+    assert table.splitlines()[2].startswith(r"| `my\|a/b` | 2 | 96.50")
+
+
 def test_one_run_has_no_interval_and_the_table_says_so() -> None:
     results = own("my/a", 96.0)
     table = tables.intervals_table(rows_of(results, ROWS), results)

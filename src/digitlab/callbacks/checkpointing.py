@@ -26,6 +26,7 @@ from digitlab.distributed import all_reduce_max, gather, print_rank_zero
 from digitlab.execution import learning_rate
 from digitlab.resume import compare_numerics, numerics
 from digitlab.scores import BATCHES_AT_ONCE, RunningScore
+from digitlab.settings import check_at_least
 from digitlab.signals import Interrupted, StopSignals
 
 
@@ -296,10 +297,8 @@ class LastCheckpoint(Checkpoint):
         every_n_steps: int | None = None,
         every_n_minutes: float | None = 1.0,
     ) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"every_n_steps is {every_n_steps}: it must be at least 1")
-        if every_n_minutes is not None and not every_n_minutes >= 0:
-            raise ValueError(f"every_n_minutes is {every_n_minutes}: it must be at least 0")
+        check_at_least(1, every_n_steps=every_n_steps)
+        check_at_least(0, every_n_minutes=every_n_minutes)
         self.path = Path(folder, "last.ckpt")
         self.signals: StopSignals | None = None
         self.finite = finite

@@ -18,6 +18,7 @@ from digitlab.classifier import Classifier
 from digitlab.execution import epoch_end_step, learning_rate, log_metrics
 from digitlab.files import write_csv
 from digitlab.scores import Score, evaluating, name_classes
+from digitlab.settings import check_at_least
 
 HistoryRow = dict[str, int | float | None]
 
@@ -321,8 +322,7 @@ class ClassProbabilities(Callback):
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps is {every_n_steps}: it must be at least 1")
+        check_at_least(1, every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self._seen_step = 0
 
@@ -365,8 +365,7 @@ class GPUMemoryLimit(Callback):
     """
 
     def __init__(self, megabytes: int = 1024) -> None:
-        if megabytes < 1:
-            raise ValueError(f"megabytes is {megabytes}: it must be at least 1")
+        check_at_least(1, megabytes=megabytes)
         self.megabytes = megabytes
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

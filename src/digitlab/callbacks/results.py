@@ -25,7 +25,7 @@ from digitlab.classifier import Classifier
 from digitlab.data import ImageDataModule
 from digitlab.data.loader import run_seed
 from digitlab.files import write_figure, write_image, write_text
-from digitlab.run_folder import Framework, write_metrics
+from digitlab.run_folder import Framework, short_name, write_metrics
 from digitlab.scores import describe_score
 
 PACKAGES = ("torch", "torchvision", "lightning", "numpy", "scikit-learn", "pillow")
@@ -89,7 +89,7 @@ class SaveFigures(Callback):
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         validation = validation_label(getattr(data, "validation_is_test", False))
-        name = "/".join(self.folder.resolve().parts[-2:])
+        name = short_name(self.folder)
         figure = draw_curves({name: columns}, validation=validation)
         write_figure(self.folder / "curves.png", figure)
 

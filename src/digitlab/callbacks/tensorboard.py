@@ -403,7 +403,8 @@ def write_projector(
 
     images, labels = data.arrays("validation")
     images, labels = images[: len(points)], labels[: len(points)]
-    names = name_classes(data.class_names, 1 + max(*predicted, *labels.tolist()))
+    known = name_classes(data.class_names, 1 + max(*predicted, *labels.tolist()))
+    names = [printable(name) for name in known]  # a folder's name may have a tab
 
     config = ProjectorConfig()
     embedding = config.embeddings.add(tensor_name="penultimate layer")

@@ -9,6 +9,7 @@ Other commands then exit with 1, unless the reader of a pipe has closed it.
 import logging
 import os
 import sys
+import threading
 import traceback
 import types
 import warnings
@@ -219,19 +220,26 @@ def inside_rank(signals: "StopSignals", threads: int) -> Iterator[None]:
         yield
 
 
+_ONE_AT_A_TIME = threading.RLock()
+
+
 @contextmanager
 def in_callers_process(quiet: bool = False) -> Iterator[None]:
-    """Do in the `with` block what a command does in its own process, and undo it afterwards."""
+    """Do in the `with` block what a command does in its own process, and undo it afterwards.
+
+    Threads wait for each other: all have the process's random numbers, seeds and streams.
+    """
     import torch
     from lightning.pytorch.utilities.seed import isolate_rng
 
-    prepare_process()
-    names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # set by `seed_everything`
-    seeds = {name: os.environ.pop(name) for name in names if name in os.environ}
-    levels = {name: logging.getLogger(name).level for name in LOGGERS}
-    threads = torch.get_num_threads()
-    flushes = not torch.tensor(2.0**-130).mul(1).item()  # denormal numbers, to zero
     with ExitStack() as stack:
+        stack.enter_context(_ONE_AT_A_TIME)
+        prepare_process()
+        names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # set by `seed_everything`
+        seeds = {name: os.environ.pop(name) for name in names if name in os.environ}
+        levels = {name: logging.getLogger(name).level for name in LOGGERS}
+        threads = torch.get_num_threads()
+        flushes = not torch.tensor(2.0**-130).mul(1).item()  # denormal numbers, to zero
         stack.enter_context(isolate_rng())
         stack.enter_context(warnings.catch_warnings())
         if quiet:

@@ -21,7 +21,8 @@ LOCAL = Path("configs")
 OPTIONS = ("--copy",)
 """For completion by a shell."""
 
-_ROW = re.compile(r"linear|[AB]\d+(_as_published)?")
+ROW = re.compile(r"linear|([AB])(\d+)(_as_published)?")
+"""The name of a run of the documents, at the start of its config's comment."""
 
 
 class Config(NamedTuple):
@@ -63,7 +64,7 @@ def list_configs() -> dict[str, Config]:
     for path, name in _names(own):
         config = Config(path, name, f"digitlab {__version__}" if in_package else str(own))
         head = config.comment.partition(":")[0]
-        found[name] = config._replace(row=head if _ROW.fullmatch(head) else "")
+        found[name] = config._replace(row=head if ROW.fullmatch(head) else "")
     for path, name in _names(LOCAL):
         # Not by its comment, which a copy of a config has, too.
         row = found[name].row if name in found else ""
@@ -72,7 +73,8 @@ def list_configs() -> dict[str, Config]:
 
 
 def _names(folder: Path) -> list[tuple[Path, str]]:
-    paths = sorted(folder.rglob("*.yaml"))
+    # Not links to nothing, folders and pipes, which nobody could list.
+    paths = sorted(path for path in folder.rglob("*.yaml") if path.is_file())
     return [(path, path.relative_to(folder).with_suffix("").as_posix()) for path in paths]
 
 

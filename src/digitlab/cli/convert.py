@@ -114,7 +114,7 @@ def _export(name: str, source: Path, target: Path, flags: list[str], raw_pixels:
         keras_model = load_keras_model(evaluation.checkpoint)
         print(f"In PyTorch, {compare_predictions(model, keras_model, data)}")
     details = {
-        "run": "/".join(evaluation.folder.resolve().parts[-2:]),
+        "run": run_folder.short_name(evaluation.folder),
         "checkpoint": Path(evaluation.cli.config.checkpoint).name,
     }
     print(export_model(model, target, data, raw_pixels, details))

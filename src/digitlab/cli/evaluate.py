@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from PIL import Image
 
 from digitlab import files, run_folder
+from digitlab.callbacks.pictures import validation_label
 from digitlab.checkpoints import load_weights
 from digitlab.cli.options import add_evaluation_options, add_prediction_options
 from digitlab.cli.parser import RunCLI, split_off
@@ -248,7 +249,7 @@ def _save_score(evaluation: Evaluation, phase: Literal["val", "test"], split: st
     entry: dict[str, Any] = {**score, "checkpoint": checkpoint, "split": split}
     if others := split_off(evaluation.flags, "--checkpoint")[1]:
         entry["flags"] = others
-    shown = "validation (test split)" if (phase, split) == ("val", "test") else split
+    shown = validation_label(split == "test") if phase == "val" else split
     sentence = f"{describe_score(shown, score)}, checkpoint {checkpoint}"
     if evaluation.checkpoint.stem == "best":
         own = evaluation.checkpoint.resolve().parents[1] == folder.resolve()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from digitlab.settings import check_types
+from digitlab.settings import check_at_least, check_types
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         check_types(Augmentation, vars(self))
-        if self.shift < 0:
-            raise ValueError(f"augmentation.shift is {self.shift}: it must be at least 0")
+        check_at_least(0, **{"augmentation.shift": self.shift})
         if not 0 <= self.erase <= 1:
             raise ValueError(f"augmentation.erase is {self.erase}: it must be from 0 to 1")
 

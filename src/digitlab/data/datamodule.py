@@ -18,7 +18,7 @@ from digitlab.data.augmentation import Augmentation
 from digitlab.data.download import Arrays, Split, Verified, sha256
 from digitlab.data.loader import EpochSampler, ImageLoader, run_seed
 from digitlab.data.photographs import PreparedImage, prepare_digit
-from digitlab.settings import CheckedSettings, check_types
+from digitlab.settings import CheckedSettings, check_at_least, check_types
 
 Subset = Literal["train", "validation", "test"]
 """The images of a loader; `validation` is part of the training split, or the test split."""
@@ -126,6 +126,10 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         """Check a name of the data set or of its classes, whether a class or an object has it."""
         check = {"name": _check_name, "class_names": _check_class_names}.get(name)
         super().__setattr__(name, check(type(self).__name__, value) if check else value)
+
+    def __str__(self) -> str:
+        """Name the data set; Lightning's own would read, or download, all images."""
+        return f"{type(self).__name__}, {self.name}: normalization {self.normalization}"
 
     @property
     def validation_split(self) -> Literal["validation", "test"]:
@@ -391,10 +395,3 @@ def _check_class_names(owner: str, names: Any) -> tuple[str, ...]:
 
 def _describe(array: Any) -> str:
     return f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-
-
-def check_at_least(least: int, **values: int) -> None:
-    """Refuse smaller values, by their names."""
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"{name} is {value}: it must be at least {least}")

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from digitlab.data.datamodule import ImageDataModule, check_at_least, stratified_split
+from digitlab.data.datamodule import ImageDataModule, stratified_split
 from digitlab.data.download import Arrays, Split
 from digitlab.data.photographs import FORMATS, PreparedImage, open_image
 from digitlab.files import expand_path
+from digitlab.settings import check_at_least
 from digitlab.terminal import printable
 
 Resize = Literal["stretch", "pad", "crop", "refuse"]
@@ -60,13 +61,13 @@ class ImageFolderDataModule(ImageDataModule):
         test_seed: int = 0,
         **kwargs: Any,
     ) -> None:
+        self.image_size = size  # before the base compares shifts with it
         super().__init__(**kwargs)
         check_at_least(1, size=size)
         check_at_least(0, test_seed=test_seed)
         if not 0 < test_share < 1:
             raise ValueError(f"test_share is {test_share}: it must be between 0 and 1")
         self.folder = folder
-        self.image_size = size
         self.resize: Resize = resize
         self.test_share = test_share
         self.test_seed = test_seed
@@ -165,7 +166,7 @@ def _find_splits(root: Path) -> dict[Split, dict[str, list[str]]]:
 def _find_classes(root: Path) -> dict[str, list[str]]:
     # A name that is not UTF-8 could not be written to config.yaml.
     classes = {
-        os.fsencode(it.name).decode("utf-8", "replace"): _find_images(it.path)
+        os.fsencode(it.name).decode("utf-8", "backslashreplace"): _find_images(it.path)
         for it in _visible(root)
         if it.is_dir()
     }

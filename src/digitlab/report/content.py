@@ -36,7 +36,7 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         """The last two parts of the folder's path, such as `mnist-lenet5/version_0`."""
-        return "/".join(self.folder.resolve().parts[-2:])
+        return run_folder.short_name(self.folder)
 
     @property
     def framework(self) -> run_folder.Framework:

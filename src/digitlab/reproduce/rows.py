@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from digitlab import run_folder
-from digitlab.cli.configs import LOCAL, Config, find_config, list_configs, shipped_folder
+from digitlab.cli.configs import LOCAL, ROW, Config, find_config, list_configs, shipped_folder
 from digitlab.errors import InputError
 from digitlab.run_folder import Framework
 
 _TORCH_ONLY = {"dropout_in_evaluation", "label_smoothing"}
 SPEED = {"steps_per_execution", "channels_last", "fused", "threads"}
 """Settings that change how fast a network is trained and, by rounding at most, results."""
-_DOCUMENTS = re.compile(r"linear|([AB])(\d+)(_as_published)?")
 
 
 class Row(NamedTuple):
@@ -44,7 +43,7 @@ class Row(NamedTuple):
     @property
     def in_documents(self) -> bool:
         """Whether it is a run of the documents."""
-        return bool(_DOCUMENTS.fullmatch(self.name))
+        return bool(ROW.fullmatch(self.name))
 
     @property
     def published_accuracy(self) -> float | None:
@@ -135,7 +134,7 @@ def find_row(given: str) -> Row:
 
 def _read_row(config: Config) -> Row:
     published = config.comment.partition("Published: ")[2].partition(". ")[0].rstrip(".")
-    if not config.row and _DOCUMENTS.fullmatch(config.comment.partition(":")[0]):
+    if not config.row and ROW.fullmatch(config.comment.partition(":")[0]):
         published = ""  # of the config that this one is a copy of
     path = config.path
     if path.parent.name in ("", ".."):
@@ -144,7 +143,7 @@ def _read_row(config: Config) -> Row:
 
 
 def _order(row: Row) -> tuple[str, int, str]:
-    found = _DOCUMENTS.fullmatch(row.name)
+    found = ROW.fullmatch(row.name)
     if not found:
         return "other", 0, row.name
     return found[1] or "", int(found[2] or 0), row.name

@@ -133,7 +133,7 @@ def compare(
 
 
 def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Adjust the p-values of several comparisons, so that all verdicts together err in 5%.
+    """Adjust p-values of several comparisons, so that all verdicts of a kind together err in 5%.
 
     Intervals stay those of each comparison alone.
 

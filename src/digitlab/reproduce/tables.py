@@ -253,8 +253,8 @@ def signed(value: float) -> str:
 
 
 def name_cell(row: Row) -> str:
-    """Write a row's name."""
-    return row.name if row.in_documents else f"`{row.name}`"
+    """Write a row's name, which may have a character that ends a table's cell."""
+    return row.name if row.in_documents else f"`{row.name}`".replace("|", r"\|")
 
 
 def difference_cells(found: Comparison) -> tuple[str, str]:
