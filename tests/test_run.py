@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from contextlib import redirect_stdout
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -351,6 +352,31 @@ def test_bad_input_raises_the_line_of_the_command(
 def test_a_value_that_no_config_can_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^trainer.callbacks is \[<.+: give numbers, text"):
         run(tmp_path, {"trainer.callbacks": [Callback()]})
+    with pytest.raises(InputError, match=r"^model is an object of MLP: give .+ \(not objects\)"):
+        run(tmp_path, {"model": MLP()})
+
+
+def test_a_cell_s_module_that_is_no_classifier_is_refused_with_what_can_train_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cell(LightningModule):
+        pass
+
+    monkeypatch.setattr(sys.modules["__main__"], "Cell", Cell, raising=False)
+    Cell.__module__, Cell.__qualname__ = "__main__", "Cell"
+    with pytest.raises(InputError, match=r"^model is __main__\.Cell, a LightningModule but not"):
+        run(tmp_path, {"model": Cell})
+
+
+def test_a_notebook_shows_bad_input_by_the_caller_s_line_and_the_message() -> None:
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
+    cell = "import digitlab\ndef lesson(): digitlab.Run('no\\nsuch')\nlesson()"
+    with redirect_stdout(io.StringIO()) as output:
+        shell.run_cell(cell)
+    where, code, *_, message = output.getvalue().splitlines()
+    assert where.endswith("line 2, in lesson")
+    assert code.strip() == r"def lesson(): digitlab.Run('no\nsuch')"
+    assert message.startswith("InputError: there is no folder no")
 
 
 def test_a_quiet_fit_prints_nothing_and_a_plain_one_what_the_command_prints(
@@ -383,7 +409,7 @@ def test_a_fast_dev_run_says_what_it_did_and_gives_no_run(
 
 def test_a_run_is_resumed_and_made_longer(tmp_path: Path) -> None:
     short = run(tmp_path)
-    longer = fit(run=short.folder, trainer={"max_epochs": 3}, quiet=True)
+    longer = fit(run=short, trainer={"max_epochs": 3}, quiet=True)
     assert longer is not None
     assert (longer.folder, len(longer.history)) == (short.folder, 3)
     assert_bitwise_equal(

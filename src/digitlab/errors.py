@@ -4,7 +4,9 @@ import errno
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from traceback import extract_tb
+from itertools import takewhile
+from pathlib import Path
+from traceback import extract_tb, format_list
 
 from digitlab.terminal import one_line
 
@@ -14,6 +16,14 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
+
+    def _render_traceback_(self) -> list[str]:
+        """Let a notebook show the caller's line and the message, not hundreds of lines."""
+        frames = extract_tb(self.__traceback__)
+        package = str(Path(__file__).parent)
+        outside = takewhile(lambda frame: not frame.filename.startswith(package), frames)
+        caller = format_list(list(outside)[-1:])
+        return "".join([*caller, f"{type(self).__name__}: {self}"]).splitlines()
 
 
 class RunError(Exception):

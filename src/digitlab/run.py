@@ -45,7 +45,8 @@ class Run:
     Files are read each time they are asked for, so that a run can be watched while it trains. The
     network and the data are made once, when they are first asked for; like `digitlab test`, this
     imports the classes that the run's settings name. They compute on the CPU, in float32 unless a
-    Keras model has another precision. Pictures need no TensorBoard.
+    Keras model has another precision. Pictures need no TensorBoard. A run stands for its folder
+    wherever a path is expected, as in `fit(run=run)`.
 
     Args:
         run: A run folder, or `latest`, the run under `root` that was started last.
@@ -73,6 +74,9 @@ class Run:
             self.folder = run_folder.find_run(str(run), Path(root))
         self.checkpoint = str(checkpoint)
         self._predicted: dict[str, pd.DataFrame] = {}
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
     @property
     def name(self) -> str:
@@ -271,7 +275,7 @@ def fit(
 
     Examples:
         >>> run = fit("digits/linear", {"trainer.max_epochs": 2}, seed=1)  # doctest: +SKIP
-        >>> again = fit(run=run.folder, trainer={"max_epochs": 4})  # doctest: +SKIP
+        >>> again = fit(run=run, trainer={"max_epochs": 4})  # doctest: +SKIP
     """
     if isinstance(config, str | Path):
         config = [config]

@@ -97,11 +97,11 @@ def _unknown_parameter(match: re.Match[str], key: str, options: Iterable[str]) -
 
 def _unknown_class(match: re.Match[str], key: str, options: Iterable[str]) -> str:
     base, name = BASES.get(key), match["name"].rstrip(".")
+    if key == "model" and (way := _as_network(name)):
+        return way
     if "module '__main__'" in match[0] or name.startswith("__main__."):
         script = "run that script, python SCRIPT fit ..., instead of digitlab"
         return f"{key}: there is no {name!r} in __main__: if a script defines it, {script}"
-    if key == "model" and (way := _as_network(name)):
-        return way
     if base is None:  # a class is one of several types that the value might have had
         return f"{key} is {name}: it must be {_rules(match.string)}"
     return f"{key}: there is no {base.__name__} {name!r}: {_nearest(name, _subclasses(base))}"
