@@ -154,6 +154,16 @@ def test_figures_show_curves_confusion_mistakes_and_kernels_without_tensorboard(
     assert mpl.pyplot.get_fignums() == [] if "matplotlib.pyplot" in sys.modules else True
 
 
+def test_a_single_mistake_is_drawn_as_large_as_many(finished: Run) -> None:
+    scales = set()
+    for count in (1, 16):
+        figure = finished.plot_mistakes("train", count=count)
+        (axes,) = figure.axes
+        figure.draw_without_rendering()
+        scales.add(round(float(axes.transData.get_matrix()[0, 0]), 2))
+    assert len(scales) == 1
+
+
 def test_a_perfect_network_has_a_figure_without_mistakes(tmp_path: Path) -> None:
     trained = run(tmp_path, {"trainer.max_epochs": 8})
     assert trained.metrics["train"]["accuracy"] == 1
@@ -352,6 +362,8 @@ def test_bad_input_raises_the_line_of_the_command(
 def test_a_value_that_no_config_can_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^trainer.callbacks is \[<.+: give numbers, text"):
         run(tmp_path, {"trainer.callbacks": [Callback()]})
+    with pytest.raises(InputError, match=r"^overrides is 'trainer.max_epochs=3': give a dict"):
+        fit("digits/lenet5", "trainer.max_epochs=3")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"^model is an object of MLP: give .+ \(not objects\)"):
         run(tmp_path, {"model": MLP()})
 
