@@ -55,7 +55,8 @@ threads += [threading.get_intra_op_parallelism_threads(),
 layer = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
 shape = layer(keras.ops.ones((2, 4))).shape
 print(json.dumps({"modules": modules, "before": before, "order": order, "threads": threads,
-                  "level": logging.getLogger("tensorflow").level, "shape": tuple(shape), "backend": keras.backend.backend()}))
+                  "level": logging.getLogger("tensorflow").level,
+                  "shape": tuple(shape), "backend": keras.backend.backend()}))
 """
 
 
