@@ -186,6 +186,13 @@ class Noisy(Net):
         return nn.functional.dropout(logits)
 
 
+class Foreign(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        copy = torch.from_dlpack(torch.utils.dlpack.to_dlpack(x))
+        logits: Tensor = self.layer(copy.flatten(1))
+        return logits
+
+
 class Lost(Net):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.layer(x.flatten(1))
@@ -207,6 +214,7 @@ CONDITION = "what it computes depends on the pixels' values, at `if x.mean() > 0
         (Branching, InputError, f"Branching cannot be exported: {CONDITION}"),
         (ByImage, InputError, "ByImage cannot be exported: it takes one number of images only; "),
         (Failing, InputError, "Failing cannot be exported: .numpy() is not supported"),
+        (Foreign, InputError, "Foreign cannot be exported: another library than torch computes"),
         (Lost, InputError, "Lost gives outputs that are not finite: train it again"),
         (Noisy, RunError, "more than 1e-05: nothing was kept"),
         (OfBatch, RunError, "more than 1e-05: nothing was kept"),

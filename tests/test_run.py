@@ -14,6 +14,7 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,16 @@ def test_figures_show_curves_confusion_mistakes_and_kernels_without_tensorboard(
     np.testing.assert_array_equal(axes.images[0].get_array(), expected)
     assert axes.get_title(loc="left") == f"{trained.name}: {wrong} of 50 test images misclassified"
     assert mpl.pyplot.get_fignums() == [] if "matplotlib.pyplot" in sys.modules else True
+
+
+def test_a_single_mistake_is_drawn_as_large_as_many(finished: Run) -> None:
+    scales = set()
+    for count in (1, 16):
+        figure = finished.plot_mistakes("train", count=count)
+        (axes,) = figure.axes
+        figure.draw_without_rendering()
+        scales.add(round(float(axes.transData.get_matrix()[0, 0]), 2))
+    assert len(scales) == 1
 
 
 def test_a_perfect_network_has_a_figure_without_mistakes(tmp_path: Path) -> None:
@@ -368,6 +379,33 @@ def test_bad_input_raises_the_line_of_the_command(
 def test_a_value_that_no_config_can_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^trainer.callbacks is \[<.+: give numbers, text"):
         run(tmp_path, {"trainer.callbacks": [Callback()]})
+    with pytest.raises(InputError, match=r"^overrides is 'trainer.max_epochs=3': give a dict"):
+        fit("digits/lenet5", "trainer.max_epochs=3")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^model is an object of MLP: give .+ \(not objects\)"):
+        run(tmp_path, {"model": MLP()})
+
+
+def test_a_cell_s_module_that_is_no_classifier_is_refused_with_what_can_train_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cell(LightningModule):
+        pass
+
+    monkeypatch.setattr(sys.modules["__main__"], "Cell", Cell, raising=False)
+    Cell.__module__, Cell.__qualname__ = "__main__", "Cell"
+    with pytest.raises(InputError, match=r"^model is __main__\.Cell, a LightningModule but not"):
+        run(tmp_path, {"model": Cell})
+
+
+def test_a_notebook_shows_bad_input_by_the_caller_s_line_and_the_message() -> None:
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
+    cell = "import digitlab\ndef lesson(): digitlab.Run('no\\nsuch')\nlesson()"
+    with redirect_stdout(io.StringIO()) as output:
+        shell.run_cell(cell)
+    where, code, *_, message = output.getvalue().splitlines()
+    assert where.endswith("line 2, in lesson")
+    assert code.strip() == r"def lesson(): digitlab.Run('no\nsuch')"
+    assert message.startswith("InputError: there is no folder no")
 
 
 def test_a_quiet_fit_prints_nothing_and_a_plain_one_what_the_command_prints(
@@ -400,7 +438,7 @@ def test_a_fast_dev_run_says_what_it_did_and_gives_no_run(
 
 def test_a_run_is_resumed_and_made_longer(tmp_path: Path) -> None:
     short = run(tmp_path)
-    longer = fit(run=short.folder, trainer={"max_epochs": 3}, quiet=True)
+    longer = fit(run=short, trainer={"max_epochs": 3}, quiet=True)
     assert longer is not None
     assert (longer.folder, len(longer.history)) == (short.folder, 3)
     assert_bitwise_equal(

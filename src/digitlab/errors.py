@@ -4,9 +4,20 @@ import errno
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from traceback import extract_tb
+from itertools import takewhile
+from pathlib import Path
+from traceback import extract_tb, format_list
 
 from digitlab.terminal import one_line
+
+
+def _caller_and_message(error: BaseException) -> list[str]:
+    """Let a notebook show the caller's line and the message, not hundreds of lines."""
+    package = str(Path(__file__).parent)
+    frames = extract_tb(error.__traceback__)
+    outside = takewhile(lambda frame: not frame.filename.startswith(package), frames)
+    caller = format_list(list(outside)[-1:])
+    return "".join([*caller, f"{type(error).__name__}: {error}"]).splitlines()
 
 
 class InputError(ValueError):
@@ -15,9 +26,13 @@ class InputError(ValueError):
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
 
+    _render_traceback_ = _caller_and_message
+
 
 class RunError(Exception):
     """Training failed after it had started: exit code 1. The message names the last checkpoint."""
+
+    _render_traceback_ = _caller_and_message
 
 
 class Interrupted(BaseException):

@@ -252,7 +252,7 @@ def _reason(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = ""
     for frame in frames:
-        if not frame.filename.startswith(libraries):
+        if frame.line and not frame.filename.startswith(libraries):
             where = f", at `{frame.line}` ({Path(frame.filename).name}, line {frame.lineno})"
     while error.__cause__:
         error = error.__cause__
@@ -264,6 +264,8 @@ def _reason(error: BaseException) -> str:
 
 
 _REASONS = {
+    "Cannot access data pointer": "another library than torch computes it, such as Keras, whose "
+    "model becomes a PyTorch run by digitlab convert MODEL.keras NEW_RUN_DIR",
     "data-dependent": "what it computes depends on the pixels' values",
     "Constraints violated": "it takes one number of images only",
 }

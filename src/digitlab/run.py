@@ -48,7 +48,8 @@ class Run:
     Files are read each time they are asked for, so that a run can be watched while it trains. The
     network and the data are made once, when they are first asked for; like `digitlab test`, this
     imports the classes that the run's settings name. They compute on the CPU, in float32 unless a
-    Keras model has another precision. Pictures need no TensorBoard.
+    Keras model has another precision. Pictures need no TensorBoard. A run stands for its folder
+    wherever a path is expected, as in `fit(run=run)`.
 
     Args:
         run: A run folder, or `latest`, the run under `root` that was started last.
@@ -77,6 +78,9 @@ class Run:
             self.folder = run_folder.find_run(str(run), Path(root)).absolute()
         self.checkpoint = str(checkpoint)
         self._predicted: dict[str, pd.DataFrame] = {}
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
     @property
     def name(self) -> str:
@@ -168,7 +172,7 @@ class Run:
         rows, names, title = self._classified(split)
         counts = np.zeros((len(names), len(names)), np.int64)
         np.add.at(counts, (rows["label"], rows["class"]), 1)
-        return _picture(draw_confusion_matrix(counts, names, LARGE), title)
+        return _picture(draw_confusion_matrix(counts, names, LARGE), title, _ROW)
 
     def plot_mistakes(self, split: Subset | None = None, count: int = 16) -> Figure:
         """Draw the most confident mistakes, each with its class and the predicted class.
@@ -187,7 +191,8 @@ class Run:
         said = zip(worst["class"], worst["probability"], strict=True)
         predicted = [f"{names[number]} ({certainty:.0%})" for number, certainty in said]
         labels = [names[label] for label in worst["label"]]
-        return _picture(draw_images(images[worst.index], labels, predicted, LARGE), title)
+        picture = draw_images(images[worst.index], labels, predicted, LARGE)
+        return _picture(picture, title, _ROW)
 
     def plot_kernels(self) -> Figure:
         """Draw the kernels of the first convolution: red is above 0, blue below."""
@@ -285,8 +290,11 @@ def fit(
 
     Examples:
         >>> run = fit("digits/linear", {"trainer.max_epochs": 2}, seed=1)  # doctest: +SKIP
-        >>> again = fit(run=run.folder, trainer={"max_epochs": 4})  # doctest: +SKIP
+        >>> again = fit(run=run, trainer={"max_epochs": 4})  # doctest: +SKIP
     """
+    if not isinstance(overrides or {}, Mapping):
+        rule = 'give a dict, such as {"trainer.max_epochs": 3}'
+        raise InputError(f"overrides is {overrides!r}: {rule}")
     if isinstance(config, str | Path):
         config = [config]
     words = flags_of(config) if isinstance(config, Mapping) else (f"--config={it}" for it in config)
@@ -301,12 +309,18 @@ def fit(
     return Run(folder) if folder else None
 
 
-def _picture(picture: Image.Image, title: str) -> Figure:
-    """Make a figure of a picture."""
-    height = 7 * picture.height / picture.width + 0.4  # of the title
+_ROW = 1000
+"""Pixels of four images beside each other, so that fewer are not drawn larger."""
+
+
+def _picture(picture: Image.Image, title: str, width: int = 0) -> Figure:
+    """Make a figure of a picture, with room for at least `width` pixels."""
+    width = max(width, picture.width)
+    height = 7 * picture.height / width + 0.4  # of the title
     figure = Figure(figsize=(7, height), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.imshow(picture)
+    axes.set_xlim(-0.5, width - 0.5)
     axes.set_axis_off()
     axes.set_title(title, loc="left", fontsize=12, parse_math=False)
     return _shown(figure)

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -34,7 +35,8 @@ def run_python(program: str, **environment: str) -> Process:
 
 
 PROGRAM = """
-import importlib, json, pkgutil, sys
+import importlib, json, logging, pkgutil, sys
+sys.ps1 = ">>> "  # as in a notebook, where TensorFlow's logger writes more
 import torch
 torch.set_num_threads(2)
 import digitlab.parity
@@ -53,6 +55,7 @@ threads += [threading.get_intra_op_parallelism_threads(),
 layer = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
 shape = layer(keras.ops.ones((2, 4))).shape
 print(json.dumps({"modules": modules, "before": before, "order": order, "threads": threads,
+                  "level": logging.getLogger("tensorflow").level,
                   "shape": tuple(shape), "backend": keras.backend.backend()}))
 """
 
@@ -67,6 +70,7 @@ def test_tensorflow_is_imported_late_after_triton_in_silence_and_with_torchs_thr
     assert shown == {
         "before": [],
         "order": (["triton"] if find_spec("triton") else []) + ["tensorflow"],
+        "level": logging.ERROR,
         "shape": [2, 3],
         "backend": "tensorflow",
         "threads": [2, 3, 3],

@@ -83,6 +83,8 @@ def _unknown_parameter(match: re.Match[str], key: str, options: Iterable[str]) -
     owner = locate(match["owner"])
     if isroutine(owner):
         return f"{key} is {match['owner']}, which takes no {match['name']}: name a class"
+    if match["name"] == "class_path":
+        return f"{key} has settings beside class_path: put them into init_args"
     if not isinstance(owner, type):  # but `typing.Union`: the config names no class
         return f"{key} has {match['name']}, but no class: name it, by {key}.class_path"
     parameters = {
@@ -97,11 +99,12 @@ def _unknown_parameter(match: re.Match[str], key: str, options: Iterable[str]) -
 
 def _unknown_class(match: re.Match[str], key: str, options: Iterable[str]) -> str:
     base, name = BASES.get(key), match["name"].rstrip(".")
-    if "module '__main__'" in match[0] or name.startswith("__main__."):
-        script = "run that script, python SCRIPT fit ..., instead of digitlab"
-        return f"{key}: there is no {name!r} in __main__: if a script defines it, {script}"
     if key == "model" and (way := _as_network(name)):
         return way
+    if "module '__main__'" in match[0] or name.startswith("__main__."):
+        script = "run that script, python SCRIPT fit ..., instead of digitlab"
+        cell = "if a notebook does, run its cell first"
+        return f"{key}: there is no {name!r} in __main__: if a script defines it, {script}; {cell}"
     if base is None:  # a class is one of several types that the value might have had
         return f"{key} is {name}: it must be {_rules(match.string)}"
     return f"{key}: there is no {base.__name__} {name!r}: {_nearest(name, _subclasses(base))}"
@@ -163,10 +166,22 @@ PATTERNS: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] =
 ]
 
 
+_ELSEWHERE = {
+    "lr": "model.optimizer.lr",
+    "learning_rate": "model.optimizer.lr",
+    "momentum": "model.optimizer.momentum",
+    "weight_decay": "model.optimizer.weight_decay",
+    "epochs": "trainer.max_epochs",
+}
+"""Options of a training by the names that other programs have for them."""
+
+
 def _nearest(name: str, known: Iterable[str]) -> str:
     # Compared by the last part: the groups before it may be right, or left out.
     group, _, last = name.rpartition(".")
     by_last_part = {option.rpartition(".")[2]: option for option in sorted(known)}
+    if last in _ELSEWHERE and {"model", "optimizer"} & by_last_part.keys():
+        return f"did you mean {_ELSEWHERE[last]!r}?"
     if nearest := get_close_matches(last, by_last_part, n=1):
         full = by_last_part[nearest[0]]
         suggestion = full if "." in full or not group else f"{group}.{full}"

@@ -267,8 +267,11 @@ def flags_of(settings: Mapping[str, Any], group: str = "") -> Iterator[str]:
             try:
                 text = yaml.safe_dump(text, default_flow_style=True, width=sys.maxsize)
             except yaml.YAMLError as error:
-                rule = "give numbers, text, classes, or lists and dicts of them"
-                raise InputError(f"{key} is {value!r}: {rule}") from error
+                what = repr(value)
+                if "\n" in what:  # a network's many lines
+                    what = f"an object of {type(value).__name__}"
+                rule = "give numbers, text, classes (not objects), or lists and dicts of them"
+                raise InputError(f"{key} is {what}: {rule}") from error
             text = text.removesuffix("...\n").rstrip()  # which ends a YAML document
         yield f"--{key}={text}"
 
@@ -283,7 +286,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, np.generic):
         return value.item()
-    return str(value) if isinstance(value, Path) else value
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def check_settings(cli: RunCLI) -> None:

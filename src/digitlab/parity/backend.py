@@ -71,6 +71,7 @@ def _import() -> tuple[Any, Any]:
         import keras
         import tensorflow
 
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it tells a notebook everything
         if keras.backend.backend() != "tensorflow":
             raise ImportError(
                 f"Keras was imported with the backend {keras.backend.backend()}: set the "
