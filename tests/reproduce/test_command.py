@@ -164,7 +164,7 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
         (["--sedes", "1"], "there is no option 'sedes': did you mean 'seeds'?"),
         (["B1_as_published", "--framework", "keras"], "B1_as_published needs torch"),
         (["B1", "--explain", "B1:B2"], "leave the rows out"),
-        (["--report", "--out", "nowhere"], "there are no results in nowhere/results.csv: train first"),
+        (["--report", "--out", "nowhere"], "there are no results in nowhere/results.csv: train"),
         (["a.yaml", "--seeds=3", "--report"], "seeds is an option of the training, and --report"),
         (["--report", "--threads", "2"], "threads is an option of the training, and --report"),
         (["--against", "results.csv"], "give it too"),

@@ -157,6 +157,7 @@ def run(name: str, help: str, options: list[str]) -> int:
         evaluation.load()
         if not images:
             cli.datamodule.setup(name)
+        cli.datamodule.mean_and_std()  # may read training images, which may have changed
         trainer = evaluation.make_trainer()
         if trainer.world_size > 1:
             raise ValueError(
