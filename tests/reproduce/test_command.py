@@ -90,6 +90,7 @@ def test_files_of_one_name_in_two_folders_are_two_rows_that_are_compared(
         return main(command[3:]) == 0  # in this process
 
     monkeypatch.setattr(Queue, "_call", train)
+    monkeypatch.setenv("COLUMNS", "80")
     for folder, name in (("one", "linear"), ("two", "nn")):
         Path(folder).mkdir()
         shutil.copy(Path("configs", "tiny", f"{name}.yaml"), Path(folder, "net.yaml"))
@@ -106,6 +107,7 @@ def test_files_of_one_name_in_two_folders_are_two_rows_that_are_compared(
     for text in (shown, report(shown, capsys)):
         assert "`one/net` − `two/net`" in text
         assert "runs: 1 and 1; margin: 9. No interval" in text
+        assert all(len(line) <= 80 for line in text.splitlines() if line.startswith("Percentage"))
         assert "ocument" not in text
     assert Path("out", "accuracies.png").exists()
 

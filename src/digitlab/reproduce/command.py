@@ -5,7 +5,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import get_terminal_size
 from statistics import mean
+from textwrap import fill
 from typing import Literal
 
 from joblib import cpu_count
@@ -257,7 +259,13 @@ def _show(sections: Mapping[str, str]) -> None:
         count = len(table.splitlines())
         if count > MOST_LINES:
             table = f"{name}: {count} lines, which --report writes to tables.md"
-        print(printable(f"\n{table}", keep="\n"))
+        lines = [line if line.startswith("|") else _wrap(line) for line in table.splitlines()]
+        print(printable("\n" + "\n".join(lines), keep="\n"))
+
+
+def _wrap(text: str) -> str:
+    """Wrap a sentence between words, which a terminal does not."""
+    return fill(text, get_terminal_size().columns, break_on_hyphens=False, break_long_words=False)
 
 
 def _choose_results(
