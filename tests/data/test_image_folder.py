@@ -13,7 +13,7 @@ from PIL import Image
 
 from digitlab.cli import main
 from digitlab.data import Augmentation, ImageFolderDataModule, image_folder
-from tests.commands import config_of, refusal
+from tests.commands import config_of, fit, refusal
 from tests.data import made
 
 COUNTS = {"dark": 20, "light": 10, "middle": 15}
@@ -164,7 +164,8 @@ def test_a_custom_picture_is_prepared_as_those_of_the_folder_are(tmp_path: Path)
 
 def test_a_folder_without_classes_images_or_at_all_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "folder"
-    assert refused(root) == f"folder is {root}: there is no such folder"
+    missing = f"there is no folder {root}; set --data.folder to where the images are"
+    assert refused(root) == f"folder is {root}: {missing}"
     root.mkdir()
     assert refused(root).startswith(f"{root} has no folders of classes: give at least two")
     Image.new("L", (28, 28)).save(root / "1.png")
@@ -284,6 +285,31 @@ def test_a_network_is_trained_on_a_folder_and_names_its_classes(
     capsys.readouterr()
     line = refusal(capsys, "test", "--run", str(run), "--data.folder", str(moved))
     assert "the test images or labels are not those of data.digests" in line
+
+
+def test_training_images_that_changed_are_refused_where_they_are_read_to_normalize(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", "ImageFolderDataModule", "--data.folder", str(folder)]
+    data += ["--data.normalization", "standard", "--data.validation_size", "9"]
+    run = fit(tmp_path / "runs", *data)
+    made.pictures(folder, {"middle": 16})
+    for images in ([], [str(folder / "dark/000.png")]):
+        capsys.readouterr()
+        line = refusal(capsys, "predict" if images else "test", "--run", str(run), *images)
+        assert "the train images or labels are not those of data.digests" in line
+
+
+def test_a_class_that_was_added_after_the_training_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", "ImageFolderDataModule", "--data.folder", str(folder)]
+    run = fit(tmp_path / "runs", *data, "--data.validation_size", "9")
+    image = str(shutil.copytree(folder / "dark", folder / "bright") / "000.png")
+    for words in (["test"], ["predict"], ["predict", image]):
+        capsys.readouterr()
+        line = refusal(capsys, words[0], "--run", str(run), *words[1:])
+        assert "my_pictures has 4 classes, bright, dark, light, middle, but the run was" in line
 
 
 def test_a_network_for_another_size_is_refused_by_name(

@@ -176,6 +176,23 @@ def test_a_convolution_s_kernels_are_shown(tmp_path: Path) -> None:
     assert Image.open(io.BytesIO(content(kernels.attributes["src"]))).size[0] > 300
 
 
+def test_a_run_of_one_s_own_config_file_has_predictions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text("trainer: {max_epochs: 1}\n", "utf-8")
+    run = fit(tmp_path / "runs", "--config", str(tmp_path / "mine.yaml"))
+    assert "of 50 test images are classified right" in page_of(run).text
+    assert "no predictions" not in capsys.readouterr().out
+
+
+def test_missing_predictions_are_said_on_the_screen(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "checkpoints" / "last.ckpt").unlink()
+    assert "No predictions could be made" in page_of(run).text
+    assert f"{run}: no predictions could be made: " in capsys.readouterr().out
+
+
 def test_with_a_hold_out_the_test_split_is_not_read(tmp_path: Path, read_splits: list[str]) -> None:
     options = ["--data", "tests.tiny.SpiedDataModule", "--data.validation_size", "40"]
     folder = fit(tmp_path, *SLOW, *options, model="MLP")

@@ -90,6 +90,7 @@ def test_files_of_one_name_in_two_folders_are_two_rows_that_are_compared(
         return main(command[3:]) == 0  # in this process
 
     monkeypatch.setattr(Queue, "_call", train)
+    monkeypatch.setenv("COLUMNS", "80")
     for folder, name in (("one", "linear"), ("two", "nn")):
         Path(folder).mkdir()
         shutil.copy(Path("configs", "tiny", f"{name}.yaml"), Path(folder, "net.yaml"))
@@ -106,6 +107,7 @@ def test_files_of_one_name_in_two_folders_are_two_rows_that_are_compared(
     for text in (shown, report(shown, capsys)):
         assert "`one/net` − `two/net`" in text
         assert "runs: 1 and 1; margin: 9. No interval" in text
+        assert all(len(line) <= 80 for line in text.splitlines() if line.startswith("Percentage"))
         assert "ocument" not in text
     assert Path("out", "accuracies.png").exists()
 
@@ -164,7 +166,9 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
         (["--sedes", "1"], "there is no option 'sedes': did you mean 'seeds'?"),
         (["B1_as_published", "--framework", "keras"], "B1_as_published needs torch"),
         (["B1", "--explain", "B1:B2"], "leave the rows out"),
-        (["--report", "--out", "nowhere"], "there are no results in nowhere/results.csv: name the"),
+        (["--report", "--out", "nowhere"], "there are no results in nowhere/results.csv: train"),
+        (["a.yaml", "--seeds=3", "--report"], "seeds is an option of the training, and --report"),
+        (["--report", "--threads", "2"], "threads is an option of the training, and --report"),
         (["--against", "results.csv"], "give it too"),
         (["B1", "--margin", "0"], "margin is 0.0: give percentage points, above 0 and up to 100"),
         (["B1", "--margin", "nan"], "margin is nan: it must be float"),

@@ -158,6 +158,7 @@ def run(name: str, help: str, options: list[str]) -> int:
         evaluation.load()
         if not images:
             cli.datamodule.setup(name)
+        cli.datamodule.mean_and_std()  # may read training images, which may have changed
         trainer = evaluation.make_trainer()
         if trainer.world_size > 1:
             raise ValueError(
@@ -193,6 +194,7 @@ def read_evaluation(name: str, options: list[str], help: str = "") -> Evaluation
         trained = needed_settings(run_folder.read_config(folder, run_folder.NEEDED))
         cli = make_cli(name, [f"--run={folder}", *flags], yaml.safe_dump(trained), help)
     _check_data(cli, trained["data"])
+    _check_classes(cli.datamodule, trained["model"])
     limit = f"limit_{'val' if name == 'validate' else name}_batches"
     if cli.config.trainer.get(limit) == 0:
         raise ValueError(f"trainer.{limit} is 0: leave at least one batch to score")
@@ -240,6 +242,16 @@ def _check_data(cli: EvaluationCLI, trained: dict[str, Any]) -> None:
                 f"data.{name} is {value}, but the run was trained with {theirs}: leave it out, "
                 "or train a run with it"
             )
+
+
+def _check_classes(data: ImageDataModule, trained: dict[str, Any]) -> None:
+    """Check that a folder of images, say, has as many classes as when the run was trained."""
+    then, now = (trained.get("init_args") or {}).get("num_classes"), data.class_names
+    if isinstance(then, int) and then != len(now):
+        raise ValueError(
+            f"{data.name} has {len(now)} classes, {', '.join(now)}, but the run was trained on "
+            f"{then}: restore them, or train a new run"
+        )
 
 
 def _save_score(evaluation: Evaluation, phase: Literal["val", "test"], split: str) -> None:

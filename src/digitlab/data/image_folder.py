@@ -146,7 +146,10 @@ class ImageFolderDataModule(ImageDataModule):
 def _find_splits(root: Path) -> dict[Split, dict[str, list[str]]]:
     """List the image files of each class of `train`, and of `test` if there is a folder for it."""
     if not root.is_dir():
-        raise ValueError(f"folder is {root}: there is no such folder")
+        raise ValueError(
+            f"folder is {root}: there is no folder {root.absolute()}; set --data.folder to where "
+            "the images are"
+        )
     inner = [it.name for it in _visible(root) if it.is_dir()]
     if "train" not in inner or not any(it.is_dir() for it in _visible(root / "train")):
         return {"train": _find_classes(root)}

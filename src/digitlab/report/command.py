@@ -36,7 +36,11 @@ def run(name: str, help: str, options: list[str]) -> int:
             raise InputError(f"out is {out}, which is a folder: give a file")
         if not os.access(out.absolute().parent, os.W_OK):
             raise InputError(f"{out.parent} may not be written: give --out FILE.html elsewhere")
-    files.write_text(out, render([(run, predict(run, given.import_modules)) for run in runs]))
+    outcomes = [(run, predict(run, given.import_modules)) for run in runs]
+    files.write_text(out, render(outcomes))
+    for run, outcome in outcomes:
+        if outcome.why:
+            print(printable(f"{run.folder}: no predictions could be made: {outcome.why}"))
     print(f"Written to {printable(out)}")
     return 0
 

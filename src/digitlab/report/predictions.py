@@ -76,7 +76,9 @@ def predict(run: Run, import_modules: bool = False) -> Outcome:
         run: The run.
         import_modules: Import the modules of the run's own classes, too.
     """
-    if not import_modules and (name := find_unimported(needed_settings(run.config))):
+    settings = needed_settings(run.config)
+    settings.pop("from_configs", None)  # paths of files that exist, but are not read again
+    if not import_modules and (name := find_unimported(settings)):
         remedy = "if you trust it, add --import_modules true"
         return Outcome(why=f"the run names {name}, and importing it runs its code; {remedy}")
     tested = run.metrics.get("test")

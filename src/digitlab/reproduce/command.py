@@ -5,7 +5,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import get_terminal_size
 from statistics import mean
+from textwrap import fill
 from typing import Any, Literal
 
 from joblib import cpu_count
@@ -61,6 +63,13 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
             raise InputError(f"{option} is {given[option]}: give at least {low}")
     if given.margin is not None and not 0 < given.margin <= 100:
         raise InputError(f"margin is {given.margin}: give percentage points, above 0 and up to 100")
+    training = ("framework", "seeds", "first_seed", "workers", "threads", "validate_every")
+    words = [word.split("=")[0] for word in options]
+    if given.report and (unused := [it for it in training if f"--{it}" in words]):
+        raise InputError(
+            f"{unused[0]} is an option of the training, and --report trains nothing: train first, "
+            "without --report"
+        )
     if given.against and not given.report:
         raise InputError("against is an option of --report: give it too")
     if given.report and given.explain:
@@ -253,7 +262,13 @@ def _show(sections: Mapping[str, str]) -> None:
         count = len(table.splitlines())
         if count > MOST_LINES:
             table = f"{name}: {count} lines, which --report writes to tables.md"
-        print(printable(f"\n{table}", keep="\n"))
+        lines = [line if line.startswith("|") else _wrap(line) for line in table.splitlines()]
+        print(printable("\n" + "\n".join(lines), keep="\n"))
+
+
+def _wrap(text: str) -> str:
+    """Wrap a sentence between words, which a terminal does not."""
+    return fill(text, get_terminal_size().columns, break_on_hyphens=False, break_long_words=False)
 
 
 def _choose_results(
@@ -262,8 +277,8 @@ def _choose_results(
     measured = results.read(path)
     if not measured:
         raise InputError(
-            f"there are no results in {path}: name the --out of digitlab reproduce, or its "
-            "results.csv"
+            f"there are no results in {path}: train first, without --report, or name the --out "
+            "of digitlab reproduce, or its results.csv"
         )
     rows = list(dict.fromkeys(result.row for result in measured))
     chosen = [name if name in rows else choose([name], known)[0].name for name in names] or rows

@@ -98,7 +98,8 @@ def draw_lines(rows: Mapping[str, Row], groups: Groups[float], label: str, whole
         if not whole:
             axes.axvline(0, color="black", linewidth=0.8, zorder=1)
         space = 0.04 * (max(ends) - min(ends)) or 0.1
-        axes.set_xlim(min(ends) - space, min(max(ends), 100) + space)
+        low = max(min(ends), 0) if whole else min(ends)
+        axes.set_xlim(low - space, min(max(ends), 100) + space)
     grid[-1].set_xlabel(label)
     marks = {"D": "published", ">": "published: more than"}
     handles = [_handle(text, marker=it, **_PUBLISHED) for it, text in marks.items() if it in shown]
