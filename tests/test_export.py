@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import dlpack
 
 import digitlab
 from digitlab import export, models
@@ -188,7 +189,7 @@ class Noisy(Net):
 
 class Foreign(Net):
     def forward(self, x: Tensor) -> Tensor:
-        copy = torch.from_dlpack(torch.utils.dlpack.to_dlpack(x))
+        copy: Tensor = dlpack.from_dlpack(dlpack.to_dlpack(x))  # type: ignore[attr-defined]
         logits: Tensor = self.layer(copy.flatten(1))
         return logits
 

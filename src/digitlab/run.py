@@ -292,7 +292,8 @@ def fit(
         >>> run = fit("digits/linear", {"trainer.max_epochs": 2}, seed=1)  # doctest: +SKIP
         >>> again = fit(run=run, trainer={"max_epochs": 4})  # doctest: +SKIP
     """
-    if not isinstance(overrides or {}, Mapping):
+    changes: Any = overrides or {}  # a notebook has no type checker
+    if not isinstance(changes, Mapping):
         rule = 'give a dict, such as {"trainer.max_epochs": 3}'
         raise InputError(f"overrides is {overrides!r}: {rule}")
     if isinstance(config, str | Path):
@@ -300,7 +301,7 @@ def fit(
     words = flags_of(config) if isinstance(config, Mapping) else (f"--config={it}" for it in config)
     try:
         with in_callers_process(quiet):
-            folder = train([*words, *flags_of(overrides or {}), *flags_of(options)])
+            folder = train([*words, *flags_of(changes), *flags_of(options)])
     except Interrupted as interrupt:
         if interrupt.number == signal.SIGINT:
             raise KeyboardInterrupt(str(interrupt)) from None
