@@ -1,7 +1,5 @@
 """`digitlab reproduce`: train rows over seeds, and report the results."""
 
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,16 +11,17 @@ from typing import Any, Literal
 from joblib import cpu_count
 from jsonargparse import ArgumentParser, Namespace
 
-from digitlab import files, run_folder, terminal
+from digitlab import files, terminal
 from digitlab.cli.messages import parse_words
 from digitlab.cli.options import ShortHelp
 from digitlab.errors import InputError, reading_input
 from digitlab.reproduce import figures, results, tables
 from digitlab.reproduce.effects import UnfinishedError
+from digitlab.reproduce.executors import train_items
 from digitlab.reproduce.explain import explain_difference, explanation_tables
-from digitlab.reproduce.queue import Item, Queue
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row, choose, read_rows
+from digitlab.reproduce.worker import Item, Outcome
 from digitlab.run_folder import Framework
 from digitlab.terminal import printable
 
@@ -166,27 +165,22 @@ def _train(given: Namespace, items: list[Item]) -> int:
         key = (item.row.name, item.framework, item.seed)
         return key in {result.key for result in results.read(table)}
 
-    def record(item: Item, folder: Path) -> str:
-        if "test" not in run_folder.read_metrics(folder):  # a run with a hold-out
-            command = [sys.executable, "-m", "digitlab", "test", "--run", str(folder)]
-            with queue.log(item).open("a", encoding="utf-8") as log:
-                subprocess.run(command, stdout=log, stderr=log, check=False)
-        result = Result.of_run(item.row, folder)
-        results.add(table, [result])
-        return f"{result.test_accuracy:.2%}"
+    def record(item: Item, outcome: Outcome) -> str:
+        assert outcome.result
+        results.add(table, [outcome.result])
+        return f"{outcome.result.test_accuracy:.2%}"
 
     options = []
     if given.validate_every:
         every = ["--trainer.val_check_interval", str(given.validate_every)]
         options = [*every, "--model.steps_per_execution", "1"]  # Lightning counts calls, not steps
-    queue = Queue(
-        *(given.out, is_done, record),
-        expected_seconds=lambda item: seconds.get((item.row.name, item.framework)),
+    failed = train_items(
+        *(items, given.out, is_done, record),
         workers=given.workers,
         threads=given.threads,
         options=options,
+        expected_seconds=lambda item: seconds.get((item.row.name, item.framework)),
     )
-    failed = queue.work(items)
     rows = {item.row.name: item.row for item in items}
     if measured := [result for result in results.read(table) if result.row in rows]:
         _show(make_tables(tables.rows_of(measured, rows), measured, given.margin))
@@ -196,8 +190,6 @@ def _train(given: Namespace, items: list[Item]) -> int:
         print(f"\nResults are in {printable(table)}. What to do next:\n  {report}")
         if table != RECORD and any(result.row in rows for result in results.read(RECORD)):
             print(f"  {report} --against {RECORD}  # are they as expected?")
-    for item in failed:
-        print(printable(f"{item} failed: see {queue.log(item)}"))
     return 1 if failed else 0
 
 
