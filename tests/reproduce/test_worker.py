@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -175,7 +176,7 @@ def test_all_that_a_run_writes_is_in_its_log(
     laboratory: Laboratory, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def write(command: list[str]) -> bool:
-        worker.os.write(2, b"as C++ code does\n")
+        os.write(2, b"as C++ code does\n")
         return True
 
     laboratory.before = write
@@ -189,7 +190,7 @@ def test_all_that_a_run_writes_is_in_its_log(
 
 def test_a_worker_of_another_version_is_refused_by_name(laboratory: Laboratory) -> None:
     spec = replace(laboratory.spec(laboratory.item), version="9.9")
-    with pytest.raises(InputError, match=r"the worker process \d+ has digitlab .*: install 9\.9"):
+    with pytest.raises(InputError, match=r"worker process \d+ has digitlab .*: install 9\.9"):
         train_run(spec)
     assert not laboratory.commands
 

@@ -47,7 +47,8 @@ def run(name: str, help: str, options: list[str]) -> int:
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     if given.explain:
         return explain_difference(
-            given.explain, rows, given.out, seeds, given.workers, given.threads
+            *(given.explain, rows, given.out, seeds, given.workers, given.threads),
+            given.scheduler,
         )
     with reading_input():
         items = _choose_items(given, rows, seeds)
@@ -63,6 +64,7 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
     if given.margin is not None and not 0 < given.margin <= 100:
         raise InputError(f"margin is {given.margin}: give percentage points, above 0 and up to 100")
     training = ("framework", "seeds", "first_seed", "workers", "threads", "validate_every")
+    training += ("scheduler", "fetch")
     words = [word.split("=")[0] for word in options]
     if given.report and (unused := [it for it in training if f"--{it}" in words]):
         raise InputError(
@@ -77,6 +79,10 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
         raise InputError("explain trains in PyTorch: leave --framework and --validate_every out")
     if given.explain and given.rows:
         raise InputError(f"explain is {given.explain}: leave the rows out, {' '.join(given.rows)}")
+    if given.scheduler and given.workers:
+        raise InputError("workers is an option of dask worker, --nworkers: leave --workers out")
+    if given.fetch and not given.scheduler:
+        raise InputError("fetch copies from a cluster's workers: give --scheduler, too")
     given.workers = given.workers or max(1, cpu_count() // given.threads)
     return given
 
@@ -98,6 +104,10 @@ def make_parser(name: str, help: str) -> ArgumentParser:
     text = "Runs at a time. Default: the number of CPU cores, divided by the threads."
     add("--workers", metavar="N", type=int | None, default=None, help=text)
     add("--threads", metavar="N", type=int, default=1, help="CPU threads of each run.")
+    text = "Train on a Dask cluster, whose scheduler has this address: tcp://HOST:8786."
+    add("--scheduler", metavar="ADDRESS", type=str | None, default=None, help=text)
+    text = "With --scheduler: copy the run folders from the workers."
+    add("--fetch", action="store_true", help=text)
     text = "Validate every so many optimizer steps, for finer curves; PyTorch only."
     add("--validate_every", metavar="N", type=int | None, default=None, help=text)
     add("--report", action="store_true", help="Train nothing: write tables and plots from --out.")
@@ -178,6 +188,8 @@ def _train(given: Namespace, items: list[Item]) -> int:
         *(items, given.out, is_done, record),
         workers=given.workers,
         threads=given.threads,
+        scheduler=given.scheduler,
+        fetch=given.fetch,
         options=options,
         expected_seconds=lambda item: seconds.get((item.row.name, item.framework)),
     )
@@ -224,6 +236,7 @@ def write_report(
                 sections |= explanation_tables(grid.parent)
             except UnfinishedError as error:
                 print(printable(error))
+    sections["devices"] = results.list_devices(measured)  # over which the figures pool
     drawn = {"accuracies": figures.draw_accuracies(rows, measured)}
     if any(result.val_curve for result in measured):
         drawn["curves"] = figures.draw_curves(rows, measured)

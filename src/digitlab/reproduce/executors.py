@@ -1,16 +1,21 @@
 """Many runs by an executor: processes of this machine, or a Dask cluster's workers."""
 
+import logging
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
+    CancelledError,
+    Executor,
     Future,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib.util import find_spec
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from threading import current_thread, local, main_thread
@@ -19,7 +24,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from digitlab.errors import InputError, describe_error
+from digitlab.errors import InputError, RunError, describe_error, reading_input
 from digitlab.reproduce.worker import Item, Outcome, Spec, prepare_worker, train_run
 from digitlab.terminal import printable
 
@@ -76,41 +81,49 @@ def train_items(
     *,
     workers: int = 1,
     threads: int = 1,
+    scheduler: str | None = None,
+    fetch: bool = False,
     options: Sequence[str] = (),
     expected_seconds: Callable[[Item], float | None] = lambda item: None,
 ) -> list[Item]:
     """Train the items that are not done, name those that failed, and return these.
 
-    A run writes to `out/runs/<item>`: log.txt, and a run folder.
+    A run writes to `out/runs/<item>`: log.txt, and a run folder. Those of a Dask worker stay with
+    it, and the end of the log and history.csv come here.
 
     Args:
         items: The runs.
         out: The folder of all files.
         is_done: Whether an item needs no training.
         record: Records what a worker returns for an item, and returns it in a few words.
-        workers: Number of runs at a time.
+        workers: Number of runs at a time, without a scheduler.
         threads: Number of CPU threads of each.
+        scheduler: The address of a Dask scheduler, whose workers train the runs.
+        fetch: Whether Dask workers send the run folders.
         options: Options of `digitlab fit` that all runs get.
         expected_seconds: How long an item will take, for the time left; None if unknown.
 
     Raises:
+        InputError: No scheduler answers, or a worker has another version of digitlab.
+        RunError: The scheduler was lost.
         KeyboardInterrupt, SystemExit: Ctrl-C was pressed, or SIGTERM came; the runs are ended
             first.
     """
     # Items that start from another one's weights come last: that one is then mostly done.
     waiting = sorted((it for it in items if not is_done(it)), key=lambda it: bool(it.row.after))
-    specs = {it: Spec.make(it, out, threads, (*options,), False, False) for it in waiting}
+    how = (threads, (*options,), bool(scheduler), fetch)
+    specs = {it: Spec.make(it, out, *how) for it in waiting}
     failed = []
     with (
         _ended_by_sigterm(),
-        Processes(workers, threads) as executor,
+        _executor(workers, threads, scheduler) as executor,
         _Progress(waiting, expected_seconds) as progress,
     ):
         try:
             futures = {executor.submit(train_run, spec): item for item, spec in specs.items()}
             for future in _as_completed(futures, progress):
                 item = futures[future]
-                succeeded, said = _receive(future, specs[item], record)
+                succeeded, said = _receive(future, specs[item], record, out)
                 progress.show(item, said)
                 failed += [] if succeeded else [item]
         except BaseException as error:
@@ -119,7 +132,7 @@ def train_items(
                 raise KeyboardInterrupt("the same command resumes the queue") from None
             raise
     for item in failed:
-        print(printable(f"{item} failed: see {specs[item].folder / 'log.txt'}"))
+        print(printable(f"{item} failed: see {out / 'runs' / item.name / 'log.txt'}"))
     return failed
 
 
@@ -132,20 +145,70 @@ def _as_completed(futures: Iterable[Future[Any]], progress: "_Progress") -> Iter
 
 
 def _receive(
-    future: Future[Outcome], spec: Spec, record: Callable[[Item, Outcome], str]
+    future: Future[Outcome], spec: Spec, record: Callable[[Item, Outcome], str], out: Path
 ) -> tuple[bool, str]:
     """Record what has come back; return whether the run has a result, and a short report."""
+    folder = out / "runs" / spec.item.name
     try:
         outcome = future.result()
         if outcome.left:
             return True, "left to another process, which trains it"
+        if spec.name != spec.item.name:
+            outcome = _keep_files(outcome, spec, folder)
         return (True, record(spec.item, outcome)) if outcome.result else (False, "failed")
     except InputError:  # the worker is not fit for any run
         raise
-    except BrokenProcessPool:
-        return False, "failed: it has ended two workers"
+    except CancelledError as error:
+        raise RunError(
+            "the Dask scheduler is lost; all recorded results are kept, and the same command "
+            "resumes the queue"
+        ) from error
     except Exception as error:
-        return False, f"failed: {describe_error(error)}"
+        said = describe_error(error)
+        # The latter is Dask's, which may not be installed.
+        if isinstance(error, BrokenProcessPool) or type(error).__name__ == "KilledWorker":
+            said = "each process that trained it was killed or has crashed"
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(f"\n{said}\n")
+        return False, f"failed: {said}"
+
+
+def _keep_files(outcome: Outcome, spec: Spec, folder: Path) -> Outcome:
+    """Write what a worker elsewhere has sent."""
+    texts = {"log.txt": outcome.log_end, "history.csv": outcome.history}
+    sent = {name: text.encode() for name, text in texts.items()} | outcome.files
+    for name, content in sent.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    if not outcome.files or not outcome.folder:
+        return outcome
+    return replace(outcome, folder=folder / outcome.folder.relative_to(spec.folder))
+
+
+@contextmanager
+def _executor(workers: int, threads: int, scheduler: str | None) -> Iterator[Executor]:
+    if not scheduler:
+        with Processes(workers, threads) as processes:
+            yield processes
+        return
+    with reading_input():
+        if not find_spec("distributed"):
+            raise InputError('scheduler needs Dask: pip install "digitlab[cluster]"')
+        from distributed import Client
+
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it reports what we do
+        try:
+            client: Any = Client(scheduler, timeout=10)  # type: ignore[no-untyped-call]
+        except OSError as error:
+            raise InputError(
+                f"scheduler is {scheduler}: none answers there; start one, dask scheduler, or "
+                "give the address that it has printed"
+            ) from error
+    with client:
+        print(printable(f"Dask's dashboard: {client.dashboard_link}"))
+        # A call has its arguments' digest for a name: what two commands ask for is done once.
+        yield client.get_executor(pure=True)
 
 
 @contextmanager

@@ -166,7 +166,13 @@ def make_grid(first: Row, second: Row, out: Path) -> Grid:
 
 
 def explain_difference(
-    pair: str, rows: dict[str, Row], out: Path, seeds: Sequence[int], workers: int, threads: int
+    pair: str,
+    rows: dict[str, Row],
+    out: Path,
+    seeds: Sequence[int],
+    workers: int,
+    threads: int,
+    scheduler: str | None = None,
 ) -> int:
     """Measure the effects of all settings in which two configs differ; return the exit code.
 
@@ -178,6 +184,7 @@ def explain_difference(
         seeds: Seeds of the runs, the same for all ways to train.
         workers: Number of runs at a time.
         threads: Number of CPU threads of each.
+        scheduler: The address of a Dask scheduler, whose workers train the runs.
 
     Raises:
         InputError: The input is bad.
@@ -204,7 +211,11 @@ def explain_difference(
         f"in {2 ** len(grid.of_evaluation)} ways"
     )
     failed = train_items(
-        items, grid.out, grid.is_done, grid.record, workers=workers, threads=threads
+        *(items, grid.out, grid.is_done, grid.record),
+        workers=workers,
+        threads=threads,
+        scheduler=scheduler,
+        fetch=bool(scheduler),  # the weights are evaluated here
     )
     try:
         _write_report(grid.out)

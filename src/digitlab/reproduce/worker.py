@@ -6,12 +6,12 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from multiprocessing import parent_process
 from pathlib import Path
 from threading import RLock, Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -126,15 +126,12 @@ def train_run(spec: Spec) -> Outcome:
     An unfinished run starts over.
 
     Raises:
-        InputError: This worker has another version of digitlab.
+        InputError: This worker has another version of digitlab, or several threads for runs.
     """
-    if spec.version != __version__:
-        raise InputError(
-            f"the worker {_worker_name()} has digitlab {__version__}: install {spec.version}, "
-            "which the command has, or end that worker"
-        )
+    worker = _dask_worker()
+    _check_worker(spec, worker)
     prepare_process()
-    stop = _stop_condition()
+    stop = _stop_condition(worker)
     try:
         with _lock(spec, blocking=False):
             run = _find_run(spec.folder) or _train(spec, stop)
@@ -204,6 +201,7 @@ def _find_config(spec: Spec) -> Path:
     if path.is_file() and path.read_bytes() == spec.config:
         return path
     copy = spec.folder / "config" / path.parent.name / path.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(copy, spec.config.decode("utf-8-sig"))
     return copy
 
@@ -247,24 +245,34 @@ def _lock(spec: Spec, **how: object) -> Iterator[FileLock]:
         yield own
 
 
-def _stop_condition() -> Callable[[], bool]:
-    """Return what tells whether this run is wanted no more; a local worker is killed instead."""
-    if "distributed" not in sys.modules:
-        return lambda: False
-    from distributed import get_worker
+def _dask_worker() -> Any:
+    """Return the Dask worker that this process is, or None."""
+    if "distributed" in sys.modules:
+        from distributed import get_worker
 
-    try:
-        worker = get_worker()
-    except ValueError:  # this process is no worker of Dask's
+        with suppress(ValueError):  # this process is none, but the command's own
+            return get_worker()
+    return None
+
+
+def _check_worker(spec: Spec, worker: Any) -> None:
+    name = worker.address if worker else f"process {os.getpid()}"
+    if spec.version != __version__:
+        raise InputError(
+            f"worker {name} has digitlab {__version__}: install {spec.version}, which the command "
+            "has, or end that worker"
+        )
+    if worker and worker.state.nthreads != 1:  # runs would share output and random numbers
+        raise InputError(
+            f"worker {name} trains {worker.state.nthreads} runs in one process: start it with "
+            "--nthreads 1, and --nworkers for more"
+        )
+
+
+def _stop_condition(worker: Any) -> Callable[[], bool]:
+    """Return what tells whether this run is wanted no more; a local worker is killed instead."""
+    if not worker:
         return lambda: False
     tasks, key = worker.state.tasks, worker.get_current_task()
     # Dask cannot end a task that runs. It is cancelled after Ctrl-C, and if the command was killed.
     return lambda: key not in tasks or tasks[key].state == "cancelled"
-
-
-def _worker_name() -> str:
-    if "distributed" in sys.modules:
-        from distributed import get_worker
-
-        return str(get_worker().address)
-    return f"process {os.getpid()}"
