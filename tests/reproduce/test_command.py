@@ -168,6 +168,8 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
         (["--explain", "B1"], "name two configs with a colon between, such as B1:B2"),
         (["--explain", "B1:B1"], "so name two configs"),
         (["--explain", "B1:none.yaml"], "there is no config none.yaml"),
+        (["B1", "--scheduler", "tcp://x:1", "--workers", "2"], "leave --workers out"),
+        (["B1", "--fetch"], "fetch copies from a cluster's workers: give --scheduler, too"),
         (["--explain", "B1:B2", "--validate_every", "5"], "leave --framework and --validate_every"),
     ],
 )

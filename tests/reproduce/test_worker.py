@@ -3,6 +3,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -202,3 +203,32 @@ def test_a_worker_that_is_not_fit_ends_the_command(
     with pytest.raises(InputError, match=r"has digitlab 9\.8"):
         laboratory.train(laboratory.item, laboratory.other)
     assert not laboratory.recorded
+
+
+def test_a_dask_worker_of_several_threads_is_refused_by_name(laboratory: Laboratory) -> None:
+    dask = SimpleNamespace(address="tcp://there:1", state=SimpleNamespace(nthreads=2))
+    with pytest.raises(InputError, match="worker tcp://there:1 trains 2 runs in one process: st"):
+        worker._check_worker(laboratory.spec(laboratory.item), dask)
+
+
+def test_a_worker_without_the_config_trains_with_its_content_and_finds_its_own_runs(
+    laboratory: Laboratory,
+) -> None:
+    row = laboratory.continued
+    item = Item(row, "torch", 0)
+    spec = Spec.make(item, laboratory.out, remote=True, fetch=True)
+    row.config.write_text("model: LeNet5\n")
+    other = Spec.make(item, laboratory.out, remote=True)
+    assert spec.name != other.name
+    for row in (laboratory.first, laboratory.continued):
+        row.config.unlink()
+    outcome = train_run(spec)
+    configs = [Path(path) for path in laboratory.values("--config")]
+    assert [path.parts[-2:] for path in configs] == [
+        ("tiny", "one.yaml"),
+        ("tiny", "one_continued.yaml"),
+    ]
+    assert configs[1].read_text() == "model: MLP\n"
+    assert [*outcome.files] == ["run/version_0/metrics.json"]
+    assert train_run(spec) == outcome
+    assert len(laboratory.commands) == 2  # none was trained again
