@@ -26,7 +26,7 @@ CONFIG = "model: LinearClassifier\ndata: DigitsDataModule\ntrainer:\n  max_epoch
 DASK = [sys.executable, "-m", "dask"]
 
 
-def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 300) -> Any:
     """Wait for a condition, and return its value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -45,8 +45,13 @@ class Cluster:
         self.processes: list[subprocess.Popen[str]] = []
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard"]
         self.scheduler = self.start("scheduler", *where)
+        until(self.listens)
         for name in ("one", "two"):
             self.start("worker", self.address, "--nthreads", "1", "--no-dashboard", place=name)
+
+    def listens(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
 
     def start(self, *words: str, place: str = "scheduler") -> subprocess.Popen[str]:
         (self.root / place).mkdir()
@@ -130,7 +135,7 @@ def test_a_killed_command_ends_its_runs_and_the_workers_stay(cluster: Cluster) -
     (history,) = until(cluster.training)
     command.kill()
     log = history.parents[2] / "log.txt"
-    until(lambda: "interrupted by SIGTERM" in log.read_text(), 30)
+    until(lambda: "interrupted by SIGTERM" in log.read_text(), 60)
     (cluster.root / "one.yaml").write_text(f"{CONFIG}1\n")
     again = cluster.reproduce("--seeds", "1")
     again.communicate()
