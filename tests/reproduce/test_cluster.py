@@ -87,7 +87,7 @@ class Cluster:
     def kill_worker(self, place: str) -> None:
         from distributed import Client
 
-        with Client(self.address) as client:  # type: ignore[no-untyped-call]
+        with Client(self.address) as client:
             found = client.run(lambda: (__import__("os").getcwd(), __import__("os").getpid()))
         (number,) = (pid for folder, pid in found.values() if Path(folder).name == place)
         os.kill(number, signal.SIGKILL)
