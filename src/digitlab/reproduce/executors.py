@@ -197,7 +197,8 @@ def _executor(workers: int, threads: int, scheduler: str | None) -> Iterator[Exe
             raise InputError('scheduler needs Dask: pip install "digitlab[cluster]"')
         from distributed import Client
 
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it reports what we do
+        # Its import has set the level of each part; a lost scheduler is reported by `_receive`.
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         try:
             client: Any = Client(scheduler, timeout=10)  # type: ignore[no-untyped-call]
         except OSError as error:
