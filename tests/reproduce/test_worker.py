@@ -86,7 +86,7 @@ def test_each_item_is_trained_by_its_framework_with_its_config_seed_and_threads(
     assert laboratory.values("--config") == [str(item.row.config) for item in items]
     assert laboratory.values("--seed_everything") == ["4", "5"]
     assert laboratory.values("--threads") == ["2", "2"]
-    assert {*laboratory.recorded} == {*items}
+    assert list(laboratory.recorded) == items
 
 
 def test_finished_items_are_not_trained_again_even_if_their_result_was_not_recorded(
@@ -141,7 +141,7 @@ def test_a_row_that_continues_another_starts_with_its_weights(
     assert laboratory.train(*([second, first] if asked else [second])) == []  # in any order
     configs = [str(item.row.config) for item in (first, second)]
     assert laboratory.values("--config") == configs
-    assert {*laboratory.recorded} == ({first, second} if asked else {second})
+    assert list(laboratory.recorded) == ([first, second] if asked else [second])
     run = laboratory.run(first) / "run" / "version_0"
     assert laboratory.commands[1][-2:] == ["--weights", str(run / weights)]
 

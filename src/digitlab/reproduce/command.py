@@ -63,10 +63,9 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
             raise InputError(f"{option} is {given[option]}: give at least {low}")
     if given.margin is not None and not 0 < given.margin <= 100:
         raise InputError(f"margin is {given.margin}: give percentage points, above 0 and up to 100")
-    training = ("framework", "seeds", "first_seed", "workers", "threads", "validate_every")
-    training += ("scheduler", "fetch")
+    names = "framework seeds first_seed workers threads scheduler fetch validate_every"
     words = [word.split("=")[0] for word in options]
-    if given.report and (unused := [it for it in training if f"--{it}" in words]):
+    if given.report and (unused := [it for it in names.split() if f"--{it}" in words]):
         raise InputError(
             f"{unused[0]} is an option of the training, and --report trains nothing: train first, "
             "without --report"
@@ -79,12 +78,16 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
         raise InputError("explain trains in PyTorch: leave --framework and --validate_every out")
     if given.explain and given.rows:
         raise InputError(f"explain is {given.explain}: leave the rows out, {' '.join(given.rows)}")
+    _check_cluster(given)
+    given.workers = given.workers or max(1, cpu_count() // given.threads)
+    return given
+
+
+def _check_cluster(given: Namespace) -> None:
     if given.scheduler and given.workers:
         raise InputError("workers is an option of dask worker, --nworkers: leave --workers out")
     if given.fetch and not given.scheduler:
         raise InputError("fetch copies from a cluster's workers: give --scheduler, too")
-    given.workers = given.workers or max(1, cpu_count() // given.threads)
-    return given
 
 
 def make_parser(name: str, help: str) -> ArgumentParser:

@@ -2,7 +2,7 @@
 
 import logging
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     CancelledError,
@@ -136,11 +136,13 @@ def train_items(
     return failed
 
 
-def _as_completed(futures: Iterable[Future[Any]], progress: "_Progress") -> Iterator[Future[Any]]:
+def _as_completed(
+    futures: Mapping[Future[Any], Item], progress: "_Progress"
+) -> Iterator[Future[Any]]:
     pending = {*futures}
     while pending:
         done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
-        yield from done
+        yield from (future for future in futures if future in done)  # in the order of runs
         progress.refresh()
 
 
