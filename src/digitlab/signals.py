@@ -3,8 +3,9 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from multiprocessing.process import BaseProcess
 from threading import current_thread, main_thread
 from types import FrameType
@@ -18,6 +19,17 @@ from digitlab.errors import Interrupted as Interrupted
 # Windows has neither.
 _REQUEUE = getattr(signal, "SIGUSR1", None)
 _HANGUP = getattr(signal, "SIGHUP", None)
+_stop_condition: ContextVar[Callable[[], bool]] = ContextVar("stop", default=lambda: False)
+
+
+@contextmanager
+def stopped_if(condition: Callable[[], bool]) -> Iterator[None]:
+    """Stop a run of the `with` block as by SIGTERM if the condition, asked at each step, holds."""
+    token = _stop_condition.set(condition)
+    try:
+        yield
+    finally:
+        _stop_condition.reset(token)
 
 
 class StopSignals:
@@ -89,4 +101,5 @@ class StopSignals:
 
     def received(self) -> int:
         """Return the number of a signal that any rank received, or 0; call it on all ranks."""
-        return all_reduce_max(self.trainer, self._number)
+        stopped = signal.SIGTERM if _stop_condition.get()() else 0
+        return all_reduce_max(self.trainer, self._number or stopped)

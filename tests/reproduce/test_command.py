@@ -2,16 +2,15 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from filelock import FileLock
 
 from digitlab import run_folder
 from digitlab.cli import main
 from digitlab.reproduce import results
-from digitlab.reproduce.queue import Item, Queue
+from digitlab.reproduce.worker import Item
 from tests.commands import refusal
+from tests.reproduce.inline import Inline
 from tests.reproduce.samples import RESULT
 
 ROOT = Path(__file__).parents[2]
@@ -41,10 +40,7 @@ def done(laboratory: Path) -> list[tuple[str, str, int]]:
 def test_rows_are_trained_over_seeds_and_the_printed_commands_run(
     laboratory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(self: Queue, command: list[str], log: Path, held: FileLock) -> bool:
-        return main(command[3:]) == 0  # in this process
-
-    monkeypatch.setattr(Queue, "_call", train)
+    monkeypatch.setattr("digitlab.reproduce.executors.Processes", Inline)
     out = "my 'out';#"
     command = [
         "reproduce",
@@ -86,10 +82,7 @@ def test_rows_are_trained_over_seeds_and_the_printed_commands_run(
 def test_files_of_one_name_in_two_folders_are_two_rows_that_are_compared(
     laboratory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(self: Queue, command: list[str], log: Path, held: FileLock) -> bool:
-        return main(command[3:]) == 0  # in this process
-
-    monkeypatch.setattr(Queue, "_call", train)
+    monkeypatch.setattr("digitlab.reproduce.executors.Processes", Inline)
     monkeypatch.setenv("COLUMNS", "80")
     for folder, name in (("one", "linear"), ("two", "nn")):
         Path(folder).mkdir()
@@ -115,9 +108,7 @@ def test_files_of_one_name_in_two_folders_are_two_rows_that_are_compared(
 def test_a_run_with_a_hold_out_is_scored_on_the_test_split(
     laboratory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Queue, "_call", lambda self, command, log, held: main(command[3:]) == 0)
-    run = SimpleNamespace(run=lambda command, **options: main(command[3:]))
-    monkeypatch.setattr("digitlab.reproduce.command.subprocess", run)
+    monkeypatch.setattr("digitlab.reproduce.executors.Processes", Inline)
     text = Path("configs", "tiny", "linear.yaml").read_text()
     data = "  class_path: tests.tiny.TinyDataModule\n  init_args:\n    validation_size: 50"
     Path("held.yaml").write_text(text.replace(" tests.tiny.TinyDataModule", f"\n{data}"))
@@ -140,7 +131,8 @@ def report(shown: str, capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_run_that_fails_is_named_with_its_log_and_gives_exit_code_1(
     laboratory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Queue, "_call", lambda self, command, log, held: False)
+    monkeypatch.setattr("digitlab.reproduce.executors.Processes", Inline)
+    monkeypatch.setattr("digitlab.reproduce.worker.main", lambda command: 1)
     command = ["reproduce", "tiny/linear", "--framework", "torch", "--out", "out", "--seeds", "1"]
     assert main(command) == 1
     log = Path("out", "runs", "tiny-linear-torch-seed_0", "log.txt")
@@ -176,6 +168,8 @@ def test_runs_of_another_recipe_are_not_mixed_with_these(
         (["--explain", "B1"], "name two configs with a colon between, such as B1:B2"),
         (["--explain", "B1:B1"], "so name two configs"),
         (["--explain", "B1:none.yaml"], "there is no config none.yaml"),
+        (["B1", "--scheduler", "tcp://x:1", "--workers", "2"], "leave --workers out"),
+        (["B1", "--fetch"], "fetch copies from a cluster's workers: give --scheduler, too"),
         (["--explain", "B1:B2", "--validate_every", "5"], "leave --framework and --validate_every"),
     ],
 )
@@ -224,11 +218,11 @@ def test_the_documents_rows_are_trained_in_both_frameworks_and_others_where_it_i
 ) -> None:
     trained: list[str] = []
 
-    def work(self: Queue, items: list[Item]) -> list[Item]:
+    def train(items: list[Item], *others: object, **options: object) -> list[Item]:
         trained.extend(item.framework for item in items)
         return []
 
-    monkeypatch.setattr(Queue, "work", work)
+    monkeypatch.setattr("digitlab.reproduce.command.train_items", train)
     monkeypatch.setattr("digitlab.reproduce.command.find_spec", lambda name: has_keras or None)
     assert main(["reproduce", *rows, "--seeds", "1", "--out", "out", *options]) == 0
     assert trained == frameworks

@@ -3,16 +3,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from digitlab import run_folder
 from digitlab.cli import main
 from digitlab.errors import InputError
 from digitlab.reproduce import results
 from digitlab.reproduce.explain import explain_difference, explanation_tables
-from digitlab.reproduce.queue import Queue
 from digitlab.reproduce.results import read_table
 from tests.commands import refusal
+from tests.reproduce.inline import Inline
 from tests.reproduce.samples import RESULT
 
 FIRST = """
@@ -49,12 +48,13 @@ def explain(pair: str, out: Path, seeds: int) -> tuple[Path, int]:
     """Explain, training in this process; give the folder and the number of trained runs."""
     commands = []
 
-    def train(self: Queue, command: list[str], log: Path, held: FileLock) -> bool:
+    def train(command: list[str]) -> int:
         commands.append(command)
-        return main(command[3:]) == 0
+        return main(command)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Queue, "_call", train)
+        patch.setattr("digitlab.reproduce.executors.Processes", Inline)
+        patch.setattr("digitlab.reproduce.worker.main", train)
         assert explain_difference(pair, {}, out, range(seeds), workers=1, threads=1) == 0
     (folder,) = out.glob("explain-*")
     return folder, len(commands)

@@ -36,7 +36,8 @@ def test_a_report_is_tables_and_figures_beside_the_results(
 ) -> None:
     write_report(out, ROWS)
     text = (out / "tables.md").read_text("utf-8")
-    assert re.findall("^## (.*)", text, re.M) == ["accuracies", "differences"]
+    assert re.findall("^## (.*)", text, re.M) == ["accuracies", "differences", "devices"]
+    assert "| CPU unrecorded, 1 thread | 9 |" in text
     for name in ("accuracies", "curves"):
         assert f"![{name}]({name}.png)" in text
         with Image.open(out / f"{name}.png") as image:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from digitlab import __version__
 from digitlab.errors import InputError
 from digitlab.reproduce import results
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row
+from digitlab.resume import processor
 from tests.commands import fit
 from tests.reproduce.samples import RESULT
 
@@ -60,6 +62,20 @@ def test_a_finished_run_is_read_from_its_folder(tmp_path: Path) -> None:
         assert [value for _, value in curve] == pytest.approx(
             [float(row[f"{column}_accuracy"]) for row in history], abs=1e-6
         )
+
+
+def test_a_result_names_the_cpu_and_digitlab_s_version_and_reports_list_them(
+    tmp_path: Path,
+) -> None:
+    result = Result.of_run(ROW, fit(tmp_path))
+    assert result.device == f"{processor()}, 1 thread"
+    assert result.versions.startswith(f"digitlab {__version__}, torch ")
+    measured = [result, replace(RESULT, seed=5), RESULT, replace(RESULT, seed=6, device="Tesla T4")]
+    assert results.list_devices(measured).splitlines()[2:] == [
+        "| CPU unrecorded, 1 thread | 2 |",
+        f"| {result.device} | 1 |",
+        "| Tesla T4 | 1 |",
+    ]
 
 
 def test_validations_within_an_epoch_are_points_of_the_curve(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from digitlab.classifier import Classifier
 from digitlab.data import ImageDataModule
 from digitlab.data.loader import run_seed
 from digitlab.files import write_figure, write_image, write_text
+from digitlab.resume import processor
 from digitlab.run_folder import Framework, short_name, write_metrics
 from digitlab.scores import describe_score
 
@@ -157,6 +158,7 @@ class FinalEvaluation(Callback):
             "optimizer_steps": trainer.global_step,
             "precision": trainer.precision,
             "device": describe_device(trainer.strategy.root_device),
+            "cpu": processor(),
             **({"weights": self.weights} if self.weights else {}),
             **({"inexact_resumes": inexact} if inexact else {}),
             **getattr(pl_module, "run_details", {}),

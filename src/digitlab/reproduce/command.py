@@ -1,7 +1,5 @@
 """`digitlab reproduce`: train rows over seeds, and report the results."""
 
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,16 +11,17 @@ from typing import Any, Literal
 from joblib import cpu_count
 from jsonargparse import ArgumentParser, Namespace
 
-from digitlab import files, run_folder, terminal
+from digitlab import files, terminal
 from digitlab.cli.messages import parse_words
 from digitlab.cli.options import ShortHelp
 from digitlab.errors import InputError, reading_input
 from digitlab.reproduce import figures, results, tables
 from digitlab.reproduce.effects import UnfinishedError
+from digitlab.reproduce.executors import train_items
 from digitlab.reproduce.explain import explain_difference, explanation_tables
-from digitlab.reproduce.queue import Item, Queue
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row, choose, read_rows
+from digitlab.reproduce.worker import Item, Outcome
 from digitlab.run_folder import Framework
 from digitlab.terminal import printable
 
@@ -48,7 +47,8 @@ def run(name: str, help: str, options: list[str]) -> int:
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     if given.explain:
         return explain_difference(
-            given.explain, rows, given.out, seeds, given.workers, given.threads
+            *(given.explain, rows, given.out, seeds, given.workers, given.threads),
+            given.scheduler,
         )
     with reading_input():
         items = _choose_items(given, rows, seeds)
@@ -63,9 +63,9 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
             raise InputError(f"{option} is {given[option]}: give at least {low}")
     if given.margin is not None and not 0 < given.margin <= 100:
         raise InputError(f"margin is {given.margin}: give percentage points, above 0 and up to 100")
-    training = ("framework", "seeds", "first_seed", "workers", "threads", "validate_every")
+    names = "framework seeds first_seed workers threads scheduler fetch validate_every"
     words = [word.split("=")[0] for word in options]
-    if given.report and (unused := [it for it in training if f"--{it}" in words]):
+    if given.report and (unused := [it for it in names.split() if f"--{it}" in words]):
         raise InputError(
             f"{unused[0]} is an option of the training, and --report trains nothing: train first, "
             "without --report"
@@ -78,8 +78,16 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
         raise InputError("explain trains in PyTorch: leave --framework and --validate_every out")
     if given.explain and given.rows:
         raise InputError(f"explain is {given.explain}: leave the rows out, {' '.join(given.rows)}")
+    _check_cluster(given)
     given.workers = given.workers or max(1, cpu_count() // given.threads)
     return given
+
+
+def _check_cluster(given: Namespace) -> None:
+    if given.scheduler and given.workers:
+        raise InputError("workers is an option of dask worker, --nworkers: leave --workers out")
+    if given.fetch and not given.scheduler:
+        raise InputError("fetch copies from a cluster's workers: give --scheduler, too")
 
 
 def make_parser(name: str, help: str) -> ArgumentParser:
@@ -99,6 +107,10 @@ def make_parser(name: str, help: str) -> ArgumentParser:
     text = "Runs at a time. Default: the number of CPU cores, divided by the threads."
     add("--workers", metavar="N", type=int | None, default=None, help=text)
     add("--threads", metavar="N", type=int, default=1, help="CPU threads of each run.")
+    text = "Train on a Dask cluster, whose scheduler has this address: tcp://HOST:8786."
+    add("--scheduler", metavar="ADDRESS", type=str | None, default=None, help=text)
+    text = "With --scheduler: copy the run folders from the workers."
+    add("--fetch", action="store_true", help=text)
     text = "Validate every so many optimizer steps, for finer curves; PyTorch only."
     add("--validate_every", metavar="N", type=int | None, default=None, help=text)
     add("--report", action="store_true", help="Train nothing: write tables and plots from --out.")
@@ -166,27 +178,24 @@ def _train(given: Namespace, items: list[Item]) -> int:
         key = (item.row.name, item.framework, item.seed)
         return key in {result.key for result in results.read(table)}
 
-    def record(item: Item, folder: Path) -> str:
-        if "test" not in run_folder.read_metrics(folder):  # a run with a hold-out
-            command = [sys.executable, "-m", "digitlab", "test", "--run", str(folder)]
-            with queue.log(item).open("a", encoding="utf-8") as log:
-                subprocess.run(command, stdout=log, stderr=log, check=False)
-        result = Result.of_run(item.row, folder)
-        results.add(table, [result])
-        return f"{result.test_accuracy:.2%}"
+    def record(item: Item, outcome: Outcome) -> str:
+        assert outcome.result
+        results.add(table, [outcome.result])
+        return f"{outcome.result.test_accuracy:.2%}"
 
     options = []
     if given.validate_every:
         every = ["--trainer.val_check_interval", str(given.validate_every)]
         options = [*every, "--model.steps_per_execution", "1"]  # Lightning counts calls, not steps
-    queue = Queue(
-        *(given.out, is_done, record),
-        expected_seconds=lambda item: seconds.get((item.row.name, item.framework)),
+    failed = train_items(
+        *(items, given.out, is_done, record),
         workers=given.workers,
         threads=given.threads,
+        scheduler=given.scheduler,
+        fetch=given.fetch,
         options=options,
+        expected_seconds=lambda item: seconds.get((item.row.name, item.framework)),
     )
-    failed = queue.work(items)
     rows = {item.row.name: item.row for item in items}
     if measured := [result for result in results.read(table) if result.row in rows]:
         _show(make_tables(tables.rows_of(measured, rows), measured, given.margin))
@@ -196,8 +205,6 @@ def _train(given: Namespace, items: list[Item]) -> int:
         print(f"\nResults are in {printable(table)}. What to do next:\n  {report}")
         if table != RECORD and any(result.row in rows for result in results.read(RECORD)):
             print(f"  {report} --against {RECORD}  # are they as expected?")
-    for item in failed:
-        print(printable(f"{item} failed: see {queue.log(item)}"))
     return 1 if failed else 0
 
 
@@ -232,6 +239,7 @@ def write_report(
                 sections |= explanation_tables(grid.parent)
             except UnfinishedError as error:
                 print(printable(error))
+    sections["devices"] = results.list_devices(measured)  # over which the figures pool
     drawn = {"accuracies": figures.draw_accuracies(rows, measured)}
     if any(result.val_curve for result in measured):
         drawn["curves"] = figures.draw_curves(rows, measured)

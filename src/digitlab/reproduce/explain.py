@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from itertools import islice, product
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -27,24 +26,23 @@ from digitlab.reproduce.effects import (
     read_grid,
     read_measured,
 )
+from digitlab.reproduce.executors import train_items
 from digitlab.reproduce.factors import DROPOUT, IMAGES, Factor
-from digitlab.reproduce.queue import Item, Queue
 from digitlab.reproduce.results import append
 from digitlab.reproduce.rows import Row, find_row
+from digitlab.reproduce.worker import Item, Outcome
 from digitlab.scores import Score
 from digitlab.terminal import printable
 
 MOST_TRAINED = 6
 """Factors of the training at most: each more doubles the number of runs."""
 
-_EVALUATION_LOCK = Lock()  # dropout draws from the process's only generator
-
 
 class Cell(NamedTuple):
     """A way to train: a combination of the factors that change the training."""
 
     levels: dict[str, int]  # for each of these factors, 1 if it has the second config's value
-    row: Row  # trained by the queue
+    row: Row  # to be trained
     text: str  # the row's config
     cli: FitCLI  # the config, parsed
 
@@ -69,13 +67,14 @@ class Grid(NamedTuple):
         grid = read_grid(self.out, self.factors)[[*levels]]
         return bool((grid == [*levels.values()]).all(axis=1).any())
 
-    def record(self, item: Item, run: Path) -> str:
+    def record(self, item: Item, outcome: Outcome) -> str:
         """Evaluate an item's trained network in every way, and add the accuracies to the grid."""
         cell = self.cells[item.row.config.stem]
+        assert outcome.folder
         lines: list[dict[str, Any]] = []
         for bits in product((0, 1), repeat=len(self.of_evaluation)):
             levels = cell.levels | dict(zip(self.of_evaluation, bits, strict=True))
-            score = self.evaluate(cell.cli, run, levels, item.seed)
+            score = self.evaluate(cell.cli, outcome.folder, levels, item.seed)
             line: dict[str, Any] = {factor.name: levels[factor.name] for factor in self.factors}
             measured = {"accuracy": score["accuracy"], "n": score["n"]}
             lines.append({**line, "seed": item.seed, **measured})
@@ -94,7 +93,7 @@ class Grid(NamedTuple):
         model, data = cli.model, cli.datamodule
         dropout, images = (self.configs[levels.get(name, 1)] for name in (DROPOUT, IMAGES))
         # The process has one model and data module for each cell, which are changed here.
-        with _EVALUATION_LOCK, torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             load_weights(model, run / run_folder.CHECKPOINTS["torch"]["last"])
             model.dropout_in_evaluation = dropout.model.dropout_in_evaluation
@@ -167,7 +166,13 @@ def make_grid(first: Row, second: Row, out: Path) -> Grid:
 
 
 def explain_difference(
-    pair: str, rows: dict[str, Row], out: Path, seeds: Sequence[int], workers: int, threads: int
+    pair: str,
+    rows: dict[str, Row],
+    out: Path,
+    seeds: Sequence[int],
+    workers: int,
+    threads: int,
+    scheduler: str | None = None,
 ) -> int:
     """Measure the effects of all settings in which two configs differ; return the exit code.
 
@@ -179,6 +184,7 @@ def explain_difference(
         seeds: Seeds of the runs, the same for all ways to train.
         workers: Number of runs at a time.
         threads: Number of CPU threads of each.
+        scheduler: The address of a Dask scheduler, whose workers train the runs.
 
     Raises:
         InputError: The input is bad.
@@ -204,10 +210,13 @@ def explain_difference(
         f"{len(grid.cells)} ways to train × {len(seeds)} seeds = {len(items)} runs, each evaluated "
         f"in {2 ** len(grid.of_evaluation)} ways"
     )
-    queue = Queue(grid.out, grid.is_done, grid.record, workers=workers, threads=threads)
-    failed = queue.work(items)
-    for item in failed:
-        print(printable(f"{item} failed: see {queue.log(item)}"))
+    failed = train_items(
+        *(items, grid.out, grid.is_done, grid.record),
+        workers=workers,
+        threads=threads,
+        scheduler=scheduler,
+        fetch=bool(scheduler),  # the weights are evaluated here
+    )
     try:
         _write_report(grid.out)
     except UnfinishedError as error:  # a run failed, or another process still trains it

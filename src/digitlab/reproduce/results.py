@@ -1,5 +1,7 @@
 """Results of runs: a CSV file with a line for each run, which several processes may append to."""
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -44,8 +46,8 @@ class Result:
     train_seconds: float | None  # wall time of the training alone; None if it was not recorded
     train_curve: Curve  # over each epoch's training batches, while the weights changed
     val_curve: Curve  # of each validation during training
-    device: str  # such as `cpu (1 thread)`
-    versions: str  # packages and versions, such as `torch 2.15.0`, separated by commas
+    device: str  # a GPU, or CPU and threads; `cpu (1 thread)` where its model was not recorded
+    versions: str  # such as `digitlab 0.1.0`, separated by commas; digitlab's came later
 
     @property
     def key(self) -> tuple[str, Framework, int]:
@@ -72,7 +74,7 @@ class Result:
     @classmethod
     def _of_metrics(cls, row: Row, folder: Path, metrics: dict[str, Any]) -> Self:
         of_torch = metrics["framework"] == "torch"
-        packages = ("torch", "lightning") if of_torch else ("keras", "tensorflow")
+        packages = ("digitlab", *(("torch", "lightning") if of_torch else ("keras", "tensorflow")))
         result = cls(
             row=row.name,
             config=f"{metrics['dataset']}/{row.config.stem}",
@@ -86,7 +88,7 @@ class Result:
             train_seconds=round(metrics["phases"]["training"], 1),
             train_curve=_read_curve(folder, "train/accuracy", metrics["optimizer_steps"]),
             val_curve=_read_curve(folder, "val/accuracy", metrics["optimizer_steps"]),
-            device=metrics["device"],
+            device=_describe_device(metrics),
             versions=", ".join(f"{name} {metrics['versions'][name]}" for name in packages),
         )
         _parse(_format(result))  # a check of its values
@@ -152,6 +154,21 @@ def lock(out: Path, name: str) -> FileLock:
     folder = out / "runs" / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / f"{name}.lock")
+
+
+def _describe_device(metrics: dict[str, Any]) -> str:
+    """Name the device, a CPU by its model and the number of threads."""
+    device, threads = str(metrics["device"]), re.fullmatch(r"cpu \((.+)\)", str(metrics["device"]))
+    return f"{metrics['cpu']}, {threads[1]}" if threads and "cpu" in metrics else device
+
+
+def list_devices(measured: Sequence[Result]) -> str:
+    """Write a Markdown table of the devices that runs were trained on, the most used first."""
+    counts = Counter(
+        re.sub(r"^cpu \((.+)\)$", r"CPU unrecorded, \1", result.device) for result in measured
+    )
+    lines = [f"| {device} | {count} |" for device, count in counts.most_common()]
+    return "\n".join(["| device | runs |", "| --- | --- |", *lines])
 
 
 def _read_curve(folder: Path, tag: str, steps: int) -> Curve:
