@@ -51,7 +51,7 @@ def test_a_config_is_proved_and_the_proof_is_kept(
         assert f"{check['compared']:,}" in row
         assert check["passed"] is not check["informational"]
         assert row[HEADING.index("verdict") :].startswith("passed" if check["passed"] else "info")
-    assert out.startswith("no config: MLP and its Keras twin, Adam, 2 steps of 8 images of tiny")
+    assert out.startswith("config: none\nMLP and its Keras twin, Adam, 2 steps of 8 images of tiny")
     assert "not compared" not in out
     assert out.endswith(
         f"All 8 checks passed: both compute the same\nWritten to {folder / 'parity.json'}\n"

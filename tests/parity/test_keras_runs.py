@@ -251,7 +251,7 @@ def test_precision_and_output_are_those_of_the_model_in_later_commands_too(
     assert read_metrics(folder) == before
     flags = {
         "--trainer.precision=32-true": "in mixed_bfloat16: set --trainer.precision bf16-mixed",
-        "--trainer.accelerator=gpu": "gpu.yaml out, or set --trainer.accelerator auto",
+        "--trainer.accelerator=gpu": "gpu out, or set --trainer.accelerator auto",
     }
     for command, (flag, message) in product(("test", "predict"), flags.items()):
         assert refusal(capsys, command, "--run", str(folder), flag).endswith(message)

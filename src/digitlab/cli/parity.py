@@ -144,7 +144,7 @@ def _describe(cli: ParityCLI) -> str:
     optimizer = type(model.optimizer(model.parameters())).__name__
     steps = f"{cli.config.steps} step{'s' * (cli.config.steps > 1)}"
     lines = [
-        f"{cli.origin}: {type(model).__name__} and its Keras twin, "
+        f"config: {cli.origin}\n{type(model).__name__} and its Keras twin, "
         f"{optimizer}, {steps} of {data.batch_size} images of {data.name}, "
         f"seed {cli.config.seed_everything}",
         ", ".join(f"{name} {number}" for name, number in _versions().items()),
