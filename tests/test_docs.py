@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -94,7 +95,8 @@ def test_the_guide_to_a_data_set_runs_from_top_to_bottom(
 
 def test_the_guide_to_comparisons_trains_its_configs_and_reports_them(tmp_path: Path) -> None:
     page = text_of("compare.md").replace("--seeds 5", "--seeds 2")
-    run(program(page, tmp_path, languages=("bash", "yaml")), tmp_path)
+    code = indent(program(page, tmp_path, languages=("bash", "yaml")), "    ")
+    run(f"if __name__ == '__main__':  # worker processes import this file\n{code}", tmp_path)
     recorded = results.read(DOCS / "results" / "rates" / "results.csv")
     trained = results.read(tmp_path / "runs" / "rates" / "results.csv")
     assert len(trained) == 4
