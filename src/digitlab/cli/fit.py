@@ -225,27 +225,27 @@ def _load_weights(cli: FitCLI, start: ResumePoint) -> dict[str, str] | None:
 
 def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
     """Make the Keras twin that is trained in place of the network, with weights from a file."""
-    from digitlab.parity.backend import POLICIES, choose_device, limit_gpu_memory, set_threads
+    from digitlab.parity.backend import (
+        POLICIES,
+        choose_device,
+        find_precision,
+        limit_gpu_memory,
+        set_threads,
+    )
     from digitlab.parity.keras_files import load_initial_weights
     from digitlab.parity.keras_module import KerasClassifier
 
     config, side = cli.config, cli.datamodule.image_size
     set_threads(config.threads)
-    precision = str(config.trainer.precision or "32-true")
-    precision = {"32": "32-true", "64": "64-true"}.get(precision, precision)
-    if precision not in POLICIES:
-        raise ValueError(
-            f"trainer.precision is {precision}: Keras has no dtype policy for it; use one of "
-            f"{', '.join(POLICIES)}"
-        )
-    cli.device, cli.precision = choose_device(config.trainer.accelerator), precision
+    cli.precision = find_precision(config.trainer.precision)
+    cli.device = choose_device(config.trainer.accelerator)
     for callback in as_list(cli.config_init.trainer.callbacks):
         if isinstance(callback, cb.GPUMemoryLimit):
             limit_gpu_memory(callback.megabytes)
     if weights:
         load_initial_weights(cli.model, Path(weights))
     copy_weights = True if weights else None  # else as the model's initialization asks for
-    made = KerasClassifier(cli.model, POLICIES[precision], config.output, copy_weights)
+    made = KerasClassifier(cli.model, POLICIES[cli.precision], config.output, copy_weights)
     if (taken := made.keras_model.input_shape[1:3]) != (side, side):
         raise ValueError(
             f"the Keras twin takes images of {'x'.join(map(str, taken))} pixels, and these have "

@@ -26,15 +26,15 @@ POLICIES: dict[str, Policy] = {
 """Keras's dtype policy for each of Lightning's precisions."""
 
 
-def find_policy(precision: object) -> Policy:
-    """Find Keras's dtype policy for a trainer's setting `precision`, or raise ValueError."""
+def find_precision(precision: object) -> str:
+    """Find the key in `POLICIES` of a trainer's setting `precision`, or raise ValueError."""
     name = {"None": "32-true", "32": "32-true", "64": "64-true"}.get(str(precision), str(precision))
     if name not in POLICIES:
         raise ValueError(
             f"trainer.precision is {precision}: Keras has no dtype policy for it; use one of "
             f"{', '.join(POLICIES)}"
         )
-    return POLICIES[name]
+    return name
 
 
 def import_keras() -> Any:

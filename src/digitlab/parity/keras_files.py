@@ -19,7 +19,7 @@ from digitlab.classifier import Classifier
 from digitlab.files import atomic_write
 from digitlab.parity.backend import (
     POLICIES,
-    find_policy,
+    find_precision,
     import_keras,
     only_errors_of,
     to_tensorflow,
@@ -210,7 +210,7 @@ def load_classifier(model: Classifier, path: Path, precision: object = None) -> 
         ValueError: As for `load_from_keras`; or the trainer's setting `precision` is not the saved
             model's.
     """
-    keras_model, policy = load_from_keras(model, path), find_policy(precision)
+    keras_model, policy = load_from_keras(model, path), POLICIES[find_precision(precision)]
     saved = {layer.dtype_policy.name for layer in keras_layers(keras_model) if layer.weights}
     if policy not in saved:
         names = [name for name, known in POLICIES.items() if known in saved]
