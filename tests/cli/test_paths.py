@@ -21,7 +21,7 @@ NAMED = "$NO_SUCH_VARIABLE/x names the variable NO_SUCH_VARIABLE, which is not s
 NOT_PATHS = {
     *("accelerator", "strategy", "devices", "max_time", "val_check_interval", "profiler", "name"),
     *("gradient_clip_algorithm", "model_registry", "framework", "output", "help", "print_config"),
-    *("rows", "trainer", "print_shtab", "from_configs", "scheduler"),
+    *("rows", "trainer", "print_shtab", "from_configs", "class_names", "scheduler"),
 }
 """Settings that may be text, but are no paths."""
 

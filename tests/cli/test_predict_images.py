@@ -14,9 +14,10 @@ from PIL import Image
 
 from digitlab.cli import main
 from digitlab.cli.evaluate import split_files
+from digitlab.data import FashionMNISTDataModule
 from digitlab.data.photographs import prepare_digit
 from digitlab.models import LinearClassifier
-from tests.commands import fit, refusal
+from tests.commands import config_of, fit, refusal
 from tests.pictures import SEVEN, seven
 
 KINDS = "PNG, JPEG, TIFF, BMP, GIF, WebP or PGM"
@@ -97,9 +98,10 @@ def test_a_run_of_fashion_names_clothes_and_prepares_pictures_of_them(
     run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fashion = Path(shutil.copytree(run, pictures / "run"))
-    config = (fashion / "config.yaml").read_text("utf-8")
-    own, theirs = "tests.tiny.TinyDataModule", "digitlab.data.FashionMNISTDataModule"
-    (fashion / "config.yaml").write_text(config.replace(own, theirs), "utf-8")
+    config = config_of(fashion)
+    config["data"]["class_path"] = "digitlab.data.FashionMNISTDataModule"
+    config["class_names"] = list(FashionMNISTDataModule.class_names)
+    (fashion / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
     assert main(["predict", "--run", str(fashion), "seven.png", "--json", "rows.json"]) == 0
     (row,) = read_json(pictures / "rows.json")
     line = capsys.readouterr().out.splitlines()[0]

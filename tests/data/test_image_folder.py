@@ -300,16 +300,20 @@ def test_training_images_that_changed_are_refused_where_they_are_read_to_normali
         assert "the train images or labels are not those of data.digests" in line
 
 
-def test_a_class_that_was_added_after_the_training_is_refused(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("change", ["added", "renamed"])
+def test_other_classes_than_those_of_the_training_are_refused(
+    change: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ["--data", "ImageFolderDataModule", "--data.folder", str(folder)]
     run = fit(tmp_path / "runs", *data, "--data.validation_size", "9")
-    image = str(shutil.copytree(folder / "dark", folder / "bright") / "000.png")
-    for words in (["test"], ["predict"], ["predict", image]):
+    assert config_of(run)["class_names"] == ["dark", "light", "middle"]
+    alter = shutil.copytree if change == "added" else shutil.move
+    image = str(Path(alter(folder / "dark", folder / "bright")) / "000.png")
+    names = "bright, dark, light, middle" if change == "added" else "bright, light, middle"
+    for words in (["test"], ["predict"], ["predict", image], ["fit"]):
         capsys.readouterr()
         line = refusal(capsys, words[0], "--run", str(run), *words[1:])
-        assert "my_pictures has 4 classes, bright, dark, light, middle, but the run was" in line
+        assert f"my_pictures has the classes {names}, but the run was trained on dark, " in line
 
 
 def test_a_network_for_another_size_is_refused_by_name(

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
 from digitlab.cli import main
 from digitlab.models import MLP
-from tests.commands import fit, refusal
+from tests.commands import config_of, fit, refusal
 from tests.report.pages import SLOW, content, facts_of, metrics_of, page_of, table_with
 from tests.tiny import TEST, TinyDataModule
 
@@ -137,6 +138,8 @@ def test_values_from_a_run_are_text_whatever_they_contain(
     monkeypatch.setattr(TinyDataModule, "class_names", names)
     evil = '<script>alert("1")</script> $x_{$ " onload="'
     folder = Path(shutil.copytree(run, tmp_path / '<b>"evil"&amp; $x_{$ onload=' / "version_0"))
+    config = config_of(folder) | {"class_names": [*names]}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
     metrics = metrics_of(folder)
     metrics |= {"model": evil, "dataset": evil, "device": evil, "phases": {evil: 1.0}}
     metrics["versions"] = {evil: evil}

@@ -194,7 +194,6 @@ def read_evaluation(name: str, options: list[str], help: str = "") -> Evaluation
         trained = needed_settings(run_folder.read_config(folder, run_folder.NEEDED))
         cli = make_cli(name, [f"--run={folder}", *flags], yaml.safe_dump(trained), help)
     _check_data(cli, trained["data"])
-    _check_classes(cli.datamodule, trained["model"])
     limit = f"limit_{'val' if name == 'validate' else name}_batches"
     if cli.config.trainer.get(limit) == 0:
         raise ValueError(f"trainer.{limit} is 0: leave at least one batch to score")
@@ -217,7 +216,7 @@ def mistakes(rows: "pd.DataFrame") -> "pd.DataFrame":
 
 def needed_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run that an evaluation needs: model, data, device, seed, threads."""
-    kept = ("model", "data", "seed_everything", "threads", "from_configs")
+    kept = ("model", "data", "seed_everything", "threads", "from_configs", "class_names")
     trained = {key: config[key] for key in kept if key in config}
     trained["trainer"] = {key: config["trainer"][key] for key in TRAINER}
     if isinstance(arguments := trained["model"].get("init_args"), dict):
@@ -242,16 +241,6 @@ def _check_data(cli: EvaluationCLI, trained: dict[str, Any]) -> None:
                 f"data.{name} is {value}, but the run was trained with {theirs}: leave it out, "
                 "or train a run with it"
             )
-
-
-def _check_classes(data: ImageDataModule, trained: dict[str, Any]) -> None:
-    """Check that a folder of images, say, has as many classes as when the run was trained."""
-    then, now = (trained.get("init_args") or {}).get("num_classes"), data.class_names
-    if isinstance(then, int) and then != len(now):
-        raise ValueError(
-            f"{data.name} has {len(now)} classes, {', '.join(now)}, but the run was trained on "
-            f"{then}: restore them, or train a new run"
-        )
 
 
 def _save_score(evaluation: Evaluation, phase: Literal["val", "test"], split: str) -> None:

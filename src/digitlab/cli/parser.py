@@ -120,6 +120,8 @@ class RunCLI(LightningCLI):
         """Add the seed: a number, whereas Lightning's own option takes `true` for 0."""
         text = "Recorded in config.yaml: the configs that the settings come from."
         parser.add_argument("--from_configs", type=list[str], default=[], help=text)
+        text = "Recorded in config.yaml: the names of the classes, in the order of their labels."
+        parser.add_argument("--class_names", type=list[str], default=[], help=text)
         parser.add_argument(
             "--seed_everything",
             type=int,
@@ -131,6 +133,8 @@ class RunCLI(LightningCLI):
         given, flags = split_off(args, "--config", "-c")
         if any(word.startswith("--from_configs") for word in flags):
             raise ValueError("from_configs is recorded by a run: name configs by --config")
+        if any(word.startswith("--class_names") for word in flags):
+            raise ValueError("class_names is recorded by a run: the data has its names")
         found = [find_config(name) for name in given]
         self.config_files = [config.path for config in found]
         read = [_read_config(path) for path in self.config_files]
@@ -168,6 +172,18 @@ class RunCLI(LightningCLI):
             raise ValueError(describe_error(_root(error))) from error
         self.model: Classifier = self.config_init.model
         self.datamodule: ImageDataModule = self.config_init.data
+        self._record_classes()
+
+    def _record_classes(self) -> None:
+        """Record the classes of the data; those of a run must be the same, in the same order."""
+        names = list(map(str, self.datamodule.class_names))
+        recorded = load_yaml(self.base).get("class_names") or names
+        if names != recorded:
+            raise ValueError(
+                f"{self.datamodule.name} has the classes {', '.join(names)}, but the run was "
+                f"trained on {', '.join(recorded)}: restore them, or train a new run"
+            )
+        self.config.class_names = names
 
     def _follow_data(self) -> None:
         """Give a network the number of classes in the data, unless the settings give another."""
