@@ -77,8 +77,8 @@ def predict(run: Run, import_modules: bool = False) -> Outcome:
         import_modules: Import the modules of the run's own classes, too.
     """
     settings = needed_settings(run.config)
-    for name in ("from_configs", "class_names"):  # files that are not read, and no names of code
-        settings.pop(name, None)
+    for key in ("from_configs", "class_names"):  # files that are not read, and no names of code
+        settings.pop(key, None)
     if not import_modules and (name := find_unimported(settings)):
         remedy = "if you trust it, add --import_modules true"
         return Outcome(why=f"the run names {name}, and importing it runs its code; {remedy}")
