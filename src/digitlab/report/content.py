@@ -14,7 +14,7 @@ LARGEST = 2**23
 """Pixels of a picture that is shown; a damaged one may claim billions."""
 
 
-class Run(NamedTuple):
+class RunContent(NamedTuple):
     """The settings and results of a run, read from its folder."""
 
     folder: Path
@@ -47,7 +47,7 @@ class Run(NamedTuple):
         return "keras" if named == "keras" else "torch"
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunContent:
     """Read a run folder, even if the run has not ended or files are damaged.
 
     Raises:
@@ -60,7 +60,7 @@ def read_run(folder: Path) -> Run:
     metrics = _read(run_folder.read_metrics, folder / "metrics.json", {}, absent, missing)
     absent, nothing = "no epoch was finished in this folder", pd.DataFrame()
     history = _read(run_folder.read_history, folder / "history.csv", nothing, absent, missing)
-    return Run(folder, config, settings, metrics, history, tuple(missing))
+    return RunContent(folder, config, settings, metrics, history, tuple(missing))
 
 
 def _read(

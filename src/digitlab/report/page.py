@@ -25,7 +25,7 @@ from digitlab.callbacks.pictures import (
     style,
     validation_label,
 )
-from digitlab.report.content import Run
+from digitlab.report.content import RunContent
 from digitlab.report.predictions import Outcome, Predictions
 from digitlab.run_folder import FRAMEWORKS
 
@@ -54,7 +54,7 @@ class Shown(NamedTuple):
     """A run as the page shows it."""
 
     name: str  # the run's, or its folder's path if another run has the same
-    run: Run
+    run: RunContent
     outcome: Outcome
     color: int  # the index of its colour
     mark: str  # its marker as a character
@@ -94,7 +94,7 @@ class Shown(NamedTuple):
         )
 
 
-def render(found: Sequence[tuple[Run, Outcome]]) -> str:
+def render(found: Sequence[tuple[RunContent, Outcome]]) -> str:
     """Render the page of one run or several as HTML."""
     runs = [run for run, _ in found]
     own = [run.name for run in runs]
@@ -170,7 +170,7 @@ def entries(metrics: dict[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def format_score(run: Run, phase: str) -> str:
+def format_score(run: RunContent, phase: str) -> str:
     """Write an accuracy with its counts, and the checkpoint if that is not the last one."""
     score = entries(run.metrics, phase)
     if not is_number(score.get("accuracy")):
@@ -182,10 +182,10 @@ def format_score(run: Run, phase: str) -> str:
     return f"{counts}, checkpoint {score['checkpoint']}{chosen}"
 
 
-def fact_groups(runs: Sequence[Run]) -> list[tuple[str, Facts]]:
+def fact_groups(runs: Sequence[RunContent]) -> list[tuple[str, Facts]]:
     """Compare the runs' scores, training and circumstances; rows without a value are left out."""
     packages = sorted({name for run in runs for name in entries(run.metrics, "versions")})
-    groups: dict[str, list[tuple[str, Callable[[Run], str]]]] = {
+    groups: dict[str, list[tuple[str, Callable[[RunContent], str]]]] = {
         "Scores": [fact for phase in SCORES for fact in _score_facts(phase)],
         "Training": _TRAINING_FACTS,
         "Circumstances": _CIRCUMSTANCES,
@@ -200,7 +200,7 @@ def fact_groups(runs: Sequence[Run]) -> list[tuple[str, Facts]]:
 
 
 def split_facts(
-    runs: Sequence[Run], groups: Sequence[tuple[str, Facts]]
+    runs: Sequence[RunContent], groups: Sequence[tuple[str, Facts]]
 ) -> tuple[list[tuple[str, Facts]], list[tuple[str, str]]]:
     """Separate the facts in which runs differ, and all scores, from those that they share.
 
@@ -220,22 +220,22 @@ def split_facts(
     return differ, shared
 
 
-def _score_facts(phase: str) -> list[tuple[str, Callable[[Run], str]]]:
+def _score_facts(phase: str) -> list[tuple[str, Callable[[RunContent], str]]]:
     return [
         (f"{SCORES[phase]} accuracy", lambda run: format_score(run, phase)),
         (f"{SCORES[phase]} loss", lambda run: number(entries(run.metrics, phase).get("loss"), 4)),
     ]
 
 
-def _version(package: str) -> Callable[[Run], str]:
+def _version(package: str) -> Callable[[RunContent], str]:
     return lambda run: str(entries(run.metrics, "versions").get(package, NOTHING))
 
 
-def _count(name: str, decimals: int = 0, unit: str = "") -> Callable[[Run], str]:
+def _count(name: str, decimals: int = 0, unit: str = "") -> Callable[[RunContent], str]:
     return lambda run: number(run.metrics.get(name), decimals, unit)
 
 
-def _named(run: Run, entry: str, setting: str = "") -> str:
+def _named(run: RunContent, entry: str, setting: str = "") -> str:
     """Write an entry of metrics.json, or before there is one, a setting, without its module."""
     value = run.config.get(setting, NOTHING)
     if isinstance(value, dict):
@@ -243,13 +243,13 @@ def _named(run: Run, entry: str, setting: str = "") -> str:
     return str(run.metrics.get(entry, value))
 
 
-def _weights(run: Run) -> str:
+def _weights(run: RunContent) -> str:
     weights = entries(run.metrics, "weights")
     digest = str(weights.get("sha256", ""))[:12]
     return f"{weights['file']}, SHA-256 {digest}…" if weights.get("file") else NOTHING
 
 
-def setting(run: Run, *keys: str) -> Any:
+def setting(run: RunContent, *keys: str) -> Any:
     """Return a setting of config.yaml, or None."""
     value: Any = run.config
     for key in keys:
@@ -257,7 +257,7 @@ def setting(run: Run, *keys: str) -> Any:
     return value
 
 
-def _learning_rate(run: Run) -> str:
+def _learning_rate(run: RunContent) -> str:
     rates = [rate for _, rate in curves(run.history, "learning_rate").get("train", ())]
     configured = setting(run, "model", "init_args", "optimizer", "init_args", "lr")
     ends = [rates[0], rates[-1]] if len(rates) else [configured]
@@ -265,17 +265,17 @@ def _learning_rate(run: Run) -> str:
     return " → ".join(dict.fromkeys(shown)) or NOTHING
 
 
-def _optimizer(run: Run) -> str:
+def _optimizer(run: RunContent) -> str:
     path = setting(run, "model", "init_args", "optimizer", "class_path")
     return path.rpartition(".")[2] if isinstance(path, str) else NOTHING
 
 
-def _batch_size(run: Run) -> str:
+def _batch_size(run: RunContent) -> str:
     return number(setting(run, "data", "init_args", "batch_size"))
 
 
 _NETWORK, _DATA = ("model", "model"), ("dataset", "data")
-_TRAINING_FACTS: list[tuple[str, Callable[[Run], str]]] = [
+_TRAINING_FACTS: list[tuple[str, Callable[[RunContent], str]]] = [
     ("Network", lambda run: _named(run, *_NETWORK)),
     ("Parameters", _count("parameters")),
     ("Data", lambda run: _named(run, *_DATA)),
@@ -298,7 +298,7 @@ SETTINGS = {
     "Precision": "trainer.precision",
 }
 """The settings that facts show."""
-_CIRCUMSTANCES: list[tuple[str, Callable[[Run], str]]] = [
+_CIRCUMSTANCES: list[tuple[str, Callable[[RunContent], str]]] = [
     ("Framework", lambda run: FRAMEWORKS[run.framework]),
     ("Machine", lambda run: _named(run, "device")),
     ("Precision", lambda run: _named(run, "precision")),
@@ -307,7 +307,7 @@ _CIRCUMSTANCES: list[tuple[str, Callable[[Run], str]]] = [
 ]
 
 
-def differences(runs: Sequence[Run]) -> Facts:
+def differences(runs: Sequence[RunContent]) -> Facts:
     """List the settings in which the runs differ, leaf by leaf, by their names in config.yaml."""
     settings = [dict(_leaves(run.config)) for run in runs]
     names = sorted({name for own in settings for name in own})
@@ -390,7 +390,7 @@ def _svg(histories: Mapping[str, Columns], quantity: str, dark: bool) -> str:
     return _address("image/svg+xml", content)
 
 
-def _validation(runs: Sequence[Run]) -> str:
+def _validation(runs: Sequence[RunContent]) -> str:
     """Name the validation of runs in the legend."""
     held_out = [bool(setting(run, "data", "init_args", "validation_size")) for run in runs]
     if any(held_out) and not all(held_out):

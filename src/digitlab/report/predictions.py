@@ -14,7 +14,7 @@ from digitlab.cli.allowed import find_unimported
 from digitlab.cli.evaluate import Evaluation, mistakes, needed_settings, read_on_cpu
 from digitlab.data.datamodule import Subset
 from digitlab.errors import InputError, reading_input
-from digitlab.report.content import Run
+from digitlab.report.content import RunContent
 from digitlab.scores import name_classes
 
 SHOWN_MISTAKES = 24
@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
     kernels: tuple[str, Image.Image] | None = None  # the first convolution's name, and a picture
 
 
-def predict(run: Run, import_modules: bool = False) -> Outcome:
+def predict(run: RunContent, import_modules: bool = False) -> Outcome:
     """Classify images with a run's weights, on the CPU in float32, so that any machine can.
 
     The images and weights are those of the test score in metrics.json; without one, the last
