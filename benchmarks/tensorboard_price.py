@@ -27,11 +27,7 @@ from unittest.mock import patch
 from benchmarks.machine import describe_machine, environment, versions
 from digitlab import cli
 
-RUNS = {
-    "mnist/lenet5": "torch",
-    "mnist/lenet5_keras_recipe": "keras",
-    "digits/lenet5": "torch",
-}
+RUNS = {"mnist/lenet5": "torch", "mnist/lenet5_keras_recipe": "keras", "digits/lenet5": "torch"}
 """The configs that are trained, each in its framework; the first two are of five epochs."""
 TARGET = 2.0
 """Per cent of a five-epoch run of LeNet-5, at most."""

@@ -255,10 +255,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (callback(DeviceStatsMonitor()), "DeviceStatsMonitor is not"),
     (callback(GradientAccumulationScheduler({1: 2})), "larger batch_size"),
     (callback(LearningRateMonitor()), "LearningRateMonitor .* logging_interval to epoch"),
-    (
-        callback(ModelCheckpoint(every_n_train_steps=3), **SAVING),
-        "ModelCheckpoint .*LastCheck",
-    ),
+    (callback(ModelCheckpoint(every_n_train_steps=3), **SAVING), "ModelCheckpoint .*LastCheck"),
     (callback(OwnCheckpoint(every_n_train_steps=3), **SAVING), "OwnCheckpoint is not .* use digit"),
 ]
 

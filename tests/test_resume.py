@@ -113,8 +113,7 @@ def edit_numerics(folder: Path, **values: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("device", "cuda"), ("threads", 3), ("float32_matmul_precision", "medium")],
+    ("name", "value"), [("device", "cuda"), ("threads", 3), ("float32_matmul_precision", "medium")]
 )
 def test_another_device_or_flag_is_refused_unless_inexact_resumes_are_allowed(
     half: Path, refused: Any, name: str, value: Any, capsys: pytest.CaptureFixture[str]

@@ -195,10 +195,7 @@ def test_a_loss_that_is_not_finite_is_no_damage(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["config.yaml", "metrics.json"])
 @pytest.mark.parametrize("command", ["fit --run", "test --run", "validate --run", "predict --run"])
 def test_every_command_names_a_damaged_file_before_any_work(
-    command: str,
-    file: str,
-    copied_run: Path,
-    capsys: pytest.CaptureFixture[str],
+    command: str, file: str, copied_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if (command, file) == ("predict --run", "metrics.json"):
         pytest.skip("it neither reads nor writes that file")
@@ -224,9 +221,7 @@ def test_a_setting_that_is_refused_is_the_config_s_fault_not_the_flags(
 
 
 def test_a_score_is_printed_before_it_is_written(
-    copied_run: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    copied_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = copied_run
 

@@ -175,9 +175,7 @@ class RankLauncher(_MultiProcessingLauncher):
 
 
 def replace_launcher(
-    trainer: Trainer,
-    inside: Callable[[], AbstractContextManager[None]],
-    reported: Reported,
+    trainer: Trainer, inside: Callable[[], AbstractContextManager[None]], reported: Reported
 ) -> None:
     """Let ranks that multiprocessing starts, if any, train in a context; see `RankLauncher`."""
     launcher = trainer.strategy.launcher

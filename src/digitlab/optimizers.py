@@ -13,11 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer, RMSprop
-from torch.optim.optimizer import (
-    ParamsT,
-    _global_optimizer_post_hooks,
-    _global_optimizer_pre_hooks,
-)
+from torch.optim.optimizer import ParamsT, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 Step = Callable[[], object]
 

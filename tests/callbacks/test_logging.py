@@ -20,13 +20,7 @@ from digitlab.callbacks import (
 from digitlab.callbacks.logging import layer_table, output_shapes, tabulate_layers
 from digitlab.classifier import Classifier
 from digitlab.models import LeNet5
-from tests.fitting import (
-    BATCHES,
-    Recording,
-    fit,
-    small_mlp,
-    trainer,
-)
+from tests.fitting import BATCHES, Recording, fit, small_mlp, trainer
 from tests.tiny import TinyDataModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller")

@@ -111,10 +111,7 @@ def test_the_curves_are_the_rows_without_what_was_not_validated() -> None:
         {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axes.lines}
         for axes in figure.axes
     )
-    assert accuracy == {
-        "train": [[1, 0.4], [2, 0.65], [3, 0.75]],
-        "val": [[2, 0.55], [3, 0.65]],
-    }
+    assert accuracy == {"train": [[1, 0.4], [2, 0.65], [3, 0.75]], "val": [[2, 0.55], [3, 0.65]]}
     assert loss == {"train": [[1, 2], [2, 1], [3, 0.5]], "val": [[2, 1.05]]}
     styles = {line.get_label(): line.get_linestyle() for line in figure.axes[0].lines}
     assert styles == {"train": "--", "val": "-"}

@@ -160,10 +160,7 @@ def test_the_event_file_has_hyperparameters_with_the_final_scores(tmp_path: Path
     }
     assert {name: values.get(name) for name in expected} == expected
     experiment = HParamsPluginData.FromString(contents["_hparams_/experiment"]).experiment
-    assert {info.name.tag for info in experiment.metric_infos} == {
-        "val/accuracy",
-        "val/loss",
-    }
+    assert {info.name.tag for info in experiment.metric_infos} == {"val/accuracy", "val/loss"}
 
 
 @pytest.mark.gpu

@@ -132,10 +132,7 @@ def test_a_bad_option_is_refused_in_one_line_and_leaves_nothing(
 
 @pytest.mark.parametrize("value", ["MNISTDataModule", "tests.tiny.TinyDataModule"])
 def test_a_class_of_another_kind_is_answered_with_all_that_there_are(
-    value: str,
-    config: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    value: str, config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Other tests' own classes count, too, once they are imported.
     monkeypatch.setattr(messages, "_subclasses", lambda _: set(models.__all__))
@@ -314,10 +311,7 @@ def test_a_callback_s_default_that_is_an_enumeration_is_written_as_text(config: 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [
-        ("test --run", "argument --run: expected one argument"),
-        ("fit", "--config digits/lenet5"),
-    ],
+    [("test --run", "argument --run: expected one argument"), ("fit", "--config digits/lenet5")],
 )
 def test_an_incomplete_command_line_is_refused(
     words: str, message: str, capsys: pytest.CaptureFixture[str]

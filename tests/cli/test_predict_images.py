@@ -123,10 +123,7 @@ def test_a_run_on_scikit_learns_digits_says_that_it_reads_photographs_poorly(
 
 
 def test_files_that_are_no_images_are_named_and_the_others_classified(
-    run: Path,
-    pictures: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    run: Path, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (pictures / "empty.png").touch()
     (pictures / "text.png").write_text("no image")
@@ -224,11 +221,7 @@ def test_a_file_name_outside_the_system_s_encoding_is_written_escaped(
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is(
-    options: list[str],
-    message: str,
-    run: Path,
-    pictures: Path,
-    capsys: pytest.CaptureFixture[str],
+    options: list[str], message: str, run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refusal(capsys, "predict", "--run", str(run), *options)
     assert sorted(path.name for path in pictures.iterdir()) == ["seven.png", "turned.png"]

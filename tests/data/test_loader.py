@@ -10,12 +10,7 @@ from torch import Tensor
 from torchvision import transforms
 
 import digitlab.data
-from digitlab.data import (
-    DigitsDataModule,
-    EpochSampler,
-    ImageDataModule,
-    ImageLoader,
-)
+from digitlab.data import DigitsDataModule, EpochSampler, ImageDataModule, ImageLoader
 from tests.tiny import TinyDataModule
 
 NORMALIZATIONS = ["unit", "symmetric", "standard"]
@@ -203,8 +198,7 @@ def test_iterators_that_are_made_but_not_used_change_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["seed", "batch_size", "images", "world_size", "steps_per_execution", "augmentation"],
+    "name", ["seed", "batch_size", "images", "world_size", "steps_per_execution", "augmentation"]
 )
 def test_a_position_in_another_order_is_refused_by_name(name: str) -> None:
     loader = numbered(EpochSampler(23))

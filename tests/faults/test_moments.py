@@ -71,8 +71,7 @@ DEFAULT = ("half of a checkpoint was written", "metrics were about to be written
 
 
 @pytest.mark.parametrize(
-    "moment",
-    [pytest.param(it, marks=[] if it in DEFAULT else pytest.mark.slow) for it in MOMENTS],
+    "moment", [pytest.param(it, marks=[] if it in DEFAULT else pytest.mark.slow) for it in MOMENTS]
 )
 def test_a_run_that_was_killed_when(tmp_path: Path, alone: Alone, moment: str) -> None:
     folder = killed(fit(COMMAND, tmp_path), tmp_path, MOMENTS[moment])

@@ -46,12 +46,7 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
-    ("model", "step", "saved"),
-    [
-        (MLP, 30, 28),
-        slow(MLP, 1, None),
-        slow(COMMAND, 31, 29),
-    ],
+    ("model", "step", "saved"), [(MLP, 30, 28), slow(MLP, 1, None), slow(COMMAND, 31, 29)]
 )
 def test_a_loss_that_is_no_number_stops_the_run_and_names_step_rate_and_checkpoint(
     tmp_path: Path, model: str, step: int, saved: int | None

@@ -16,15 +16,7 @@ from digitlab.cli import main
 from digitlab.data.loader import EpochSampler
 from tests.faults.conftest import Alone
 from tests.faults.ranks import ranks_left_alone, run_ranks, said
-from tests.faults.runs_of_tiny import (
-    BLOCKS,
-    COMMAND,
-    MLP,
-    at_step,
-    fit,
-    folder_of,
-    left_alone,
-)
+from tests.faults.runs_of_tiny import BLOCKS, COMMAND, MLP, at_step, fit, folder_of, left_alone
 from tests.faults.victims import differences, equal, pictures
 
 slow = partial(pytest.param, marks=pytest.mark.slow)

@@ -90,9 +90,7 @@ def test_a_job_saves_is_requeued_and_ends_where_one_left_alone_does(
 
 
 @pytest.mark.slow
-def test_each_step_of_a_job_resumes_its_own_run_and_a_new_one_starts_its_own(
-    cluster: Path,
-) -> None:
+def test_each_step_of_a_job_resumes_its_own_run_and_a_new_one_starts_its_own(cluster: Path) -> None:
     arguments = fit(MLP, cluster / "runs")
     one = {"JOB_ID": "1", "STEP_ID": "0"}
     for job in (one, {"JOB_ID": "2", "STEP_ID": "0"}, {"JOB_ID": "1", "STEP_ID": "1"}):

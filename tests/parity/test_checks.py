@@ -9,12 +9,7 @@ from torch import Tensor, nn
 
 from digitlab import models
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
-from digitlab.parity.checks import (
-    gradients,
-    logits,
-    parameter_counts,
-    round_trip,
-)
+from digitlab.parity.checks import gradients, logits, parameter_counts, round_trip
 from digitlab.parity.differences import in_torch_layout
 from digitlab.parity.report import HEADING, Check, format_check
 from digitlab.parity.sides import arrange, evaluation_mode

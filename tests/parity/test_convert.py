@@ -195,10 +195,7 @@ def test_a_twin_that_predicts_otherwise_is_not_kept(
 
 
 def test_a_save_that_fails_leaves_nothing(
-    run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*given: object) -> None:
         if isinstance(given[-1], Path):

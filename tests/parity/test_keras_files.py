@@ -53,11 +53,7 @@ OTHER = "{file} is of another architecture than LeNet1: "
         (damaged, "cut.h5", "{file} is damaged"),
         (saved(twins.lenet5), "lenet5.keras", OTHER + "network.conv1.weight"),
         (saved(twins.mlp), "mlp.h5", OTHER + "5 PyTorch layers have weights"),
-        (
-            saved(lambda: twins.lenet1("same")),
-            "s.h5",
-            "and they differ in padding1; give",
-        ),
+        (saved(lambda: twins.lenet1("same")), "s.h5", "and they differ in padding1; give"),
         (saved(lambda: twins.lenet1(in_channels=3)), "rgb.keras", OTHER + "lenet1 reads (28"),
     ],
 )

@@ -13,12 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from digitlab.parity.backend import import_keras, keras_dtype
-from digitlab.parity.optimizers import (
-    KerasAdam,
-    KerasRMSprop,
-    exact_optimizer,
-    to_keras_optimizer,
-)
+from digitlab.parity.optimizers import KerasAdam, KerasRMSprop, exact_optimizer, to_keras_optimizer
 from tests.parity.references import in_numpy
 
 Arrays = list[np.ndarray]

@@ -12,12 +12,7 @@ from digitlab import models
 from digitlab.parity.backend import import_keras, keras_dtype
 from digitlab.parity.optimizers import KerasAdam, KerasRMSprop, exact_optimizer, to_keras_optimizer
 from digitlab.parity.report import Check
-from digitlab.parity.trajectory import (
-    DropoutMasks,
-    keras_with_masks,
-    torch_with_masks,
-    trajectory,
-)
+from digitlab.parity.trajectory import DropoutMasks, keras_with_masks, torch_with_masks, trajectory
 from digitlab.parity.twins import mlp, to_keras
 from digitlab.parity.weights import copy_weights
 from tests.parity.nets import digit_batches, make, random_batches, sequential

@@ -89,7 +89,9 @@ def test_ctrl_c_ends_the_runs_and_says_how_to_resume(
 
 
 @pytest.mark.slow  # as processes
-def test_workers_end_with_a_killed_command_and_free_their_runs(tmp_path: Path) -> None:
+def test_workers_end_with_a_killed_command_and_free_their_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = """
 from pathlib import Path
 from digitlab.reproduce.executors import Processes
@@ -103,6 +105,7 @@ if __name__ == "__main__":
     (tmp_path / "program.py").write_text(program)
     command = [sys.executable, "program.py"]
     output, error = subprocess.PIPE, subprocess.DEVNULL
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # `tests`, from any folder
     with subprocess.Popen(command, cwd=tmp_path, stdout=output, stderr=error) as process:
         wait_for(tmp_path / "there")
         with pytest.raises(Timeout), FileLock(tmp_path / "lock", blocking=False):

@@ -114,10 +114,7 @@ def test_switched_settings_are_read_by_the_parser_as_they_were_written(
 
 @pytest.mark.parametrize(
     ("second", "said"),
-    [
-        ("B8", "name configs of one data set"),
-        ("B11", "a setting that cannot be switched"),
-    ],
+    [("B8", "name configs of one data set"), ("B11", "a setting that cannot be switched")],
 )
 def test_differences_that_no_setting_explains_are_refused(
     second: str, said: str, tmp_path: Path

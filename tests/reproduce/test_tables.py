@@ -109,10 +109,7 @@ def test_without_a_margin_a_difference_can_be_shown_but_no_equivalence() -> None
 
 @pytest.mark.parametrize(
     "rows",
-    [
-        (own("my/a", 96.0), own("my/b", 95.0)),
-        (own("my/a", 96.0, 97.0), own("my/b", 96.0, 97.0)),
-    ],
+    [(own("my/a", 96.0), own("my/b", 95.0)), (own("my/a", 96.0, 97.0), own("my/b", 96.0, 97.0))],
     ids=["one seed", "equal values"],
 )
 def test_rows_without_any_spread_have_no_verdict_and_the_table_says_why(

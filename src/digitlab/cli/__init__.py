@@ -37,10 +37,7 @@ COMMANDS = {
         "cli.configs",
         "list configs, show or copy one: digitlab configs B3 --copy my.yaml",
     ),
-    "convert": (
-        "cli.convert",
-        "write a run as ONNX, PyTorch or Keras: convert latest model.onnx",
-    ),
+    "convert": ("cli.convert", "write a run as ONNX, PyTorch or Keras: convert latest model.onnx"),
     "parity": (
         "cli.parity",
         "prove a network and its Keras twin equal: digitlab parity --config CONFIG",

@@ -31,10 +31,7 @@ class LinearClassifier(Classifier):
     """
 
     def __init__(self, in_channels: int = 1, num_classes: int = 10, **kwargs: Any) -> None:
-        layers = {
-            "flatten": nn.Flatten(),
-            "fc1": nn.Linear(in_channels * 28 * 28, num_classes),
-        }
+        layers = {"flatten": nn.Flatten(), "fc1": nn.Linear(in_channels * 28 * 28, num_classes)}
         super().__init__(network=nn.Sequential(OrderedDict(layers)), **kwargs)
 
 

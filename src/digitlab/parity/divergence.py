@@ -18,14 +18,7 @@ from digitlab.parity.differences import TOLERANCES, in_torch_layout, is_close, t
 from digitlab.parity.flattening import Orders
 from digitlab.parity.graph import Graph
 from digitlab.parity.layouts import Array, Order
-from digitlab.parity.sides import (
-    Inputs,
-    flat,
-    keras_inputs,
-    precision,
-    torch_inputs,
-    torch_output,
-)
+from digitlab.parity.sides import Inputs, flat, keras_inputs, precision, torch_inputs, torch_output
 
 
 def record_calls(module: nn.Module, inputs: Inputs) -> dict[str, list[Array]]:

@@ -21,10 +21,7 @@ from digitlab.parity.weights import copy_weights
 def linear_classifier(in_channels: int = 1, num_classes: int = 10, softmax: bool = False) -> Any:
     """Build softmax regression, 7,850 parameters (document A, prose)."""
     layers = import_keras().layers
-    stack = [
-        layers.Flatten(name="flatten"),
-        layers.Dense(num_classes, name="fc1"),
-    ]
+    stack = [layers.Flatten(name="flatten"), layers.Dense(num_classes, name="fc1")]
     return _build("linear_classifier", stack, in_channels, softmax)
 
 

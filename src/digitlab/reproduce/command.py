@@ -47,8 +47,7 @@ def run(name: str, help: str, options: list[str]) -> int:
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     if given.explain:
         return explain_difference(
-            *(given.explain, rows, given.out, seeds, given.workers, given.threads),
-            given.scheduler,
+            *(given.explain, rows, given.out, seeds, given.workers, given.threads), given.scheduler
         )
     with reading_input():
         items = _choose_items(given, rows, seeds)
