@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from digitlab.cli import main
@@ -15,10 +16,14 @@ SHORT = [
 ]
 
 
+def words(root: Path, *options: str, model: str = "LinearClassifier") -> list[str]:
+    """The command that trains for an epoch below `root`; options replace what it says."""
+    return ["fit", "--model", model, *SHORT, "--trainer.default_root_dir", str(root), *options]
+
+
 def fit(root: Path, *options: str, model: str = "LinearClassifier") -> Path:
     """Train for an epoch, and return the run folder, the only one below `root`."""
-    place = ["--trainer.default_root_dir", str(root)]
-    assert main(["fit", "--model", model, *SHORT, *place, *options]) == 0
+    assert main(words(root, *options, model=model)) == 0
     (folder,) = root.glob("*/version_*")
     return folder
 
@@ -36,3 +41,10 @@ def config_of(folder: Path, name: str = "config.yaml") -> dict[str, Any]:
     """Read a config of a run folder."""
     config: dict[str, Any] = yaml.safe_load((folder / name).read_text("utf-8"))
     return config
+
+
+def checkpoint(folder: Path, name: str = "last") -> dict[str, Any]:
+    """Read a checkpoint of a run folder as PyTorch does."""
+    path = folder / "checkpoints" / f"{name}.ckpt"
+    content: dict[str, Any] = torch.load(path, weights_only=True)
+    return content

@@ -1,7 +1,8 @@
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from digitlab.data.download import Split
 from tests import commands, tiny
 
 REAL_DATA = os.environ.get("DIGITLAB_DATA")
+MLP = ("--model.hidden_features", "[16]", "--trainer.max_epochs", "3")
+
+Trained = Callable[..., Path]
+"""Gives a finished run: `trained("MLP", "--seed_everything", "5")`."""
 
 # Workers share the cores, and sums in one thread have one order. Subprocesses inherit the variable.
 torch.set_num_threads(1)
@@ -40,6 +45,42 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Trained:
+    """Trains a model with options on the tiny data, once a session; tests only read the run."""
+
+    @cache
+    def train(model: str = "LinearClassifier", *options: str) -> Path:
+        with _tiny(tiny_root):
+            return commands.fit(tmp_path_factory.mktemp("trained"), *options, model=model)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def finished_run(trained: Trained) -> Path:
+    """The run folder of an MLP after 3 epochs; tests copy it to change it."""
+    return trained("MLP", *MLP)
+
+
+@pytest.fixture(scope="session")
+def finished_blocks_run(trained: Trained) -> Path:
+    """The same with 8 steps per execution: epochs of 13 steps are blocks of 8 and 5."""
+    return trained("MLP", *MLP, "--model.steps_per_execution", "8", "--data.batch_size", "16")
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[Path], Path]:
+    """Copies a finished run, for a test that changes it, to a folder of all runs."""
+    return lambda run: shutil.copytree(run, tmp_path / "runs" / run.parent.name / run.name)
+
+
+@pytest.fixture
+def copied_run(finished_run: Path, copied: Callable[[Path], Path]) -> Path:
+    """A finished run of a test's own."""
+    return copied(finished_run)
+
+
 @pytest.fixture(scope="module")
 def tiny_for_module(tiny_root: Path) -> Iterator[None]:
     """For a module's own fixtures, which are set up before a test's."""
@@ -49,44 +90,22 @@ def tiny_for_module(tiny_root: Path) -> Iterator[None]:
 
 @contextmanager
 def _tiny(root: Path) -> Iterator[None]:
+    """Set the environment and the current folder; afterwards undo what `fit` sets."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DIGITLAB_DATA", str(root))
         patch.chdir(Path(__file__).parents[1])
+        patch.setenv("DIGITLAB_DATA", str(root))
+        for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+            patch.setenv(name, "")  # so that what is set meanwhile is removed
+            patch.delenv(name)
         yield
-
-
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Path:
-    """A run folder of an MLP after 3 epochs; tests copy it to change it."""
-    return _finish(tmp_path_factory.mktemp("run"), tiny_root)
-
-
-@pytest.fixture(scope="session")
-def finished_blocks_run(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Path:
-    """The same with 8 steps per execution: epochs of 13 steps are blocks of 8 and 5."""
-    blocks = ["--model.steps_per_execution", "8", "--data.batch_size", "16"]
-    return _finish(tmp_path_factory.mktemp("blocks"), tiny_root, *blocks)
-
-
-@pytest.fixture
-def copied_run(finished_run: Path, tmp_path: Path) -> Path:
-    """A finished run of a test's own, in a folder of all runs."""
-    return Path(shutil.copytree(finished_run, tmp_path / "runs" / "tiny-mlp" / "version_0"))
-
-
-def _finish(place: Path, data: Path, *options: str) -> Path:
-    settings = ["--model.hidden_features", "[16]", "--trainer.max_epochs", "3"]
-    with _tiny(data):
-        folder = commands.fit(place, *settings, *options, model="MLP")
     torch.set_flush_denormal(False)
-    return folder
 
 
 @pytest.fixture(autouse=True)
-def _tiny_data(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads a real data set unless it asks for `real_data`; paths are the repository's."""
-    monkeypatch.chdir(Path(__file__).parents[1])
-    monkeypatch.setenv("DIGITLAB_DATA", str(tiny_root))
+def _tiny_data(tiny_root: Path) -> Iterator[None]:
+    """No test reads a real data set unless it asks for `real_data`; none hands on a seed."""
+    with _tiny(tiny_root):
+        yield
 
 
 @pytest.fixture
@@ -103,21 +122,3 @@ def read_splits() -> list[Split]:
     """The splits that `tiny.SpiedDataModule` reads from here on."""
     tiny.SpiedDataModule.read_splits.clear()
     return tiny.SpiedDataModule.read_splits
-
-
-@pytest.fixture(autouse=True)
-def _denormals() -> Iterator[None]:
-    """Undo what `digitlab fit` sets for its process, which here is every test's."""
-    yield
-    torch.set_flush_denormal(False)
-
-
-@pytest.fixture(autouse=True)
-def _own_seed() -> Iterator[None]:
-    """`seed_everything` leaves its seed in the environment: no test hands it to the next."""
-    before = {name: os.environ.pop(name, None) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
-    yield
-    for name, value in before.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value

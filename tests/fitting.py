@@ -1,5 +1,6 @@
 """Training with Lightning's trainer, and an independent loop to compare it with."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torchmetrics.classification import MulticlassAccuracy
 
 from digitlab.classifier import Classifier
 from digitlab.models import MLP
@@ -85,6 +87,14 @@ def whole(split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(scaled), torch.from_numpy(labels.astype(np.int64))
 
 
+def reference(model: Classifier, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Reference: loss in float64, and accuracy by torchmetrics, of all images at once."""
+    with torch.no_grad():
+        logits = model.eval()(images)
+    accuracy = MulticlassAccuracy(num_classes=10, average="micro")(logits, labels)
+    return cross_entropy(logits.double(), labels).item(), float(accuracy)
+
+
 def batches(size: int, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Images, or their logits, and labels in batches; the last may be smaller."""
     return zip(torch.split(images, size), torch.split(labels, size), strict=True)
@@ -99,6 +109,28 @@ def assert_bitwise_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> 
     """Fails unless both have the same tensors, bit for bit."""
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+class At(Callback):
+    """Calls a function with the trainer before the first batch that follows a step, once."""
+
+    def __init__(self, step: int, do: Callable[[Trainer], Any]) -> None:
+        self.step: float = step
+        self.do = do
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step >= self.step:
+            self.step = math.inf
+            self.do(trainer)
+
+
+class KilledError(Exception):
+    """Ends a fit as nothing foreseen would."""
+
+
+def kill(_: Trainer) -> None:
+    """For `At`."""
+    raise KilledError
 
 
 class Recording(Logger):

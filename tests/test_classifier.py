@@ -8,24 +8,24 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torchmetrics.classification import MulticlassAccuracy
 
 from digitlab.classifier import Classifier
 from digitlab.models import MLP, LeNet5, PyTorchExampleNet
-from tests.fitting import BATCHES, Recording, fit, plain_loop, small_mlp, trainer, weights, whole
+from tests.fitting import (
+    BATCHES,
+    Recording,
+    fit,
+    plain_loop,
+    reference,
+    small_mlp,
+    trainer,
+    weights,
+    whole,
+)
 from tests.tiny import TinyDataModule
 
 IMAGES, LABELS = whole("test")
 SIZES = torch.tensor([32.0] * 6 + [8.0])  # of the batches of an epoch
-
-
-def reference(model: Classifier, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Loss in float64 and accuracy by torchmetrics, of all images at once."""
-    with torch.no_grad():
-        logits = model.eval()(images)
-    accuracy = MulticlassAccuracy(num_classes=10, average="micro")(logits, labels)
-    return cross_entropy(logits.double(), labels).item(), float(accuracy)
 
 
 def close(ours: Any, theirs: Any) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,17 @@ from digitlab.cli import main
 from digitlab.resume import ResumePoint, check_resumable
 from digitlab.run_folder import read_metrics
 from tests import commands
+from tests.commands import checkpoint
+from tests.conftest import MLP, Trained
 from tests.faults.victims import differences, run
 
 slow = pytest.mark.slow
-MLP = ["--model.hidden_features", "[16]", "--trainer.max_epochs", "3"]
-
-
-@pytest.fixture(scope="module")
-def half_run(tmp_path_factory: pytest.TempPathFactory, tiny_for_module: None) -> Path:
-    """The same run, stopped at step 10 inside its second epoch; step 7 is in previous.ckpt."""
-    place = tmp_path_factory.mktemp("half")
-    return commands.fit(place, *MLP, "--trainer.max_steps", "10", model="MLP")
 
 
 @pytest.fixture
-def half(half_run: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(half_run, tmp_path / "half" / "tiny-mlp" / "version_0"))
+def half(trained: Trained, copied: Callable[[Path], Path]) -> Path:
+    """`finished_run`, stopped at step 10 inside its second epoch; step 7 is in previous.ckpt."""
+    return copied(trained("MLP", *MLP, "--trainer.max_steps", "10"))
 
 
 def resume(folder: Path, *options: str) -> None:
@@ -106,10 +101,9 @@ def test_settings_that_do_not_change_the_result_may_change(half: Path, finished_
 
 def edit_numerics(folder: Path, **values: Any) -> None:
     """Let the checkpoint be of another machine."""
-    last = folder / "checkpoints" / "last.ckpt"
-    content = torch.load(last, weights_only=True)
+    content = checkpoint(folder)
     content["exact_resume"]["numerics"] |= values
-    torch.save(content, last)
+    torch.save(content, folder / "checkpoints" / "last.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -283,7 +277,7 @@ def test_a_longer_run_drops_the_scores_of_the_shorter_one(tmp_path: Path) -> Non
 
 def test_a_checkpoint_of_weights_alone_is_refused(copied_run: Path, refused: Any) -> None:
     last = copied_run / "checkpoints" / "last.ckpt"
-    content = torch.load(last, weights_only=True)
+    content = checkpoint(copied_run)
     torch.save({name: content[name] for name in ("state_dict", "hyper_parameters")}, last)
     said = f"{last} was written by an older digitlab or another program, and cannot be resumed: "
     assert refused(copied_run) == f"{said}start a new run, --weights {last}"

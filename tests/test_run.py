@@ -83,12 +83,12 @@ def test_a_run_has_the_settings_scores_and_history_of_its_files(finished: Run) -
 def test_the_model_has_the_run_s_class_and_the_chosen_weights_and_evaluates(
     checkpoint: str, finished_run: Path
 ) -> None:
-    path = finished_run / "checkpoints" / f"{checkpoint.replace('path', 'previous')}.ckpt"
+    name = checkpoint.replace("path", "previous")
+    path = finished_run / "checkpoints" / f"{name}.ckpt"
     model = Run(finished_run, str(path) if checkpoint == "path" else checkpoint).model
     assert type(model) is MLP
     assert not any(module.training for module in model.modules())
-    expected = torch.load(path, weights_only=True)["state_dict"]
-    assert_bitwise_equal(weights(model), expected)
+    assert_bitwise_equal(weights(model), commands.checkpoint(finished_run, name)["state_dict"])
 
 
 def test_the_data_module_has_the_run_s_settings(tmp_path: Path) -> None:
@@ -314,11 +314,8 @@ def test_fit_trains_what_the_command_trains(tmp_path: Path) -> None:
     command = commands.fit(tmp_path / "command", *options)
     overrides = {"model.optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1}}}
     ours = run(tmp_path / "python", overrides, seed=5)
-    for name in ("last.ckpt", "best.ckpt"):
-        states = (
-            torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
-            for folder in (command, ours.folder)
-        )
+    for name in ("last", "best"):
+        states = (commands.checkpoint(run, name)["state_dict"] for run in (ours.folder, command))
         assert_bitwise_equal(*states)
     settings = [commands.config_of(folder) for folder in (command, ours.folder)]
     for config in settings:
@@ -367,8 +364,7 @@ def test_bad_input_raises_the_line_of_the_command(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    place = ["--trainer.default_root_dir", str(tmp_path), "--model", "LinearClassifier"]
-    expected = refusal(capsys, "fit", *place, *commands.SHORT, *options)
+    expected = refusal(capsys, *commands.words(tmp_path, *options))
     with pytest.raises(InputError) as caught:
         run(tmp_path, overrides)
     assert str(caught.value) == expected

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from digitlab.callbacks import BestCheckpoint, ExactResume, FiniteLoss, History, LastCheckpoint
 from digitlab.models import MLP
-from tests.fitting import assert_bitwise_equal, small_mlp, trainer, weights
+from tests.fitting import At, KilledError, assert_bitwise_equal, kill, small_mlp, trainer, weights
 from tests.tiny import TinyDataModule
 
 pytestmark = [
@@ -41,21 +41,6 @@ def step_of(path: Path) -> int | None:
     return int(torch.load(path, weights_only=True)["global_step"]) if path.exists() else None
 
 
-class Killed(Exception):  # noqa: N818
-    """What ends a run early."""
-
-
-class KilledAt(Callback):
-    """Ends the run before the first batch that comes after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step >= self.step:
-            raise Killed
-
-
 def three_epochs(
     folder: Path, *others: Callback, block: int = 1, every: int | None = None, **how: Any
 ) -> tuple[dict[str, Tensor], Any]:
@@ -81,8 +66,8 @@ def test_a_killed_run_is_resumed_bit_for_bit(
     last, run = tmp_path / "last.ckpt", partial(three_epochs, tmp_path, block=block, every=every)
     whole, rows = run()
     last.unlink()
-    with pytest.raises(Killed):
-        run(KilledAt(killed))
+    with pytest.raises(KilledError):
+        run(At(killed, kill))
     assert step_of(last) == saved
     torch.rand(5)  # other random numbers than at the start
     resumed, same_rows = run(path=last)
@@ -99,8 +84,8 @@ def test_the_checkpoint_before_the_last_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("minutes", "saved"), [(0, 5), (60, None), (None, None)])
 def test_time_is_an_interval_too(tmp_path: Path, minutes: float | None, saved: int | None) -> None:
-    with pytest.raises(Killed):
-        fit(small_mlp(), LastCheckpoint(tmp_path, every_n_minutes=minutes), KilledAt(5))
+    with pytest.raises(KilledError):
+        fit(small_mlp(), LastCheckpoint(tmp_path, every_n_minutes=minutes), At(5, kill))
     assert step_of(tmp_path / "last.ckpt") == saved
 
 

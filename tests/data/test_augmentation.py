@@ -15,7 +15,8 @@ from torch import Tensor
 from digitlab.cli import main
 from digitlab.data import Augmentation, EpochSampler, ImageLoader
 from tests import tiny
-from tests.commands import config_of, fit, refusal
+from tests.commands import checkpoint, config_of, fit, refusal, words
+from tests.fitting import assert_bitwise_equal
 from tests.tiny import TinyDataModule
 
 ALL = Augmentation(shift=2, flip=True, erase=0.5)
@@ -230,18 +231,13 @@ def test_a_run_resumed_inside_an_epoch_ends_as_one_that_was_not_interrupted(
     assert config_of(whole)["data"]["init_args"]["augmentation"] == vars(ALL)
     stopped = fit(tmp_path / "stopped", *options, "--trainer.max_steps", "17")  # of 2 x 13
     assert main(["fit", "--run", str(stopped), "--trainer.max_steps", "-1"]) == 0
-    one, two = (
-        torch.load(it / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-        for it in (whole, stopped)
-    )
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert_bitwise_equal(*(checkpoint(run)["state_dict"] for run in (stopped, whole)))
 
 
 def test_bad_values_are_refused_on_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = ["fit", "--model", "LinearClassifier", "--data", "DigitsDataModule"]
-    place = ["--trainer.default_root_dir", str(tmp_path / "runs"), "--trainer.max_epochs", "1"]
+    start = words(tmp_path / "runs", "--data", "DigitsDataModule")
     for name, value, message in (
         ("shift", "-1", "augmentation.shift is -1: it must be at least 0"),
         ("shift", "40", "augmentation.shift is 40: it must be less than 28"),
@@ -249,7 +245,7 @@ def test_bad_values_are_refused_on_the_command_line(
         ("flip", "0.5", "data.augmentation.flip is 0.5: it must be bool"),
         ("turn", "5", "there is no option 'data.augmentation.turn'"),
     ):
-        line = refusal(capsys, *start, f"--data.augmentation.{name}", value, *place)
+        line = refusal(capsys, *start, f"--data.augmentation.{name}", value)
         assert message in line, line
     assert not (tmp_path / "runs").exists()
 

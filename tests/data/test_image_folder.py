@@ -13,7 +13,7 @@ from PIL import Image
 
 from digitlab.cli import main
 from digitlab.data import Augmentation, ImageFolderDataModule, image_folder
-from tests.commands import config_of, fit, refusal
+from tests.commands import config_of, fit, refusal, words
 from tests.data import made
 
 COUNTS = {"dark": 20, "light": 10, "middle": 15}
@@ -243,8 +243,8 @@ def test_a_link_that_leads_back_is_refused_with_the_remedy(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "dark" / "loop").symlink_to(folder / "dark")
-    words = ["fit", "--model=LeNet5", "--data=ImageFolderDataModule", "--trainer.max_epochs=1"]
-    assert "remove the link" in refusal(capsys, *words, f"--data.folder={folder}")
+    data = ["--data", "ImageFolderDataModule", "--data.folder", str(folder)]
+    assert "remove the link" in refusal(capsys, *words(folder, *data))
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_read(
@@ -264,10 +264,9 @@ def test_a_network_is_trained_on_a_folder_and_names_its_classes(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ["--data", "ImageFolderDataModule", "--data.folder", str(folder)]
-    place = ["--trainer.default_root_dir", str(tmp_path / "runs"), "--trainer.accelerator", "cpu"]
-    short = ["--data.normalization", "standard", "--trainer.max_epochs", "2"]
-    assert main(["fit", "--model", "LeNet5", *data, *short, *place]) == 0
-    run = tmp_path / "runs/my_pictures-lenet5/version_0"
+    more = ["--data.normalization", "standard", "--trainer.max_epochs", "2"]
+    run = fit(tmp_path / "runs", *data, *more, model="LeNet5")
+    assert run.parent.name == "my_pictures-lenet5"
     config = config_of(run)
     assert config["model"]["init_args"]["num_classes"] == 3
     assert set(config["data"]["init_args"]["digests"]) == {"train", "test"}
@@ -310,9 +309,9 @@ def test_other_classes_than_those_of_the_training_are_refused(
     alter = shutil.copytree if change == "added" else shutil.move
     image = str(Path(alter(folder / "dark", folder / "bright")) / "000.png")
     names = "bright, dark, light, middle" if change == "added" else "bright, light, middle"
-    for words in (["test"], ["predict"], ["predict", image], ["fit"]):
+    for command, *images in (["test"], ["predict"], ["predict", image], ["fit"]):
         capsys.readouterr()
-        line = refusal(capsys, words[0], "--run", str(run), *words[1:])
+        line = refusal(capsys, command, "--run", str(run), *images)
         assert f"my_pictures has the classes {names}, but the run was trained on dark, " in line
 
 
@@ -320,8 +319,7 @@ def test_a_network_for_another_size_is_refused_by_name(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ["--data", "ImageFolderDataModule", "--data.folder", str(folder), "--data.size", "32"]
-    place = ["--trainer.default_root_dir", str(tmp_path / "runs"), "--trainer.max_epochs", "1"]
-    line = refusal(capsys, "fit", "--model", "LeNet5", *data, *place)
+    line = refusal(capsys, *words(tmp_path / "runs", *data, model="LeNet5"))
     assert line.startswith("LeNet5 cannot take my_pictures's images, (N, 1, 32, 32): ")
     assert line.endswith("set --data.size 28")
     assert not (tmp_path / "runs").exists()

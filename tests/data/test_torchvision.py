@@ -22,7 +22,7 @@ from digitlab.data import (
 )
 from digitlab.data.download import Split
 from tests import tiny
-from tests.commands import config_of, refusal
+from tests.commands import config_of, fit, refusal
 from tests.data import made
 
 SPLITS: tuple[Split, Split] = ("train", "test")
@@ -233,7 +233,7 @@ def test_a_network_is_trained_on_each_with_as_many_outputs_as_there_are_classes(
 ) -> None:
     write(tmp_path)
     monkeypatch.setenv("DIGITLAB_DATA", str(tmp_path))
-    config = config_of(run(tmp_path, data))
+    config = config_of(fit(tmp_path / "runs", "--data", data))
     assert config["model"]["init_args"]["num_classes"] == classes
     digests = config["data"]["init_args"]["digests"]
     assert {name: len(pair) for name, pair in digests.items()} == {"train": 2, "test": 2}
@@ -244,7 +244,7 @@ def test_a_run_says_what_was_verified_and_later_refuses_other_images(
 ) -> None:
     made.kmnist(tmp_path)
     monkeypatch.setenv("DIGITLAB_DATA", str(tmp_path))
-    folder = run(tmp_path, "KMNISTDataModule")
+    folder = fit(tmp_path / "runs", "--data", "KMNISTDataModule")
     assert "\nImages: not verified\n" in capsys.readouterr().out
     assert main(["fit", "--run", str(folder), "--trainer.max_epochs", "2"]) == 0
     before = (folder / "config.yaml").read_text("utf-8")
@@ -259,12 +259,3 @@ def test_a_run_says_what_was_verified_and_later_refuses_other_images(
         line = refusal(capsys, command, "--run", str(folder), "--trainer.max_epochs", "3")
         assert "images or labels are not those of data.digests" in line
     assert (folder / "config.yaml").read_text("utf-8") == before
-
-
-def run(root: Path, data: str) -> Path:
-    """Train for one epoch, and return the run folder."""
-    place = ["--trainer.default_root_dir", str(root / "runs"), "--trainer.accelerator", "cpu"]
-    options = ["--data", data, "--trainer.max_epochs", "1", *place]
-    assert main(["fit", "--model", "LinearClassifier", *options]) == 0
-    (folder,) = (root / "runs").glob("*/version_0")
-    return folder
