@@ -1,7 +1,7 @@
 """Tables and figures of what the documents published and what was measured, for the pages.
 
 It reads docs/results: results.csv, `rerun` with the results of other seeds, and the folders of
-`digitlab reproduce --explain`.
+`benchmarks.explain`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
+from benchmarks import explain
 from digitlab import files
 from digitlab.reproduce import figures, results
 from digitlab.reproduce.command import make_tables
-from digitlab.reproduce.explain import explanation_tables
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row, read_rows
 from digitlab.reproduce.statistics import compare, summarize
@@ -62,9 +62,7 @@ def read_tables(record: Path = RECORD) -> dict[str, str]:
     for name, its_rows in by_experiment(rows).items():
         if any(result.row in its_rows for result in measured):
             named[f"row-{name}"] = experiment_table(its_rows, measured)
-    for grid in sorted(record.glob("explain-*/grid.csv")):
-        named |= explanation_tables(grid.parent)
-    return named
+    return named | explain.tables()
 
 
 def compare_tables(record: Path = RECORD) -> dict[str, str]:

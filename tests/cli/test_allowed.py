@@ -21,7 +21,6 @@ from digitlab.cli import main
 from digitlab.cli.fit import FitCLI
 from digitlab.errors import InputError
 from digitlab.models import MLP
-from digitlab.reproduce.explain import explain_difference
 
 Settings = dict[str, Any]
 
@@ -248,9 +247,6 @@ COMMANDS: dict[str, Callable[[str], object]] = {
     "fit --config": lambda config: main(["fit", "--config", config]),
     "parity --config": lambda config: main(["parity", "--config", config]),
     "convert to a run": lambda config: main(["convert", "m.keras", "new", "--config", config]),
-    "reproduce --explain": lambda config: explain_difference(
-        f"{config}:{config}", {}, Path("out"), range(1), workers=1, threads=1
-    ),
     "fit --run": lambda run: main(["fit", "--run", run]),
     "validate": lambda run: main(["validate", "--run", run]),
     "test": lambda run: main(["test", "--run", run]),
@@ -270,7 +266,7 @@ READ = [
 def test_no_command_that_reads_a_config_runs_a_gadget(
     command: str, where: str, finished_run: Path, place: Path
 ) -> None:
-    if command.endswith("--config") or command in ("convert to a run", "reproduce --explain"):
+    if command.endswith("--config") or command == "convert to a run":
         source = write(place / "config.yaml", PLACES[where])
     else:
         source = str(run_with(finished_run, place, PLACES[where]))

@@ -68,16 +68,6 @@ def test_a_row_without_results_is_refused_and_nothing_is_written(out: Path) -> N
     assert not (out / "tables.md").exists()
 
 
-def test_an_explanation_under_way_leaves_the_rest_of_the_report(
-    out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (out / "explain-B1-B2").mkdir()
-    (out / "explain-B1-B2" / "grid.csv").write_text("a,seed,accuracy\n")
-    write_report(out, ROWS)
-    assert "has no factors.json" in capsys.readouterr().out
-    assert "## accuracies" in (out / "tables.md").read_text("utf-8")
-
-
 def test_runs_can_be_judged_by_anybody_s_results(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

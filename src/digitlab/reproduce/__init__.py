@@ -9,7 +9,4 @@
 | `results` | the CSV file of the runs' results |
 | `statistics` | intervals, two one-sided tests, and many tests at once |
 | `tables`, `figures` | tables and figures of `--report` |
-| `explain` | `--explain`: how much each setting adds to the difference of two configs |
-| `factors` | the settings in which two configs differ |
-| `effects` | effects and interactions of those settings, as tables and a figure |
 """

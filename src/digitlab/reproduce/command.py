@@ -16,9 +16,7 @@ from digitlab.cli.messages import parse_words
 from digitlab.cli.options import ShortHelp
 from digitlab.errors import InputError, reading_input
 from digitlab.reproduce import figures, results, tables
-from digitlab.reproduce.effects import UnfinishedError
 from digitlab.reproduce.executors import train_items
-from digitlab.reproduce.explain import explain_difference, explanation_tables
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row, choose, read_rows
 from digitlab.reproduce.worker import Item, Outcome
@@ -33,7 +31,7 @@ MOST_LINES = 24
 
 
 def run(name: str, help: str, options: list[str]) -> int:
-    """Train rows, report their results or explain their difference; return the exit code.
+    """Train rows or report their results; return the exit code.
 
     Raises:
         InputError: The input is bad.
@@ -45,10 +43,6 @@ def run(name: str, help: str, options: list[str]) -> int:
         write_report(given.out, rows, given.rows, given.margin, given.against)
         return 0
     seeds = range(given.first_seed, given.first_seed + given.seeds)
-    if given.explain:
-        return explain_difference(
-            *(given.explain, rows, given.out, seeds, given.workers, given.threads), given.scheduler
-        )
     with reading_input():
         items = _choose_items(given, rows, seeds)
     return _train(given, items)
@@ -71,12 +65,6 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
         )
     if given.against and not given.report:
         raise InputError("against is an option of --report: give it too")
-    if given.report and given.explain:
-        raise InputError("report covers what is in --out: leave --explain out")
-    if given.explain and (given.validate_every or given.framework in ("keras", "both")):
-        raise InputError("explain trains in PyTorch: leave --framework and --validate_every out")
-    if given.explain and given.rows:
-        raise InputError(f"explain is {given.explain}: leave the rows out, {' '.join(given.rows)}")
     _check_cluster(given)
     given.workers = given.workers or max(1, cpu_count() // given.threads)
     return given
@@ -117,11 +105,6 @@ def make_parser(name: str, help: str) -> ArgumentParser:
     add("--margin", metavar="POINTS", type=float | None, default=None, help=text)
     text = "With --report: results.csv whose prediction intervals judge the runs of --out."
     add("--against", metavar="FILE", type=Path | None, default=None, help=text)
-    text = (
-        "Train every combination of the settings in which two rows or configs differ, and show how "
-        "much of the difference each setting makes."
-    )
-    add("--explain", metavar="ROW:ROW", help=text)
     return parser
 
 
@@ -217,7 +200,7 @@ def write_report(
     """Write tables.md and figures of the results in a folder.
 
     Args:
-        out: The folder with results.csv, and with folders of `--explain`, if any.
+        out: The folder with results.csv.
         known: The rows whose order and published figures are known, by their names.
         names: The rows to report, as the results or `choose` name them; all if there are none.
         margin: The largest difference that does not matter, in points; None takes the data set's.
@@ -233,11 +216,6 @@ def write_report(
         if against:
             reference = _choose_results(against, known)
             sections["against"] = tables.prediction_table(rows, measured, reference)
-        for grid in () if names else sorted(out.glob("explain-*/grid.csv")):
-            try:
-                sections |= explanation_tables(grid.parent)
-            except UnfinishedError as error:
-                print(printable(error))
     sections["devices"] = results.list_devices(measured)  # over which the figures pool
     drawn = {"accuracies": figures.draw_accuracies(rows, measured)}
     if any(result.val_curve for result in measured):
