@@ -7,9 +7,9 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 from unicodedata import category
 
 
@@ -64,6 +64,25 @@ def _quote(word: str | Path) -> str:
         for char in text
     )
     return f"\"$(printf '{''.join(inert)}')\""
+
+
+@contextmanager
+def redirected(file: IO[Any], *descriptors: int) -> Iterator[None]:
+    """Let open descriptors write to a file in the `with` block, also those of C++ code."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
+    before = {}
+    for number in descriptors:
+        with suppress(OSError):  # it is closed
+            before[number] = os.dup(number)
+    try:
+        for number in before:
+            os.dup2(file.fileno(), number)
+        yield
+    finally:
+        for number, old in before.items():
+            os.dup2(old, number)
+            os.close(old)
 
 
 class Nowhere(io.TextIOBase):

@@ -11,9 +11,6 @@ does.
   finds the first layer that differs.
 """
 
-import warnings
-from typing import Any
-
 from digitlab.parity.backend import import_keras, keras_dtype
 from digitlab.parity.keras_files import KerasNetwork, load_keras_model
 from digitlab.parity.keras_module import KerasClassifier
@@ -41,10 +38,3 @@ __all__ = [
     "to_keras",
     "to_keras_optimizer",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name != "staircase":
-        raise AttributeError(f"module {__name__} has no attribute {name}")
-    warnings.warn("staircase is now run_checks", DeprecationWarning, stacklevel=2)
-    return run_checks

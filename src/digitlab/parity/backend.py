@@ -6,7 +6,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
+
+from digitlab.terminal import redirected
 
 Policy = Literal["float32", "float64", "mixed_float16", "mixed_bfloat16"]
 
@@ -71,7 +73,8 @@ def _import() -> tuple[Any, Any]:
         import keras
         import tensorflow
 
-        logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it tells a notebook everything
+        for logger in ("tensorflow", "absl"):  # they tell a notebook everything
+            logging.getLogger(logger).setLevel(logging.ERROR)
         if keras.backend.backend() != "tensorflow":
             raise ImportError(
                 f"Keras was imported with the backend {keras.backend.backend()}: set the "
@@ -81,10 +84,8 @@ def _import() -> tuple[Any, Any]:
             raise ImportError(
                 "TensorFlow's eager execution is off: leave disable_eager_execution out"
             )
-        threading, number = tensorflow.config.threading, torch.get_num_threads()
         try:
-            threading.set_intra_op_parallelism_threads(number)
-            threading.set_inter_op_parallelism_threads(number)
+            _set_threads(tensorflow.config.threading, torch.get_num_threads())
             for gpu in tensorflow.config.list_physical_devices("GPU"):
                 tensorflow.config.experimental.set_memory_growth(gpu, True)
         except RuntimeError:
@@ -100,8 +101,7 @@ def set_threads(number: int) -> None:
     """
     threading = import_tensorflow().config.threading
     try:
-        threading.set_intra_op_parallelism_threads(number)
-        threading.set_inter_op_parallelism_threads(number)
+        _set_threads(threading, number)
     except RuntimeError as error:
         # 0 is TensorFlow's default, as many as there are cores.
         present = threading.get_intra_op_parallelism_threads() or "as many as there are cores"
@@ -111,6 +111,11 @@ def set_threads(number: int) -> None:
             f"threads is {number}, but TensorFlow's threads in this process are {present}: it "
             "cannot change them once it has computed, so start another process"
         ) from error
+
+
+def _set_threads(threading: Any, number: int) -> None:
+    threading.set_intra_op_parallelism_threads(number)
+    threading.set_inter_op_parallelism_threads(number)
 
 
 def _check_order() -> None:
@@ -125,10 +130,8 @@ def limit_gpu_memory(megabytes: int) -> None:
     """Limit the memory that TensorFlow uses of each GPU, in MB of 2²⁰ bytes.
 
     Raises:
-        ValueError: `megabytes` is below 1, or TensorFlow has used the GPU already.
+        ValueError: TensorFlow has used the GPU already.
     """
-    if megabytes < 1:
-        raise ValueError(f"megabytes is {megabytes}: it must be at least 1")
     config = import_tensorflow().config
     for gpu in config.list_physical_devices("GPU"):
         try:
@@ -199,18 +202,6 @@ def keras_dtype(policy: Policy) -> Iterator[None]:
 
 
 @contextmanager
-def only_errors_of(logger: str) -> Iterator[None]:
-    """Let a logger write errors alone in the `with` block."""
-    log = logging.getLogger(logger)
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
-@contextmanager
 def unchanged_random_state() -> Iterator[None]:
     """Restore Python's random state, from which Keras draws the seeds of initial weights."""
     state = random.getstate()
@@ -223,25 +214,15 @@ def unchanged_random_state() -> Iterator[None]:
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
     """Hide what TensorFlow's libraries write to file descriptor 2, unless the block raises."""
-    try:
-        saved = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    if sys.stderr:
-        sys.stderr.flush()
     with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
         try:
-            yield
+            with redirected(kept, 2):
+                yield
         except BaseException:
-            os.dup2(saved, 2)
             kept.seek(0)
-            os.write(2, kept.read())
+            with suppress(OSError):  # it is closed
+                os.write(2, kept.read())
             raise
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 _check_order()  # now, since the rest of the package imports Lightning, which imports Triton

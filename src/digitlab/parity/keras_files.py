@@ -17,13 +17,7 @@ from torch import Tensor, nn
 from digitlab.checkpoints import load_weights
 from digitlab.classifier import Classifier
 from digitlab.files import atomic_write
-from digitlab.parity.backend import (
-    POLICIES,
-    find_precision,
-    import_keras,
-    only_errors_of,
-    to_tensorflow,
-)
+from digitlab.parity.backend import POLICIES, find_precision, import_keras, to_tensorflow
 from digitlab.parity.copies import copy_layer
 from digitlab.parity.differences import relative_difference
 from digitlab.parity.graph import first_line, keras_layers
@@ -149,8 +143,7 @@ def _foreign_names(config: Any) -> Iterator[str]:
 
 def save_keras_model(keras_model: Any, path: Path) -> None:
     """Write a Keras model in the format of the suffix."""
-    with only_errors_of("absl"):  # Keras warns there that HDF5 is a legacy format
-        keras_model.save(path)
+    keras_model.save(path)
 
 
 def load_from_keras(model: Classifier, path: Path, compare: bool = True) -> Any:

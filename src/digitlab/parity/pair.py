@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from digitlab.parity.backend import import_keras, import_tensorflow, only_errors_of
+from digitlab.parity.backend import import_keras, import_tensorflow
 from digitlab.parity.checks import (
     Loss,
     gradient_differences,
@@ -45,7 +45,6 @@ _TRIALS = 24  # ways to assign weights where several layers read the same
 _NAMED = 32  # examples are enough to find a layer, and few enough to hold the outputs of all layers
 
 
-@only_errors_of("tensorflow")  # it warns of each trace of a layer's float64 copy
 def check(
     torch_module: nn.Module,
     keras_model: Any,

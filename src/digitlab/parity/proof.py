@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +24,6 @@ from digitlab.parity.trajectory import Batch, is_batch_norm, trajectory
 from digitlab.parity.twins import to_keras
 from digitlab.parity.weights import match
 
-# Rounding errors accumulate, so a longer trajectory in float32 would tell less.
-STEPS_IN_FLOAT32 = 5
-# Rounding can switch a ReLU on in one framework only, and Adam turns the unit's tiny gradient into
-# a full step: 3e-3 of a layer, in 1 of 50 trajectories of 5 steps (over all architectures).
-# A real fault shows in float64 too, where there is no second start.
-_STARTS_IN_FLOAT32 = 3
 # Enough to have all classes; in float64 the gradients of the largest network take seconds.
 _GRADIENT_IMAGES = 100
 
@@ -49,9 +42,9 @@ def run_checks(
     """Compare a model with its Keras twin, and yield each check as soon as it is made.
 
     Parameters, round trip of the weights, logits, loss and gradients, and a trajectory: in float64,
-    and logits and five training steps in float32 too. If PyTorch's own optimizer has another
-    formula than Keras's, the exact one replaces it, and batch normalizations update their running
-    variance as Keras's do; the result of PyTorch's own is a check for information.
+    and logits in float32 too. If PyTorch's own optimizer has another formula than Keras's, the
+    exact one replaces it, and batch normalizations update their running variance as Keras's do; the
+    result of PyTorch's own is a check for information.
 
     Args:
         model: One of `digitlab.models`, or a class that names its twin; copies are compared. Its
@@ -91,48 +84,30 @@ def run_checks(
     yield from gradients(sides, images[:_GRADIENT_IMAGES], labels[:_GRADIENT_IMAGES])
 
     optimizer = double.optimizer(double.parameters())
-    make, substitution = partial(exact_optimizer, optimizer), _substitution(optimizer)
-    stock = [type(optimizer).__name__] if substitution else []
-    if norms := sorted({type(it).__name__ for it in double.modules() if is_batch_norm(it)}):
-        substitution += f"; Keras's running variance in {' and '.join(norms)}"
-        stock += norms
-    note = substitution.lstrip("; ")
-    train: Callable[..., Check] = partial(
-        trajectory, make_keras_optimizer=partial(to_keras_optimizer, optimizer), seed=seed
-    )
+    replaced = _replaced(optimizer, double)
+    exact = partial(exact_optimizer, optimizer)
+    make_keras = partial(to_keras_optimizer, optimizer)
     shown = progress(batches, "Trajectory in float64", steps)
-    yield _annotate(train(double, twin, shown, make, steps=steps), note)
-    train_single = partial(train, single, single_twin, make_optimizer=make)
-    yield _annotate(_in_float32(train_single, batches, steps), note)
-    if note:
-        names = f"stock {' and '.join(stock)}"
+    check = trajectory(double, twin, shown, exact, make_keras, steps, seed)
+    notes = [*replaced.values(), check.note]
+    yield replace(check, note="; ".join(filter(None, notes)))
+    if replaced:
+        names = f"stock {' and '.join(replaced)}"
         shown = progress(batches, names, steps)
-        check = train(double, twin, shown, model.optimizer, steps=steps, biased_variances=False)
+        check = trajectory(
+            double, twin, shown, model.optimizer, make_keras, steps, seed, biased_variances=False
+        )
         yield replace(check, name=f"{check.name}, {names}", informational=True)
 
 
-def _in_float32(train: Callable[..., Check], batches: Iterable[Batch], steps: int) -> Check:
-    """Compare a short trajectory, and start again from the next batch if rounding spoils it."""
-    length = min(steps, STEPS_IN_FLOAT32)
-    starts = min(_STARTS_IN_FLOAT32, steps - length + 1)
-    few = list(islice(batches, length + starts - 1))
-    note = ""
-    for start in range(starts):
-        check = _annotate(train(batches=few[start:], steps=length), note)
-        if check.passed:
-            break
-        note += f"from batch {start + 1} on {check.difference:.1e}; "
-    return check
-
-
-def _annotate(check: Check, note: str) -> Check:
-    return replace(check, note="; ".join(part for part in (note.rstrip("; "), check.note) if part))
-
-
-def _substitution(stock: torch.optim.Optimizer) -> str:
-    """Name the replacement of a config's optimizer; empty if that is exact itself."""
-    exact = exact_optimizer(stock, [nn.Parameter(torch.zeros(1))])
-    if type(exact) is not type(stock):
-        return f"{type(exact).__name__} in place of {type(stock).__name__}"
-    ours, theirs = (group.param_groups[0].get("momentum") for group in (stock, exact))
-    return "" if ours == theirs else f"momentum {ours} rounded to float32, as Keras does"
+def _replaced(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, str]:
+    """Name the classes of PyTorch that differ from Keras's, and what takes their place."""
+    kind, exact = type(optimizer).__name__, exact_optimizer(optimizer, [nn.Parameter()])
+    momenta = [it.param_groups[0].get("momentum") for it in (optimizer, exact)]
+    found: dict[str, str] = {}
+    if type(exact) is not type(optimizer):
+        found[kind] = f"{type(exact).__name__} in place of {kind}"
+    elif momenta[0] != momenta[1]:
+        found[kind] = f"momentum {momenta[0]} rounded to float32, as Keras does"
+    norms = sorted({type(it).__name__ for it in module.modules() if is_batch_norm(it)})
+    return found | {norm: f"Keras's running variance in {norm}" for norm in norms}

@@ -5,7 +5,6 @@ layers take fixed masks from `DropoutMasks`.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from digitlab.parity.flattening import Orders
 from digitlab.parity.graph import Graph, keras_layers
 from digitlab.parity.layouts import Array, channels_last
 from digitlab.parity.report import Check
-from digitlab.parity.sides import keras_inputs, precision, torch_inputs
+from digitlab.parity.sides import keras_inputs, torch_inputs
 from digitlab.parity.weights import Match, match
 
 Batch = tuple[Tensor, Tensor]
@@ -199,14 +198,12 @@ def trajectory(
     """Train copies of both sides on the same batches, and compare them after every step.
 
     Both start from the module's weights. A loss's difference is relative to the largest loss so
-    far, a weight's in float64 to the largest weight. In float32 the norm of a tensor's difference
-    is compared with the norm of its layer's weights: where a gradient is hardly larger than its
-    rounding error, Adam divides one by the other, and single weights differ by up to 1e-4 although
-    nothing is wrong.
+    far, a weight's to the largest weight.
 
     Args:
-        module: The PyTorch side.
-        keras_model: The Keras side. The precision of both sets the tolerance.
+        module: The PyTorch side, in float64: in float32 Adam makes full steps of gradients that are
+            hardly larger than their rounding errors.
+        keras_model: The Keras side, in float64.
         batches: Images, float32 `(N, C, H, W)`, and labels, int64 `(N,)`; at least `steps`.
         make_optimizer: Makes the optimizer of the copy's parameters.
         make_keras_optimizer: Makes Keras's.
@@ -223,7 +220,6 @@ def trajectory(
             f"the PyTorch module has {dropouts[0]} dropout layers and the Keras model "
             f"{dropouts[1]}: give both the same"
         )
-    dtype: Any = precision(module, keras_model)
     masks = DropoutMasks(seed)
     ours, theirs = torch_with_masks(module, masks).train(), keras_with_masks(keras_model, masks)
     if biased_variances:
@@ -234,7 +230,7 @@ def trajectory(
     optimizer, losses = make_optimizer(ours.parameters()), import_keras().losses
     found: list[tuple[float, str]] = []  # each difference, and where it is
     largest_loss, done = 0.0, 0
-    with keras_dtype(dtype):
+    with keras_dtype("float64"):
         loss = losses.SparseCategoricalCrossentropy(from_logits=True)
         # XLA cannot compile the masks.
         theirs.compile(make_keras_optimizer(), loss, jit_compile=False)
@@ -245,7 +241,7 @@ def trajectory(
             logs = theirs.train_on_batch(read, labels.cpu().numpy(), return_dict=True)
             largest_loss = max(largest_loss, abs(our_loss), abs(logs["loss"]))
             differences = {"the loss": abs(our_loss - logs["loss"]) / (largest_loss or 1)}
-            differences |= _differences(pairs, is_double=dtype == "float64")
+            differences |= _differences(pairs)
             found += [
                 (float(np.nan_to_num(difference, nan=np.inf)), f"{name} at step {done}")
                 for name, difference in differences.items()
@@ -253,12 +249,12 @@ def trajectory(
     if done < steps:
         raise ValueError(f"steps is {steps}, but there are only {done} batches: take fewer steps")
     difference, where = max(found, key=itemgetter(0))
-    tolerance, note = TOLERANCES[dtype], f"most in {where}" if difference else ""
+    tolerance, note = TOLERANCES["float64"], f"most in {where}" if difference else ""
     if difference > tolerance:
         first = next(it for size, it in found if size > tolerance)
         note = f"exceeded first in {first}, {note}"
     compared = steps * (1 + sum(math.prod(pair.variable.shape) for pair in pairs))
-    name = f"{steps} training step{'s' * (steps > 1)}, {dtype}"
+    name = f"{steps} training step{'s' * (steps > 1)}, float64"
     return Check(name, compared, difference, tolerance, note)
 
 
@@ -274,19 +270,12 @@ def _train_step(
     return loss.item()
 
 
-def _differences(pairs: list[Match], is_double: bool) -> dict[str, float]:
-    """Return the relative difference of each pair, as `trajectory` defines it for the precision."""
-
-    def size(array: Array) -> float:
-        # The norm in float64, in which squares of small differences are not lost.
-        return float(np.abs(array).max() if is_double else np.linalg.norm(array.astype(np.float64)))
-
-    scales: dict[str, float] = defaultdict(float)
-    sizes = {}
-    for pair in pairs:
-        # In Keras's layout, where two tensors that are added up are one.
-        ours, theirs = pair.to_keras(), np.asarray(pair.variable)
-        scale, key = max(size(ours), size(theirs)), "" if is_double else pair.layer
-        scales[key] = max(scales[key], scale) if is_double else math.hypot(scales[key], scale)
-        sizes[pair.torch_name.removeprefix("network.")] = key, size(ours - theirs)
-    return {name: difference / (scales[key] or 1.0) for name, (key, difference) in sizes.items()}
+def _differences(pairs: list[Match]) -> dict[str, float]:
+    """Return the largest difference in each pair, relative to the largest weight of all."""
+    # In Keras's layout, where two tensors that are added up are one.
+    both = [(pair.to_keras(), np.asarray(pair.variable)) for pair in pairs]
+    largest = max((np.abs(array).max() for sides in both for array in sides), default=0.0) or 1.0
+    return {
+        pair.torch_name.removeprefix("network."): float(np.abs(ours - theirs).max() / largest)
+        for pair, (ours, theirs) in zip(pairs, both, strict=True)
+    }

@@ -22,6 +22,7 @@ from digitlab.errors import InputError
 from digitlab.reproduce.results import Result, lock
 from digitlab.reproduce.rows import Row
 from digitlab.run_folder import Framework
+from digitlab.terminal import redirected
 
 LOG_END = 4000
 """Characters of a run's log that travel back."""
@@ -221,19 +222,13 @@ def _read_result(spec: Spec, run: Path) -> Result | None:
 def _output_to(log: Path, mode: str) -> Iterator[None]:
     """Write all output to a file, that of C++ code included, which has descriptors of its own."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with log.open(mode, encoding="utf-8", buffering=1) as file:
-        before = [os.dup(number) for number in (1, 2)]
-        try:
-            for number in (1, 2):
-                os.dup2(file.fileno(), number)
-            with redirect_stdout(file), redirect_stderr(file):
-                yield
-        finally:
-            for number, old in zip((1, 2), before, strict=True):
-                os.dup2(old, number)
-                os.close(old)
+    with (
+        log.open(mode, encoding="utf-8", buffering=1) as file,
+        redirected(file, 1, 2),
+        redirect_stdout(file),
+        redirect_stderr(file),
+    ):
+        yield
 
 
 @contextmanager
