@@ -24,7 +24,7 @@ class Laboratory:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.recorded: dict[Item, Outcome] = {}
+        self.recorded: dict[Item, Result] = {}
         self.commands: list[list[str]] = []
         self.before: Callable[[list[str]], bool] = lambda command: True
         self.configs = out / "configs" / "tiny"
@@ -41,8 +41,8 @@ class Laboratory:
             items, self.out, lambda item: item in self.recorded, self.keep, threads=threads
         )
 
-    def keep(self, item: Item, outcome: Outcome) -> str:
-        self.recorded[item] = outcome
+    def keep(self, item: Item, result: Result) -> str:
+        self.recorded[item] = result
         return "recorded"
 
     def main(self, command: list[str]) -> int:
@@ -93,9 +93,9 @@ def test_finished_items_are_not_trained_again_even_if_their_result_was_not_recor
     laboratory: Laboratory,
 ) -> None:
     laboratory.train(laboratory.item)
-    outcome = laboratory.recorded.pop(laboratory.item)
+    result = laboratory.recorded.pop(laboratory.item)
     laboratory.train(laboratory.item, laboratory.other)
-    assert laboratory.recorded[laboratory.item] == outcome
+    assert laboratory.recorded[laboratory.item] == result
     laboratory.train(laboratory.item, laboratory.other)
     assert laboratory.values("--seed_everything") == ["0", "1"]
 
@@ -104,8 +104,7 @@ def test_half_a_run_starts_over_and_is_removed_once_it_is_whole(laboratory: Labo
     half = laboratory.run(laboratory.item) / "run" / "version_0"
     (half / "checkpoints").mkdir(parents=True)
     laboratory.train(laboratory.item)
-    assert laboratory.recorded[laboratory.item].folder == half.with_name("version_1")
-    assert not half.exists()
+    assert [*half.parent.iterdir()] == [half.with_name("version_1")]
 
 
 def test_an_item_that_another_process_trains_is_left_to_it(
@@ -165,7 +164,7 @@ def test_a_run_without_a_result_fails_alone_and_each_time(
 def test_a_result_that_cannot_be_recorded_is_named(
     laboratory: Laboratory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def keep(item: Item, outcome: Outcome) -> str:
+    def keep(item: Item, result: Result) -> str:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(laboratory, "keep", keep)
@@ -182,8 +181,8 @@ def test_all_that_a_run_writes_is_in_its_log(
 
     laboratory.before = write
     outcome = train_run(laboratory.spec(laboratory.item))
-    assert outcome.log_end == "output of the run\nas C++ code does\n"
-    assert outcome.result == RESULT
+    log = b"output of the run\nas C++ code does\n"
+    assert outcome == Outcome(RESULT, files={"log.txt": log})
     assert capfd.readouterr() == ("", "")
     print("after it")
     assert capfd.readouterr().out == "after it\n"
@@ -229,6 +228,6 @@ def test_a_worker_without_the_config_trains_with_its_content_and_finds_its_own_r
         ("tiny", "one_continued.yaml"),
     ]
     assert configs[1].read_text() == "model: MLP\n"
-    assert [*outcome.files] == ["run/version_0/metrics.json"]
+    assert [*outcome.files] == ["log.txt", "run/version_0/metrics.json"]
     assert train_run(spec) == outcome
     assert len(laboratory.commands) == 2  # none was trained again

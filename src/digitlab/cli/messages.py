@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from inspect import isroutine, signature
 from pydoc import locate
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback, LightningModule
@@ -16,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from digitlab.classifier import Classifier
 from digitlab.cli.allowed import actions_of
+from digitlab.cli.options import ShortHelp
 from digitlab.data import ImageDataModule
 from digitlab.errors import InputError
 from digitlab.files import expand_settings
@@ -51,6 +53,12 @@ def explain(message: str, options: Iterable[str]) -> str:
             return describe(match, key, options)
     lines = [line.strip(" -") for line in message.splitlines() if "Parser key" not in line]
     return f"{key}: {lines[0]}" if key and lines else " ".join(message.split())
+
+
+def word_parser(name: str, help: str) -> ArgumentParser:
+    """Make the parser of a command of positional words, whose whole help is short."""
+    settings: dict[str, Any] = {"formatter_class": ShortHelp, "exit_on_error": False}
+    return ArgumentParser(prog=f"digitlab {name}", description=help, **settings)
 
 
 def option_names(parser: ArgumentParser) -> list[str]:
@@ -163,6 +171,7 @@ PATTERNS: list[tuple[str, Callable[[re.Match[str], str, Iterable[str]], str]]] =
     ),
     (r"(?:Given value|Got value): (?P<value>[^\n]+)", _wrong_value),
     (r"Not of type \w+: (?P<value>[^\n]+) does not conform to", _wrong_value),
+    (r"(?:invalid literal for int.+|could not convert.+): '(?P<value>[^\n]*)'", _wrong_value),
 ]
 
 
@@ -211,5 +220,5 @@ def _rules(message: str) -> str:
     rules = re.findall(rf"(?:{stems})(.+?)(?:\. Got.*|\(\).*|: .*)?$", message, re.MULTILINE)
     text = " or ".join(rule for rule in dict.fromkeys(rules) if "NoneType" not in rule)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    text = re.sub(r"^\^", "of the form ^", text)
+    text = re.sub(r"^\^", "of the form ^", text).replace(" and v", " and ")
     return re.sub(r"typing\.Literal\[([^\]]*)\]", r"one of \1", text)

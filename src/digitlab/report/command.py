@@ -3,13 +3,11 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from digitlab import files, run_folder
-from digitlab.cli.messages import parse_words
-from digitlab.cli.options import ShortHelp
+from digitlab.cli.messages import parse_words, word_parser
 from digitlab.errors import InputError, reading_input
 from digitlab.report.content import read_run
 from digitlab.report.page import render
@@ -68,8 +66,7 @@ def _by_numbers(path: Path) -> list[str | int]:
 
 def make_parser(name: str, help: str) -> ArgumentParser:
     """Make the command's parser, which shells complete from, too."""
-    settings: dict[str, Any] = {"formatter_class": ShortHelp, "exit_on_error": False}
-    parser = ArgumentParser(prog=f"digitlab {name}", description=help, **settings)
+    parser = word_parser(name, help)
     of_runs = (
         "Run folders, of either framework; folders of runs, such as runs; or latest, the run that "
         "was started last."

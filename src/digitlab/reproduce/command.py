@@ -1,25 +1,26 @@
 """`digitlab reproduce`: train rows over seeds, and report the results."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import get_terminal_size
 from statistics import mean
 from textwrap import fill
-from typing import Any, Literal
+from typing import Literal
 
 from joblib import cpu_count
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
 
 from digitlab import files, terminal
-from digitlab.cli.messages import parse_words
-from digitlab.cli.options import ShortHelp
+from digitlab.cli.messages import parse_words, word_parser
 from digitlab.errors import InputError, reading_input
 from digitlab.reproduce import figures, results, tables
 from digitlab.reproduce.executors import train_items
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row, choose, read_rows
-from digitlab.reproduce.worker import Item, Outcome
+from digitlab.reproduce.worker import Item
 from digitlab.run_folder import Framework
 from digitlab.terminal import printable
 
@@ -27,15 +28,15 @@ RECORD = Path("docs", "results", "results.csv")
 """In a clone of digitlab, the runs that its documentation shows."""
 
 MOST_LINES = 24
-"""Longer tables are not shown on the screen, but written to tables.md: more than 6 rows' pairs."""
+"""Longer tables, of more than 6 rows' pairs, are written to tables.md alone."""
+
+Margin = restricted_number_type(
+    "Margin", float, [(">", 0), ("<=", 100)], docstring="Percentage points, up to 100."
+)
 
 
 def run(name: str, help: str, options: list[str]) -> int:
-    """Train rows or report their results; return the exit code.
-
-    Raises:
-        InputError: The input is bad.
-    """
+    """Train rows or report their results; return the exit code."""
     with reading_input():
         given = _parse(name, help, options)
         rows = read_rows()
@@ -50,12 +51,6 @@ def run(name: str, help: str, options: list[str]) -> int:
 
 def _parse(name: str, help: str, options: list[str]) -> Namespace:
     given = parse_words(make_parser(name, help), options, "rows")
-    least = {"seeds": 1, "first_seed": 0, "workers": 1, "threads": 1, "validate_every": 1}
-    for option, low in least.items():
-        if given[option] is not None and given[option] < low:
-            raise InputError(f"{option} is {given[option]}: give at least {low}")
-    if given.margin is not None and not 0 < given.margin <= 100:
-        raise InputError(f"margin is {given.margin}: give percentage points, above 0 and up to 100")
     names = "framework seeds first_seed workers threads scheduler fetch validate_every"
     words = [word.split("=")[0] for word in options]
     if given.report and (unused := [it for it in names.split() if f"--{it}" in words]):
@@ -65,54 +60,53 @@ def _parse(name: str, help: str, options: list[str]) -> Namespace:
         )
     if given.against and not given.report:
         raise InputError("against is an option of --report: give it too")
-    _check_cluster(given)
-    given.workers = given.workers or max(1, cpu_count() // given.threads)
-    return given
-
-
-def _check_cluster(given: Namespace) -> None:
     if given.scheduler and given.workers:
         raise InputError("workers is an option of dask worker, --nworkers: leave --workers out")
     if given.fetch and not given.scheduler:
         raise InputError("fetch copies from a cluster's workers: give --scheduler, too")
+    given.workers = given.workers or max(1, cpu_count() // given.threads)
+    return given
 
 
 def make_parser(name: str, help: str) -> ArgumentParser:
     """Make the command's parser, which shells complete from, too."""
-    settings: dict[str, Any] = {"formatter_class": ShortHelp, "exit_on_error": False}
-    parser = ArgumentParser(prog=f"digitlab {name}", description=help, **settings)
+    parser = word_parser(name, help)
     add = parser.add_argument
     text = "Configs, such as my.yaml or digits/lenet5. Default: the documents'; with --report, all."
     add("rows", nargs="*", default=[], help=text)
     frameworks = Literal["torch", "keras", "both"]
     text = "Framework to train in. Default: torch; for the documents' rows both, if Keras is there."
     add("--framework", type=frameworks | None, default=None, help=text)
-    add("--seeds", metavar="N", type=int, default=3, help="Number of seeds.")
-    add("--first_seed", metavar="SEED", type=int, default=0, help="The lowest seed. Default: 0.")
+    add("--seeds", metavar="N", type=PositiveInt, default=3, help="Number of seeds.")
+    add(
+        "--first_seed",
+        metavar="SEED",
+        type=NonNegativeInt,
+        default=0,
+        help="The lowest seed. Default: 0.",
+    )
     text = "Folder of results.csv, the runs and the report."
     add("--out", metavar="FOLDER", type=Path, default=Path("runs", "reproduce"), help=text)
     text = "Runs at a time. Default: the number of CPU cores, divided by the threads."
-    add("--workers", metavar="N", type=int | None, default=None, help=text)
-    add("--threads", metavar="N", type=int, default=1, help="CPU threads of each run.")
+    add("--workers", metavar="N", type=PositiveInt | None, default=None, help=text)
+    add("--threads", metavar="N", type=PositiveInt, default=1, help="CPU threads of each run.")
     text = "Train on a Dask cluster, whose scheduler has this address: tcp://HOST:8786."
     add("--scheduler", metavar="ADDRESS", type=str | None, default=None, help=text)
     text = "With --scheduler: copy the run folders from the workers."
     add("--fetch", action="store_true", help=text)
     text = "Validate every so many optimizer steps, for finer curves; PyTorch only."
-    add("--validate_every", metavar="N", type=int | None, default=None, help=text)
+    add("--validate_every", metavar="N", type=PositiveInt | None, default=None, help=text)
     add("--report", action="store_true", help="Train nothing: write tables and plots from --out.")
     text = "Largest difference that does not matter, in percentage points. Default: the data set's."
-    add("--margin", metavar="POINTS", type=float | None, default=None, help=text)
+    add("--margin", metavar="POINTS", type=Margin | None, default=None, help=text)
     text = "With --report: results.csv whose prediction intervals judge the runs of --out."
     add("--against", metavar="FILE", type=Path | None, default=None, help=text)
     return parser
 
 
 def _choose_items(given: Namespace, rows: dict[str, Row], seeds: range) -> list[Item]:
-    chosen, has_keras = (
-        choose(given.rows, rows),
-        bool(find_spec("keras") and find_spec("tensorflow")),
-    )
+    chosen = choose(given.rows, rows)
+    has_keras = bool(find_spec("keras") and find_spec("tensorflow"))
     if not given.framework and not has_keras and any(row.in_documents for row in chosen):
         print("Keras is not installed: training in PyTorch only")
 
@@ -160,10 +154,9 @@ def _train(given: Namespace, items: list[Item]) -> int:
         key = (item.row.name, item.framework, item.seed)
         return key in {result.key for result in results.read(table)}
 
-    def record(item: Item, outcome: Outcome) -> str:
-        assert outcome.result
-        results.add(table, [outcome.result])
-        return f"{outcome.result.test_accuracy:.2%}"
+    def record(item: Item, result: Result) -> str:
+        results.add(table, [result])
+        return f"{result.test_accuracy:.2%}"
 
     options = []
     if given.validate_every:
@@ -205,9 +198,6 @@ def write_report(
         names: The rows to report, as the results or `choose` name them; all if there are none.
         margin: The largest difference that does not matter, in points; None takes the data set's.
         against: A results.csv whose prediction intervals judge the runs.
-
-    Raises:
-        InputError: There are no results, or a file is damaged.
     """
     with reading_input():
         measured = _choose_results(out / "results.csv", known, names)
@@ -234,12 +224,12 @@ def make_tables(
     rows: Mapping[str, Row], measured: Sequence[Result], margin: float | None = None
 ) -> dict[str, str]:
     """Make the tables that results allow, as Markdown by their names."""
-    pairs = {
-        "frameworks": [*tables.compare_frameworks(rows, measured, margin).values()],
-        "differences": tables.compare_rows(rows, measured, margin),
-    }
-    compared = {name: tables.differences_table(them) for name, them in pairs.items() if them}
-    return {"accuracies": tables.intervals_table(rows, measured), **compared}
+    made = {"accuracies": tables.intervals_table(rows, measured)}
+    if pairs := [*tables.compare_frameworks(rows, measured, margin).values()]:
+        made["frameworks"] = tables.differences_table(pairs)
+    if pairs := tables.compare_rows(rows, measured, margin):
+        made["differences"] = tables.differences_table(pairs)
+    return made
 
 
 def _show(sections: Mapping[str, str]) -> None:
@@ -247,13 +237,10 @@ def _show(sections: Mapping[str, str]) -> None:
         count = len(table.splitlines())
         if count > MOST_LINES:
             table = f"{name}: {count} lines, which --report writes to tables.md"
-        lines = [line if line.startswith("|") else _wrap(line) for line in table.splitlines()]
+        width = get_terminal_size().columns  # a terminal wraps inside words
+        wrap = partial(fill, width=width, break_on_hyphens=False, break_long_words=False)
+        lines = [line if line.startswith("|") else wrap(line) for line in table.splitlines()]
         print(printable("\n" + "\n".join(lines), keep="\n"))
-
-
-def _wrap(text: str) -> str:
-    """Wrap a sentence between words, which a terminal does not."""
-    return fill(text, get_terminal_size().columns, break_on_hyphens=False, break_long_words=False)
 
 
 def _choose_results(

@@ -14,7 +14,6 @@ from concurrent.futures import (
 )
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from importlib.util import find_spec
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from digitlab.errors import InputError, RunError, describe_error, reading_input
+from digitlab.reproduce.results import Result
 from digitlab.reproduce.worker import Item, Outcome, Spec, prepare_worker, train_run
 from digitlab.terminal import printable
 
@@ -34,10 +34,6 @@ class Processes(ThreadPoolExecutor):
 
     A process that dies breaks its pool, so that only its own call is lost. That is made once more,
     in a new process.
-
-    Args:
-        workers: Number of processes.
-        threads: Number of CPU threads of each, for NumPy.
     """
 
     def __init__(self, workers: int, threads: int = 1) -> None:
@@ -77,7 +73,7 @@ def train_items(
     items: Iterable[Item],
     out: Path,
     is_done: Callable[[Item], bool],
-    record: Callable[[Item, Outcome], str],
+    record: Callable[[Item, Result], str],
     *,
     workers: int = 1,
     threads: int = 1,
@@ -89,25 +85,20 @@ def train_items(
     """Train the items that are not done, name those that failed, and return these.
 
     A run writes to `out/runs/<item>`: log.txt, and a run folder. Those of a Dask worker stay with
-    it, and the end of the log and history.csv come here.
+    it, and the end of the log and history.csv come here; with `fetch` the run folder, too. Ctrl-C
+    and SIGTERM end the runs first.
 
     Args:
         items: The runs.
         out: The folder of all files.
         is_done: Whether an item needs no training.
-        record: Records what a worker returns for an item, and returns it in a few words.
+        record: Records an item's result, and returns it in a few words.
         workers: Number of runs at a time, without a scheduler.
         threads: Number of CPU threads of each.
         scheduler: The address of a Dask scheduler, whose workers train the runs.
         fetch: Whether Dask workers send the run folders.
         options: Options of `digitlab fit` that all runs get.
         expected_seconds: How long an item will take, for the time left; None if unknown.
-
-    Raises:
-        InputError: No scheduler answers, or a worker has another version of digitlab.
-        RunError: The scheduler was lost.
-        KeyboardInterrupt, SystemExit: Ctrl-C was pressed, or SIGTERM came; the runs are ended
-            first.
     """
     # Items that start from another one's weights come last: that one is then mostly done.
     waiting = sorted((it for it in items if not is_done(it)), key=lambda it: bool(it.row.after))
@@ -143,11 +134,11 @@ def _as_completed(
     while pending:
         done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
         yield from (future for future in futures if future in done)  # in the order of runs
-        progress.refresh()
+        progress.bar.refresh()  # the elapsed time
 
 
 def _receive(
-    future: Future[Outcome], spec: Spec, record: Callable[[Item, Outcome], str], out: Path
+    future: Future[Outcome], spec: Spec, record: Callable[[Item, Result], str], out: Path
 ) -> tuple[bool, str]:
     """Record what has come back; return whether the run has a result, and a short report."""
     folder = out / "runs" / spec.item.name
@@ -155,9 +146,12 @@ def _receive(
         outcome = future.result()
         if outcome.left:
             return True, "left to another process, which trains it"
-        if spec.name != spec.item.name:
-            outcome = _keep_files(outcome, spec, folder)
-        return (True, record(spec.item, outcome)) if outcome.result else (False, "failed")
+        if spec.name != spec.item.name:  # of a worker elsewhere
+            for name, content in outcome.files.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+        result = outcome.result
+        return (True, record(spec.item, result)) if result else (False, "failed")
     except InputError:  # the worker is not fit for any run
         raise
     except CancelledError as error:
@@ -174,18 +168,6 @@ def _receive(
         with suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8") as log:
             log.write(f"\n{said}\n")
         return False, f"failed: {said}"
-
-
-def _keep_files(outcome: Outcome, spec: Spec, folder: Path) -> Outcome:
-    """Write what a worker elsewhere has sent."""
-    texts = {"log.txt": outcome.log_end, "history.csv": outcome.history}
-    sent = {name: text.encode() for name, text in texts.items()} | outcome.files
-    for name, content in sent.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    if not outcome.files or not outcome.folder:
-        return outcome
-    return replace(outcome, folder=folder / outcome.folder.relative_to(spec.folder))
 
 
 @contextmanager
@@ -232,7 +214,10 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 class _Progress:
-    """Shows a line for each finished item, and a bar of all items."""
+    """A line for each finished item, and a bar that counts expected seconds.
+
+    Some rows take a hundred times as long as others, so a count of runs would promise a wrong end.
+    """
 
     def __init__(
         self, items: Sequence[Item], expected_seconds: Callable[[Item], float | None]
@@ -242,9 +227,7 @@ class _Progress:
         mean = sum(measured) / len(measured) if measured else 1.0
         self._seconds = {item: seconds or mean for item, seconds in known.items()}
         self._done = 0
-        # Counts expected seconds, not runs, so that the time left is right although some rows take
-        # a hundred times as long as others.
-        self._bar: tqdm[Any] = tqdm(
+        self.bar: tqdm[Any] = tqdm(
             total=sum(self._seconds.values()),
             bar_format="{desc} |{bar}| {percentage:3.0f}% {elapsed}<{remaining}",
             desc=self._count(),
@@ -253,15 +236,10 @@ class _Progress:
         )
 
     def show(self, item: Item, said: str) -> None:
-        """Show the report of an item."""
         self._done += 1
-        self._bar.set_description_str(self._count(), refresh=False)
-        self._bar.update(self._seconds[item])
-        self._bar.write(printable(f"[{self._done}/{len(self._seconds)}] {item}: {said}"))
-
-    def refresh(self) -> None:
-        """Show the elapsed time."""
-        self._bar.refresh()
+        self.bar.set_description_str(self._count(), refresh=False)
+        self.bar.update(self._seconds[item])
+        self.bar.write(printable(f"[{self._done}/{len(self._seconds)}] {item}: {said}"))
 
     def _count(self) -> str:
         return f"{self._done} of {len(self._seconds)} runs"
@@ -270,4 +248,4 @@ class _Progress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bar.close()
+        self.bar.close()

@@ -26,9 +26,6 @@ from digitlab.run_folder import Framework
 Curve = tuple[tuple[int, float], ...]
 """Points: the number of optimizer steps, and the accuracy then, in [0, 1]."""
 
-KEY = ["row", "framework", "seed"]
-"""The columns that identify a run."""
-
 
 @dataclass(frozen=True)
 class Result:
@@ -64,34 +61,33 @@ class Result:
         """
         metrics = run_folder.read_metrics(folder)
         try:
-            if metrics.get("test", {}).get("loss") is not None:
-                return cls._of_metrics(row, folder, metrics)
+            if metrics.get("test", {}).get("loss") is None:
+                raise InputError(f"{folder} has no loss on the test split: its training diverged")
+            framework, steps = metrics["framework"], metrics["optimizer_steps"]
+            packages = ("torch", "lightning") if framework == "torch" else ("keras", "tensorflow")
+            versions = (f"{name} {metrics['versions'][name]}" for name in ("digitlab", *packages))
+            result = cls(
+                row=row.name,
+                config=f"{metrics['dataset']}/{row.config.stem}",
+                recipe=row.recipe,
+                framework=framework,
+                seed=metrics["seed"],
+                test_accuracy=metrics["test"]["accuracy"],
+                test_loss=round(metrics["test"]["loss"], 6),
+                train_accuracy=round(metrics["train"]["accuracy"], 6),
+                optimizer_steps=steps,
+                train_seconds=round(metrics["phases"]["training"], 1),
+                train_curve=_read_curve(folder, "train/accuracy", steps),
+                val_curve=_read_curve(folder, "val/accuracy", steps),
+                device=_describe_device(metrics),
+                versions=", ".join(versions),
+            )
+            _parse(_format(result))  # a check of its values
+        except InputError:
+            raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             path = folder / "metrics.json"
             raise ValueError(f"{path} is damaged, {error}: remove the run, and train it") from error
-        raise ValueError(f"{folder} has no loss on the test split: its training diverged")
-
-    @classmethod
-    def _of_metrics(cls, row: Row, folder: Path, metrics: dict[str, Any]) -> Self:
-        of_torch = metrics["framework"] == "torch"
-        packages = ("digitlab", *(("torch", "lightning") if of_torch else ("keras", "tensorflow")))
-        result = cls(
-            row=row.name,
-            config=f"{metrics['dataset']}/{row.config.stem}",
-            recipe=row.recipe,
-            framework=metrics["framework"],
-            seed=metrics["seed"],
-            test_accuracy=metrics["test"]["accuracy"],
-            test_loss=round(metrics["test"]["loss"], 6),
-            train_accuracy=round(metrics["train"]["accuracy"], 6),
-            optimizer_steps=metrics["optimizer_steps"],
-            train_seconds=round(metrics["phases"]["training"], 1),
-            train_curve=_read_curve(folder, "train/accuracy", metrics["optimizer_steps"]),
-            val_curve=_read_curve(folder, "val/accuracy", metrics["optimizer_steps"]),
-            device=_describe_device(metrics),
-            versions=", ".join(f"{name} {metrics['versions'][name]}" for name in packages),
-        )
-        _parse(_format(result))  # a check of its values
         return result
 
 
@@ -102,55 +98,44 @@ def read(path: Path) -> list[Result]:
         InputError: The file is damaged, or of another kind.
     """
     results: dict[Any, Result] = {}
-    for number, line in enumerate(read_table(path).to_dict("records"), start=1):
+    for number, line in enumerate(_read_table(path).to_dict("records"), start=1):
         try:
             result = _parse(line)
             if results.setdefault(result.key, result) is not result:
                 raise ValueError(f"{result.row} {result.framework} seed {result.seed} is repeated")
         except ValueError as error:
-            raise damaged(path, f"in run {number}, {error}") from error
+            raise _damaged(path, f"in run {number}, {error}") from error
     return [*results.values()]
 
 
 def add(path: Path, results: Sequence[Result]) -> None:
-    """Append results to a CSV file, except those of runs that are in it already."""
-    append(path, [_format(result) for result in results], KEY)
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV file with every cell as text; an empty table if there is no file.
-
-    Raises:
-        InputError: It is not a CSV file.
-    """
-    if not path.exists():
-        return pd.DataFrame()
-    try:
-        table = pd.read_csv(path, dtype=object, keep_default_na=False, na_filter=False)
-    except ValueError as error:
-        raise damaged(path, str(error)) from error
-    return table.map(files.from_csv_cell)
-
-
-def damaged(path: Path, reason: str) -> InputError:
-    """Make the error for a file that cannot be read."""
-    return InputError(f"{path} is damaged or of another kind: {reason}; restore it or move it away")
-
-
-def append(path: Path, lines: Sequence[dict[str, Any]], key: list[str]) -> None:
-    """Append lines to a CSV file, atomically, except those whose key columns it has already."""
+    """Append results to a CSV file, atomically, except those of runs that are in it already."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock(path.parent, path.name):
-        old = read_table(path)
-        new = pd.DataFrame(lines, dtype=object).astype(str)
-        table = pd.concat([old, new]).drop_duplicates(key)
+        old, new = _read_table(path), pd.DataFrame(map(_format, results), dtype=object)
+        table = pd.concat([old, new]).drop_duplicates(["row", "framework", "seed"])
         if len(table) > len(old):
             text = table.map(files.csv_cell).to_csv(index=False, lineterminator="\n")
             files.write_text(path, text)
 
 
+def _read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV file with every cell as text; an empty table if there is no file."""
+    if not path.exists():
+        return pd.DataFrame()
+    try:
+        table = pd.read_csv(path, dtype=object, keep_default_na=False, na_filter=False)
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+    return table.map(files.from_csv_cell)
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(f"{path} is damaged or of another kind: {reason}; restore it or move it away")
+
+
 def lock(out: Path, name: str) -> FileLock:
-    """Make the lock of that name among all processes that work in the folder `out`."""
+    """Make a lock, for all processes that work in the folder `out`."""
     folder = out / "runs" / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / f"{name}.lock")
@@ -158,7 +143,8 @@ def lock(out: Path, name: str) -> FileLock:
 
 def _describe_device(metrics: dict[str, Any]) -> str:
     """Name the device, a CPU by its model and the number of threads."""
-    device, threads = str(metrics["device"]), re.fullmatch(r"cpu \((.+)\)", str(metrics["device"]))
+    device = str(metrics["device"])
+    threads = re.fullmatch(r"cpu \((.+)\)", device)
     return f"{metrics['cpu']}, {threads[1]}" if threads and "cpu" in metrics else device
 
 

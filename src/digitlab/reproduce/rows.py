@@ -51,12 +51,7 @@ class Row(NamedTuple):
         figures = re.findall(r"([\d.]+)%", self.published)
         return float(figures[-1]) if figures else None
 
-    def read_settings(self) -> dict[str, Any]:
-        """Read the config's settings.
-
-        Raises:
-            ValueError: The config is damaged, or has no model.
-        """
+    def _read_settings(self) -> dict[str, Any]:
         settings = run_folder.read_settings(self.config)
         if "model" not in settings:
             raise InputError(f"{self.config} names no model: it is damaged, or not a config")
@@ -65,15 +60,14 @@ class Row(NamedTuple):
     @property
     def recipe(self) -> str:
         """A digest of the config's settings, except those of `SPEED`."""
-        settings = _without_speed(self.read_settings())
-        return hashlib.sha256(
-            json.dumps(settings, sort_keys=True, default=str).encode()
-        ).hexdigest()[:12]
+        settings = _without_speed(self._read_settings())
+        text = json.dumps(settings, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def frameworks(self) -> tuple[Framework, ...]:
         """Where it can be trained: some settings have no counterpart in Keras."""
-        model = self.read_settings()["model"]
+        model = self._read_settings()["model"]
         arguments = model.get("init_args") if isinstance(model, dict) else None
         return ("torch",) if _TORCH_ONLY & {*(arguments or {})} else ("torch", "keras")
 
@@ -143,7 +137,6 @@ def _read_row(config: Config) -> Row:
 
 
 def _order(row: Row) -> tuple[str, int, str]:
-    found = ROW.fullmatch(row.name)
-    if not found:
+    if not (found := ROW.fullmatch(row.name)):
         return "other", 0, row.name
     return found[1] or "", int(found[2] or 0), row.name

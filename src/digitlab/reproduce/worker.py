@@ -25,7 +25,7 @@ from digitlab.run_folder import Framework
 from digitlab.terminal import redirected
 
 LOG_END = 4000
-"""Characters of a run's log that travel back."""
+"""Bytes of a run's log that travel back."""
 
 
 class Item(NamedTuple):
@@ -47,29 +47,17 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Spec:
-    """All that a worker needs to train an item, on any machine.
-
-    Attributes:
-        item: The run.
-        config: The content of its config, for a worker that has no such file.
-        out: The run's folder is below `out/runs`.
-        name: The name of that folder.
-        threads: Number of CPU threads.
-        options: Options of `digitlab fit`.
-        first: The run whose last weights it starts from, if any.
-        fetch: Whether the files of the run folder travel back.
-        version: The version of digitlab that the worker must have.
-    """
+    """All that a worker needs to train an item, on any machine."""
 
     item: Item
-    config: bytes
+    config: bytes  # the content of its config, for a worker that has no such file
     out: Path
-    name: str
+    name: str  # of its folder, below `out/runs`
     threads: int = 1
-    options: tuple[str, ...] = ()
-    first: "Spec | None" = None
-    fetch: bool = False
-    version: str = __version__
+    options: tuple[str, ...] = ()  # of `digitlab fit`
+    first: "Spec | None" = None  # the run whose last weights it starts from
+    fetch: bool = False  # whether the files of the run folder travel back
+    version: str = __version__  # that the worker must have
 
     @classmethod
     def make(
@@ -83,7 +71,7 @@ class Spec:
     ) -> "Spec":
         """Read an item's config, and that of the run it starts from.
 
-        A remote worker may have runs of earlier configs, so that its folders have a digest, too.
+        A remote worker may have runs of earlier configs, so its folders' names have a digest.
         """
         config, first, name = item.row.config.read_bytes(), None, item.name
         if path := item.row.after:
@@ -102,22 +90,11 @@ class Spec:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What travels back from a worker.
+    """What travels back from a worker."""
 
-    Attributes:
-        folder: The run folder, on the worker; None if the run failed.
-        result: The run's line in results.csv.
-        history: The text of history.csv.
-        log_end: The end of the run's output.
-        left: Whether another process trains it.
-        files: The files of the run folder, if they were asked for, by their path below `folder`.
-    """
-
-    folder: Path | None = None
-    result: Result | None = None
-    history: str = ""
-    log_end: str = ""
-    left: bool = False
+    result: Result | None = None  # None if the run failed
+    left: bool = False  # whether another process trains it
+    # The end of the log, history.csv and, if it was asked for, the run folder.
     files: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -125,9 +102,6 @@ def train_run(spec: Spec) -> Outcome:
     """Train a run in this process, unless it is finished or another process trains it.
 
     An unfinished run starts over.
-
-    Raises:
-        InputError: This worker has another version of digitlab, or several threads for runs.
     """
     worker = _dask_worker()
     _check_worker(spec, worker)
@@ -139,19 +113,13 @@ def train_run(spec: Spec) -> Outcome:
             result = _read_result(spec, run) if run else None
     except Timeout:
         return Outcome(left=True)
-    log = spec.folder / "log.txt"
-    log_end = log.read_text("utf-8", errors="replace")[-LOG_END:] if log.exists() else ""
-    if not run or not result:
-        return Outcome(log_end=log_end)
-    paths = [path for path in run.rglob("*") if path.is_file()] if spec.fetch else []
-    history = run / "history.csv"
-    return Outcome(
-        folder=run,
-        result=result,
-        history=history.read_text("utf-8") if history.exists() else "",
-        log_end=log_end,
-        files={path.relative_to(spec.folder).as_posix(): path.read_bytes() for path in paths},
-    )
+    paths = {"log.txt": spec.folder / "log.txt"}
+    if run and result:
+        paths["history.csv"] = run / "history.csv"
+        kept = (path for path in run.rglob("*") if spec.fetch and path.is_file())
+        paths |= {path.relative_to(spec.folder).as_posix(): path for path in kept}
+    sent = {name: path.read_bytes() for name, path in paths.items() if path.exists()}
+    return Outcome(result, files=sent | {"log.txt": sent.get("log.txt", b"")[-LOG_END:]})
 
 
 def prepare_worker(threads: int) -> None:
@@ -241,7 +209,6 @@ def _lock(spec: Spec, **how: object) -> Iterator[FileLock]:
 
 
 def _dask_worker() -> Any:
-    """Return the Dask worker that this process is, or None."""
     if "distributed" in sys.modules:
         from distributed import get_worker
 
@@ -265,7 +232,7 @@ def _check_worker(spec: Spec, worker: Any) -> None:
 
 
 def _stop_condition(worker: Any) -> Callable[[], bool]:
-    """Return what tells whether this run is wanted no more; a local worker is killed instead."""
+    """Make the condition that nobody waits for this run; a local worker is killed instead."""
     if not worker:
         return lambda: False
     tasks, key = worker.state.tasks, worker.get_current_task()
