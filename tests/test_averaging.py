@@ -1,4 +1,4 @@
-"""Averaged weights: torch's own average of a plain loop, in scores, files and resumed runs alike."""
+"""Averaged weights: torch's average of a plain loop, in scores, files and resumed runs."""
 
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,9 @@ def test_a_checkpoint_is_refused_by_a_fit_with_or_without_an_average_where_it_is
     path, fitted = tmp_path / "last.ckpt", make()
     with pytest.raises(KilledError):
         fit(fitted, ExactResume(), KillAt(3, path))
-    with pytest.raises(ValueError, match="^average_decay is None, and the checkpoint has averaged"):
+    with pytest.raises(
+        ValueError, match=r"^average_decay is None, and the checkpoint has averaged"
+    ):
         trainer().fit(make(average_decay=None), TinyDataModule(), ckpt_path=path, weights_only=True)
     loaded = make(average_decay=None)
     trainer().validate(loaded, TinyDataModule(), ckpt_path=path, weights_only=True, verbose=False)
@@ -113,7 +115,7 @@ def test_a_checkpoint_is_refused_by_a_fit_with_or_without_an_average_where_it_is
 
 @pytest.mark.parametrize("decay", [-0.1, 1, float("nan")])
 def test_a_decay_that_is_none_is_refused(decay: float) -> None:
-    with pytest.raises(ValueError, match=f"average_decay is {decay}: it must be at least 0 and"):
+    with pytest.raises(ValueError, match=rf"^average_decay is {decay}: it must be at least 0 and"):
         make(average_decay=decay)
 
 

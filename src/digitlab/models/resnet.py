@@ -88,6 +88,7 @@ class ResidualBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the output, `(N, channels, H, W)`."""
         y = self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x)))))
         added: Tensor = self.relu2(y + self.shortcut(x))
         return added
