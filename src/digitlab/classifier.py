@@ -66,6 +66,12 @@ class Classifier(MultiStepModule):
         steps_per_execution: Optimizer steps per `training_step`, at least 1, as in Keras. It
             changes speed and nothing else. Our data modules serve so many batches at once; the
             batches of other loaders are trained on one by one.
+        average_decay: Evaluate, save and leave behind an average of the weights instead of the last
+            ones; at least 0 and below 1. After each step the average becomes `average_decay` of
+            itself and the rest of the weights; running statistics of batch normalizations are the
+            last ones. By default there is no average.
+        decay_kernels_only: Apply the optimizer's weight decay to no parameter of one dimension,
+            which biases and normalizations have.
         channels_last: Store the weights of convolutions with channels last, which is faster on many
             CPUs and GPUs. It changes results by rounding.
 
@@ -86,10 +92,12 @@ class Classifier(MultiStepModule):
         gradient_clip_norm: float | None = None,
         label_smoothing: float = 0.0,
         steps_per_execution: int = 1,
+        average_decay: float | None = None,
+        decay_kernels_only: bool = False,
         channels_last: bool = False,
     ) -> None:
         check_types(Classifier, locals())
-        super().__init__(steps_per_execution)
+        super().__init__(steps_per_execution, average_decay)
         if gradient_clip_norm is not None and not gradient_clip_norm > 0:
             raise ValueError(
                 f"gradient_clip_norm is {gradient_clip_norm}: give a norm above 0, or null for none"
@@ -107,6 +115,7 @@ class Classifier(MultiStepModule):
         self.dropout_in_evaluation = dropout_in_evaluation
         self.gradient_clip_norm = gradient_clip_norm
         self.label_smoothing = label_smoothing
+        self.decay_kernels_only = decay_kernels_only
         self.sums: dict[Phase, RunningScore] = {}  # of epochs under way
         self._scores: dict[Phase, Score] = {}  # of finished epochs
         if initialization == "keras":
@@ -132,7 +141,9 @@ class Classifier(MultiStepModule):
         return self
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
+        optimizer = self.optimizer(
+            decay_groups(self.parameters()) if self.decay_kernels_only else self.parameters()
+        )
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
@@ -259,15 +270,16 @@ class Classifier(MultiStepModule):
         trainer = self.attached_trainer
         precision = trainer.precision_plugin if trainer else Precision()
         was_training = self.training
-        self.eval()
-        try:
-            for batch in batches:
-                on_device = self.transfer_batch_to_device(batch, self.device, 0)
-                images, labels = precision.convert_input(on_device)
-                with precision.forward_context():
-                    yield (*self._loss_and_logits(images, labels), labels)
-        finally:
-            self.train(was_training)
+        with self.averaged():
+            self.eval()
+            try:
+                for batch in batches:
+                    on_device = self.transfer_batch_to_device(batch, self.device, 0)
+                    images, labels = precision.convert_input(on_device)
+                    with precision.forward_context():
+                        yield (*self._loss_and_logits(images, labels), labels)
+            finally:
+                self.train(was_training)
 
     def running_score(self, phase: Phase) -> Score:
         """Read this process's score of the epoch so far."""
@@ -309,6 +321,14 @@ class Classifier(MultiStepModule):
     def _score(self, sums: RunningScore) -> Score:
         trainer = self.attached_trainer
         return (sums.reduce(trainer.strategy) if trainer else sums).score()
+
+
+def decay_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """Group parameters for an optimizer that decays no parameter of one dimension."""
+    every = list(parameters)
+    kernels = [parameter for parameter in every if parameter.ndim > 1]
+    others = [parameter for parameter in every if parameter.ndim <= 1]
+    return [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

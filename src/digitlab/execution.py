@@ -33,9 +33,10 @@ from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPreci
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer import call
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from digitlab.batches import Batch, Block
 from digitlab.distributed import seed_per_rank
@@ -52,14 +53,32 @@ class MultiStepModule(CheckedSettings, LightningModule):
     Args:
         steps_per_execution: Optimizer steps per `training_step`, at least 1. It changes speed and
             nothing else.
+        average_decay: Decay of the average of the weights, at least 0 and below 1; None for none.
+            After each step the average becomes `decay` of itself and `1 - decay` of the weights;
+            buffers, such as running statistics, are the network's own. Validations, checkpoints
+            and the trained model have the average.
+
+    Attributes:
+        network: The module with the weights, which a subclass sets.
 
     Raises:
-        ValueError: `steps_per_execution` is below 1.
+        ValueError: A number is out of its range.
     """
 
-    def __init__(self, steps_per_execution: int = 1) -> None:
+    network: nn.Module
+
+    def __init__(self, steps_per_execution: int = 1, average_decay: float | None = None) -> None:
         super().__init__()
         check_at_least(1, steps_per_execution=steps_per_execution)
+        if average_decay is not None and not 0 <= average_decay < 1:
+            raise ValueError(
+                f"average_decay is {average_decay}: it must be at least 0 and below 1, or null"
+            )
+        self.average_decay = average_decay
+        # During a fit. In a list, since it is no part of the model: no optimizer is to find it.
+        self._average: list[Any] = []
+        self._in_place = False  # the average has taken the place of the network
+        self._trained: dict[str, Any] = {}  # of a checkpoint, until the fit starts
         self.steps_per_execution = steps_per_execution
         self.automatic_optimization = steps_per_execution == 1
 
@@ -109,6 +128,79 @@ class MultiStepModule(CheckedSettings, LightningModule):
         """Refuse unsupported settings of the trainer; let ranks draw different dropout masks."""
         self.check_supported(self.trainer)
         seed_per_rank(self.trainer)
+        self.start_average()
+
+    def start_average(self) -> None:
+        """Start to average the weights, or resume it: a checkpoint's network is the average."""
+        trained, self._trained = self._trained, {}
+        self._average, self._in_place = [], False
+        if self.average_decay is None:
+            return
+        average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay))
+        if trained:
+            self.network.load_state_dict(trained["network"])
+            average.n_averaged.fill_(trained["steps"])
+        self._average = [average]
+        for optimizer in self.trainer.optimizers:
+            optimizer.register_step_post_hook(lambda *_: average.update_parameters(self.network))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the averaged weights in the place of the network's in the `with` block, if any."""
+        was_in_place = self._in_place
+        self._put_average(True)
+        try:
+            yield
+        finally:
+            self._put_average(was_in_place)
+
+    def _put_average(self, in_place: bool) -> None:
+        if self._average and in_place != self._in_place:
+            self.exchange_average()
+            self._in_place = in_place
+
+    def exchange_average(self) -> None:
+        """Exchange the network and its average."""
+        (average,) = self._average
+        self.network, average.module = average.module, self.network
+        self.train(self.training)
+
+    def on_validation_start(self) -> None:
+        """Validate the averaged weights."""
+        self._put_average(True)
+
+    def on_validation_end(self) -> None:
+        """Train on."""
+        self._put_average(False)
+
+    def on_train_end(self) -> None:
+        """Leave the averaged weights in the network."""
+        self._put_average(True)
+        self._average = []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the averaged weights as the network's, and what a resumed run needs beside them."""
+        for average in self._average:
+            with self.averaged():
+                checkpoint["state_dict"] = self.state_dict()
+                trained = {"network": average.module.state_dict()}
+                checkpoint["averaging"] = {**trained, "steps": int(average.n_averaged)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what a resumed fit needs beside the averaged weights.
+
+        Raises:
+            ValueError: The checkpoint has an average and this model has none, or the other way.
+        """
+        if not (self.attached_trainer and self.trainer.state.fn == "fit"):
+            return
+        self._trained = checkpoint.get("averaging", {})
+        if bool(self._trained) != (self.average_decay is not None):
+            has = "has" if self._trained else "has no"
+            raise ValueError(
+                f"average_decay is {self.average_decay}, and the checkpoint {has} averaged "
+                "weights: resume with the setting that the run was started with"
+            )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.log_step(optimizer)

@@ -23,13 +23,16 @@ VARIANTS: dict[str, list[tuple[dict[str, Any], int]]] = {
     "TensorFlowTutorialCNN": [({}, 3_274_634)],
     "LeNet5": [({}, 61_706)],
     "FastCNN": [({}, 212_682)],
+    "ResNet": [({}, 120_986), ({"width": 10}, 47_600), ({"width": 40}, 750_770)],
     "LeNet1": [({"padding": 2}, 121_994), ({"padding": "same"}, 121_994)],
 }
 CASES = [(name, *case) for name, cases in VARIANTS.items() for case in cases]
+SMALL: tuple[str, dict[str, Any], int] = ("ResNet", {"width": 4, "growth": [1], "blocks": [1]}, 386)
+TRAINED = [*(case for case in CASES if case[0] != "ResNet"), SMALL]  # its others take a minute
 Make = Callable[..., Classifier]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: "-".join([case[0], *map(str, case[1].values())]))
+@pytest.fixture(params=TRAINED, ids=lambda case: "-".join([case[0], *map(str, case[1].values())]))
 def make(request: pytest.FixtureRequest) -> Make:
     """Makes a model of each architecture, always with the same weights."""
     name, options, _ = request.param

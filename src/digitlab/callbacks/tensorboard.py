@@ -358,7 +358,7 @@ class Projector(Callback):
         precision = trainer.precision_plugin
         points: list[Tensor] = []
         predicted: list[int] = []
-        with unless_it_fails("projector"):
+        with unless_it_fails("projector"), pl_module.averaged():
             with evaluating(pl_module.network), torch.no_grad(), precision.forward_context():
                 for batch, _ in data.image_loader(data.arrays("validation")[0][:IMAGES]):
                     images = precision.convert_input(batch.to(pl_module.device))

@@ -1,8 +1,9 @@
-"""The documents' architectures and `FastCNN`: each a `Classifier`, importable by its name."""
+"""The documents' architectures, `FastCNN` and `ResNet`: each a `Classifier`."""
 
 from digitlab.models.cnn import FastCNN, PyTorchExampleNet, TensorFlowTutorialCNN
 from digitlab.models.lenet import LeNet1, LeNet5
 from digitlab.models.mlp import MLP, LinearClassifier
+from digitlab.models.resnet import ResNet
 
 __all__ = [
     "MLP",
@@ -11,5 +12,6 @@ __all__ = [
     "LeNet5",
     "LinearClassifier",
     "PyTorchExampleNet",
+    "ResNet",
     "TensorFlowTutorialCNN",
 ]

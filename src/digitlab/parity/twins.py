@@ -164,6 +164,46 @@ def fast_cnn(in_channels: int = 1, num_classes: int = 10, softmax: bool = False)
     return _build("fast_cnn", stack, in_channels, softmax)
 
 
+def resnet(
+    width: int = 16,
+    growth: Sequence[int] = (1, 2, 3),
+    blocks: Sequence[int] = (2, 2, 2),
+    in_channels: int = 1,
+    num_classes: int = 10,
+    softmax: bool = False,
+) -> Any:
+    """Build the residual network, 120,986 parameters with the default width (not in A or B)."""
+    keras = import_keras()
+    layers = keras.layers
+
+    def conv(channels: int, size: int, name: str) -> Any:
+        return layers.Conv2D(channels, size, padding="same", use_bias=False, name=name)
+
+    def norm(name: str) -> Any:  # with PyTorch's defaults; its momentum 0.1 is 0.9 here
+        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)
+
+    def block(x: Any, channels: int, name: str) -> Any:
+        y = layers.ReLU(name=f"{name}_relu1")(
+            norm(f"{name}_norm1")(conv(channels, 3, f"{name}_conv1")(x))
+        )
+        y = norm(f"{name}_norm2")(conv(channels, 3, f"{name}_conv2")(y))
+        is_wide = x.shape[-1] == channels
+        shortcut = f"{name}_shortcut"
+        x = (layers.Identity(name=shortcut) if is_wide else conv(channels, 1, shortcut))(x)
+        return layers.ReLU(name=f"{name}_relu2")(layers.Add(name=f"{name}_add")([y, x]))
+
+    images = keras.Input((28, 28, in_channels))
+    x = layers.ReLU(name="relu")(norm("norm")(conv(width, 3, "stem")(images)))
+    for stage, (factor, count) in enumerate(zip(growth, blocks, strict=True), start=1):
+        if stage > 1:
+            x = layers.MaxPooling2D(2, name=f"pool{stage}")(x)
+        for i in range(1, count + 1):
+            x = block(x, factor * width, f"block{stage}_{i}")
+    x = layers.Flatten(name="flatten")(layers.GlobalAveragePooling2D(name="average")(x))
+    x = layers.Dense(num_classes, name="fc")(x)
+    return keras.Model(images, layers.Softmax(name="softmax")(x) if softmax else x, name="resnet")
+
+
 def _build(name: str, stack: list[Any], in_channels: int, softmax: bool) -> Any:
     keras = import_keras()
     ending = [keras.layers.Softmax(name="softmax")] if softmax else []
@@ -178,6 +218,7 @@ _TWINS: dict[type[Classifier], Callable[..., Any]] = {
     models.PyTorchExampleNet: pytorch_example_net,
     models.TensorFlowTutorialCNN: tensorflow_tutorial_cnn,
     models.FastCNN: fast_cnn,
+    models.ResNet: resnet,
 }
 
 
