@@ -194,6 +194,8 @@ TOPICS = {
         pair("time first in PyTorch", PASSED, {"forward": time_first, "batch_first": False}),
         pair("keys of zeros added in PyTorch", ATTN, {"add_zero_attn": True}),
         pair("biases of keys in PyTorch", ATTN, {"add_bias_kv": True}),
+        Pair("frozen in PyTorch alone", fails(),
+            lambda: (attend().requires_grad_(False), keras_attend())),
         written_out("written out, one projection", PASSED, True),
         written_out("written out, three projections", PASSED, False),
         written_out("written out, another scale", fails("softmax", "multiply"), True,

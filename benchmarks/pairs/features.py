@@ -62,6 +62,8 @@ FLATTEN = [  # feature maps are 6×7 with 3 channels
     ("LayerNorm behind, epsilon 1e-3", T.Sequential(FLAT, T.LayerNorm(126)),
      [K.Flatten(), K.LayerNormalization(name="layer")], FAILS),
     ("PReLU behind", T.Sequential(FLAT, T.PReLU(126)), [K.Flatten(), K.PReLU()]),
+    ("PReLU behind, a slope for all", T.Sequential(FLAT, T.PReLU()),
+     [K.Flatten(), K.PReLU(shared_axes=[1])]),
 ]
 
 def of_rows(kind: str) -> Both:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.pairs.common import *
 
@@ -85,6 +86,24 @@ def both(layers: dict[str, Any], expected: Any, epsilon: float) -> Iterator[Pair
 def rounded(x: Tensor) -> Tensor:
     return (2 * x.float()).to(x.dtype)
 
+def chain(*layers: Any, ours: Any = torch.tanh) -> Both:
+    """Build two linear layers of equal shapes that are registered in another order."""
+    module = Net(lambda m, x: m.second(ours(m.first(x.flatten(1)))), second=nn.Linear(64, 64),
+                 first=nn.Linear(64, 64))
+    act = [L.Activation("tanh")] if ours is torch.tanh else []
+    return module, sequential(L.Flatten(), L.Dense(64), *act, *layers)
+
+def dense_in_float32() -> Any:
+    class Fixed(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def build(self, shape: Any) -> None:
+            self.inner = L.Dense(64, dtype="float32")
+            self.inner.build(shape)
+
+        def call(self, x: Any) -> Any:
+            return self.inner(x)
+
+    return Fixed()
+
 COPIES = [
     *both(LAYERS, PASSED, 1e-5),
     *both(WEAK, FLOAT32, 1e-3),
@@ -95,6 +114,9 @@ COPIES = [
     Pair("float32 inside both", PASSED, lambda: copied(fixed(False), ours=rounded)),
     Pair("float32 inside PyTorch alone", fails("lambda", "ln"),
         lambda: copied(L.Lambda(twice), ours=rounded)),
+    Pair("a user's layer with a float32 layer in it", FLOAT32, lambda: chain(dense_in_float32())),
+    Pair("nothing copied, layers in another order", FLOAT32,
+        lambda: chain(times("raises"), L.Dense(64), ours=twice)),
 ]
 
 def branch(act: str, epsilon: float = 1e-5, scale: float = 0.0) -> Both:
@@ -138,6 +160,43 @@ def one_in_many(batch: int) -> Any:
 
     return make
 
+def shifted() -> Both:
+    """Build logits that are all shifted alike, by which the loss does not change."""
+    module = Net(lambda m, x: m.fc(x.flatten(1)) + m.shift(x.flatten(1)), fc=nn.Linear(64, 4),
+        shift=nn.Linear(64, 1))
+    layers = L.Dense(4, name="fc"), L.Dense(1, name="shift")
+    return module, functional(lambda x: L.Add()([layer(L.Flatten()(x)) for layer in layers]))
+
+def pooled(second: str = "Max") -> Both:
+    """Build a network that pools before the ReLU in Keras alone, where the order is equal."""
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.max_pool2d(m.conv(x).relu(), 2)
+        return m.fc(F.max_pool2d(x, 2).flatten(1))
+
+    module = Net(forward, conv=nn.Conv2d(1, 3, 3), fc=nn.Linear(3, 4))
+    pool = getattr(L, f"{second}Pooling2D")(2, name="pool")
+    front = L.Conv2D(3, 3), L.MaxPooling2D(2), L.ReLU()
+    return module, sequential(*front, pool, L.Flatten(), L.Dense(4))
+
+def dead(act: str) -> Both:
+    """Build a rectifier that gives nothing but zeros, and a way around it."""
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.fc1(x.flatten(1)).tanh()
+        return m.fc2(h + (h - 2).relu())
+
+    def network(x: Any) -> Any:
+        h = L.Dense(6, act, name="fc1")(L.Flatten()(x))
+        return L.Dense(4, name="fc2")(L.Add()([h, L.ReLU()(L.Lambda(lambda x: x - 2)(h))]))
+
+    module = Net(forward, fc1=nn.Linear(64, 6), fc2=nn.Linear(6, 4))
+    return module, functional(network)
+
+def named_relu() -> Both:
+    layers = L.Flatten(), L.Dense(6, name="fc1"), L.Activation("linear", name="relu")
+    module = Net(lambda m, x: m.fc2(m.relu(m.fc1(x.flatten(1)))), fc1=nn.Linear(64, 6),
+        relu=nn.ReLU(), fc2=nn.Linear(6, 4))
+    return module, sequential(*layers, L.Dense(4, name="fc2"))
+
 STOPPED = fails("fc1", "act", "fc2")
 HIDDEN = [
     Pair("zero-initialized branch", PASSED, lambda: branch("relu"), is_trained=False),
@@ -158,6 +217,12 @@ HIDDEN = [
              lambda x: ops.clip(x, 0, 8), batches=one_in_many(i)) for i in range(4)),
     hidden("clipped where no example is", PASSED, lambda x: x.relu(),
         lambda x: ops.clip(x, 0, 1e6)),
+    Pair("a shift of all logits, without a gradient", PASSED, shifted),
+    Pair("pooled before the ReLU", PASSED, pooled),
+    Pair("pooled before the ReLU, a fault behind", fails("pool"), lambda: pooled("Average")),
+    Pair("zeros that agree downstream", PASSED, lambda: dead("tanh")),
+    Pair("zeros that agree downstream, a fault before", fails("fc1"), lambda: dead("sigmoid")),
+    Pair("nothing for a ReLU of its name", fails("relu"), named_relu),
     hidden("zeros for values", ACT, torch.abs, lambda x: 0 * x),
     hidden("constants for values", ACT, torch.tanh, lambda x: ops.ones_like(x)),
     hidden("examples mixed up", ACT, torch.tanh, lambda x: ops.tanh(ops.flip(x, 0))),

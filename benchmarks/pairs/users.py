@@ -152,6 +152,11 @@ def holder(attribute: str, act: str = "relu") -> Any:
 
     return sequential(Holder(name="act"), L.Flatten(), L.Dense(4, name="fc"))
 
+def lora() -> Any:
+    model = sequential(*plain())
+    model.get_layer("fc").enable_lora(2)
+    return model
+
 def outputs(kind: str) -> Any:
     model = chained()
     made = model.outputs[0]
@@ -200,6 +205,16 @@ KINDS = [
     pair("two outputs", refused("one output"), Plain, lambda: outputs("two")),
     pair("two outputs in a dict", refused("one output"), Plain, lambda: outputs("dict")),
     pair("one output in a list", PASSED, Plain, lambda: outputs("one")),
+    Pair("no weights", PASSED,
+        lambda: (nn.Flatten(), sequential(L.Permute((3, 1, 2)), L.Flatten())),
+        batches=lambda: [IMAGES], loss=None),
+    Pair("no weights, in another order", fails("flatten"),
+        lambda: (nn.Flatten(), sequential(L.Permute((3, 2, 1)), L.Flatten(name="flatten"))),
+        batches=lambda: [IMAGES], loss=None),
+    Pair("its input returned", refused("returns its input"),
+        lambda: (Function(lambda x: 2 * x), functional(lambda x: x, (6,))),
+        batches=lambda: [torch.rand(3, 6)], loss=None),
+    pair("LoRA in Keras", refused("lora_kernel_a"), Plain, lora),
     Pair("one layer", PASSED, lambda: (nn.Linear(6, 4), sequential(L.Dense(4), shape=(6,))), (6,)),
 ]
 

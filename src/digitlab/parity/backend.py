@@ -94,11 +94,7 @@ def _import() -> tuple[Any, Any]:
 
 
 def set_threads(number: int) -> None:
-    """Let TensorFlow compute in so many CPU threads, in an operation and across operations.
-
-    Raises:
-        ValueError: TensorFlow has computed something with another number of threads.
-    """
+    """Let TensorFlow compute in so many CPU threads, in an operation and across operations."""
     threading = import_tensorflow().config.threading
     try:
         _set_threads(threading, number)
@@ -127,11 +123,7 @@ def _check_order() -> None:
 
 
 def limit_gpu_memory(megabytes: int) -> None:
-    """Limit the memory that TensorFlow uses of each GPU, in MB of 2²⁰ bytes.
-
-    Raises:
-        ValueError: TensorFlow has used the GPU already.
-    """
+    """Limit the memory that TensorFlow uses of each GPU, in MB of 2²⁰ bytes, before it uses any."""
     config = import_tensorflow().config
     for gpu in config.list_physical_devices("GPU"):
         try:
@@ -146,13 +138,7 @@ def limit_gpu_memory(megabytes: int) -> None:
 
 
 def choose_device(accelerator: str) -> str:
-    """Let TensorFlow use the device that a trainer's setting names, and describe it.
-
-    Call it before the first model is made.
-
-    Raises:
-        ValueError: A GPU is asked for, and TensorFlow finds none.
-    """
+    """Let TensorFlow use the device that a trainer names, before the first model; describe it."""
     config = import_tensorflow().config
     gpus = config.list_physical_devices("GPU")
     if accelerator not in ("auto", "cpu", "gpu", "cuda"):

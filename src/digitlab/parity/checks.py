@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,34 +10,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from digitlab.parity.backend import import_keras, import_tensorflow
-from digitlab.parity.differences import TOLERANCES, relative_difference
-from digitlab.parity.graph import keras_layers
-from digitlab.parity.layouts import Array
+from digitlab.parity.layouts import TOLERANCES, Array, relative_difference
 from digitlab.parity.parts import is_parameter, tensor_of
 from digitlab.parity.report import Check
-from digitlab.parity.sides import (
-    Inputs,
-    Sides,
-    keras_inputs,
-    keras_output,
-    outputs,
-    precision,
-    torch_output,
-)
+from digitlab.parity.sides import Inputs, Sides, keras_inputs, outputs, precision, torch_output
 from digitlab.parity.weights import in_module, load_matched
 
 Loss = Literal["cross_entropy", "binary", "mse"]
+_KERAS_LOSSES = {
+    "cross_entropy": "SparseCategoricalCrossentropy",
+    "binary": "BinaryCrossentropy",
+    "mse": "MeanSquaredError",
+}
 
 
 def parameter_counts(sides: Sides) -> Check:
     """Compare the frameworks' own total counts, which do not depend on how layers are matched."""
-    module, keras_model, pairs = sides
+    module, graph, pairs = sides
     matched = {name.partition("[")[0] for pair in pairs for name in pair.torch_names}
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     # Buffers without a counterpart, such as a mean to subtract, are constants and no weights.
     counted = [it for name, it in tensors(module).items() if name in matched | parameters]
     ours = sum(tensor.numel() for tensor in counted)
-    theirs = keras_model.count_params()
+    theirs = graph.model.count_params()
     # PyTorch's recurrent layers add up two biases where Keras has one.
     twice = sum(pair.tensors[1].numel() for pair in pairs if pair.is_sum)
     equal, unequal = f"{theirs:,} parameters", f"parameters: {ours:,} torch, {theirs:,} keras"
@@ -81,21 +76,18 @@ def round_trip(sides: Sides) -> Check:
 
 
 def training_settings(sides: Sides) -> Check | None:
-    """Find what changes the training of one side alone; None if there is nothing.
-
-    That is Keras's regularizers, constraints and added losses, which PyTorch's layers do not have,
-    and weights that are frozen in one framework.
-    """
-    _, keras_model, pairs = sides
+    """Find regularizers, constraints and added losses of Keras, and what one side alone freezes."""
+    _, graph, pairs = sides
     found = [
         f"{layer.name} has {name}={type(value).__name__}"
-        for top in keras_layers(keras_model)
+        for top in graph.layers
+        if hasattr(top, "weights")
         for layer in top._flatten_layers()
         for name, value in sorted(vars(layer).items())
         if name.endswith(("regularizer", "constraint")) and value is not None
     ]
-    if not found and keras_model.losses:
-        found.append(f"{keras_model.name} has added losses")
+    if not found and graph.model.losses:
+        found.append(f"{graph.name} has added losses")
     for pair in pairs:
         named = zip(pair.tensors, pair.torch_names, strict=True)
         trained = [tensor.requires_grad for tensor, path in named if is_parameter(tensor, path)]
@@ -110,17 +102,7 @@ def training_settings(sides: Sides) -> Check | None:
 
 
 def logits(sides: Sides, inputs: Inputs, name: str = "logits") -> Check:
-    """Compare the outputs of both sides, which must have the same weights.
-
-    Args:
-        sides: The PyTorch module's mode stays as it is.
-        inputs: What both read, in PyTorch's layout.
-        name: The name of the row.
-
-    Raises:
-        ValueError: A side cannot read the inputs, returns more than one array, or is neither
-            float32 nor float64.
-    """
+    """Compare the outputs of both sides, which must have the same weights."""
     dtype = precision(sides.module, sides.model)
     ours, theirs = outputs(sides.module, sides.model, inputs)
     note = ""
@@ -135,20 +117,7 @@ def logits(sides: Sides, inputs: Inputs, name: str = "logits") -> Check:
 def gradients(
     sides: Sides, inputs: Inputs, targets: Tensor, loss: Loss = "cross_entropy"
 ) -> list[Check]:
-    """Compare a mean loss, and its gradient by every parameter, without dropout.
-
-    Each framework's own functions compute them. The PyTorch module's `grad` stays as it is.
-
-    Args:
-        sides: Both sides.
-        inputs: As for `logits`.
-        targets: Labels, int64 `(N,)`, for the cross-entropy; else floats in the output's shape.
-        loss: The loss.
-
-    Returns:
-        The check of the loss and that of the gradients, whose note names the parameter that differs
-        most.
-    """
+    """Compare a mean loss and its gradients, each by the framework's own functions."""
     dtype = precision(sides.module, sides.model)
     of_loss, differences, count = gradient_differences(sides, inputs, targets, loss)
     # `max` may pass over NaN, which is worse than any number.
@@ -167,14 +136,10 @@ def gradients(
 def gradient_differences(
     sides: Sides, inputs: Inputs, targets: Tensor, loss: Loss
 ) -> tuple[float, dict[str, float], int]:
-    """Compare a loss and its gradients, as `gradients`.
+    """Return the differences of the loss and of each pair's gradients, and how many were compared.
 
     A gradient's difference is relative to its own largest value, or to a thousandth of the largest
     of all if that is more: gradients that are zero but for rounding have no size of their own.
-
-    Returns:
-        The difference of the loss, those of the gradients by the names of each pair's tensors, and
-        the number of values compared.
     """
     our_loss, ours = _torch_gradients(sides, inputs, targets, loss)
     their_loss, theirs = _keras_gradients(sides, inputs, targets, loss)
@@ -203,8 +168,7 @@ def _probabilities(array: Array) -> bool:
     return bool((array >= 0).all()) and np.allclose(array.sum(-1), 1, atol=1e-4)
 
 
-def _bits(array: Array) -> Array:
-    """Return an array's bytes, one row for each value."""
+def _bits(array: Array) -> Array:  # a row for each value
     return np.ascontiguousarray(array).reshape(-1, 1).view(np.uint8)
 
 
@@ -226,7 +190,6 @@ def _torch_gradients(
         name: None if gradient is None else gradient.cpu().numpy()
         for name, gradient in zip(named, found, strict=True)
     }
-
     arrays = [tuple(tensor_of(by_name, path) for path in pair.torch_names) for pair in sides.pairs]
     return value.detach().cpu().numpy(), arrays
 
@@ -249,38 +212,30 @@ def _keras_gradients(
     sides: Sides, inputs: Inputs, targets: Tensor, loss: Loss
 ) -> tuple[Array, Gradients]:
     keras, tensorflow = import_keras(), import_tensorflow()
-    _, keras_model, pairs = sides
+    _, graph, pairs = sides
     variables = [pair.variable.value for pair in pairs if pair.variable.trainable]
-    read, _ = keras_inputs(keras_model, inputs)
+    read, _ = keras_inputs(graph, inputs)
     with tensorflow.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(variables)
         # From the output of a softmax, Keras would silently take the softmax's input instead.
-        output = tensorflow.identity(
-            keras_output(keras_model, [tensorflow.constant(x) for x in read])
-        )
-        kinds = {
-            "cross_entropy": keras.losses.SparseCategoricalCrossentropy,
-            "binary": keras.losses.BinaryCrossentropy,
-            "mse": keras.losses.MeanSquaredError,
-        }
-        options = {} if loss == "mse" else {"from_logits": True}
+        output = tensorflow.identity(graph.output(read))
         wanted = targets.cpu().numpy()
         if loss != "cross_entropy":
             if wanted.ndim > 2 and wanted.shape != output.shape:
                 wanted = np.moveaxis(wanted, 1, -1)
             wanted = wanted.reshape(output.shape)
         # By default a loss computes in `floatx`, not in the precision of the logits.
-        dtype = keras.backend.standardize_dtype(output.dtype)
-        value = kinds[loss](dtype=dtype, **options)(wanted, output)
+        options: dict[str, Any] = {"dtype": keras.backend.standardize_dtype(output.dtype)}
+        options |= {} if loss == "mse" else {"from_logits": True}
+        value = getattr(keras.losses, _KERAS_LOSSES[loss])(**options)(wanted, output)
     found = iter(tape.gradient(value, variables))
-    arrays: Gradients = []
-    for pair in pairs:
-        gradient = next(found) if pair.variable.trainable else None
-        if gradient is None:
-            arrays.append((None,) * len(pair.torch_names))
-        else:
-            dense = keras.ops.convert_to_numpy(gradient)  # an embedding's may be sparse
-            arrays.append(pair.to_torch(dense, is_gradient=True))
+    by_pair = [next(found) if pair.variable.trainable else None for pair in pairs]
+    arrays: Gradients = [
+        (None,) * len(pair.torch_names)
+        if gradient is None  # an embedding's may be sparse
+        else pair.to_torch(keras.ops.convert_to_numpy(gradient), is_gradient=True)
+        for pair, gradient in zip(pairs, by_pair, strict=True)
+    ]
     return keras.ops.convert_to_numpy(value), arrays
 
 

@@ -21,8 +21,8 @@ from digitlab.parity.backend import (
     keras_dtype,
     unchanged_random_state,
 )
-from digitlab.parity.differences import relative_difference
 from digitlab.parity.graph import Call, Graph, evaluate, first_line
+from digitlab.parity.layouts import relative_difference
 
 
 class CopyError(ValueError):
@@ -32,8 +32,8 @@ class CopyError(ValueError):
 def copy_layer(layer: Any, policy: Policy) -> Any:
     """Copy a layer and its weights in another precision, with nothing frozen, or raise CopyError.
 
-    An operation that is no layer is returned as it is. A convolution or pooling in the layout
-    `channels_first`, which TensorFlow does not compute on a CPU, is computed channels last.
+    An operation that is no layer is returned as it is. What TensorFlow cannot compute channels
+    first on a CPU is computed channels last.
     """
     if not isinstance(layer, import_keras().layers.Layer):
         return layer
@@ -97,8 +97,7 @@ def _made_again(layer: Any, channels_last: bool = False) -> Any:
         return type(layer)(**config | functions)
 
 
-def _without_dtype(config: Any) -> Any:
-    """Remove the dtype of a layer's configuration, and of the layers in it."""
+def _without_dtype(config: Any) -> Any:  # of a layer, and of the layers in it
     if isinstance(config, list | tuple):
         return type(config)(map(_without_dtype, config))
     if not isinstance(config, dict):
@@ -142,25 +141,20 @@ def exact_constants() -> Iterator[None]:
         yield
 
 
-class CopiedModel:
-    """A Keras model whose layers are copies in one precision, with nothing frozen.
+class CopiedModel(Graph):
+    """A Keras model whose layers are copies in one precision, with nothing frozen, or CopyError.
 
     Attributes:
-        name: The model's name.
-        inputs: The model's inputs, symbolic tensors.
         copies: By `id` of a layer, its copy.
         variables: By `id` of a layer's variable, its copy.
         is_exact: Whether to compute with `exact_constants`; off at first.
         rounded: By name of a layer whose constants TensorFlow holds in float32, the relative
             difference that this makes to its output.
-
-    Raises:
-        CopyError: A layer cannot be copied, or TensorFlow computes it in float32.
     """
 
     def __init__(self, graph: Graph, policy: Policy = "float64") -> None:
-        self.graph, self.policy, self.is_exact = graph, policy, False
-        self.name, self.inputs = graph.name, [graph.symbolic[i] for i in graph.inputs]
+        vars(self).update(vars(graph))
+        self.policy, self.is_exact = policy, False
         for layer in graph.layers:
             resizes = type(layer).__name__ in ("UpSampling2D", "Resizing", "Resize")
             interpolates = resizes and getattr(layer, "interpolation", "nearest") != "nearest"
@@ -178,8 +172,16 @@ class CopiedModel:
         }
         self.rounded: dict[str, float] = {}
 
+    @property
+    def dtypes(self) -> set[str]:
+        """The dtype of the copies."""
+        return {str(self.policy)}
+
+    def output(self, inputs: Sequence[Any]) -> Any:
+        """Compute the output of the copies."""
+        return self.run(inputs)[self.outputs[0]]
+
     def _evaluate(self, call: Call, args: Any, kwargs: Any, is_exact: bool) -> Any:
-        """Evaluate the copy of a call's layer, with or without all digits of its constants."""
         copy = self.copies[id(call.operation)]
         if getattr(copy, "input_mean", None) is not None:  # a Normalization
             dtype, built = (np.float64 if is_exact else np.float32), copy._build_input_shape
@@ -203,10 +205,8 @@ class CopiedModel:
     ) -> list[Any]:
         """Compute all values, or raise CopyError.
 
-        Args:
-            inputs: Tensors in the precision of the model, or integers.
-            before: Called with each call and its arguments before it is computed.
-            watch: Whether to compare each copy with its layer, and with TensorFlow's constants.
+        `before` gets each call and its arguments before it is computed; `watch` compares each copy
+        with its layer, and notes in `rounded` what TensorFlow's constants change.
         """
 
         def compute(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -222,7 +222,7 @@ class CopiedModel:
                 self._watch(call, args, kwargs, made)
             return made
 
-        return self.graph.run(inputs, compute)
+        return self._run(inputs, compute)
 
     def _watch(self, call: Call, args: Any, kwargs: Any, made: Any) -> None:
         copy, tree = self.copies[id(call.operation)], import_keras().tree
@@ -258,8 +258,7 @@ def _as_float32(value: Any) -> Any:
     return tensorflow.cast(value, tensorflow.float32) if is_double else value
 
 
-def _largest_difference(ours: Any, theirs: Any) -> float:
-    """Return the largest relative difference of the floating-point arrays in two structures."""
+def _largest_difference(ours: Any, theirs: Any) -> float:  # of the floats in two structures
     flatten = import_keras().tree.flatten
     pairs = [list(map(np.asarray, it)) for it in zip(flatten(ours), flatten(theirs), strict=True)]
     return max((relative_difference(*it) for it in pairs if it[0].dtype.kind == "f"), default=0.0)

@@ -12,12 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from digitlab.parity.backend import import_keras, import_tensorflow
-from digitlab.parity.copies import CopiedModel
-from digitlab.parity.differences import TOLERANCES, in_torch_layout, is_close, torch_layouts
-from digitlab.parity.flattening import Orders
-from digitlab.parity.graph import Graph
-from digitlab.parity.layouts import Array, Order
+from digitlab.parity.backend import import_keras
+from digitlab.parity.graph import Graph, Orders
+from digitlab.parity.layouts import (
+    TOLERANCES,
+    Array,
+    Order,
+    in_torch_layout,
+    is_close,
+    torch_layouts,
+)
 from digitlab.parity.sides import Inputs, flat, keras_inputs, precision, torch_inputs, torch_output
 
 
@@ -38,36 +42,27 @@ def record_calls(module: nn.Module, inputs: Inputs) -> dict[str, list[Array]]:
 
 
 def _with_hooks(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return a module and its submodules by name, but for TorchScript's, which call no hooks."""
+    # TorchScript's modules call no hooks.
     named = module.named_modules()
     return [(name, it) for name, it in named if not isinstance(it, torch.jit.ScriptModule)]
 
 
 def first_divergence(
-    module: nn.Module, keras_model: Any, inputs: Inputs, strict: bool = False
+    module: nn.Module, model: Graph, inputs: Inputs, strict: bool = False
 ) -> str | None:
-    """Name the first Keras layer whose output differs from the module's.
+    """Name the first Keras layer whose output differs from the module's, if any.
 
     A layer agrees if PyTorch computes its output anywhere: in a layer, or by a function within a
-    `forward`. One that does not agree is excused if everything that depends on it agrees again, as
-    where one side pools before the ReLU and the other after. The model's last layer must agree with
-    the module's output.
+    `forward`. Unless `strict`, one that does not agree is excused if everything that depends on it
+    agrees again, as where one side pools before the ReLU and the other after. The model's last
+    layer must agree with the module's output.
 
     A layer that changes nothing, or returns a constant, could agree by chance: it is also compared
     with the PyTorch layer of its name, if there is one.
-
-    Args:
-        module: The PyTorch side; its mode and its weights stay as they are.
-        keras_model: The Keras side with the same weights, a `keras.Model` or a `CopiedModel`.
-        inputs: A few dozen examples: the outputs of all layers are kept in memory.
-        strict: Whether no layer is excused.
-
-    Returns:
-        The layer's name, or None if none differs.
     """
-    tolerance = TOLERANCES[precision(module, keras_model)]
+    tolerance = TOLERANCES[precision(module, model)]
     record = _Record(module, inputs)
-    steps, last = _keras_steps(keras_model, inputs)
+    steps, last = _keras_steps(model, inputs)
     agrees = _agreements(steps, record, tolerance)
     value = in_torch_layout(record.result, steps[last].value)
     agrees[last] = is_close(record.result, value, tolerance)
@@ -91,13 +86,7 @@ class _Step:
 
 
 class _Record(TorchFunctionMode):
-    """Everything that torch computes in a forward pass of a module.
-
-    Attributes:
-        result: The module's output.
-        computed: All arrays, the inputs too.
-        of_layers: What each layer returns, by its name, its last part, and with underscores.
-    """
+    """All that torch computes in a forward pass, by layer too: by path, last part, underscores."""
 
     def __init__(self, module: nn.Module, inputs: Inputs) -> None:
         super().__init__()
@@ -113,7 +102,7 @@ class _Record(TorchFunctionMode):
         self.computed += _arrays(flat(torch_inputs(module, inputs)))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a function of torch, and keep the tensors that it returns."""
+        """Keep the tensors that a function of torch returns."""
         result = func(*args, **(kwargs or {}))
         if not self._is_paused:
             self.computed += _arrays(result)
@@ -149,31 +138,26 @@ def _arrays(result: Any) -> list[Array]:
     return []
 
 
-def _keras_steps(keras_model: Any, inputs: Inputs) -> tuple[list[_Step], int]:
+def _keras_steps(model: Graph, inputs: Inputs) -> tuple[list[_Step], int]:
     """Evaluate all layers in order; return the steps and the index of the one with the output."""
-    arrays, in_torch_order = keras_inputs(keras_model, inputs)
-    read = [import_tensorflow().constant(array) for array in arrays]
-    copied = isinstance(keras_model, CopiedModel)
-    graph = keras_model.graph if copied else Graph(keras_model)
-    values = keras_model.run(read) if copied else graph.run(read)
-    orders = Orders(graph, frozenset(graph.inputs[i] for i in in_torch_order))
+    read, in_torch_order = keras_inputs(model, inputs)
+    values, orders = model.run(read), Orders(model, in_torch_order)
     steps: list[_Step] = []
     made: dict[int, int] = {}
-    for call in graph.calls:
+    for call in model.calls:
         sources = tuple(made[i] for i in call.inputs if i in made)
         for i in call.makes:
             made[i] = len(steps)
             value = import_keras().ops.convert_to_numpy(values[i])
             features = orders.features.get(i)
             steps.append(_Step(call.name, value, sources, features.orders if features else [None]))
-    last = made.get(graph.outputs[0])
+    last = made.get(model.outputs[0])
     if last is None:
-        raise ValueError(f"{graph.name} returns its input: it must have a layer")
+        raise ValueError(f"{model.name} returns its input: it must have a layer")
     return steps, last
 
 
 def _agreements(steps: list[_Step], record: _Record, tolerance: float) -> list[bool]:
-    """Return for each step whether PyTorch computes the same somewhere."""
     agrees: list[bool] = []
     for step in steps:
         layouts = list(torch_layouts(step.value, step.orders))

@@ -19,8 +19,8 @@ from digitlab.classifier import Classifier
 from digitlab.files import atomic_write
 from digitlab.parity.backend import POLICIES, find_precision, import_keras, to_tensorflow
 from digitlab.parity.copies import copy_layer
-from digitlab.parity.differences import relative_difference
-from digitlab.parity.graph import first_line, keras_layers
+from digitlab.parity.graph import Graph, first_line, keras_layers
+from digitlab.parity.layouts import relative_difference
 from digitlab.parity.sides import arrange, outputs
 from digitlab.parity.twins import build_twin
 from digitlab.parity.weights import load_keras_weights
@@ -123,10 +123,7 @@ def _read_config(path: Path) -> Any:
 
 
 def _foreign_names(config: Any) -> Iterator[str]:
-    """Find what a model's config names that is neither Keras's own nor registered with it.
-
-    Keras's safe mode refuses most of it too, unless the process has turned it off.
-    """
+    """Find what a config names that is neither Keras's own nor registered, as its safe mode may."""
     if isinstance(config, list):
         for part in config:
             yield from _foreign_names(part)
@@ -147,17 +144,9 @@ def save_keras_model(keras_model: Any, path: Path) -> None:
 
 
 def load_from_keras(model: Classifier, path: Path, compare: bool = True) -> Any:
-    """Copy the weights of a Keras model's file into a model, and return the Keras model.
+    """Copy the weights of a Keras model's file into a model, all or none, and return it.
 
-    Args:
-        model: Is changed only if all weights fit.
-        path: The Keras model's file.
-        compare: Compare both models' outputs, which another padding changes, for example, but no
-            shape of a weight shows. Otherwise the caller does.
-
-    Raises:
-        ValueError: The file cannot be loaded; or the Keras model has other weights, reads other
-            images, cannot compute, or computes something else.
+    With `compare`, both must compute the same: another padding, say, shows in no weight's shape.
     """
     theirs, ours = load_keras_model(path), deepcopy(model).float()
     channels = model.hparams.get("in_channels", 1)
@@ -166,7 +155,7 @@ def load_from_keras(model: Classifier, path: Path, compare: bool = True) -> Any:
     try:
         arrange(images, theirs)  # says better than the weights that it reads other images
         load_keras_weights(ours, theirs)
-        expected, given = outputs(ours, in_float32(theirs), images)
+        expected, given = outputs(ours, Graph(in_float32(theirs)), images)
         if ends_in_softmax(theirs):
             expected = torch.from_numpy(expected).softmax(1).numpy()
         # Rounding alone causes far less than 1e-3.
@@ -197,12 +186,7 @@ def in_float32(keras_model: Any) -> Any:
 
 
 def load_classifier(model: Classifier, path: Path, precision: object = None) -> Classifier:
-    """Load the Keras model of a run as a classifier, to evaluate it in place of `model`.
-
-    Raises:
-        ValueError: As for `load_from_keras`; or the trainer's setting `precision` is not the saved
-            model's.
-    """
+    """Load the Keras model of a run as a classifier, to evaluate it in place of `model`."""
     keras_model, policy = load_from_keras(model, path), POLICIES[find_precision(precision)]
     saved = {layer.dtype_policy.name for layer in keras_layers(keras_model) if layer.weights}
     if policy not in saved:

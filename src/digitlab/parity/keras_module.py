@@ -127,11 +127,7 @@ class KerasClassifier(Classifier):
         return made
 
     def check_supported(self, trainer: Trainer) -> None:
-        """Refuse settings of a trainer that Keras's training step cannot honour.
-
-        Raises:
-            ValueError: There is one; the message names it.
-        """
+        """Refuse settings of a trainer that Keras's training step cannot honour."""
         for setting, remedy in _unsupported(trainer, self.policy):
             raise ValueError(f"{setting} is not supported by a Keras model: {remedy}")
         super().check_supported(trainer)
@@ -179,11 +175,7 @@ class KerasClassifier(Classifier):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore Keras's variables, all or none of them.
-
-        Raises:
-            ValueError: The checkpoint comes from a PyTorch run, another architecture or optimizer.
-        """
+        """Restore Keras's variables, all or none of them."""
         if "keras" not in checkpoint:
             raise ValueError(
                 "the checkpoint is not of a Keras run: resume a run in the framework that it was "

@@ -1,10 +1,6 @@
-"""How each kind of layer stores its weights in PyTorch and in Keras.
+"""How PyTorch and Keras lay out weights and other arrays, and how far two arrays are apart."""
 
-`LAYOUTS` says how the variables of each kind of Keras layer, or of a part of it, are made of the
-tensors of a PyTorch layer.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -22,24 +18,16 @@ a shape with the channels last. A block with one axis is in PyTorch's order."""
 
 @dataclass(frozen=True)
 class Layout:
-    """How a Keras variable is made of a PyTorch tensor, or of two.
+    """How a Keras variable is made of a PyTorch tensor, or of two of the same shape."""
 
-    Args:
-        source: Name of the tensor in the PyTorch part.
-        arrange: Makes the variable of the tensors and the variable's `shape`. It only moves
-            numbers, and raises ValueError or IndexError if a shape does not fit.
-        second: Name of a second tensor of the same shape.
-        is_sum: Whether the variable is the sum of the two, each arranged alone.
-        per_input: Whether the variable's first axis is the layer's input features.
-        per_output: Whether its last axis is the layer's output features.
-    """
-
-    source: str
+    source: str  # the tensor's name in the PyTorch part
+    # Makes the variable of the tensors and the variable's `shape`. It only moves numbers, and
+    # raises ValueError or IndexError if a shape does not fit.
     arrange: Callable[..., Array] = lambda tensor, shape: tensor
     second: str = ""
-    is_sum: bool = False
-    per_input: bool = False
-    per_output: bool = False
+    is_sum: bool = False  # of the two, each arranged alone
+    per_input: bool = False  # whether the first axis is the layer's input features
+    per_output: bool = False  # whether the last axis is the layer's output features
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -192,3 +180,52 @@ LAYOUTS: dict[str, Layouts] = {
     },
 }
 """By kind of a Keras part and name of its variable, the possible layouts."""
+
+TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
+"""Largest difference that rounding may cause, relative to the largest value."""
+
+
+def relative_difference(ours: Array, theirs: Array) -> float:
+    """Return the largest absolute difference of two arrays, relative to their largest value.
+
+    It is infinite if the shapes differ, and NaN if a value is NaN.
+
+    Examples:
+        >>> relative_difference(np.array([1.0, 4.0]), np.array([1.0, 5.0]))
+        0.2
+        >>> relative_difference(np.zeros(2), np.zeros(3))
+        inf
+    """
+    if ours.shape != theirs.shape:
+        return float("inf")
+    if not ours.size:
+        return 0.0
+    difference = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
+    largest = float(max(np.abs(ours).max(), np.abs(theirs).max()))
+    return difference / largest if largest else difference
+
+
+def in_torch_layout(ours: Array, theirs: Array) -> Array:
+    """Convert Keras's output to the layout of PyTorch's: channels first if that fits better."""
+    moved = np.moveaxis(theirs, -1, 1) if theirs.ndim > 2 else theirs
+    if moved.shape == ours.shape != theirs.shape:
+        return moved
+    as_it_is = relative_difference(ours, theirs) <= relative_difference(ours, moved)
+    return theirs if as_it_is and theirs.shape == ours.shape else moved
+
+
+def torch_layouts(theirs: Array, orders: Iterable[Order | None]) -> Iterator[Array]:
+    """Yield Keras's `(N, ..., C)`, or `(N, F)` in any of the orders, in each layout of PyTorch."""
+    if theirs.ndim == 2:
+        for order in orders:
+            yield theirs[:, np.argsort(channels_last(order))] if order else theirs
+        return
+    yield theirs
+    if theirs.ndim > 2:
+        yield np.moveaxis(theirs, -1, 1)
+        yield theirs.swapaxes(0, 1)  # steps before examples
+
+
+def is_close(ours: Array, theirs: Array, tolerance: float) -> bool:
+    """Return whether two arrays have the same values in the same order, whatever their shapes."""
+    return relative_difference(ours.ravel(), theirs.ravel()) <= tolerance

@@ -1,8 +1,4 @@
-"""Optimizers in both frameworks: Keras's formulas in PyTorch, and the counterpart of each class.
-
-`to_keras_optimizer` makes Keras's optimizer from a PyTorch one, `exact_optimizer` the PyTorch
-optimizer with Keras's formula.
-"""
+"""Optimizers in both frameworks: Keras's formulas in PyTorch, and the counterpart of each class."""
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -15,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from digitlab.optimizers import FusedRMSprop
 from digitlab.parity.backend import import_keras
+from digitlab.settings import check_at_least
 
 
 class _KerasOptimizer(torch.optim.Optimizer):
@@ -23,8 +20,8 @@ class _KerasOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, after checking its settings and the defaults."""
         for name, value in {**self.defaults, **param_group}.items():
-            if name in {"lr", "eps", "weight_decay", "momentum"} and not value >= 0:
-                raise ValueError(f"{name} is {value}: it must be at least 0")
+            if name in {"lr", "eps", "weight_decay", "momentum"}:
+                check_at_least(0, **{name: value})
             if name == "alpha" and not 0 <= value < 1:
                 raise ValueError(f"alpha is {value}: it must be at least 0 and below 1")
             if name == "betas" and not (len(value) == 2 and all(0 <= beta < 1 for beta in value)):
@@ -269,13 +266,6 @@ def exact_optimizer(
     That is `KerasAdam` for `Adam` and `AdamW`, `KerasRMSprop` for `RMSprop`, and `SGD` itself,
     which is the same in both while the learning rate is constant; its momentum is rounded to
     float32, as Keras does in float64 too.
-
-    Args:
-        optimizer: As for `to_keras_optimizer`; its settings are used, its state is not.
-        parameters: The parameters of the new optimizer.
-
-    Raises:
-        ValueError: As for `to_keras_optimizer`.
     """
     _, exact, settings = _read(optimizer)
     if exact is torch.optim.SGD:

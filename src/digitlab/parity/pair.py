@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from digitlab.parity.backend import import_keras, import_tensorflow
+from digitlab.parity.backend import import_keras
 from digitlab.parity.checks import (
     Loss,
     gradient_differences,
@@ -23,10 +23,9 @@ from digitlab.parity.checks import (
     training_settings,
 )
 from digitlab.parity.copies import CopiedModel, CopyError, is_channels_first_on_cpu
-from digitlab.parity.differences import TOLERANCES, relative_difference
 from digitlab.parity.divergence import first_divergence, record_calls
-from digitlab.parity.flattening import Orders
-from digitlab.parity.graph import Call, Graph
+from digitlab.parity.graph import Call, Graph, Orders
+from digitlab.parity.layouts import TOLERANCES, relative_difference
 from digitlab.parity.report import Check, Report
 from digitlab.parity.sides import (
     Inputs,
@@ -84,7 +83,7 @@ def check(
     if (first := next(examples, None)) is None:
         nothing = Check("logits", 0, 0.0, TOLERANCES["float32"], "there are no examples")
         return Report((nothing,))
-    pair = _Pair(torch_module, keras_model, graph, first[0], loss)
+    pair = _Pair(torch_module, graph, first[0], loss)
     worst: dict[str, Check] = {}
     suspect: tuple[Inputs, Tensor] | None = None
     for inputs, targets in chain([first], examples):
@@ -114,7 +113,7 @@ def _graph(module: nn.Module, keras_model: Any, loss: Loss | None) -> Graph:
             "is compared"
         )
     graph = Graph(keras_model)
-    precision(module, keras_model)
+    precision(module, graph)
     shapes = [tuple(graph.symbolic[i].shape) for i in graph.outputs]
     if len(shapes) != 1:
         given = " and ".join(map(str, shapes))
@@ -137,33 +136,27 @@ def _keep_worst(worst: dict[str, Check], row: Check) -> None:
 
 
 class _Pair:
-    """A module and a Keras model with its weights, and float64 copies of both, if there can be any.
+    """A module, a Keras model that gets its weights, and float64 copies of both where possible.
 
-    Args:
-        module: The PyTorch side.
-        keras_model: The Keras side, which gets the module's weights.
-        graph: The Keras side's graph.
-        inputs: The first batch's, by which the layers are matched.
-        loss: As for `check`.
+    The layers are matched by the inputs of the first batch.
     """
 
     doubles: Sides | None = None
+    copied: CopiedModel  # Keras's side of the doubles, if there are any
     reason = ""  # why there are none
 
-    def __init__(
-        self, module: nn.Module, keras_model: Any, graph: Graph, inputs: Inputs, loss: Loss | None
-    ) -> None:
-        self.module, self.keras_model = _copy(module), keras_model  # running may change weights
-        self.graph, self.inputs, self.loss = graph, inputs, loss
-        _, in_torch_order = keras_inputs(keras_model, inputs)
+    def __init__(self, module: nn.Module, graph: Graph, inputs: Inputs, loss: Loss | None) -> None:
+        self.module, self.graph = _copy(module), graph  # running may change weights
+        self.inputs, self.loss = inputs, loss
+        _, in_torch_order = keras_inputs(graph, inputs)
         torch_output(_copy(module), inputs)  # refuses inputs before a weight is overwritten
-        self.orders = Orders(self.graph, frozenset(self.graph.inputs[i] for i in in_torch_order))
+        self.orders = Orders(graph, in_torch_order)
         matcher = self._match_in_double()
         if not matcher:  # without values, in the order of calls
             read = record_calls(_copy(self.module), inputs)
             matcher = Matcher(self.module, graph, self.orders, read)
         pairs = in_module(matcher.finish(), self.module)
-        self.given = self.single = Sides(self.module, keras_model, pairs)
+        self.given = self.single = Sides(self.module, graph, pairs)
         counts = parameter_counts(self.given)
         note = f"{counts.note}, matched by {'name' if matcher.named else 'order of calls'}"
         if matcher.ambiguous:
@@ -173,18 +166,17 @@ class _Pair:
             )
         rows = [
             replace(counts, note=note),
-            round_trip(Sides(module, keras_model, in_module(pairs, module))),
+            round_trip(Sides(module, graph, in_module(pairs, module))),
         ]
         # Without weights, outputs alone are compared.
         self.rows = [replace(row, informational=not pairs) for row in rows]
         # Only now do the layers have the weights.
-        if any(map(is_channels_first_on_cpu, self.graph.layers)):
-            copied = CopiedModel(self.graph, "float32")
+        if any(map(is_channels_first_on_cpu, graph.layers)):
+            copied = CopiedModel(graph, "float32")
             self.single = Sides(self.module, copied, in_copies(pairs, copied))
         if self.doubles:
             try:
-                model = self.doubles.model
-                model.run(_constants(model, self.inputs), watch=True)
+                self.copied.run(keras_inputs(self.copied, self.inputs)[0], watch=True)
             except CopyError as error:
                 self.reason, self.doubles = str(error), None
 
@@ -208,12 +200,13 @@ class _Pair:
             self.reason = str(error)
             return None
         self.doubles = Sides(ours, theirs, in_copies(matcher.finish(), theirs))
+        self.copied = theirs
         return matcher
 
     def _assign(self, ours: nn.Module, theirs: CopiedModel) -> Matcher:
         """Match the layers, and give the copies the weights; where it is ambiguous, by trial."""
         read = record_calls(_copy(ours), _double(self.inputs))
-        inputs = _constants(theirs, self.inputs)
+        inputs, _ = keras_inputs(theirs, self.inputs)
 
         def attempt(choices: tuple[int, ...]) -> Matcher:
             matcher = Matcher(ours, self.graph, self.orders, read, choices)
@@ -243,7 +236,7 @@ class _Pair:
         """Compare outputs, and gradients if there is a loss."""
         if not self.doubles:
             return self._rows(self.single, inputs, targets)
-        model, doubled = self.doubles.model, _double(inputs)
+        model, doubled = self.copied, _double(inputs)
         with _ExactTorch() if model.is_exact else nullcontext():
             doubles = self._rows(self.doubles, doubled, targets)
         if not all(row.passed for row in doubles) and not model.is_exact:
@@ -252,7 +245,7 @@ class _Pair:
             if all(row.passed for row in exact):
                 model.is_exact, doubles = True, exact
         as_it_is = self._outputs(self.single, inputs)
-        if precision(self.module, self.keras_model) == "float64":  # a row of the same name
+        if precision(self.module, self.graph) == "float64":  # a row of the same name
             return doubles if model.is_exact else [as_it_is, *doubles[1:]]
         return [as_it_is, *doubles]
 
@@ -267,15 +260,15 @@ class _Pair:
         return logits(sides, inputs, name)
 
     def rounded(self) -> list[Check]:
-        """Return rows for information about constants that TensorFlow holds in float32."""
-        if not self.doubles or not self.doubles.model.is_exact:
+        """Report constants that TensorFlow holds in float32, for information."""
+        if not self.doubles or not self.copied.is_exact:
             return []
         note = (
             "TensorFlow holds its constants in float32, also in float64; both sides agree with all "
             "their digits. Round the constants in PyTorch, as float(numpy.float32(0.01)), for "
             "equal bits"
         )
-        rounded = self.doubles.model.rounded.items() or [("hard_sigmoid", 5e-9)]
+        rounded = self.copied.rounded.items() or [("hard_sigmoid", 5e-9)]
         return [
             Check(f"constants of {name}", 1, difference, 0.0, note, informational=True)
             for name, difference in rounded
@@ -286,8 +279,8 @@ class _Pair:
         sides = self.doubles or self.single
         inputs = _double(inputs) if self.doubles else inputs
         named = [self._name_output(sides, inputs)]
-        if self.doubles and self.doubles.model.rounded:
-            with _exact(self.doubles.model):
+        if self.doubles and self.copied.rounded:
+            with _exact(self.copied):
                 named.append(self._name_output(sides, inputs))
         if not any(named) and self.loss:
             tolerance = TOLERANCES[precision(sides.module, sides.model)]
@@ -324,10 +317,6 @@ def _exact(model: CopiedModel) -> Iterator[None]:
             yield
     finally:
         model.is_exact = False
-
-
-def _constants(model: CopiedModel, inputs: Inputs) -> list[Any]:
-    return [import_tensorflow().constant(array) for array in keras_inputs(model, inputs)[0]]
 
 
 def _double(inputs: Inputs) -> Inputs:

@@ -21,17 +21,11 @@ _LAYER_TENSORS = {"weight", "bias", "running_mean", "running_var"} | {
 
 @dataclass(frozen=True)
 class KerasPart:
-    """Variables of a Keras layer that belong together.
+    """Variables of a Keras layer that belong together."""
 
-    Args:
-        name: Name within the layer; empty if the layer has no other part.
-        kind: The key of its layouts; "parameters" are a layer's own, stored as in PyTorch.
-        variables: The variables by their names.
-    """
-
-    name: str
-    kind: str
-    variables: dict[str, Any]
+    name: str  # within the layer; empty if the layer has no other part
+    kind: str  # the key of its layouts; "parameters" are a layer's own, stored as in PyTorch
+    variables: dict[str, Any]  # by name
 
     def layouts(self, variable: str, tensors: Mapping[str, Tensor]) -> tuple[Layout, ...]:
         """Return the possible layouts of a variable of a PyTorch part's tensors."""
@@ -47,19 +41,12 @@ class KerasPart:
 
 @dataclass(frozen=True)
 class TorchPart:
-    """Tensors of a PyTorch module that belong together.
+    """Parameters and buffers of a PyTorch module that belong together."""
 
-    Args:
-        module: Name of the module, as in `named_modules`.
-        name: Name of the part within the module; empty if it has no other.
-        tensors: Parameters and buffers, or views of them, by their names in the part.
-        paths: The names of the tensors in the root's `state_dict`, as `tensor_of` reads them.
-    """
-
-    module: str
-    name: str
-    tensors: dict[str, Tensor]
-    paths: dict[str, str]
+    module: str  # as in `named_modules`
+    name: str  # within the module; empty if the module has no other part
+    tensors: dict[str, Tensor]  # or views of them, by their names in the part
+    paths: dict[str, str]  # of the tensors, as `tensor_of` reads them
 
     @property
     def full_name(self) -> str:
@@ -150,7 +137,6 @@ def _recurrent_keys(layer: nn.RNNBase, tensors: dict[str, Any]) -> _Keys:
 
 
 def _attention_keys(tensors: dict[str, Any], projections: Projections) -> _Keys:
-    """Return the three projections into heads, which are usually stored as one."""
     if "in_proj_weight" not in tensors:  # keys and values of other widths than the queries
         biases = _thirds("in_proj_", tensors)
         return {part: {"weight": f"{part[0]}_proj_weight", **biases[part]} for part in biases}
@@ -161,7 +147,6 @@ def _attention_keys(tensors: dict[str, Any], projections: Projections) -> _Keys:
 
 
 def _thirds(prefix: str, tensors: dict[str, Any]) -> _Keys:
-    """Return the projections of queries, keys and values that are stored as one."""
     kinds = [kind for kind in ("weight", "bias") if prefix + kind in tensors]
     return {
         part: {kind: f"{prefix}{kind}[{i}/3]" for kind in kinds}
@@ -170,14 +155,9 @@ def _thirds(prefix: str, tensors: dict[str, Any]) -> _Keys:
 
 
 def keras_parts(layer: Any, name: str = "") -> list[KerasPart]:
-    """Find the parts of a Keras layer and of the layers in it that have weights.
+    """Find the parts of a Keras layer and of the layers in it that have weights, or refuse it.
 
-    Args:
-        layer: The layer.
-        name: The name to report, if the layer is within another.
-
-    Raises:
-        ValueError: A part's layout is not known, or no PyTorch layer computes the same.
+    `name` is reported instead of the layer's own, if the layer is within another.
     """
     if not layer.weights:
         return []

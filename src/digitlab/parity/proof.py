@@ -17,6 +17,7 @@ from digitlab.parity.checks import (
     round_trip,
     training_settings,
 )
+from digitlab.parity.graph import Graph
 from digitlab.parity.optimizers import exact_optimizer, to_keras_optimizer
 from digitlab.parity.report import Check
 from digitlab.parity.sides import Sides
@@ -74,13 +75,14 @@ def run_checks(
     with keras_dtype("float32"):
         single_twin = to_keras(single)
     twin = to_keras(double)
-    sides = Sides(double, twin, match(double, twin))
+    graph = Graph(twin)
+    sides = Sides(double, graph, match(double, graph))
     yield parameter_counts(sides)
     yield round_trip(sides)
     if row := training_settings(sides):
         yield row
     yield logits(sides, images)
-    yield logits(Sides(single, single_twin, []), images)
+    yield logits(Sides(single, Graph(single_twin), []), images)
     yield from gradients(sides, images[:_GRADIENT_IMAGES], labels[:_GRADIENT_IMAGES])
 
     optimizer = double.optimizer(double.parameters())

@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from digitlab.parity.backend import import_keras
-from digitlab.parity.copies import CopiedModel
-from digitlab.parity.differences import TOLERANCES, in_torch_layout
-from digitlab.parity.graph import Graph, first_line, keras_layers
-from digitlab.parity.layouts import Array
+from digitlab.parity.backend import import_keras, import_tensorflow
+from digitlab.parity.graph import Graph, first_line
+from digitlab.parity.layouts import TOLERANCES, Array, in_torch_layout
 from digitlab.parity.weights import Match
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -24,7 +22,7 @@ class Sides(NamedTuple):
     """A PyTorch module and a Keras model, as it is or copied, and their matched weights."""
 
     module: nn.Module
-    model: Any
+    model: Graph
     pairs: list[Match]
 
 
@@ -94,11 +92,11 @@ def _check_labels(labels: Tensor, examples: int, classes: int | None) -> None:
         )
 
 
-def outputs(module: nn.Module, keras_model: Any, inputs: Inputs) -> tuple[Array, Array]:
+def outputs(module: nn.Module, model: Graph, inputs: Inputs) -> tuple[Array, Array]:
     """Compute both sides' outputs, in PyTorch's layout, or raise ValueError."""
     with torch.no_grad():
         ours = torch_output(module, inputs).cpu().numpy()
-    theirs = keras_output(keras_model, keras_inputs(keras_model, inputs)[0])
+    theirs = _sole_output(model.output(keras_inputs(model, inputs)[0]))
     return ours, in_torch_layout(ours, import_keras().ops.convert_to_numpy(theirs))
 
 
@@ -107,10 +105,7 @@ def torch_output(module: nn.Module, inputs: Inputs) -> Tensor:
     given = torch_inputs(module, inputs)
     with evaluation_mode(module):
         try:
-            if isinstance(given, dict):
-                output = module(**given)
-            else:
-                output = module(*(given if isinstance(given, tuple) else (given,)))
+            output = module(**given) if isinstance(given, dict) else module(*flat(given))
         except Exception as error:  # a user's module may raise anything
             shapes = ", ".join(str(tuple(it.shape)) for it in flat(inputs))
             raise ValueError(
@@ -121,28 +116,9 @@ def torch_output(module: nn.Module, inputs: Inputs) -> Tensor:
     return sole
 
 
-def keras_output(keras_model: Any, read: list[Any]) -> Any:
-    """Compute the output of a Keras model, or of a `CopiedModel`, in evaluation mode."""
-    if isinstance(keras_model, CopiedModel):
-        return keras_model.run(read)[keras_model.graph.outputs[0]]
-    structure = getattr(keras_model, "_inputs_struct", None)
-    given: Any = read if len(read) > 1 else read[0]
-    if isinstance(structure, dict):
-        given = dict(zip(structure, read, strict=True))
-    try:
-        output = keras_model(given, training=False)
-    except Exception as error:  # a user's layer may raise anything
-        raise ValueError(f"{keras_model.name} cannot be computed: {first_line(error)}") from error
-    return _sole_output(output)
-
-
-def precision(module: nn.Module, keras_model: Any) -> str:
+def precision(module: nn.Module, model: Graph) -> str:
     """Return the coarser dtype of the two sides, `float32` or `float64`; refuse any other."""
-    ours = {str(t.dtype).removeprefix("torch.") for t in module.parameters()}
-    if isinstance(keras_model, CopiedModel):
-        found = ours | {keras_model.policy}
-    else:
-        found = ours | {layer.compute_dtype for layer in keras_layers(keras_model)}
+    found = {str(it.dtype).removeprefix("torch.") for it in module.parameters()} | model.dtypes
     if unknown := sorted(found - set(TOLERANCES)):
         raise ValueError(
             f"a side computes in {unknown[0]}: compare in float32 or float64, "
@@ -153,10 +129,7 @@ def precision(module: nn.Module, keras_model: Any) -> str:
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Turn off dropout in the `with` block, even where `eval()` keeps it on.
-
-    Modes and the CPU's random state are restored after it.
-    """
+    """Turn off dropout in the `with` block, even where `eval()` keeps it on, and draw nothing."""
     modes = {part: part.training for part in module.modules()}
     try:
         for part in modes:
@@ -181,18 +154,15 @@ def torch_inputs(module: nn.Module, inputs: Inputs) -> Inputs:
     return each(move, inputs)
 
 
-def keras_inputs(keras_model: Any, inputs: Inputs) -> tuple[list[Array], frozenset[int]]:
-    """Convert inputs to the layouts that a Keras model reads, or raise ValueError.
+def keras_inputs(model: Graph, inputs: Inputs) -> tuple[list[Any], frozenset[int]]:
+    """Convert inputs to what a Keras model reads, in its order, or raise ValueError.
 
     Images `(N, C, H, W)` become `(N, H, W, C)`; or, if only that fits the model's input,
     `(N, H, W)` of one channel, `(N, C·H·W)` in PyTorch's order, or `(N, C, H, W)`. Sequences
-    `(N, C, T)` stay as they are, or become `(N, T, C)` if only that fits.
-
-    Returns:
-        The arrays in the order of the model's inputs, and the positions of those whose axes are in
-        PyTorch's order.
+    `(N, C, T)` stay as they are, or become `(N, T, C)` if only that fits. Also returned are the
+    indices of the inputs whose axes are in PyTorch's order.
     """
-    name, read, given = keras_model.name, keras_model.inputs, flat(inputs)
+    name, read, given = model.name, [model.symbolic[i] for i in model.inputs], flat(inputs)
     if isinstance(inputs, dict):
         names = [it.name for it in read]
         if set(names) != set(inputs):
@@ -206,20 +176,20 @@ def keras_inputs(keras_model: Any, inputs: Inputs) -> tuple[list[Array], frozens
             f"{name} has {len(read)} inputs, and {len(given)} are given: give one for each "
             "keras.Input, in their order, or a dict"
         )
-    arrays: list[Array] = []
+    made: list[Any] = []
     in_torch_order: set[int] = set()
-    for i, (tensor, symbolic) in enumerate(zip(given, read, strict=True)):
+    for i, tensor, symbolic in zip(model.inputs, given, read, strict=True):
         where = f"{name}'s input {symbolic.name}" if len(read) > 1 else name
         nodes = symbolic._keras_history.operation._outbound_nodes
         formats = {getattr(node.operation, "data_format", None) for node in nodes}
         is_first, wanted = "channels_first" in formats, tuple(symbolic.shape[1:])
         layout, as_in_torch = _arranged(where, tensor.detach(), wanted, is_first)
         dtype = str(symbolic.dtype) if tensor.is_floating_point() else "int64"
-        if isinstance(keras_model, CopiedModel) and dtype.startswith("float"):
-            dtype = keras_model.policy
-        arrays.append(np.ascontiguousarray(layout.cpu().numpy(), dtype=dtype))
+        if model.policy and dtype.startswith("float"):
+            dtype = model.policy
+        made.append(import_tensorflow().constant(np.asarray(layout.cpu().numpy(), dtype)))
         in_torch_order |= {i} if as_in_torch else set()
-    return arrays, frozenset(in_torch_order)
+    return made, frozenset(in_torch_order)
 
 
 def arrange(images: Tensor, keras_model: Any) -> Tensor:
@@ -239,16 +209,13 @@ def _arranged(
 ) -> tuple[Tensor, bool]:
     """Return a tensor in the layout that fits an input, and whether that is PyTorch's order."""
     is_image = tensor.ndim == 4
-    layouts = [(tensor, True)]
-    if tensor.ndim > 2:
-        layouts.insert(0 if is_image else 1, (tensor.movedim(1, -1), False))
-        layouts.insert(1 if is_image else 2, (tensor.flatten(1), True))
+    layouts = [] if is_image and not channels_first else [(tensor, True)]
     if tensor.ndim > 4:  # steps of images
-        layouts.insert(1, (tensor.movedim(2, -1), False))
+        layouts.append((tensor.movedim(2, -1), False))
+    if tensor.ndim > 2:
+        layouts += [(tensor.movedim(1, -1), False), (tensor.flatten(1), True), (tensor, True)]
     if is_image and tensor.shape[1] == 1:
         layouts.append((tensor[:, 0], True))
-    if channels_first:
-        layouts.insert(0, (tensor, True))
     for layout, as_in_torch in layouts:
         shape = layout.shape[1:]
         if len(shape) == len(wanted) and all(

@@ -19,12 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
-from digitlab.parity.differences import TOLERANCES
-from digitlab.parity.flattening import Orders
-from digitlab.parity.graph import Graph, keras_layers
-from digitlab.parity.layouts import Array, channels_last
+from digitlab.parity.graph import Graph, Orders, keras_layers
+from digitlab.parity.layouts import TOLERANCES, Array, channels_last
 from digitlab.parity.report import Check
-from digitlab.parity.sides import keras_inputs, torch_inputs
+from digitlab.parity.sides import arrange, torch_inputs
 from digitlab.parity.weights import Match, match
 
 Batch = tuple[Tensor, Tensor]
@@ -39,10 +37,6 @@ _KERAS_DROPOUTS = {"Dropout": False} | {f"SpatialDropout{n}D": True for n in (1,
 class DropoutMasks:
     """Fixed dropout masks for both sides, a function of seed, layer and step alone.
 
-    Args:
-        seed: At least 0 and below 2⁶⁴.
-        step: The training step, from 0.
-
     Examples:
         >>> DropoutMasks(seed=0).uniform(layer=0, shape=(2,)).round(3).tolist()
         [0.012, 0.242]
@@ -50,7 +44,7 @@ class DropoutMasks:
         [0.342, 0.577]
     """
 
-    seed: int = 0
+    seed: int = 0  # below 2⁶⁴
     step: int = 0
 
     def uniform(self, layer: int, shape: tuple[int, ...]) -> Array:
@@ -99,11 +93,7 @@ def use_biased_variances(module: nn.Module) -> None:
     """Let a module's batch normalizations update their running variance as Keras's do.
 
     PyTorch updates it with the unbiased variance of the batch, n / (n - 1) times the biased one of
-    Keras; n is the number of values of a channel. All else is equal: PyTorch's momentum m is
-    Keras's 1 - m.
-
-    Raises:
-        ValueError: A layer averages over all batches (`momentum=None`), which Keras's cannot.
+    Keras; n is the number of values of a channel.
     """
 
     def correct(layer: Any, args: tuple[Tensor], output: Tensor) -> None:
@@ -156,7 +146,6 @@ def _is_dropout(layer: Any) -> bool:
 
 @cache
 def _masked_layer() -> Any:
-    """Make the Keras layer's class, whose base class is known only once Keras is imported."""
     keras, tensorflow = import_keras(), import_tensorflow()
 
     class MaskedDropout(keras.layers.Layer):  # type: ignore[misc,name-defined]  # Keras ships no type hints
@@ -197,22 +186,10 @@ def trajectory(
 ) -> Check:
     """Train copies of both sides on the same batches, and compare them after every step.
 
-    Both start from the module's weights. A loss's difference is relative to the largest loss so
-    far, a weight's to the largest weight.
-
-    Args:
-        module: The PyTorch side, in float64: in float32 Adam makes full steps of gradients that are
-            hardly larger than their rounding errors.
-        keras_model: The Keras side, in float64.
-        batches: Images, float32 `(N, C, H, W)`, and labels, int64 `(N,)`; at least `steps`.
-        make_optimizer: Makes the optimizer of the copy's parameters.
-        make_keras_optimizer: Makes Keras's.
-        steps: Number of steps, at least 1.
-        seed: Seed of the dropout masks.
-        biased_variances: Whether PyTorch's batch normalizations `use_biased_variances`.
-
-    Raises:
-        ValueError: There are fewer batches; or the sides have other weights or dropout layers.
+    Both start from the module's weights, in float64: in float32 Adam makes full steps of gradients
+    that are hardly larger than their rounding errors. A loss's difference is relative to the
+    largest loss so far, a weight's to the largest weight. Unless `biased_variances`, PyTorch's
+    batch normalizations are its own.
     """
     dropouts = sum(map(_is_dropout, module.modules())), len(_keras_dropouts(keras_model))
     if dropouts[0] != dropouts[1]:
@@ -224,7 +201,7 @@ def trajectory(
     ours, theirs = torch_with_masks(module, masks).train(), keras_with_masks(keras_model, masks)
     if biased_variances:
         use_biased_variances(ours)
-    pairs = match(ours, theirs)
+    pairs = match(ours, Graph(theirs))
     for pair in pairs:
         pair.variable.assign(pair.to_keras())
     optimizer, losses = make_optimizer(ours.parameters()), import_keras().losses
@@ -237,7 +214,7 @@ def trajectory(
         for done, (images, labels) in enumerate(islice(batches, steps), start=1):
             masks.step = done - 1
             our_loss = _train_step(ours, optimizer, images, labels)
-            (read,), _ = keras_inputs(theirs, images)
+            read = arrange(images, theirs).cpu().numpy()
             logs = theirs.train_on_batch(read, labels.cpu().numpy(), return_dict=True)
             largest_loss = max(largest_loss, abs(our_loss), abs(logs["loss"]))
             differences = {"the loss": abs(our_loss - logs["loss"]) / (largest_loss or 1)}
@@ -261,7 +238,6 @@ def trajectory(
 def _train_step(
     module: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
 ) -> float:
-    """Take an optimizer step, and return the loss before it."""
     optimizer.zero_grad()
     logits = module(torch_inputs(module, images))
     loss = cross_entropy(logits, labels.to(logits.device))

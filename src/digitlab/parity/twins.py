@@ -254,11 +254,7 @@ def build_twin(model: Classifier, softmax: bool = False) -> Any:
 
 
 def find_twin(model: Classifier, softmax: bool) -> Callable[[], Any]:
-    """Find the function that builds a model's twin, and bind the model's hyper-parameters to it.
-
-    Raises:
-        ValueError: The class has no twin, or its `keras_twin` names no function.
-    """
+    """Find the function that builds a model's twin, and bind the model's hyper-parameters to it."""
     kinds = (kind for kind in type(model).__mro__ if kind in _TWINS or "keras_twin" in vars(kind))
     kind: Any = next(kinds, None)
     if kind is None or not _has_network_of(model, kind):
@@ -307,6 +303,5 @@ def _has_network_of(model: Classifier, kind: type[Any]) -> bool:
 
 
 def _settings(model: Classifier, function: Callable[..., Any]) -> dict[str, Any]:
-    """Select the hyper-parameters of a model that a function, or a class, has arguments for."""
     wanted = signature(function).parameters
     return {name: model.hparams[name] for name in wanted if name in model.hparams}

@@ -14,30 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from digitlab.parity.copies import CopiedModel
-from digitlab.parity.differences import is_close, torch_layouts
-from digitlab.parity.flattening import Orders
-from digitlab.parity.graph import Call, Graph
-from digitlab.parity.layouts import Array, Indices, Layout, Order
+from digitlab.parity.graph import Call, Graph, Orders
+from digitlab.parity.layouts import Array, Indices, Layout, Order, is_close, torch_layouts
 from digitlab.parity.parts import KerasPart, TorchPart, keras_parts, tensor_of, torch_parts
 
 
 @dataclass(frozen=True)
 class Match:
-    """A Keras variable, and the PyTorch tensors with the same numbers in another layout.
+    """A Keras variable, and the PyTorch tensors with the same numbers in another layout."""
 
-    Args:
-        layer: Name of the Keras layer.
-        variable: The Keras variable.
-        torch_names: The tensors' names in the module's `state_dict`.
-        tensors: The tensors; parts of a joint tensor are views.
-        indices: Where each number of the variable stands in the flattened, concatenated tensors.
-        is_sum: Whether the variable is the sum of two tensors, for each of which `indices` hold.
-    """
-
-    layer: str
+    layer: str  # name of the Keras layer
     variable: Any
-    torch_names: tuple[str, ...]
-    tensors: tuple[Tensor, ...]
+    torch_names: tuple[str, ...]  # in the module's `state_dict`, or thirds as in `tensor_of`
+    tensors: tuple[Tensor, ...]  # parts of a joint tensor are views
+    # Where each number of the variable stands in the flattened, concatenated tensors; in each of
+    # two tensors of which it is the sum.
     indices: Indices
     is_sum: bool
 
@@ -68,13 +59,8 @@ class Match:
         return tuple(part.reshape(it.shape) for part, it in zip(parts, self.tensors, strict=True))
 
 
-def match(module: nn.Module, keras_model: Any) -> list[Match]:
-    """Find the PyTorch tensors of each variable of a Keras model.
-
-    Raises:
-        ValueError: They do not match; the message names the layer.
-    """
-    graph = Graph(keras_model)
+def match(module: nn.Module, graph: Graph) -> list[Match]:
+    """Find the PyTorch tensors of each variable of a Keras model, or raise ValueError."""
     return Matcher(module, graph, Orders(graph)).finish()
 
 
@@ -100,7 +86,7 @@ def copy_weights(module: nn.Module, keras_model: Any) -> None:
         ValueError: One side lacks weights, shapes differ, or the layout of a kind of layer is not
             known; the message names the layer.
     """
-    for pair in match(module, keras_model):
+    for pair in match(module, Graph(keras_model)):
         pair.variable.assign(pair.to_keras())
 
 
@@ -110,7 +96,7 @@ def load_keras_weights(model: nn.Module, keras_model: Any) -> None:
     Raises:
         ValueError: As for `copy_weights`.
     """
-    load_matched(match(model, keras_model))
+    load_matched(match(model, Graph(keras_model)))
 
 
 def load_matched(pairs: list[Match]) -> None:
@@ -135,7 +121,7 @@ class Matcher:
     Attributes:
         named: Whether layers are matched by name.
         options: Where several PyTorch layers read the same, how many.
-        ambiguous: The names of the Keras layers there, which could be exchanged with others.
+        ambiguous: The names of the Keras layers there.
         agreeing: How many Keras layers read the same as their PyTorch layer.
     """
 
@@ -183,12 +169,7 @@ class Matcher:
         )
 
     def add(self, call: Call, value: Array | None = None) -> list[Match]:
-        """Match the weights of a called layer, unless an earlier call did, and return the matches.
-
-        Args:
-            call: The call.
-            value: What the layer reads, if that is known.
-        """
+        """Match the weights of a called layer, which reads `value`, unless an earlier call did."""
         new: list[Match] = []
         for i, theirs in enumerate(self.theirs.pop(id(call.operation), [])):
             ours, inputs = self._choose(call, i, theirs, value if i == 0 else None)
