@@ -21,6 +21,7 @@ from tests.fitting import assert_bitwise_equal, checkpoint_of
 from tests.parity.nets import sequential
 
 TINY = ("--data", "tests.tiny.TinyDataModule")
+SLOW = pytest.mark.slow
 LINEAR = ("--model", "LinearClassifier", *TINY)
 
 
@@ -52,8 +53,7 @@ def weights_of(folder: Path, checkpoint: str = "last") -> dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize(
-    ("name", "checkpoint"),
-    [("file.keras", "last"), pytest.param("file.h5", "best", marks=pytest.mark.slow)],
+    ("name", "checkpoint"), [("file.keras", "last"), pytest.param("file.h5", "best", marks=SLOW)]
 )
 def test_a_run_becomes_a_file_and_the_file_a_run_of_the_same_bits(
     run: Path, tmp_path: Path, name: str, checkpoint: str, capsys: pytest.CaptureFixture[str]
@@ -104,7 +104,10 @@ def test_what_only_a_fit_has_is_read_from_its_config_and_lost(run: Path, tmp_pat
     assert config_of(new) == {key: expected[key] for key in expected.keys() - of_fit}
 
 
-@pytest.mark.parametrize("shape", [(784,), (28, 28), (28, 28, 1), (1, 28, 28)])
+@pytest.mark.parametrize(
+    "shape",
+    [(784,), (1, 28, 28), *(pytest.param(it, marks=SLOW) for it in [(28, 28), (28, 28, 1)])],
+)
 def test_a_foreign_model_may_read_images_in_any_usual_shape(
     shape: tuple[int, ...], tmp_path: Path
 ) -> None:
@@ -119,7 +122,10 @@ def test_a_foreign_model_may_read_images_in_any_usual_shape(
         assert main(["test", "--run", str(new)]) == 0
 
 
-@pytest.mark.parametrize("shape", [(32, 32, 1), (28, 28, 3), (3, 28, 28), (14, 14), (785,)])
+@pytest.mark.parametrize(
+    "shape",
+    [(28, 28, 3), (785,), *(pytest.param(it, marks=SLOW) for it in [(3, 28, 28), (14, 14)])],
+)
 def test_a_model_of_images_of_another_shape_is_refused_in_one_short_line(
     shape: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -175,10 +175,6 @@ class Own(Classifier):
         super().__init__(network=nn.Sequential(*layers), **kwargs)
 
 
-class Trained(Own):
-    """The same network, to be trained otherwise."""
-
-
 class Widened(Own):
     """Another network than its parent's."""
 
@@ -187,17 +183,9 @@ class Widened(Own):
         self.network = nn.Sequential(self.network, nn.Tanh())
 
 
-class Inverted(Own):
-    """Its parent's layers, but another function."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return super().forward(1 - images)
-
-
-class WithSoftmax(Own):
-    """A user's network whose twin may give probabilities."""
-
-    keras_twin = f"{__name__}.own_twin_or_probabilities"
+Trained: type[Own] = type("Trained", (Own,), {})  # the same network, to be trained otherwise
+Inverted = type("Inverted", (Own,), {"forward": lambda self, x: Own.forward(self, 1 - x)})
+WithSoftmax = type("WithSoftmax", (Own,), {"keras_twin": f"{__name__}.own_twin_or_probabilities"})
 
 
 def own_twin(width: int = 5) -> Any:

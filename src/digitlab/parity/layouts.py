@@ -51,12 +51,6 @@ class Layout:
     ) -> Indices:
         """Return where each number of the variable stands in the flattened, concatenated tensors.
 
-        Args:
-            shapes: The tensors' shapes, which fit.
-            shape: The variable's shape.
-            inputs: The order of the layer's input features, if it is not PyTorch's.
-            outputs: The order of its output features.
-
         Examples:
             >>> dense = Layout("weight", lambda tensor, shape: tensor.T, per_input=True)
             >>> dense.indices([(1, 4)], (4, 1), inputs=((1, 2, 2),)).tolist()

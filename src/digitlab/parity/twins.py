@@ -1,6 +1,7 @@
 """The Keras twins of `digitlab.models`, and which model has which twin.
 
-The twins are written by hand from the documents; layers have the names of the PyTorch layers.
+The twins are written by hand from the documents; layers have the names of the PyTorch layers. They
+end in logits, or with `softmax` in probabilities.
 """
 
 import pkgutil
@@ -77,12 +78,8 @@ def lenet1(
 ) -> Any:
     """Build document B's "improved LeNet", 121,994 parameters.
 
-    Args:
-        padding: Padding of the first convolution: `same` is B's Keras network, 2 its PyTorch one,
-            which takes a layer of zeros around the image here.
-        in_channels: Channels of an image (at least 1).
-        num_classes: Number of classes (at least 2).
-        softmax: Whether to end in a softmax.
+    The padding `same` is B's Keras network, 2 its PyTorch one, which takes a layer of zeros around
+    the image here.
     """
     layers = import_keras().layers
     around = [] if padding == "same" else [layers.ZeroPadding2D(padding, name="padding1")]

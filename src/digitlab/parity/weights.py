@@ -110,13 +110,8 @@ def load_matched(pairs: list[Match]) -> None:
 class Matcher:
     """Matches the layers of a Keras model one by one, in the order of their calls.
 
-    Args:
-        module: The PyTorch side.
-        graph: The Keras side.
-        orders: The order of its features.
-        read: By name of a PyTorch module, in the order of calls, what it read; if that is known.
-        choices: Where several PyTorch layers read the same as a Keras layer, which to take; by
-            default always the first.
+    `read` has what the PyTorch modules read, by name in the order of calls, if that is known. Where
+    several read the same as a Keras layer, `choices` says which to take, by default the first.
 
     Attributes:
         named: Whether layers are matched by name.
