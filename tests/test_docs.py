@@ -140,7 +140,7 @@ def test_the_callbacks_that_the_guide_to_tensorboard_lists_work_in_a_plain_train
         "val/mistakes",
         "weights/conv1",
     }
-    assert (folder / "projector" / "features.tsv").is_file()
+    assert (folder / "projector" / "penultimate_layer" / "tensors.tsv").is_file()
 
 
 def text_of(page: str) -> str:

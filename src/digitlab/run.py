@@ -9,7 +9,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -18,9 +17,10 @@ from PIL import Image
 from digitlab import run_folder
 from digitlab.callbacks.pictures import (
     LARGE,
+    count_confusion,
     draw_confusion_matrix,
     draw_curves,
-    draw_images,
+    draw_mistakes,
     validation_label,
 )
 from digitlab.callbacks.tensorboard import picture_kernels
@@ -161,7 +161,7 @@ class Run:
         if history.empty:
             raise InputError(f"{self.folder} has no finished epoch: there is nothing to draw yet")
         is_test = not self.config["data"]["init_args"].get("validation_size")
-        return _shown(draw_curves({self.name: history}, validation=validation_label(is_test)))
+        return _shown(draw_curves(history, self.name, validation_label(is_test)))
 
     def plot_confusion(self, split: Subset | None = None) -> Figure:
         """Draw how many images of each class were predicted as each.
@@ -170,8 +170,7 @@ class Run:
             split: As in `predictions`.
         """
         rows, names, title = self._classified(split)
-        counts = np.zeros((len(names), len(names)), np.int64)
-        np.add.at(counts, (rows["label"], rows["class"]), 1)
+        counts = count_confusion(rows["label"], rows["class"], len(names))
         return _picture(draw_confusion_matrix(counts, names, LARGE), title, _ROW)
 
     def plot_mistakes(self, split: Subset | None = None, count: int = 16) -> Figure:
@@ -188,11 +187,7 @@ class Run:
         if worst.empty:
             return _picture(Image.new("RGB", (400, 20), "white"), title)
         images, _ = self.data.arrays(split or self.data.validation_split)
-        said = zip(worst["class"], worst["probability"], strict=True)
-        predicted = [f"{names[number]} ({certainty:.0%})" for number, certainty in said]
-        labels = [names[label] for label in worst["label"]]
-        picture = draw_images(images[worst.index], labels, predicted, LARGE)
-        return _picture(picture, title, _ROW)
+        return _picture(draw_mistakes(images[worst.index], worst, names, LARGE), title, _ROW)
 
     def plot_kernels(self) -> Figure:
         """Draw the kernels of the first convolution: red is above 0, blue below."""

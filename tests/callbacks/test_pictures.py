@@ -3,6 +3,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from digitlab.callbacks import pictures
@@ -59,17 +60,6 @@ def test_a_confusion_matrix_is_blue_where_right_and_red_where_wrong() -> None:
     assert corners == [[part_blue, half_red, white], [white] * 3, [white, white, blue]]
 
 
-def test_long_names_have_room_and_those_of_a_matrix_are_written_upwards() -> None:
-    images = np.zeros((1, 28, 28), np.uint8)
-    picture = np.asarray(pictures.draw_images(images, ["a name that is wider than its image"]))
-    assert picture.shape[1] > 200
-    assert (picture[:, [0, -1]] == 255).all()
-    counts = np.eye(2, dtype=np.int64)
-    short = pictures.draw_confusion_matrix(counts, ["a", "b"])
-    long = pictures.draw_confusion_matrix(counts, ["Ankle boot", "Sneaker"])
-    assert long.height > short.height + 30
-
-
 def test_kernels_are_red_above_zero_blue_below_and_white_at_zero_or_without_a_number() -> None:
     kernels = np.zeros((5, 2, 3), np.float32)
     kernels[0], kernels[1], kernels[4] = 0.5, -0.25, 0.25
@@ -105,7 +95,7 @@ HISTORY: dict[str, Any] = {
 
 
 def test_the_curves_are_the_rows_without_what_was_not_validated() -> None:
-    figure = pictures.draw_curves({"tiny/version_0": HISTORY}, validation="validation (test split)")
+    figure = pictures.draw_curves(HISTORY, "tiny/version_0", "validation (test split)")
     assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy", "loss"]
     accuracy, loss = (
         {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axes.lines}
@@ -123,27 +113,13 @@ def test_the_curves_are_the_rows_without_what_was_not_validated() -> None:
     assert plt.get_fignums() == []  # none is left open
 
 
-def test_several_runs_have_colours_markers_and_names_of_their_own() -> None:
-    histories = {f"_run{i} $x_{{$": HISTORY for i in range(7)}
-    figure = pictures.draw_curves(histories, ["learning_rate"])
-    (axes,) = figure.axes
-    drawn = [(line.get_color(), line.get_marker()) for line in axes.lines]
-    assert len({*drawn}) == 7
-    (legend,) = figure.legends
-    texts = [text.get_text().strip() for text in legend.get_texts()]
-    assert texts == ["validation", "training", *histories]
-    shown = [(line.get_color(), line.get_marker()) for line in legend.get_lines()[2:]]
-    assert shown == drawn
-    figure.draw_without_rendering()  # no name is read as a formula
+def test_a_folder_may_have_any_name() -> None:
+    for name in ("_run $x_{$", "a\x1b数"):
+        pictures.draw_curves({}, name, "").draw_without_rendering()
 
 
-def test_a_dark_figure_has_other_colours_and_a_plain_one_no_words() -> None:
-    histories = {"a\x1b数": HISTORY}
-    light = pictures.draw_curves(histories, ["loss"])
-    dark = pictures.draw_curves(histories, ["loss"], dark=True)
-    assert light.axes[0].lines[0].get_color() != dark.axes[0].lines[0].get_color()
-    assert light.axes[0].yaxis.label.get_color() != dark.axes[0].yaxis.label.get_color()
-    light.draw_without_rendering()  # with characters that the font lacks
-    plain = pictures.draw_curves({"a": HISTORY}, ["loss"], plain=True)
-    assert (plain.legends, plain.get_suptitle()) == ([], "")
-    assert pictures.draw_curves({"a": {}}, ["loss"]).axes[0].lines[:] == []
+def test_each_run_has_a_colour_and_marker_of_its_own() -> None:
+    axes = Figure().subplots()
+    pictures.draw_quantity(axes, [HISTORY] * 7, "learning_rate")
+    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == 7
+    assert len({*map(pictures.style, range(36))}) == 36

@@ -17,7 +17,6 @@ from torch.optim.lr_scheduler import StepLR
 from torchmetrics.classification import MulticlassAccuracy
 
 import digitlab
-from digitlab import callbacks
 from digitlab.callbacks import (
     FinalEvaluation,
     History,
@@ -196,13 +195,3 @@ def test_a_fit_leaves_settings_and_both_pictures_also_in_tensorboard(tmp_path: P
     assert step == 0
     large = np.asarray(Image.open(tmp_path / "samples.png"))
     np.testing.assert_array_equal(shown[8 : 8 + 84 : 3, 8 : 8 + 84 : 3], large[21:245:8, 21:245:8])
-
-
-def test_old_names_of_callbacks_lead_to_the_new_ones() -> None:
-    old = {"Console": "PrintEpoch", "Settings": "SaveConfig", "Results": "FinalEvaluation"}
-    old |= {"Figures": "SaveFigures", "Filters": "FirstLayerKernels", "Stopwatch": "Throughput"}
-    for name, new in old.items():
-        with pytest.warns(DeprecationWarning, match=f"{name} is now {new}"):
-            assert getattr(callbacks, name) is getattr(callbacks, new)
-    with pytest.raises(AttributeError, match="has no attribute Rates"):
-        callbacks.Rates  # noqa: B018

@@ -141,18 +141,15 @@ def test_the_projector_has_the_penultimate_layer_with_images_and_labels(run: Run
     with torch.no_grad():
         expected = model.network[:-1](whole("test")[0]).numpy()  # type: ignore[index]
     assert features.shape == (50, 84)
-    np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-6)  # six digits are written
+    np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-6)  # of smaller batches
     header, *rows = (folder / embedding.metadata_path).read_text("utf-8").splitlines()
     assert header == "class\tpredicted"
     predicted = probabilities.argmax(1)
     assert rows == [f"{a}\t{b}" for a, b in zip(tiny.TEST[1], predicted, strict=True)]
-    sprite = np.asarray(Image.open(folder / embedding.sprite.image_path))
-    assert list(embedding.sprite.single_image_dim) == [28, 28]
+    sprite = np.asarray(Image.open(folder / embedding.sprite.image_path).convert("L"))
     assert sprite.shape == (8 * 28, 8 * 28)  # room for 64
-    for number, image in enumerate(tiny.TEST[0]):
-        row, column = divmod(number, 8)
-        tile = sprite[28 * row : 28 * row + 28, 28 * column : 28 * column + 28]
-        np.testing.assert_array_equal(tile, image)
+    tiles = sprite.reshape(8, 28, 8, 28).swapaxes(1, 2).reshape(64, 28, 28)
+    np.testing.assert_array_equal(tiles[:50], tiny.TEST[0])
 
 
 class OddlyNamed(TinyDataModule):
@@ -160,17 +157,19 @@ class OddlyNamed(TinyDataModule):
 
 
 def test_the_projector_shows_the_first_thousand_images_and_a_line_for_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tensorboard.IMAGES == 1000
     fit(tmp_path / "all", small_mlp(), OddlyNamed(eval_batch_size=7))
     monkeypatch.setattr(tensorboard, "IMAGES", 20)
-    fit(tmp_path / "some", small_mlp())
-    every, some = (tmp_path / name / "projector" for name in ("all", "some"))
-    points = np.loadtxt(some / "features.tsv")
+    for _ in range(2):  # those of a longer run replace the others, without a word
+        fit(tmp_path / "some", small_mlp())
+    assert capsys.readouterr().out == ""
+    every, some = (tmp_path / it / "projector" / "penultimate_layer" for it in ("all", "some"))
+    points = np.loadtxt(some / "tensors.tsv")
     assert points.shape == (20, 16)
-    np.testing.assert_allclose(points, np.loadtxt(every / "features.tsv")[:20], rtol=1e-4)
-    labels = [(folder / "labels.tsv").read_text("utf-8").splitlines() for folder in (every, some)]
+    np.testing.assert_allclose(points, np.loadtxt(every / "tensors.tsv")[:20], rtol=1e-4)
+    labels = [(folder / "metadata.tsv").read_text("utf-8").splitlines() for folder in (every, some)]
     assert [len(rows) for rows in labels] == [51, 21]
     assert all(len(row.split("\t")) == 2 for row in labels[0])
     shown = [row.split("\t")[0].replace("c 1 x", "0") for row in labels[0][:21]]
@@ -271,7 +270,8 @@ def test_what_cannot_be_shown_is_said_and_ends_no_run(
     assert events.read(tmp_path).Tags()["graph"] == (not isinstance(network, Untraceable))
     assert (tmp_path / "projector_config.pbtxt").exists() == (not isinstance(network, Spare))
     if network is ROWS:  # a point for each image, not for each row
-        assert np.loadtxt(tmp_path / "projector" / "features.tsv").shape == (50, 28 * 28)
+        (features,) = tmp_path.glob("projector/*/tensors.tsv")
+        assert np.loadtxt(features).shape == (50, 28 * 28)
 
 
 class Branching(nn.Module):

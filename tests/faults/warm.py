@@ -17,6 +17,6 @@ from digitlab.callbacks.pictures import draw_curves, draw_images  # noqa: E402
 from digitlab.cli.fit import read_fit  # noqa: E402
 
 draw_images(np.zeros((2, 28, 28), np.uint8), ["0", "1"])
-draw_curves({}).savefig(io.BytesIO())
+draw_curves({}, "", "").savefig(io.BytesIO())
 words = ["--model", "MLP", "--data", "tests.tiny.TinyDataModule", "--trainer.max_epochs", "1"]
 read_fit("fit", words)

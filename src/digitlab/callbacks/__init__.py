@@ -4,9 +4,6 @@ The callbacks are for a `Classifier`; `FinalEvaluation`, `ModelGraph` and `Proje
 of our data modules.
 """
 
-import warnings
-from typing import Any
-
 from digitlab.callbacks.checkpointing import BestCheckpoint, ExactResume, FiniteLoss, LastCheckpoint
 from digitlab.callbacks.logging import (
     ClassProbabilities,
@@ -47,16 +44,3 @@ __all__ = [
     "ValidationPicture",
     "WorstMistakes",
 ]
-
-_OLD_NAMES: dict[str, type] = {
-    **{"Console": PrintEpoch, "Settings": SaveConfig, "Results": FinalEvaluation},
-    **{"Figures": SaveFigures, "Filters": FirstLayerKernels, "Stopwatch": Throughput},
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _OLD_NAMES:
-        raise AttributeError(f"module {__name__} has no attribute {name}")
-    new = _OLD_NAMES[name]
-    warnings.warn(f"{name} is now {new.__name__}", DeprecationWarning, stacklevel=2)
-    return new

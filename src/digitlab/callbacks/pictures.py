@@ -1,18 +1,20 @@
 """Pictures of images, confusion matrices and kernels by Pillow; curves by matplotlib."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torchvision.utils import make_grid
 
 from digitlab.terminal import printable
 
@@ -27,7 +29,7 @@ _TILE, _KERNEL = 16, 84  # of a kernel's pixel, and of a kernel, at most
 _MARGIN = 8
 _LINE = 15  # height of a line of text
 _INK, _WRONG, _PAPER = (40, 40, 40), (178, 24, 43), (255, 255, 255)
-_RIGHT, _FRAME = (33, 102, 172), (200, 200, 200)
+_RIGHT, _FRAME = (33, 102, 172), 200
 
 
 def draw_images(
@@ -67,6 +69,29 @@ def draw_images(
             below = (middle, top + side + line * line_height + line_height // 2)
             draw.text(below, words[place], color, font, anchor="mm")
     return picture
+
+
+def draw_mistakes(
+    images: NDArray[np.uint8], mistakes: Mapping[str, Any], names: Sequence[str], scale: int = SCALE
+) -> Image.Image:
+    """Draw misclassified images, each with its class, and the predicted one with its probability.
+
+    Args:
+        images: As in `draw_images`.
+        mistakes: Columns `label`, `class` and `probability`, of a DataFrame or a dict.
+        names: Of all classes.
+        scale: As in `draw_images`.
+    """
+    pairs = zip(mistakes["class"], mistakes["probability"], strict=True)
+    predicted = [f"{names[number]} ({certainty:.0%})" for number, certainty in pairs]
+    return draw_images(images, [names[label] for label in mistakes["label"]], predicted, scale)
+
+
+def count_confusion(labels: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
+    """Count images `(classes, classes)`: rows are true classes, columns predicted ones."""
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (np.asarray(labels), np.asarray(predicted)), 1)
+    return counts
 
 
 def draw_confusion_matrix(
@@ -128,23 +153,13 @@ def draw_kernels(kernels: NDArray[np.float32]) -> Image.Image:
     Returns:
         An RGB picture.
     """
-    highest = max(float(np.abs(np.nan_to_num(kernels)).max()), 1e-12)
-    rows, columns = -(-len(kernels) // COLUMNS), min(COLUMNS, len(kernels))
+    shares = np.nan_to_num(kernels)[..., None]
+    shares = shares / max(float(np.abs(shares).max()), 1e-12)
+    colors = 255 - np.abs(shares) * (255 - np.where(shares < 0, _RIGHT, _WRONG))
     tile = max(1, min(_TILE, _KERNEL // max(kernels.shape[1:])))
-    height, width = (tile * side for side in kernels.shape[1:])
-    size = (columns * (width + _MARGIN) + _MARGIN, rows * (height + _MARGIN) + _MARGIN)
-    picture = Image.new("RGB", size, _PAPER)
-    for place, kernel in enumerate(np.nan_to_num(kernels) / highest):
-        signs = np.where(kernel[..., None] < 0, _RIGHT, _WRONG)
-        colors = 255 - np.abs(kernel)[..., None] * (255 - signs)
-        small = Image.fromarray(colors.round().astype(np.uint8))
-        enlarged = small.resize((width, height), Image.Resampling.NEAREST)
-        left = place % COLUMNS * (width + _MARGIN) + _MARGIN
-        top = place // COLUMNS * (height + _MARGIN) + _MARGIN
-        # A frame, since a kernel near 0 is as white as the background.
-        picture.paste(_FRAME, (left - 1, top - 1, left + width + 1, top + height + 1))
-        picture.paste(enlarged, (left, top))
-    return picture
+    tiles = colors.round().astype(np.uint8).repeat(tile, 1).repeat(tile, 2).transpose(0, 3, 1, 2)
+    grid = make_grid(torch.from_numpy(tiles), COLUMNS, _MARGIN, pad_value=_FRAME)
+    return Image.fromarray(grid.permute(1, 2, 0).numpy())
 
 
 def _mix(color: tuple[int, int, int], share: float) -> tuple[int, int, int]:
@@ -176,9 +191,8 @@ def _write_upwards(
     picture.paste(turned, (at[0] - turned.width // 2, top))
 
 
-# For readers with any colour vision: Okabe and Ito's, and lighter ones for dark pages.
-LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#555555")
-DARK = ("#56b4e9", "#ff8a4c", "#2bc49a", "#e39cc4", "#f2b632", "#b0b0b0")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#555555")
+"""For readers with any colour vision: Okabe and Ito's blue, orange and green, and others."""
 MARKERS = "os^DvP"
 """matplotlib's, a run's first; with the colours, the first 36 runs differ."""
 PHASES: dict[str, tuple[str, Literal["--", "-"]]] = {
@@ -186,7 +200,6 @@ PHASES: dict[str, tuple[str, Literal["--", "-"]]] = {
     "val": ("validation", "-"),
 }
 """The name and line style of each phase."""
-_INKS = {False: "#444444", True: "#bbbbbb"}
 
 Columns = Mapping[str, Any]
 """The columns of a history.csv by name: lists, arrays, or a DataFrame."""
@@ -194,7 +207,7 @@ Columns = Mapping[str, Any]
 
 def style(place: int) -> tuple[int, str]:
     """Choose the index of a run's colour, and its marker."""
-    return place % len(LIGHT), MARKERS[(place + place // len(LIGHT)) % len(MARKERS)]
+    return place % len(COLORS), MARKERS[(place + place // len(COLORS)) % len(MARKERS)]
 
 
 def validation_label(is_test: bool) -> str:
@@ -225,66 +238,39 @@ def curves(history: Columns, quantity: str) -> dict[str, NDArray[np.float64]]:
     return found
 
 
-def draw_curves(
-    histories: Mapping[str, Columns],
-    quantities: Sequence[str] = ("accuracy", "loss"),
-    validation: str = PHASES["val"][0],
-    dark: bool = False,
-    plain: bool = False,
-) -> Figure:
-    """Draw the curves of one run or several over the epochs, beside each other for each quantity.
-
-    A run has a colour and a marker; the lines of training are dashed, those of validation solid.
+def draw_curves(history: Columns, name: str, validation: str) -> Figure:
+    """Draw a run's accuracy and loss over the epochs, beside each other.
 
     Args:
-        histories: The columns of history.csv by the run's name.
-        quantities: Of `accuracy`, `loss` and `learning_rate`.
+        history: The columns of its history.csv.
+        name: The figure's title.
         validation: What the legend calls the validation, see `validation_label`.
-        dark: Whether the ground will be dark.
-        plain: Leave out title and legend, for a page that has its own.
     """
-    ink = _INKS[dark]
-    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    with mpl.rc_context(dict.fromkeys(inked, ink) | {"font.size": 9}):  # type: ignore[arg-type]
-        size = (4.6 * len(quantities), 3.1 if plain else 3.6)
-        figure = Figure(figsize=size, dpi=150, layout="constrained")
-        grid = figure.subplots(1, len(quantities), squeeze=False)[0]
-        for axes, quantity in zip(grid, quantities, strict=True):
-            _draw_quantity(axes, histories, quantity, DARK if dark else LIGHT)
-            axes.grid(color=ink, alpha=0.2, linewidth=0.6)
-        if plain:
-            return figure
-        # Names of folders: no formulas, and no characters that the font may lack.
-        names = [printable(name).encode("ascii", "backslashreplace").decode() for name in histories]
-        colors, is_one = DARK if dark else LIGHT, len(names) == 1
-        handles = [
-            Line2D([], [], color=colors[0] if is_one else ink, linestyle=PHASES[phase][1])
-            for phase in ("val", "train")
-        ]
-        labels = [validation, PHASES["train"][0]]
-        if is_one:
-            figure.suptitle(names[0], x=0.01, ha="left", fontsize=11, parse_math=False)
-        else:
-            labels += [f" {name}" for name in names]  # matplotlib hides one that begins with _
-            for index, marker in map(style, range(len(names))):
-                handles.append(Line2D([], [], color=colors[index], marker=marker))
-        legend = figure.legend(
-            handles, labels, loc="outside lower left", ncols=2 if is_one else 3, frameon=False
-        )
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+    figure = Figure(figsize=(9.2, 3.6), dpi=150, layout="constrained")
+    for axes, quantity in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
+        draw_quantity(axes, [history], quantity)
+    # A folder's name: no formula, and no characters that the font may lack.
+    title = printable(name).encode("ascii", "backslashreplace").decode()
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, parse_math=False)
+    names = {"val": validation, "train": PHASES["train"][0]}
+    handles = [
+        Line2D([], [], color=COLORS[0], linestyle=PHASES[it][1], label=names[it]) for it in names
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=2, frameon=False)
     return figure
 
 
-def _draw_quantity(
-    axes: Axes, histories: Mapping[str, Columns], quantity: str, colors: Sequence[str]
-) -> None:
-    for place, history in enumerate(histories.values()):
-        index, marker = style(place)
+def draw_quantity(axes: Axes, histories: Iterable[Columns], quantity: str) -> None:
+    """Draw the curves of runs into axes: training dashed, validation solid.
+
+    Each run has its colour and marker, see `style`.
+    """
+    for place, history in enumerate(histories):
+        color, marker = style(place)
         for phase, points in curves(history, quantity).items():
             axes.plot(
                 *points.T,
-                color=colors[index],
+                color=COLORS[color],
                 marker=marker,
                 linestyle="-" if quantity == "learning_rate" else PHASES[phase][1],
                 linewidth=1.4,
@@ -297,3 +283,4 @@ def _draw_quantity(
     if quantity == "accuracy":
         axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="black", alpha=0.2, linewidth=0.6)

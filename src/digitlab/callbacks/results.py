@@ -90,8 +90,7 @@ class SaveFigures(Callback):
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         validation = validation_label(getattr(data, "validation_is_test", False))
-        name = short_name(self.folder)
-        figure = draw_curves({name: columns}, validation=validation)
+        figure = draw_curves(columns, short_name(self.folder), validation)
         write_figure(self.folder / "curves.png", figure)
 
 

@@ -9,9 +9,8 @@ from jsonargparse import ArgumentParser, Namespace
 from digitlab import files, run_folder
 from digitlab.cli.messages import parse_words, word_parser
 from digitlab.errors import InputError, reading_input
-from digitlab.report.content import read_run
+from digitlab.report.content import classify, read_runs
 from digitlab.report.page import render
-from digitlab.report.predictions import predict
 from digitlab.terminal import printable
 
 
@@ -24,7 +23,7 @@ def run(name: str, help: str, options: list[str]) -> int:
     with reading_input():
         given = _parse(name, help, options)
         folders = {folder.resolve(): folder for word in given.runs for folder in find_runs(word)}
-        runs = [read_run(folder) for folder in folders.values()]
+        runs = read_runs([*folders.values()])
         out = given.out or (runs[0].folder if len(runs) == 1 else Path()) / "report.html"
         if out.suffix not in (".html", ".htm"):
             raise InputError(f"out is {out}: give a file that ends in .html")
@@ -34,11 +33,12 @@ def run(name: str, help: str, options: list[str]) -> int:
             raise InputError(f"out is {out}, which is a folder: give a file")
         if not os.access(out.absolute().parent, os.W_OK):
             raise InputError(f"{out.parent} may not be written: give --out FILE.html elsewhere")
-    outcomes = [(run, predict(run, given.import_modules)) for run in runs]
-    files.write_text(out, render(outcomes))
-    for run, outcome in outcomes:
-        if outcome.why:
-            print(printable(f"{run.folder}: no predictions could be made: {outcome.why}"))
+    for run in runs:
+        classify(run, given.import_modules)
+    files.write_text(out, render(runs))
+    for run in runs:
+        if run.why:
+            print(printable(f"{run.folder}: no predictions could be made: {run.why}"))
     print(f"Written to {printable(out)}")
     return 0
 

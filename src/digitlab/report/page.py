@@ -4,101 +4,56 @@ import io
 import json
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from numpy.typing import NDArray
+from matplotlib.figure import Figure
 from PIL import Image
 
 from digitlab import __version__
 from digitlab.callbacks.logging import count_parameters
 from digitlab.callbacks.pictures import (
-    DARK,
-    LIGHT,
+    COLORS,
     PHASES,
-    Columns,
     curves,
-    draw_curves,
+    draw_quantity,
     style,
     validation_label,
 )
-from digitlab.report.content import RunContent
-from digitlab.report.predictions import Outcome, Predictions
-from digitlab.run_folder import FRAMEWORKS
+from digitlab.report.content import Content
 
 NOTHING = "—"
-"""Shown in a table where a run has no value."""
+"""Shown where a run has no value."""
 SCORES = {"test": "Test", "val": "Validation", "train": "Training"}
 MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
 """matplotlib's markers, and the same as characters, for the legend."""
+FORMS = {"accuracy": ".2%", "loss": ",.4f", "learning_rate": ".4g"}
+"""How the quantities of the curves are written."""
+GROUPS = ("Scores", "Training", "Other settings", "Circumstances", "Versions")
+SHOWN = {
+    "model.class_path": "Network",
+    "data.class_path": "Data",
+    "framework": "Framework",
+    "model.init_args.optimizer.class_path": "Optimizer",
+    "model.init_args.optimizer.init_args.lr": "Learning rate",
+    "data.init_args.batch_size": "Batch size",
+    "trainer.precision": "Precision",
+    "seed_everything": "Seed",
+}
+"""The facts that show settings."""
 
-ORDER = ("Scores", "Training", "Other settings", "Circumstances", "Versions")
-"""Of the groups of facts."""
-
-Facts = list[tuple[str, tuple[str, ...]]]
+Facts = dict[tuple[str, str], str]
+"""Values by group and name."""
+Rows = list[tuple[str, list[str]]]
 """The rows of a table: a name, and a value for each run."""
 
 
-class Curves(NamedTuple):
-    """A figure of curves for light and dark pages, with its alternative text."""
-
-    light: str
-    dark: str
-    alt: str
-
-
-class Shown(NamedTuple):
-    """A run as the page shows it."""
-
-    name: str  # the run's, or its folder's path if another run has the same
-    run: RunContent
-    outcome: Outcome
-    color: int  # the index of its colour
-    mark: str  # its marker as a character
-
-    @property
-    def headline(self) -> str:
-        """The network, the data and the accuracy, in a sentence."""
-        network, data = (_named(self.run, *names) for names in (_NETWORK, _DATA))
-        sentence = f"{network} on {data}, in {FRAMEWORKS[self.run.framework]}"
-        for phase in ("test", "val"):
-            if (score := format_score(self.run, phase)) != NOTHING:
-                return f"{sentence}: {SCORES[phase].lower()} accuracy {score}."
-        return f"{sentence}: no final figures."
-
-    @property
-    def phases(self) -> list[tuple[str, float, float]]:
-        """The phases of the run, with their seconds and share of the time."""
-        phases = entries(self.run.metrics, "phases")
-        seconds = {name: value for name, value in phases.items() if is_number(value)}
-        total = sum(seconds.values()) or 1
-        return [(phase, value, value / total) for phase, value in seconds.items()]
-
-    @property
-    def disagreement(self) -> str:
-        """A sentence if the predictions disagree with the score in metrics.json."""
-        predictions = self.outcome.predictions
-        if predictions is None:
-            return ""
-        phase = "test" if predictions.split == "test" else "val"
-        counted = entries(self.run.metrics, phase).get("correct")
-        if counted in (None, predictions.correct):
-            return ""
-        return (
-            f"metrics.json counts {counted} right. For this page the images were classified again, "
-            "on the CPU in float32; another precision, or dropout that stays on, gives other "
-            "classes."
-        )
-
-
-def render(found: Sequence[tuple[RunContent, Outcome]]) -> str:
+def render(runs: Sequence[Content]) -> str:
     """Render the page of one run or several as HTML."""
-    runs = [run for run, _ in found]
-    own = [run.name for run in runs]
-    names = [str(run.folder) if own.count(run.name) > 1 else run.name for run in runs]
     environment = Environment(
         loader=PackageLoader("digitlab.report", "."),
         autoescape=True,  # names of runs and classes are text, whatever they contain
@@ -106,297 +61,169 @@ def render(found: Sequence[tuple[RunContent, Outcome]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {"percent": percent, "number": number, "png": png, "parameters": count_parameters}
-    environment.filters |= filters
-    histories: dict[str, Columns] = dict(zip(names, (run.history for run in runs), strict=True))
-    groups, common = fact_groups(runs), list[tuple[str, str]]()
-    if len(runs) > 1:
-        groups, common = split_facts(runs, groups)
-        above = {SETTINGS.get(name) for _, facts in groups for name, _ in facts}
-        others = [fact for fact in differences(runs) if fact[0] not in above]
-        groups.append(("Other settings", others))
-        groups.sort(key=lambda group: ORDER.index(group[0]))
-    shown = []
-    for place, (name, (run, outcome)) in enumerate(zip(names, found, strict=True)):
-        color, marker = style(place)
-        shown.append(Shown(name, run, outcome, color, MARKS[marker]))
+    environment.filters |= {"number": number, "png": png, "parameters": count_parameters}
+    facts = [describe(run) for run in runs]
+    groups, common = compare(runs, facts)
+    styles = [style(place) for place in range(len(runs))]
     return environment.get_template("page.html.jinja").render(
-        title=", ".join(names),
-        runs=shown,
-        groups=[(title, facts) for title, facts in groups if facts],
+        runs=runs,
+        styles=[(color, MARKS[marker]) for color, marker in styles],
+        headlines=[headline(own) for own in facts],
+        groups=groups,
         common=common,
-        curves=render_curves(histories),
+        curves=[*filter(None, (draw(runs, quantity) for quantity in FORMS))],
         validation=_validation(runs),
-        colors=[*zip(LIGHT, DARK, strict=True)],
-        confusion_rows=confusion_rows,
         version=__version__,
     )
 
 
-def percent(value: object) -> str:
-    """Write a fraction of 1.
+def number(value: Any, form: str = ",.0f", unit: str = "") -> str:
+    """Write a number of a file; a dash stands for anything else.
 
-    >>> percent(0.98765), percent(None)
-    ('98.77%', '—')
-    """
-    return f"{value:.2%}" if is_number(value) else NOTHING
-
-
-def number(value: object, decimals: int = 0, unit: str = "") -> str:
-    """Write a number with separators of thousands.
-
-    >>> number(61706), number(1234.567, 1, "s"), number("none")
+    >>> number(61706), number(1234.567, ",.1f", "s"), number("none")
     ('61,706', '1,234.6 s', '—')
     """
-    return f"{value:,.{decimals}f} {unit}".rstrip() if is_number(value) else NOTHING
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:{form}} {unit}".rstrip() if is_number else NOTHING
 
 
-def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value from a file is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def png(image: NDArray[np.uint8] | Image.Image) -> str:
+def png(image: Any) -> str:
     """Write a picture, or an image, uint8 `(28, 28)`, as a `data:` address."""
     content = io.BytesIO()
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     picture.save(content, "PNG")
-    return _address("image/png", content)
+    return f"data:image/png;base64,{b64encode(content.getvalue()).decode()}"
 
 
-def entries(metrics: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a group of entries of metrics.json; empty if it is missing."""
-    found = metrics.get(name)
-    return found if isinstance(found, dict) else {}
+def describe(run: Content) -> Facts:
+    """Write all facts on a run."""
+    (settings,) = pd.json_normalize(run.config).to_dict("records")
+    metrics, weights = run.metrics, run.entries("weights")
 
+    def named(setting: str, entry: str = "") -> str:
+        """Write an entry of metrics.json, or before there is one, a setting without its module."""
+        value = str(settings.get(setting, NOTHING))
+        value = value.rpartition(".")[2] if setting.endswith("class_path") else value
+        return str(metrics.get(entry, value))
 
-def format_score(run: RunContent, phase: str) -> str:
-    """Write an accuracy with its counts, and the checkpoint if that is not the last one."""
-    score = entries(run.metrics, phase)
-    if not is_number(score.get("accuracy")):
-        return NOTHING
-    counts = f"{percent(score['accuracy'])} ({score.get('correct')}/{score.get('n')})"
-    if score.get("checkpoint") in ("last", None):
-        return counts
-    chosen = f", chosen on the {score['chosen_on']} images" if score.get("chosen_on") else ""
-    return f"{counts}, checkpoint {score['checkpoint']}{chosen}"
-
-
-def fact_groups(runs: Sequence[RunContent]) -> list[tuple[str, Facts]]:
-    """Compare the runs' scores, training and circumstances; rows without a value are left out."""
-    packages = sorted({name for run in runs for name in entries(run.metrics, "versions")})
-    groups: dict[str, list[tuple[str, Callable[[RunContent], str]]]] = {
-        "Scores": [fact for phase in SCORES for fact in _score_facts(phase)],
-        "Training": _TRAINING_FACTS,
-        "Circumstances": _CIRCUMSTANCES,
-        "Versions": [(name, _version(name)) for name in packages],
+    rates = [rate for _, rate in curves(run.history, "learning_rate").get("train", ())]
+    rates = rates or [settings.get("model.init_args.optimizer.init_args.lr")]
+    ends = dict.fromkeys(number(rate, FORMS["learning_rate"]) for rate in (rates[0], rates[-1]))
+    digest = f"{weights.get('file')}, SHA-256 {str(weights.get('sha256', ''))[:12]}…"
+    values = {
+        "Scores": {
+            name: value
+            for phase, title in SCORES.items()
+            for name, value in _describe_score(title, run.entries(phase))
+        },
+        "Training": {
+            "Network": named("model.class_path", "model"),
+            "Parameters": number(metrics.get("parameters")),
+            "Data": named("data.class_path", "dataset"),
+            "Framework": run.framework,
+            "Optimizer": named("model.init_args.optimizer.class_path"),
+            "Learning rate": " → ".join(ends),
+            "Batch size": number(settings.get("data.init_args.batch_size")),
+            "Epochs": number(metrics.get("epochs")),
+            "Optimizer steps": number(metrics.get("optimizer_steps")),
+            "Precision": named("trainer.precision", "precision"),
+            "Seed": named("seed_everything", "seed"),
+            "Initial weights": digest if weights.get("file") else NOTHING,
+        },
+        "Other settings": {
+            name: value if isinstance(value, str) else json.dumps(value, default=str)
+            for name, value in settings.items()
+        },
+        "Circumstances": {
+            "Machine": str(metrics.get("device", NOTHING)),
+            "Time": number(metrics.get("wall_time"), ",.1f", "s"),
+            "Training throughput": number(metrics.get("images_per_second"), ",.0f", "images/s"),
+        },
+        "Versions": {name: str(it) for name, it in run.entries("versions").items()},
     }
-    tables = []
-    for title, rows in groups.items():
-        facts = ((name, tuple(map(value, runs))) for name, value in rows)
-        if shown := [fact for fact in facts if {*fact[1]} != {NOTHING}]:
-            tables.append((title, shown))
-    return tables
+    return {(group, name): values[group][name] for group in GROUPS for name in values[group]}
 
 
-def split_facts(
-    runs: Sequence[RunContent], groups: Sequence[tuple[str, Facts]]
-) -> tuple[list[tuple[str, Facts]], list[tuple[str, str]]]:
+def _describe_score(title: str, score: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Write accuracy and loss, and the checkpoint if that is not the last one."""
+    accuracy = number(score.get("accuracy"), FORMS["accuracy"])
+    if accuracy != NOTHING:
+        accuracy += f" ({score.get('correct')}/{score.get('n')})"
+        if (checkpoint := score.get("checkpoint")) not in ("last", None):
+            chosen = score.get("chosen_on")
+            accuracy += f", checkpoint {checkpoint}"
+            accuracy += f", chosen on the {chosen} images" if chosen else ""
+    loss = number(score.get("loss"), FORMS["loss"])
+    return [(f"{title} accuracy", accuracy), (f"{title} loss", loss)]
+
+
+def headline(facts: Facts) -> str:
+    """Write the network, the data and the accuracy in a sentence."""
+    network, data, framework = (facts["Training", it] for it in ("Network", "Data", "Framework"))
+    scores = {name: facts["Scores", name] for name in ("Test accuracy", "Validation accuracy")}
+    shown = (f"{name.lower()} {score}" for name, score in scores.items() if score != NOTHING)
+    return f"{network} on {data}, in {framework}: {next(shown, 'no final figures')}."
+
+
+def compare(
+    runs: Sequence[Content], described: Sequence[Facts]
+) -> tuple[dict[str, Rows], list[tuple[str, str]]]:
     """Separate the facts in which runs differ, and all scores, from those that they share.
 
-    What an unfinished run has not recorded yet is no difference.
+    What an unfinished run has not recorded yet is no difference. Of one run, nothing is shared.
     """
-    differ, shared = [], []
-    for title, facts in groups:
-        own = []
-        for name, values in facts:
-            pairs = zip(runs, values, strict=True)
-            known = {value for run, value in pairs if run.metrics or value != NOTHING}
-            if title == "Scores" or len(known) > 1:
-                own.append((name, values))
-            else:
-                shared.append((name, known.pop()))
-        differ.append((title, own))
-    return differ, shared
+    groups: dict[str, Rows] = {group: [] for group in GROUPS}
+    shared: list[tuple[str, str]] = []
+    for group, name in dict.fromkeys(key for facts in described for key in facts):
+        values = [facts.get((group, name), NOTHING) for facts in described]
+        is_setting = group == "Other settings"
+        pairs = zip(runs, values, strict=True)
+        known = {it for run, it in pairs if it != NOTHING or run.metrics or is_setting}
+        if is_setting:
+            is_shown = len(known) > 1 and SHOWN.get(name) not in dict(groups["Training"])
+        else:
+            is_shown = len(known) > 1 or len(runs) == 1 or group == "Scores"
+        if known <= {NOTHING}:
+            continue
+        if is_shown:
+            groups[group].append((name, values))
+        elif not is_setting:
+            shared.append((name, known.pop()))
+    groups["Other settings"].sort()
+    return {group: rows for group, rows in groups.items() if rows}, shared
 
 
-def _score_facts(phase: str) -> list[tuple[str, Callable[[RunContent], str]]]:
-    return [
-        (f"{SCORES[phase]} accuracy", lambda run: format_score(run, phase)),
-        (f"{SCORES[phase]} loss", lambda run: number(entries(run.metrics, phase).get("loss"), 4)),
-    ]
-
-
-def _version(package: str) -> Callable[[RunContent], str]:
-    return lambda run: str(entries(run.metrics, "versions").get(package, NOTHING))
-
-
-def _count(name: str, decimals: int = 0, unit: str = "") -> Callable[[RunContent], str]:
-    return lambda run: number(run.metrics.get(name), decimals, unit)
-
-
-def _named(run: RunContent, entry: str, setting: str = "") -> str:
-    """Write an entry of metrics.json, or before there is one, a setting, without its module."""
-    value = run.config.get(setting, NOTHING)
-    if isinstance(value, dict):
-        value = str(value["class_path"]).rpartition(".")[2]
-    return str(run.metrics.get(entry, value))
-
-
-def _weights(run: RunContent) -> str:
-    weights = entries(run.metrics, "weights")
-    digest = str(weights.get("sha256", ""))[:12]
-    return f"{weights['file']}, SHA-256 {digest}…" if weights.get("file") else NOTHING
-
-
-def setting(run: RunContent, *keys: str) -> Any:
-    """Return a setting of config.yaml, or None."""
-    value: Any = run.config
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
-def _learning_rate(run: RunContent) -> str:
-    rates = [rate for _, rate in curves(run.history, "learning_rate").get("train", ())]
-    configured = setting(run, "model", "init_args", "optimizer", "init_args", "lr")
-    ends = [rates[0], rates[-1]] if len(rates) else [configured]
-    shown = [f"{rate:.4g}" for rate in ends if is_number(rate)]
-    return " → ".join(dict.fromkeys(shown)) or NOTHING
-
-
-def _optimizer(run: RunContent) -> str:
-    path = setting(run, "model", "init_args", "optimizer", "class_path")
-    return path.rpartition(".")[2] if isinstance(path, str) else NOTHING
-
-
-def _batch_size(run: RunContent) -> str:
-    return number(setting(run, "data", "init_args", "batch_size"))
-
-
-_NETWORK, _DATA = ("model", "model"), ("dataset", "data")
-_TRAINING_FACTS: list[tuple[str, Callable[[RunContent], str]]] = [
-    ("Network", lambda run: _named(run, *_NETWORK)),
-    ("Parameters", _count("parameters")),
-    ("Data", lambda run: _named(run, *_DATA)),
-    ("Optimizer", _optimizer),
-    ("Learning rate", _learning_rate),
-    ("Batch size", _batch_size),
-    ("Epochs", _count("epochs")),
-    ("Optimizer steps", _count("optimizer_steps")),
-    ("Seed", lambda run: _named(run, "seed", "seed_everything")),
-    ("Initial weights", _weights),
-]
-SETTINGS = {
-    "Network": "model.class_path",
-    "Data": "data.class_path",
-    "Optimizer": "model.init_args.optimizer.class_path",
-    "Learning rate": "model.init_args.optimizer.init_args.lr",
-    "Batch size": "data.init_args.batch_size",
-    "Seed": "seed_everything",
-    "Framework": "framework",
-    "Precision": "trainer.precision",
-}
-"""The settings that facts show."""
-_CIRCUMSTANCES: list[tuple[str, Callable[[RunContent], str]]] = [
-    ("Framework", lambda run: FRAMEWORKS[run.framework]),
-    ("Machine", lambda run: _named(run, "device")),
-    ("Precision", lambda run: _named(run, "precision")),
-    ("Time", _count("wall_time", 1, "s")),
-    ("Training throughput", _count("images_per_second", 0, "images/s")),
-]
-
-
-def differences(runs: Sequence[RunContent]) -> Facts:
-    """List the settings in which the runs differ, leaf by leaf, by their names in config.yaml."""
-    settings = [dict(_leaves(run.config)) for run in runs]
-    names = sorted({name for own in settings for name in own})
-    facts = [(name, tuple(own.get(name, NOTHING) for own in settings)) for name in names]
-    return [(name, _rounded(values)) for name, values in facts if len({*values}) > 1]
-
-
-def _rounded(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Round numbers to four digits, unless different ones would become the same.
-
-    >>> _rounded(("0.005797658631826679", "0.01")), _rounded(("0.500001", "0.500002"))
-    (('0.005798', '0.01'), ('0.500001', '0.500002'))
-    """
-    shown = tuple(f"{float(v):.4g}" if _FRACTION.fullmatch(v) else v for v in values)
-    return shown if len({*shown}) == len({*values}) else values
-
-
-_FRACTION = re.compile(r"-?\d+\.\d+(e[-+]?\d+)?")
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Flatten nested settings; a list of plain values is one setting."""
-    items: list[tuple[Any, Any]] = []
-    if isinstance(value, dict):
-        items = [*value.items()]
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        items = [*enumerate(value)]
-    for key, item in items:
-        yield from _leaves(item, f"{name}.{key}" if name else str(key))
-    if not items:
-        yield name, value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def confusion_rows(predictions: Predictions) -> list[tuple[str, list[tuple[int, bool, float]]]]:
-    """Return each class's name and cells.
-
-    Returns:
-        For each cell the count, whether it is correct, and its share of the largest mistake.
-    """
-    counts = predictions.confusion
-    most = max(int((counts - np.diag(np.diag(counts))).max()), 1)
-    return [
-        (name, [(int(n), i == j, 0 if i == j else float(n) / most) for j, n in enumerate(row)])
-        for i, (name, row) in enumerate(zip(predictions.names, counts, strict=True))
-    ]
-
-
-def render_curves(histories: Mapping[str, Columns]) -> list[Curves]:
-    """Draw accuracy, loss, and a learning rate that changes; what no run has is left out."""
-    quantities = ["accuracy", "loss"]
-    rates = [curves(history, "learning_rate").get("train") for history in histories.values()]
-    if any(points is not None and np.ptp(points[:, 1]) > 0 for points in rates):
-        quantities.append("learning_rate")
-    found = [_render_quantity(histories, quantity) for quantity in quantities]
-    return [figure for figure in found if figure]
-
-
-def _render_quantity(histories: Mapping[str, Columns], quantity: str) -> Curves | None:
-    form = percent if quantity == "accuracy" else lambda value: f"{value:.4g}"
-    form = (lambda value: number(value, 4)) if quantity == "loss" else form
-    words = [
-        f"{name}, {PHASES[phase][0]}: {form(points[0, 1])} after epoch {points[0, 0]:.0f}, "
-        f"{form(points[-1, 1])} after epoch {points[-1, 0]:.0f}."
-        for name, history in histories.items()
-        for phase, points in curves(history, quantity).items()
-    ]
-    if not words:
+def draw(runs: Sequence[Content], quantity: str) -> tuple[str, str] | None:
+    """Draw curves as SVG, and say in words what they show; None if there is nothing to show."""
+    found = {run.name: curves(run.history, quantity) for run in runs}
+    drawn = [points for phases in found.values() for points in phases.values()]
+    if not drawn or (quantity == "learning_rate" and not any(np.ptp(it[:, 1]) for it in drawn)):
         return None
-    alt = f"Curves of the {quantity.replace('_', ' ')} over the epochs. {' '.join(words)}"
-    light, dark = (_svg(histories, quantity, is_dark) for is_dark in (False, True))
-    return Curves(light, dark, alt)
-
-
-def _svg(histories: Mapping[str, Columns], quantity: str, dark: bool) -> str:
-    content = io.BytesIO()
+    form = FORMS[quantity]
+    words = [
+        f"{name}, {PHASES[phase][0]}: {points[0, 1]:{form}} after epoch {points[0, 0]:.0f}, "
+        f"{points[-1, 1]:{form}} after epoch {points[-1, 0]:.0f}."
+        for name, phases in found.items()
+        for phase, points in phases.items()
+    ]
+    figure, content = Figure(figsize=(4.6, 3.1), layout="constrained"), io.StringIO()
+    draw_quantity(figure.subplots(), [run.history for run in runs], quantity)
     # With a salt and without a date, the same run gives the same page.
     with mpl.rc_context({"svg.hashsalt": "digitlab"}):
-        figure = draw_curves(histories, [quantity], dark=dark, plain=True)
-        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
-    return _address("image/svg+xml", content)
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(content, format="svg", transparent=True, metadata=metadata)
+    svg = content.getvalue()
+    # Its colours are the page's, and its groups need no names, which another figure has, too.
+    svg = re.sub('<g id="[^"]*">', "<g>", svg[svg.index("<svg") :])
+    for place, color in enumerate(COLORS):
+        svg = svg.replace(color, f"var(--run{place})")
+    words = [f"Curves of the {quantity.replace('_', ' ')} over the epochs.", *words]
+    return svg.replace("#000000", "currentColor"), " ".join(words)
 
 
-def _validation(runs: Sequence[RunContent]) -> str:
+def _validation(runs: Sequence[Content]) -> str:
     """Name the validation of runs in the legend."""
-    held_out = [bool(setting(run, "data", "init_args", "validation_size")) for run in runs]
+    held_out = [bool(run.config["data"]["init_args"].get("validation_size")) for run in runs]
     if any(held_out) and not all(held_out):
         return "validation (the test split where there is no hold-out)"
     return validation_label(not all(held_out))
-
-
-def _address(kind: str, content: io.BytesIO) -> str:
-    return f"data:{kind};base64,{b64encode(content.getvalue()).decode()}"
