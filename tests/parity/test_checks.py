@@ -33,7 +33,7 @@ def test_all_tensors_are_counted_and_a_total_that_disagrees_fails() -> None:
     check = parameter_counts(both)
     assert check.passed
     assert (check.compared, check.note) == (8, "478 parameters")
-    both.model.model.count_params = lambda: 479
+    both.graph.model.count_params = lambda: 479
     check = parameter_counts(both)
     assert not check.passed
     assert check.note == "parameters: 478 torch, 479 keras"
@@ -100,7 +100,7 @@ def test_the_coarser_side_sets_the_tolerance() -> None:
 
 def test_a_gradient_on_one_side_only_is_a_difference() -> None:
     model, both = pair()
-    twin = both.model.model
+    twin = both.graph.model
     twin.get_layer("conv").trainable = False
     _, check = gradients(both, IMAGES, LABELS)
     assert check.difference == float("inf")

@@ -103,8 +103,8 @@ def training_settings(sides: Sides) -> Check | None:
 
 def logits(sides: Sides, inputs: Inputs, name: str = "logits") -> Check:
     """Compare the outputs of both sides, which must have the same weights."""
-    dtype = precision(sides.module, sides.model)
-    ours, theirs = outputs(sides.module, sides.model, inputs)
+    dtype = precision(sides.module, sides.graph)
+    ours, theirs = outputs(sides.module, sides.graph, inputs)
     note = ""
     if ours.shape != theirs.shape:
         note = f"torch gives {ours.shape}, keras {theirs.shape}"
@@ -118,7 +118,7 @@ def gradients(
     sides: Sides, inputs: Inputs, targets: Tensor, loss: Loss = "cross_entropy"
 ) -> list[Check]:
     """Compare a mean loss and its gradients, each by the framework's own functions."""
-    dtype = precision(sides.module, sides.model)
+    dtype = precision(sides.module, sides.graph)
     of_loss, differences, count = gradient_differences(sides, inputs, targets, loss)
     # `max` may pass over NaN, which is worse than any number.
     worst = max(

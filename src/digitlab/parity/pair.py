@@ -283,7 +283,7 @@ class _Pair:
             with _exact(self.copied):
                 named.append(self._name_output(sides, inputs))
         if not any(named) and self.loss:
-            tolerance = TOLERANCES[precision(sides.module, sides.model)]
+            tolerance = TOLERANCES[precision(sides.module, sides.graph)]
             _, differences, _ = gradient_differences(sides, inputs, targets, self.loss)
             named = [
                 it.layer

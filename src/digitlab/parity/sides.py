@@ -22,7 +22,7 @@ class Sides(NamedTuple):
     """A PyTorch module and a Keras model, as it is or copied, and their matched weights."""
 
     module: nn.Module
-    model: Graph
+    graph: Graph
     pairs: list[Match]
 
 
@@ -129,7 +129,7 @@ def precision(module: nn.Module, model: Graph) -> str:
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Turn off dropout in the `with` block, even where `eval()` keeps it on, and draw nothing."""
+    """Turn off dropout, even where `eval()` keeps it on; restore modes and random numbers after."""
     modes = {part: part.training for part in module.modules()}
     try:
         for part in modes:
