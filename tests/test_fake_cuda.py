@@ -72,15 +72,15 @@ def _fake_gpu() -> Iterator[None]:
 
 
 def on_cuda(name: str, **options: Any) -> Classifier:
-    """Makes a model, and puts CUDA tensors of the same strides in the place of its parameters."""
+    """Makes a model, and puts CUDA tensors of the same strides in place of its own."""
     with unset_fake_temporarily():  # which a module cannot move
         model: Classifier = getattr(models, name)(**options)
     for module in model.modules():
-        for name, it in module._parameters.items():
-            if it is not None:
-                fake = torch.empty_strided(it.shape, it.stride(), dtype=it.dtype, device=CUDA)
-                module._parameters[name] = nn.Parameter(fake)
-    assert not list(model.buffers())
+        for place, wrap in (module._parameters, nn.Parameter), (module._buffers, nn.Buffer):
+            for key, it in place.items():
+                if it is not None:
+                    fake = torch.empty_strided(it.shape, it.stride(), dtype=it.dtype, device=CUDA)
+                    place[key] = wrap(fake)
     return model
 
 
