@@ -12,16 +12,13 @@ import json
 import logging
 import math
 import os
-import time
 from argparse import ArgumentParser
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-
 from benchmarks import report
+from benchmarks.callbacks import StepClock
 from benchmarks.machine import describe_machine, versions
 from digitlab.cli.fit import FitCLI
 from digitlab.reproduce.statistics import summarize
@@ -34,30 +31,6 @@ QUIET = [
     *("--trainer.enable_progress_bar", "false"),
     *("--trainer.limit_val_batches", "0"),
 ]
-
-
-class StepSeconds(Callback):
-    """Measures from the start of the first optimizer step to the end of the last one.
-
-    Attributes:
-        seconds: NaN until training is over.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = math.nan
-        self._start = math.nan
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with the first batch, whose gathering belongs to its step."""
-        if trainer.current_epoch == 0:
-            self._start = _now(pl_module.device)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop after the last batch, once the device has nothing left to do."""
-        if trainer.is_last_batch or trainer.global_step == trainer.max_steps:
-            self.seconds = _now(pl_module.device) - self._start
 
 
 def main() -> None:
@@ -85,7 +58,7 @@ def measure(seed: int, options: list[str]) -> dict[str, Any]:
     seeded = ["--config", str(CONFIG), *QUIET, *options, "--seed_everything", str(seed)]
     cli = FitCLI("fit", seeded)
     cli.datamodule.setup("fit")
-    stopwatch = StepSeconds()
+    stopwatch = StepClock()
     trainer = cli.instantiate_trainer(stopwatch)
     trainer.fit(cli.model, cli.datamodule)
     steps, device = trainer.global_step, trainer.strategy.root_device.type
@@ -142,12 +115,6 @@ def table(result: dict[str, Any]) -> str:
     }
     lines = [cells.keys(), ["---"] * len(cells), cells.values()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 if __name__ == "__main__":

@@ -448,6 +448,7 @@ def state_of_process() -> dict[str, Any]:
         "numbers": [torch.initial_seed(), torch.get_rng_state().sum().item(), random.getstate()[1]],
         "numpy": np.random.get_state()[1].tolist(),  # type: ignore[index]  # noqa: NPY002
         "threads": torch.get_num_threads(),
+        "tf32": (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32),
         "denormal": torch.tensor(2.0**-130).mul(1).item(),
         "seed": os.environ.get("PL_GLOBAL_SEED"),
         "warnings": list(warnings.filters),

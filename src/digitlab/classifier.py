@@ -181,7 +181,7 @@ class Classifier(MultiStepModule):
 
     def step_scores(self) -> dict[str, float]:
         """Read the training score since the last call."""
-        loss, accuracy = (mean.item() for mean in self.sums["train"].window())
+        loss, accuracy = torch.stack(self.sums["train"].window()).tolist()  # one reading
         return {"train/loss_step": loss, "train/accuracy_step": accuracy}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -10,6 +10,7 @@ import random
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -48,8 +49,9 @@ def all_reduce_max(trainer: Trainer, number: int) -> int:
     """
     if trainer.world_size == 1:
         return number
-    tensor = torch.tensor(number, device=trainer.strategy.root_device)
-    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+    tensor = torch.tensor(number)
+    hosts = _group_of_hosts(torch.distributed.group.WORLD)
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX, hosts)
     return int(tensor.item())
 
 
@@ -61,8 +63,15 @@ def gather(trainer: Trainer, state: Any) -> list[Any]:
     if trainer.world_size == 1:
         return [state]
     states = [None] * trainer.world_size
-    torch.distributed.all_gather_object(states, state)
+    hosts = _group_of_hosts(torch.distributed.group.WORLD)
+    torch.distributed.all_gather_object(states, state, hosts)
     return states
+
+
+@cache
+def _group_of_hosts(world: Any) -> Any:
+    """Make a second group of all ranks: with NCCL, a number would wait for the GPU's queue."""
+    return torch.distributed.new_group(backend="gloo")
 
 
 def seed_per_rank(trainer: Trainer) -> None:

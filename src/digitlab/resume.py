@@ -38,7 +38,10 @@ FREE = (
 """Settings that a resumed run may change: they set its length, or do not change its results."""
 
 # Other values of these round differently, and do nothing else.
-_ROUNDING = ("threads", "trainer.accelerator", "trainer.benchmark", "trainer.deterministic")
+_ROUNDING = (
+    *("allow_tf32", "threads", "trainer.accelerator", "trainer.benchmark"),
+    "trainer.deterministic",
+)
 
 # A checkpoint holds the state of these, which would win over other settings.
 _FIXED = ("framework", "model.init_args.optimizer", "model.init_args.lr_scheduler")
@@ -243,8 +246,10 @@ def numerics(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "benchmark": torch.backends.cudnn.benchmark,
         "float32_matmul_precision": _read(torch.get_float32_matmul_precision),
-        "allow_tf32": _read(lambda: torch.backends.cudnn.allow_tf32),
         "torch": str(torch.__version__),
+        **(
+            {"allow_tf32": _read(lambda: torch.backends.cudnn.allow_tf32)} if kind == "cuda" else {}
+        ),
     }
 
 

@@ -84,6 +84,11 @@ class RunningScore:
         self._unchecked.append(torch.tensor(loss))
         self.n += n
 
+    @property
+    def unchecked(self) -> int:
+        """Number of batches since the last call of `not_finite`."""
+        return len(self._unchecked)
+
     def not_finite(self) -> tuple[int, float] | None:
         """Find the first infinite or NaN loss since the last call.
 
@@ -141,9 +146,9 @@ class RunningScore:
 
     def score(self) -> Score:
         """Read the sums back and divide; NaN where no image was added."""
-        loss, correct = self.loss.item(), int(self.correct.item())
+        loss, correct = torch.stack([self.loss, self.correct.to(self.loss)]).tolist()
         n = self.n or float("nan")
-        return {"loss": loss / n, "accuracy": correct / n, "correct": correct, "n": self.n}
+        return {"loss": loss / n, "accuracy": correct / n, "correct": int(correct), "n": self.n}
 
 
 @contextmanager

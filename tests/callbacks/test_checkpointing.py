@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from digitlab.callbacks import BestCheckpoint, ExactResume, FiniteLoss, History, LastCheckpoint
@@ -28,9 +29,10 @@ def fit(
     path: Path | None = None,
     epochs: int = 1,
     batch_size: int = 32,
+    **options: Any,
 ) -> Trainer:
     torch.manual_seed(3)
-    options: dict[str, Any] = {"enable_checkpointing": True, "num_sanity_val_steps": 0}
+    options |= {"enable_checkpointing": True, "num_sanity_val_steps": 0}
     fitted = trainer(callbacks=[*callbacks], max_epochs=epochs, **options)
     data = TinyDataModule(batch_size=batch_size)
     fitted.fit(model, data, ckpt_path=path, weights_only=True)
@@ -75,6 +77,22 @@ def test_a_killed_run_is_resumed_bit_for_bit(
     assert same_rows == rows
 
 
+def test_a_gradient_scaler_is_resumed_too(tmp_path: Path) -> None:
+    def run(*others: Callback, **how: Any) -> tuple[dict[str, Tensor], Any]:
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+        plugins = [MixedPrecision("16-mixed", "cpu", scaler)]
+        trained, _ = three_epochs(tmp_path, *others, every=3, plugins=plugins, **how)
+        return trained, torch.load(tmp_path / "last.ckpt", weights_only=True)["MixedPrecision"]
+
+    whole, state = run()
+    (tmp_path / "last.ckpt").unlink()
+    with pytest.raises(KilledError):
+        run(At(10, kill))
+    resumed, same = run(path=tmp_path / "last.ckpt")
+    assert_bitwise_equal(resumed, whole)
+    assert (same, state["scale"]) == (state, 4.0 * 2**10)  # grown after each second of 21 steps
+
+
 def test_the_checkpoint_before_the_last_is_kept(tmp_path: Path) -> None:
     last = LastCheckpoint(tmp_path, every_n_steps=3, every_n_minutes=None)
     fit(small_mlp(), last)
@@ -117,10 +135,11 @@ class Spoiled(MLP):
         self.step, self.what = step, what
 
     def batch_loss(self, batch: Any) -> Tensor:
+        is_now = self.global_step + 1 == self.step
+        if is_now and self.what == "loss":
+            return super().batch_loss((batch[0] * math.nan, batch[1]))
         loss = super().batch_loss(batch)
-        if self.global_step + 1 == self.step:
-            if self.what == "loss":
-                return super().batch_loss((batch[0] * math.nan, batch[1]))
+        if is_now:
             with torch.no_grad():
                 self.network.get_parameter("fc1.bias")[0] = math.inf
         return loss
@@ -137,7 +156,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(
     assert (step_of(tmp_path / "last.ckpt") or 0) < at
 
 
-@pytest.mark.parametrize(("steps", "stopped"), [(1, 33), (4, 36), (64, 50)])
+@pytest.mark.parametrize(("steps", "stopped"), [(1, 32), (4, 32), (20, 40), (64, 50)])
 def test_losses_are_checked_every_32_steps(steps: int, stopped: int) -> None:
     model = Spoiled(5, "loss", steps_per_execution=steps)
     with pytest.raises(FloatingPointError, match="at step 5, "):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from digitlab.cli import main
+from digitlab.cli import main, restoring_flags
 from digitlab.cli.fit import FitCLI, remove
 from digitlab.cli.trainer import wait_for_events
 from digitlab.data.download import Split
@@ -145,6 +145,27 @@ def test_the_threads_are_those_of_the_setting_whatever_the_process_has(
     assert config_of(folder)["threads"] == threads
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert f"\nthreads: {threads}\n" in last["exact_resume"]["settings"]
+
+
+@pytest.mark.parametrize(("options", "allowed"), [((), False), (("--allow_tf32", "true"), True)])
+def test_float32_is_tf32_only_where_the_setting_allows_it(
+    options: tuple[str, ...], allowed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    validate = LinearClassifier.validation_step
+
+    def see(*args: Any) -> Any:
+        seen.extend((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return validate(*args)
+
+    monkeypatch.setattr(LinearClassifier, "validation_step", see)
+    before = torch.backends.cudnn.allow_tf32
+    folder = fit(tmp_path, *options)
+    assert torch.backends.cudnn.allow_tf32 == before
+    with restoring_flags():
+        assert main(["validate", "--run", str(folder)]) == 0
+    assert set(seen) == {allowed}
+    assert config_of(folder)["allow_tf32"] == allowed
 
 
 @pytest.mark.xdist_group("keras")

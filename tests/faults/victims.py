@@ -87,7 +87,15 @@ def _checkpoints(ours: Path, theirs: Path, name: str) -> bool:
     if not any(path.exists() for path in paths):
         return name == "best"  # of a run without validation
     contents = [torch.load(path, weights_only=True) for path in paths]
-    parts = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "keras")
+    parts = (
+        "state_dict",
+        "optimizer_states",
+        "lr_schedulers",
+        "epoch",
+        "global_step",
+        "keras",
+        "MixedPrecision",
+    )
     return (
         all(equal(*(content.get(part) for content in contents)) for part in parts)
         and equal(*(content["exact_resume"]["processes"] for content in contents))

@@ -12,6 +12,7 @@ import pytest
 
 from digitlab.parity import backend
 from digitlab.parity.backend import (
+    choose_device,
     describe_device,
     import_keras,
     import_tensorflow,
@@ -211,17 +212,26 @@ def test_layers_losses_and_optimizers_take_the_policys_dtype_which_is_restored(
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Two GPUs, by a stand-in for TensorFlow's `config` that notes its calls, in order."""
     calls: list[tuple[Any, ...]] = []
+
+    def devices(kind: str) -> list[str]:
+        return config.names if kind == "GPU" else ["CPU:0"]
+
     config: Any = SimpleNamespace(
         calls=calls,
         names=["first", "second"],
-        list_physical_devices=lambda kind: config.names if kind == "GPU" else ["CPU:0"],
+        list_physical_devices=devices,
         threading=SimpleNamespace(
             set_intra_op_parallelism_threads=lambda count: None,
             set_inter_op_parallelism_threads=lambda count: None,
+            get_intra_op_parallelism_threads=lambda: 1,
         ),
         experimental=SimpleNamespace(
-            set_memory_growth=lambda gpu, grows: calls.append((gpu, "grows", grows))
+            set_memory_growth=lambda gpu, grows: calls.append((gpu, "grows", grows)),
+            enable_tensor_float_32_execution=lambda is_on: calls.append(("TF32", is_on)),
+            get_device_details=lambda gpu: {"device_name": f"the {gpu} GPU"},
         ),
+        get_visible_devices=devices,
+        set_visible_devices=lambda gpus, kind: config.names.clear(),
         LogicalDeviceConfiguration=lambda *, memory_limit: memory_limit,
         set_logical_device_configuration=lambda gpu, limits: calls.append((gpu, *limits)),
     )
@@ -249,3 +259,24 @@ def test_a_limit_that_comes_too_late_is_refused(gpus: Any) -> None:
     gpus.set_logical_device_configuration = refuse
     with pytest.raises(ValueError, match=r"megabytes is 5, .* before the first model is made"):
         limit_gpu_memory(5)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "device"),
+    [("gpu", "the first GPU"), ("auto", "the first GPU"), ("cpu", "cpu (1 thread)")],
+)
+def test_tensorflow_computes_where_the_trainer_s_setting_says(
+    gpus: Any, accelerator: str, device: str
+) -> None:
+    assert choose_device(accelerator) == device
+    assert choose_device(accelerator, allow_tf32=True) == device
+    assert gpus.calls == [("TF32", False), ("TF32", True)]
+
+
+def test_a_gpu_that_tensorflow_has_used_cannot_be_hidden(gpus: Any) -> None:
+    def refuse(*args: object) -> None:
+        raise RuntimeError("Visible devices cannot be modified after being initialized")
+
+    gpus.set_visible_devices = refuse
+    with pytest.raises(ValueError, match="is cpu, but TensorFlow has used a GPU"):
+        choose_device("cpu")

@@ -33,7 +33,7 @@ from digitlab.signals import Interrupted, StopSignals
 class FiniteLoss(Callback):
     """Stops a run whose loss or weights are not finite.
 
-    Losses are read back from the device together, every 32 optimizer steps, since each reading
+    Losses are read back from the device together, once there are 32 of them, since each reading
     stalls a GPU. Weights are checked before each validation and before they are saved.
 
     Raises:
@@ -45,8 +45,8 @@ class FiniteLoss(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Classifier)
-        every = max(1, BATCHES_AT_ONCE // pl_module.steps_per_execution)
-        if batch_idx % every == 0 or trainer.is_last_batch:
+        sums = pl_module.sums.get("train")
+        if trainer.is_last_batch or (sums and sums.unchecked >= BATCHES_AT_ONCE):
             self.check_losses(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

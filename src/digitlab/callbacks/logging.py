@@ -296,6 +296,9 @@ class Throughput(Callback):
         log_metrics(pl_module, values, epoch_end_step(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End a phase of training; inside an epoch, a GPU may still have some of it to do."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
         self._finish("training")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

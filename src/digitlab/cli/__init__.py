@@ -14,7 +14,7 @@ import traceback
 import types
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -217,6 +217,23 @@ def inside_rank(signals: "StopSignals", threads: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def restoring_flags() -> Iterator[None]:
+    """Restore, after the `with` block, what a run sets in torch: its threads and TF32."""
+    import torch
+
+    threads, flags = torch.get_num_threads(), {}
+    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
+        with suppress(RuntimeError):  # the caller has set it by both of torch's ways
+            flags[backend] = backend.allow_tf32
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for backend, allowed in flags.items():
+            backend.allow_tf32 = allowed
+
+
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -235,9 +252,9 @@ def in_callers_process(quiet: bool = False) -> Iterator[None]:
         names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # set by `seed_everything`
         seeds = {name: os.environ.pop(name) for name in names if name in os.environ}
         levels = {name: logging.getLogger(name).level for name in LOGGERS}
-        threads = torch.get_num_threads()
         flushes = not torch.tensor(2.0**-130).mul(1).item()  # denormal numbers, to zero
         stack.enter_context(isolate_rng())
+        stack.enter_context(restoring_flags())
         stack.enter_context(warnings.catch_warnings())
         if quiet:
             stack.enter_context(redirect_stdout(Nowhere()))
@@ -246,7 +263,6 @@ def in_callers_process(quiet: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
-            torch.set_num_threads(threads)
             torch.set_flush_denormal(flushes)
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)

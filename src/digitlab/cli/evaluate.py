@@ -58,11 +58,6 @@ class EvaluationCLI(RunCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add_evaluation_options(parser)
 
-    def before_instantiate_classes(self) -> None:
-        """Set the number of threads, which runs of older versions leave to torch."""
-        if self.config.threads:
-            torch.set_num_threads(self.config.threads)
-
 
 class PredictionCLI(EvaluationCLI):
     """The options of `digitlab predict`."""
@@ -112,7 +107,7 @@ class Evaluation:
                 # TensorFlow may have computed in this process: other threads differ by rounding.
                 with suppress(ValueError):
                     set_threads(config.threads)
-            choose_device(config.trainer.accelerator)
+            choose_device(config.trainer.accelerator, config.allow_tf32)
             precision = config.trainer.precision
             self.cli.model = load_classifier(self.cli.model, self.checkpoint, precision)
 
@@ -216,8 +211,8 @@ def mistakes(rows: "pd.DataFrame") -> "pd.DataFrame":
 
 def needed_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run that an evaluation needs: model, data, device, seed, threads."""
-    kept = ("model", "data", "seed_everything", "threads", "from_configs", "class_names")
-    trained = {key: config[key] for key in kept if key in config}
+    kept = ("model", "data", "seed_everything", "threads", "allow_tf32", "from_configs")
+    trained = {key: config[key] for key in (*kept, "class_names") if key in config}
     trained["trainer"] = {key: config["trainer"][key] for key in TRAINER}
     if isinstance(arguments := trained["model"].get("init_args"), dict):
         others = {key: value for key, value in arguments.items() if key not in TRAINING}

@@ -19,7 +19,7 @@ from digitlab.callbacks.checkpointing import end_training
 from digitlab.callbacks.results import describe_device
 from digitlab.checkpoints import load_weights, sha256
 from digitlab.classifier import Classifier
-from digitlab.cli import inside_rank
+from digitlab.cli import inside_rank, restoring_flags
 from digitlab.cli.options import add_fit_options
 from digitlab.cli.parser import RunCLI, check_end, check_settings, check_together, split_off
 from digitlab.cli.refusals import as_input_error, check_monitors, error_of_ranks
@@ -68,10 +68,6 @@ class FitCLI(RunCLI):
         default = configs[0].stem if configs else model.class_path.rpartition(".")[2]
         self.config.name = self.config.name or re.sub(r"[^\w.+-]", "_", default.lower())
 
-    def before_instantiate_classes(self) -> None:
-        """Set the number of threads, with which even initial weights may be computed."""
-        torch.set_num_threads(self.config.threads)
-
     def instantiate_trainer(self, *others: Callback, **kwargs: Any) -> Trainer:
         """Make the trainer; that of a Keras run leaves device and precision to TensorFlow."""
         if self.config.framework == "keras":
@@ -102,7 +98,7 @@ def train(options: list[str], name: str = "fit", help: str = "") -> Path | None:
     # they give the same weights. Now, because the threads of later operations inherit it.
     torch.set_flush_denormal(True)
     with ExitStack() as on_exit:
-        on_exit.callback(torch.set_num_threads, torch.get_num_threads())
+        on_exit.enter_context(restoring_flags())
         with reading_input():
             cli, folder = read_fit(name, options, help)
             allow_changes, cli.config.allow_changes = cli.config.allow_changes, False  # just once
@@ -238,7 +234,7 @@ def _as_keras(cli: FitCLI, weights: str | None) -> Classifier:
     config, side = cli.config, cli.datamodule.image_size
     set_threads(config.threads)
     cli.precision = find_precision(config.trainer.precision)
-    cli.device = choose_device(config.trainer.accelerator)
+    cli.device = choose_device(config.trainer.accelerator, config.allow_tf32)
     for callback in as_list(cli.config_init.trainer.callbacks):
         if isinstance(callback, cb.GPUMemoryLimit):
             limit_gpu_memory(callback.megabytes)

@@ -17,6 +17,12 @@ RunName = restricted_string_type(
 )
 
 
+ALLOW_TF32 = (
+    "Let NVIDIA GPUs round the factors of float32 products to 10 bits, which is faster; the "
+    "logits of a convolutional network then differ by some 0.001 of the largest."
+)
+
+
 def add_fit_options(parser: Any) -> None:
     """Add the options of `digitlab fit` that are not of the model, the data or the trainer."""
     add = parser.add_argument
@@ -56,6 +62,7 @@ def add_fit_options(parser: Any) -> None:
     )
     add("--threads", metavar="N", type=PositiveInt, default=1, help=text)
     text = "Optimizer steps between two checkpoints inside an epoch. Default: none."
+    add("--allow_tf32", type=bool, default=False, help=ALLOW_TF32)
     add("--checkpoint_every_n_steps", metavar="N", type=PositiveInt | None, help=text)
     text = "Minutes between two checkpoints inside an epoch; null for none."
     number = NonNegativeFloat | None
@@ -76,6 +83,7 @@ def add_evaluation_options(parser: Any) -> None:
     add("--checkpoint", type=str, default="last", help="last, best, or a checkpoint's path.")
     text = "CPU threads. Default: the run's."
     add("--threads", metavar="N", type=PositiveInt | None, help=text)
+    add("--allow_tf32", type=bool, default=False, help=ALLOW_TF32)
 
 
 def add_prediction_options(parser: Any) -> None:

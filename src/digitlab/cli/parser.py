@@ -195,6 +195,13 @@ class RunCLI(LightningCLI):
             data = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
             model.init_args.num_classes = len(self.parser.instantiate(data).data.class_names)
 
+    def before_instantiate_classes(self) -> None:
+        """Set what even initial weights depend on; runs of version 0.1 leave threads to torch."""
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        tf32: bool = self.config.allow_tf32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+
     def instantiate_trainer(self, *others: Callback, **kwargs: Any) -> Trainer:
         """Make the trainer, with callbacks added to the config's and settings that win over it."""
         accelerator = kwargs.get("accelerator", self.config.trainer.accelerator)

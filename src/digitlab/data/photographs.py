@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
-from scipy import ndimage
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 """The formats that are opened. Pillow's reader of another one, EPS, starts a program."""
@@ -126,6 +125,8 @@ def prepare_digit(image: Image.Image, box: int = 20) -> PreparedImage:
     if (size := _fitted(digit, box)) != digit.size:
         digit = digit.resize(size, Image.Resampling.LANCZOS)
         steps.append("scaled to {}x{}".format(*size))
+    from scipy import ndimage  # which no training needs
+
     values = np.asarray(digit, np.float64)
     values = np.rint(values * (255 / values.max()))  # strokes thinner than a pixel have paled
     top, left = (round(SIDE / 2 - centre) for centre in ndimage.center_of_mass(values))
@@ -193,6 +194,8 @@ def _ink(grey: Floats) -> tuple[Floats, bool]:
     ink = np.minimum(ink / np.percentile(ink[sure], 90), 1)
     # The edges of a stroke are below the threshold: keep the parts that touch sure ink, without
     # specks. In a large image the faintest values are artefacts of JPEG and connect nothing.
+    from scipy import ndimage  # which no training needs
+
     parts, count = ndimage.label(ink > (0.1 if max(ink.shape) > SIDE else 0), np.ones((3, 3)))
     numbers = np.arange(1, count + 1)
     mass = ndimage.sum(ink, parts, numbers)

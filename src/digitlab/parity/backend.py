@@ -137,7 +137,7 @@ def limit_gpu_memory(megabytes: int) -> None:
             ) from error
 
 
-def choose_device(accelerator: str) -> str:
+def choose_device(accelerator: str, allow_tf32: bool = False) -> str:
     """Let TensorFlow use the device that a trainer names, before the first model; describe it."""
     config = import_tensorflow().config
     gpus = config.list_physical_devices("GPU")
@@ -148,8 +148,15 @@ def choose_device(accelerator: str) -> str:
             f"trainer.accelerator is {accelerator}: TensorFlow finds no GPU on this machine; leave "
             "the config gpu out, or set --trainer.accelerator auto"
         )
-    if gpus and accelerator == "cpu":
-        config.set_visible_devices([], "GPU")
+    config.experimental.enable_tensor_float_32_execution(allow_tf32)
+    if accelerator == "cpu" and config.get_visible_devices("GPU"):
+        try:
+            config.set_visible_devices([], "GPU")
+        except RuntimeError as error:
+            raise ValueError(
+                "trainer.accelerator is cpu, but TensorFlow has used a GPU in this process: "
+                "start another one"
+            ) from error
     return describe_device()
 
 
