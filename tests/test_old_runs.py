@@ -1,18 +1,19 @@
 """Run folders that an older version wrote, see old_runs/README.md, are still of use."""
 
-import csv
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from digitlab import Run
 from digitlab.cli import main
 from digitlab.resume import recorded_threads
 from digitlab.run_folder import read_metrics
-from tests.commands import config_of, refusal
+from tests.commands import config_of, refusal, words
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
 VAL_LOSSES = [1.5919779539108276, 1.4453458786010742, 1.3117889165878296]
@@ -31,7 +32,7 @@ def copy_run(tmp_path: Path) -> CopyRun:
 
 
 @both
-def test_test_and_predict_give_an_old_run_its_own_accuracy(name: str, copy_run: CopyRun) -> None:
+def test_an_old_run_is_tested_classified_and_reported(name: str, copy_run: CopyRun) -> None:
     folder = copy_run(name)
     before = read_metrics(folder)
     (folder / "metrics.json").write_text(json.dumps(before | {"test": None}), "utf-8")
@@ -41,21 +42,13 @@ def test_test_and_predict_give_an_old_run_its_own_accuracy(name: str, copy_run: 
     assert (score["checkpoint"], score["split"]) == ("last", "test")
     assert_same_score(score, before["test"])
     assert {**read_metrics(folder), "test": 0} == {**before, "test": 0}
-    rows = read_csv(folder / "predictions.csv")
-    assert len(rows) == score["n"]
-    assert sum(row["class"] == row["label"] for row in rows) == score["correct"]
+    for rows in (pd.read_csv(folder / "predictions.csv"), Run(folder).predictions("test")):
+        assert (len(rows), (rows["class"] == rows["label"]).sum()) == (score["n"], score["correct"])
+    assert main(["report", str(folder)]) == 0
+    assert f"{score['accuracy']:.2%}" in (folder / "report.html").read_text("utf-8")
     # The best checkpoint's accuracy is in the history.
     assert main(["test", "--run", str(folder), "--checkpoint", "best"]) == 0
-    best = max(float(row["val_accuracy"]) for row in read_csv(folder / "history.csv"))
-    assert read_metrics(folder)["test"]["accuracy"] == best
-
-
-@both
-def test_report_shows_an_old_run(name: str, copy_run: CopyRun) -> None:
-    folder = copy_run(name)
-    assert main(["report", str(folder)]) == 0
-    accuracy = read_metrics(folder)["test"]["accuracy"]
-    assert f"{accuracy:.2%}" in (folder / "report.html").read_text("utf-8")
+    assert read_metrics(folder)["test"]["accuracy"] == Run(folder).history["val_accuracy"].max()
 
 
 @both
@@ -64,26 +57,24 @@ def test_the_weights_of_an_old_run_start_a_new_one(
 ) -> None:
     folder = copy_run(name)
     weights = folder / {"torch": "checkpoints/last.ckpt", "keras": "model.keras"}[name]
-    options = ["--config", "configs/digits/nn128.yaml", "--model.hidden_features", "[4]"]
-    options += ["--model.optimizer.init_args.lr", "0"]  # so that training keeps the weights
-    options += ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
-    options += ["--trainer.default_root_dir", str(tmp_path / "runs"), "--weights", str(weights)]
-    framework = ["--framework", "keras"] if name == "keras" else []
-    assert main(["fit", *framework, *options]) == 0
+    options = ["--data", "DigitsDataModule", "--model.hidden_features", "[4]"]
+    options += ["--model.optimizer", "SGD", "--model.optimizer.lr", "0", "--framework", name]
+    start = words(tmp_path / "runs", *options, "--weights", str(weights), model="MLP")
+    assert main(start) == 0
     (new,) = (tmp_path / "runs").glob("*/version_0")
     assert_same_score(read_metrics(new)["test"], read_metrics(folder)["test"])
 
 
 def test_an_old_pytorch_run_is_lengthened(copy_run: CopyRun) -> None:
     folder = copy_run("torch")
-    before = read_csv(folder / "history.csv")
+    before = history_of(folder)
     assert main(["fit", "--run", str(folder), "--trainer.max_epochs", "3"]) == 0
     assert config_of(folder)["threads"] == 1
-    rows = read_csv(folder / "history.csv")
-    assert rows[:2] == before
-    assert [row["step"] for row in rows] == ["90", "180", "270"]
-    losses = [float(row["val_loss"]) for row in rows]
-    assert losses == pytest.approx(VAL_LOSSES, rel=1e-4)  # other CPUs round differently
+    rows = history_of(folder)
+    pd.testing.assert_frame_equal(rows[:2], before, check_exact=True)
+    assert rows["step"].tolist() == [90, 180, 270]
+    # Other CPUs round differently.
+    assert rows["val_loss"].tolist() == pytest.approx(VAL_LOSSES, rel=1e-4)
     assert read_metrics(folder)["optimizer_steps"] == 270
 
 
@@ -94,10 +85,9 @@ def test_an_old_pytorch_run_is_resumed_inside_an_epoch(
     assert main(["fit", "--run", str(folder)]) == 0
     first, *_ = capsys.readouterr().out.splitlines()
     assert first == f"{folder} has no number of threads: using 1, see --threads"
-    resumed, whole = (read_csv(path / "history.csv") for path in (folder, OLD_RUNS / "torch"))
-    assert without_seconds(resumed[0]) == without_seconds(whole[0])
-    expected = pytest.approx(without_seconds(whole[1]), rel=1e-4)  # other CPUs round differently
-    assert without_seconds(resumed[1]) == expected
+    resumed, whole = (history_of(path) for path in (folder, OLD_RUNS / "torch"))
+    pd.testing.assert_frame_equal(resumed[:1], whole[:1], check_exact=True)
+    pd.testing.assert_frame_equal(resumed, whole, rtol=1e-4)  # other CPUs round differently
     assert_same_score(read_metrics(folder)["test"], read_metrics(OLD_RUNS / "torch")["test"])
 
 
@@ -105,12 +95,11 @@ def test_an_old_pytorch_run_is_resumed_inside_an_epoch(
     ("device", "threads"), [("cpu (1 thread)", 1), ("cpu (24 threads)", 24), ("Tesla T4", 5)]
 )
 def test_an_old_run_is_resumed_with_the_threads_that_it_recorded_else_with_torch_s(
-    device: str, threads: int, copy_run: CopyRun, monkeypatch: pytest.MonkeyPatch
+    device: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 5)
-    folder = copy_run("torch")
-    (folder / "metrics.json").write_text(json.dumps({"device": device}), "utf-8")
-    assert recorded_threads(folder) == threads
+    (tmp_path / "metrics.json").write_text(json.dumps({"device": device}), "utf-8")
+    assert recorded_threads(tmp_path) == threads
 
 
 @pytest.mark.parametrize("options", [[], ["--trainer.max_epochs", "3"]])
@@ -120,9 +109,8 @@ def test_an_old_keras_run_is_refused_because_it_has_no_checkpoint_to_resume_from
     folder = copy_run("keras")
     before = sorted(folder.rglob("*"))
     shown = refusal(capsys, "fit", "--run", str(folder), *options)
-    assert str(folder) in shown
-    assert "Keras" in shown
-    assert "no checkpoint" in shown
+    for part in (str(folder), "Keras", "no checkpoint"):
+        assert part in shown
     assert f"--framework keras --weights {folder / 'model.keras'}" in shown
     assert sorted(folder.rglob("*")) == before
 
@@ -130,15 +118,9 @@ def test_an_old_keras_run_is_refused_because_it_has_no_checkpoint_to_resume_from
 def assert_same_score(score: dict[str, Any], expected: dict[str, Any]) -> None:
     assert score["accuracy"] == expected["accuracy"]
     assert (score["correct"], score["n"]) == (expected["correct"], expected["n"])
-    assert score["loss"] == pytest.approx(
-        expected["loss"], rel=1e-4
-    )  # other CPUs round differently
+    # Other CPUs round differently.
+    assert score["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def without_seconds(row: dict[str, str]) -> dict[str, float]:
-    return {name: float(value) for name, value in row.items() if name != "seconds"}
+def history_of(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "history.csv").drop(columns="seconds")

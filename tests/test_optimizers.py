@@ -10,6 +10,7 @@ from torch.optim import Adam, Optimizer, RMSprop
 from torch.optim.lr_scheduler import ExponentialLR
 
 from digitlab.optimizers import FusedRMSprop, fused_adam_step
+from tests.fitting import assert_bitwise_equal
 
 
 def network() -> nn.Sequential:
@@ -42,11 +43,6 @@ def train(
     }
 
 
-def assert_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-
-
 def two_groups(model: nn.Module) -> Optimizer:
     first, *others = model.parameters()
     groups: list[dict[str, Any]] = [{"params": [first], "lr": 0.1}, {"params": others}]
@@ -76,7 +72,7 @@ def test_a_fused_adam_step_is_torchs_own(
         return own(self)
 
     monkeypatch.setattr(Adam, "step", step)
-    assert_equal(train(PLAIN[optimizer], fused=True, skip=skip), theirs)
+    assert_bitwise_equal(train(PLAIN[optimizer], fused=True, skip=skip), theirs)
     assert len(called) == (1 if skip is None else 2)  # the first step, and the incomplete one
 
 
@@ -110,7 +106,7 @@ OTHERS: dict[str, Callable[[Any], Optimizer]] = {
 @pytest.mark.parametrize("optimizer", OTHERS)
 def test_any_other_optimizer_makes_its_own_step(optimizer: str) -> None:
     ours, theirs = (train(OTHERS[optimizer], fused=fused) for fused in (True, False))
-    assert_equal(ours, theirs)
+    assert_bitwise_equal(ours, theirs)
     model = network()
     made = OTHERS[optimizer](model)
     model(torch.rand(1, 1, 28, 28)).sum().backward()

@@ -79,19 +79,17 @@ def test_a_changed_setting_is_refused_by_name(
         ("--trainer.precision bf16-mixed", 7),
     ],
 )
-def test_an_allowed_change_starts_the_epoch_over(half: Path, options: str, size: int) -> None:
+def test_a_change_is_allowed_once_and_starts_the_epoch_over(
+    half: Path, refused: Any, options: str, size: int
+) -> None:
     resume(half, "--allow_changes", "true", *options.split())
+    assert refused(half, "--data.batch_size", "21").startswith("data.batch_size is 21, but")
     resume(half, "--trainer.max_epochs", "4")
     metrics = read_metrics(half)
     assert (metrics["epochs"], metrics["optimizer_steps"]) == (4, 10 + 3 * size)
     rows = (half / "history.csv").read_text().splitlines()[1:]
     steps = [["1", "7"], *([str(epoch), str(10 + (epoch - 1) * size)] for epoch in (2, 3, 4))]
     assert [row.split(",")[:2] for row in rows] == steps
-
-
-def test_changes_are_allowed_once(half: Path, refused: Any) -> None:
-    resume(half, "--allow_changes", "true", "--data.batch_size", "10")
-    assert refused(half, "--data.batch_size", "20").startswith("data.batch_size is 20, but")
 
 
 def test_settings_that_do_not_change_the_result_may_change(half: Path, finished_run: Path) -> None:

@@ -113,14 +113,6 @@ def test_an_old_run_s_framework_is_that_of_its_files(tmp_path: Path) -> None:
     assert run_folder.framework(tmp_path) == "torch"
 
 
-def test_a_locked_run_is_refused_until_it_is_released(tmp_path: Path) -> None:
-    lock = run_folder.lock_run(tmp_path)
-    with lock, pytest.raises(ValueError, match="is being trained by another process: wait for"):
-        run_folder.lock_run(tmp_path)
-    with run_folder.lock_run(tmp_path):
-        pass
-
-
 def test_a_run_of_another_user_is_to_be_copied(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.cli import ReduceLROnPlateau
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
@@ -29,11 +31,15 @@ from tests.fitting import (
 )
 from tests.tiny import TinyDataModule
 
+# Lightning counts blocks of steps.
+pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller")
+
+SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "adam": lambda params: torch.optim.Adam(
         params, lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, fused=True
     ),
-    "sgd": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
+    "sgd": SGD,
     "rmsprop": lambda params: torch.optim.RMSprop(params, lr=0.001, alpha=0.9, eps=1e-7),
 }
 
@@ -108,17 +114,38 @@ def test_a_pickled_model_and_its_data_module_train_and_score_alike(
     assert scores[0] == scores[1]
 
 
-@pytest.mark.parametrize("norm", [0.05, 1.0])
-def test_clipping_is_that_of_torch(norm: float) -> None:
-    ours, theirs = both(MLP, gradient_clip_norm=norm, optimizer=OPTIMIZERS["sgd"])
-    fit(ours)
-    norms: list[float] = []
+EXPONENTIAL = partial(ExponentialLR, gamma=0.1)
+ONE_CYCLE = partial(OneCycleLR, max_lr=0.1, total_steps=2 * BATCHES)
+# The settings of a classifier, and what a plain loop calls with the model and its optimizer.
+OPTIONS: dict[str, tuple[dict[str, Any], Callable[[Classifier, Optimizer], dict[str, Any]]]] = {
+    "clipping": (
+        {"gradient_clip_norm": 0.05},
+        lambda model, _: {"before_step": partial(clip_grad_norm_, [*model.parameters()], 0.05)},
+    ),
+    "one cycle": (
+        {"lr_scheduler": ONE_CYCLE, "lr_scheduler_interval": "step"},
+        lambda _, optimizer: {"after_step": ONE_CYCLE(optimizer).step},
+    ),
+    "per step": (
+        {"lr_scheduler": EXPONENTIAL, "lr_scheduler_interval": "step"},
+        lambda _, optimizer: {"after_step": EXPONENTIAL(optimizer).step},
+    ),
+    "per epoch": (
+        {"lr_scheduler": EXPONENTIAL},
+        lambda _, optimizer: {"after_epoch": EXPONENTIAL(optimizer).step},
+    ),
+    "channels last": ({"channels_last": True}, lambda *_: {}),
+}
 
-    def clip() -> None:
-        norms.append(torch.nn.utils.clip_grad_norm_(theirs.parameters(), norm).item())
 
-    plain_loop(theirs, OPTIMIZERS["sgd"](theirs.parameters()), epochs=1, before_step=clip)
-    assert max(norms) > norm  # or the test would prove nothing
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_clipping_and_schedulers_give_the_weights_of_a_plain_loop(name: str, steps: int) -> None:
+    options, calls = OPTIONS[name]
+    ours, theirs = both(MLP, optimizer=SGD, steps_per_execution=steps, **options)
+    fit(ours, max_epochs=2)
+    optimizer = SGD(theirs.parameters())
+    plain_loop(theirs, optimizer, epochs=2, **calls(theirs, optimizer))
     assert_bitwise_equal(weights(ours), weights(theirs))
 
 
@@ -165,25 +192,8 @@ def test_smoothed_labels_are_minimized_but_not_evaluated() -> None:
     torch.testing.assert_close(model._loss_and_logits(images, labels)[0], smoothed.mean())
 
 
-SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
-    "epoch": lambda optimizer: ExponentialLR(optimizer, gamma=0.1),
-    "step": lambda optimizer: OneCycleLR(optimizer, max_lr=0.1, total_steps=2 * BATCHES),
-}
-
-
-@pytest.mark.parametrize("interval", SCHEDULERS)
-def test_a_scheduler_steps_once_an_epoch_or_with_the_optimizer(interval: str) -> None:
-    make = SCHEDULERS[interval]
-    options: dict[str, Any] = {"lr_scheduler": make, "lr_scheduler_interval": interval}
-    ours, theirs = both(MLP, optimizer=OPTIMIZERS["sgd"], **options)
-    fit(ours, max_epochs=2)
-    sgd = OPTIMIZERS["sgd"](theirs.parameters())
-    plain_loop(theirs, sgd, epochs=2, **{f"after_{interval}": make(sgd).step})
-    assert_bitwise_equal(weights(ours), weights(theirs))
-
-
-@pytest.mark.parametrize("monitor", ["train/loss", "val/accuracy"])
-def test_a_scheduler_can_wait_for_a_plateau(monitor: str) -> None:
+@pytest.mark.parametrize(("monitor", "steps"), [("train/loss", 4), ("val/accuracy", 1)])
+def test_a_scheduler_can_wait_for_a_plateau(monitor: str, steps: int) -> None:
     watched: list[float] = []
 
     class Watching(ReduceLROnPlateau):
@@ -197,8 +207,8 @@ def test_a_scheduler_can_wait_for_a_plateau(monitor: str) -> None:
             optimizer, monitor=monitor, patience=0, factor=0.1, threshold=1e3, threshold_mode="abs"
         )
 
-    logger = Recording()
-    run = fit(small_mlp(lr_scheduler=plateau), logger=logger, max_epochs=3, log_every_n_steps=7)
+    logger, model = Recording(), small_mlp(lr_scheduler=plateau, steps_per_execution=steps)
+    run = fit(model, logger=logger, max_epochs=3, log_every_n_steps=7)
     assert watched == pytest.approx([value for _, value in logger.series(monitor)])
     assert len(watched) == 3
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.001 * 0.1**2)
@@ -251,7 +261,7 @@ def test_a_gpu_evaluates_as_the_cpu_does() -> None:
 
 
 def test_accumulated_gradients_are_those_of_the_larger_batch() -> None:
-    ours, theirs = (small_mlp(dropout=0.0, optimizer=OPTIMIZERS["sgd"]) for _ in range(2))
+    ours, theirs = (small_mlp(dropout=0.0, optimizer=SGD) for _ in range(2))
     # 192 of 200 images: the mean of two means is the mean only where the batches are equal.
     fit(ours, accumulate_grad_batches=2, limit_train_batches=6)
     seed_everything(3, verbose=False)

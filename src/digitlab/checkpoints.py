@@ -3,9 +3,9 @@
 import hashlib
 import io
 import pickle
+import re
 from difflib import get_close_matches
 from inspect import signature
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
@@ -19,8 +19,8 @@ from digitlab.classifier import Classifier
 from digitlab.distributed import print_rank_zero
 from digitlab.terminal import command
 
-_PREFIXES = {"module", "_orig_mod", "model", "network"}
-"""What DDP, `torch.compile`, other Lightning modules and `Classifier` put before a name."""
+_ADDED = re.compile(r"^(?:(?:module|_orig_mod|model|network)\.)+|(?<=\.)_orig_mod\.")
+"""What DDP, `torch.compile`, other Lightning modules and `Classifier` add to a weight's name."""
 
 _RENAMED_CALLBACKS = {
     "Results": "FinalEvaluation",
@@ -114,11 +114,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _current_key(key: str) -> str:
-    """Return the current key of a callback's state: its class's name, then its settings.
-
-    >>> _current_key("StepCheckpoint{'mode': 'max'}")
-    "BestCheckpoint{'mode': 'max'}"
-    """
+    """Replace the class's name in the key of a callback's state by the current one."""
     name, brace, settings = key.partition("{")
     return _RENAMED_CALLBACKS.get(name, name) + brace + settings
 
@@ -207,12 +203,12 @@ def _rename(
     model: Classifier, weights: dict[str, Any], path: Path
 ) -> tuple[dict[str, Any], list[str]]:
     """Rename weights as the model's, and list the prefixes that this strips from their names."""
-    ours = {_split_name(name)[1]: name for name in model.state_dict()}
+    ours = {_ADDED.sub("", name): name for name in model.state_dict()}
     sources: dict[str, str] = {}
     prefixes = set()
     for name in weights:
-        prefix, bare = _split_name(name)
-        new = ours.get(bare, name) if len(ours) == len(model.state_dict()) else name
+        prefix = "".join(_ADDED.findall(name))
+        new = ours.get(_ADDED.sub("", name), name) if len(ours) == len(model.state_dict()) else name
         if new in sources:
             raise ValueError(
                 f"{path} has {sources[new]} and {name}, as if of two models: give the state dict "
@@ -222,19 +218,6 @@ def _rename(
         if prefix and new not in (name, f"network.{name}"):
             prefixes.add(prefix)
     return {new: weights[name] for new, name in sources.items()}, sorted(prefixes)
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    """Separate what wrappers add to a weight's name.
-
-    >>> _split_name("module.network._orig_mod.conv1.weight")
-    ('module.network._orig_mod.', 'conv1.weight')
-    """
-    *modules, weight = name.split(".")
-    added = list(takewhile(_PREFIXES.__contains__, modules))
-    kept = [it for it in modules[len(added) :] if it != "_orig_mod"]  # of a module compiled alone
-    added += ["_orig_mod"] * (len(modules) - len(added) - len(kept))
-    return "".join(f"{it}." for it in added), ".".join([*kept, weight])
 
 
 def _differing_settings(model: Classifier, theirs: dict[str, Any]) -> str | None:

@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 from digitlab.batches import Batch
 from digitlab.execution import MultiStepModule, epoch_end_step, log_metrics
 from digitlab.scores import RunningScore, Score, describe_predictions
-from digitlab.settings import check_types
 
 Phase = Literal["train", "val", "test"]
 
@@ -76,7 +75,7 @@ class Classifier(MultiStepModule):
             CPUs and GPUs. It changes results by rounding.
 
     Raises:
-        ValueError: A setting is of another type, or a number out of its range.
+        ValueError: A number is out of its range.
     """
 
     def __init__(
@@ -96,7 +95,6 @@ class Classifier(MultiStepModule):
         decay_kernels_only: bool = False,
         channels_last: bool = False,
     ) -> None:
-        check_types(Classifier, locals())
         super().__init__(steps_per_execution, average_decay)
         if gradient_clip_norm is not None and not gradient_clip_norm > 0:
             raise ValueError(
@@ -118,7 +116,7 @@ class Classifier(MultiStepModule):
         self.decay_kernels_only = decay_kernels_only
         self.sums: dict[Phase, RunningScore] = {}  # of epochs under way
         self._scores: dict[Phase, Score] = {}  # of finished epochs
-        if initialization == "keras":
+        if {"torch": False, "keras": True}[initialization]:  # a KeyError for any other name
             self.apply(initialize_as_keras)
 
     @_restricted_classmethod
@@ -232,7 +230,12 @@ class Classifier(MultiStepModule):
         self._log_score("test")
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int = 0) -> dict[str, Any]:
-        """Classify a batch of images, with or without labels, as `describe_predictions`."""
+        """Classify a batch of N images, with or without labels.
+
+        Returns:
+            `class` int64 `(N,)`, `class_name` (N strings), `probability` of that class `(N,)`, and
+            `probabilities` `(N, num_classes)`; with labels, also `label` int64 `(N,)`.
+        """
         images, *labels = (batch,) if isinstance(batch, Tensor) else batch
         names = getattr(getattr(self.attached_trainer, "datamodule", None), "class_names", None)
         logits = _at_least_float32(self(images))

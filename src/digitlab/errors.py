@@ -93,13 +93,16 @@ def describe_error(error: BaseException) -> str:
     return f"{text}; {remedy}" if remedy else text
 
 
+def check_at_least(least: int, **values: float | None) -> None:
+    """Refuse smaller values and NaN, by their names; None is no value."""
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} is {value}: it must be at least {least}")
+
+
 @contextmanager
 def reading_input() -> Iterator[None]:
-    """Read and check a command's input in the `with` block.
-
-    Raises:
-        InputError: The input is bad, a file cannot be read, or an extra is not installed.
-    """
+    """Turn errors of bad input, unreadable files and missing extras into `InputError`."""
     try:
         yield
     except InputError:

@@ -15,6 +15,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -40,11 +41,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from digitlab.batches import Batch, Block
 from digitlab.distributed import seed_per_rank
+from digitlab.errors import check_at_least
 from digitlab.optimizers import Step, fused_adam_step
-from digitlab.settings import CheckedSettings, check_at_least
 
 
-class MultiStepModule(CheckedSettings, LightningModule):
+class MultiStepModule(LightningModule):
     """Makes one optimizer step per batch, or several per `training_step`.
 
     A subclass computes the loss of a batch in `batch_loss` and, for the log, the scores since the
@@ -257,7 +258,8 @@ class MultiStepModule(CheckedSettings, LightningModule):
         """
         if self.steps_per_execution == 1:
             return
-        for setting, remedy in (*_of_trainer(trainer), *_of_callbacks(trainer), *self._of_hooks()):
+        found = (of_automatic_optimization(trainer), _of_calls(trainer), self._of_hooks())
+        for setting, remedy in chain(*found):
             raise ValueError(
                 f"{setting} is not supported with steps_per_execution {self.steps_per_execution}: "
                 f"{remedy}, or set steps_per_execution to 1"
@@ -390,12 +392,21 @@ def overrides(thing: Any, base: type, hook: str) -> bool:
     return getattr(getattr(thing, hook), "__func__", None) is not getattr(base, hook)
 
 
-def _of_trainer(trainer: Trainer) -> Iterator[tuple[str, str]]:
-    """Find settings that count calls of `training_step`, or need automatic optimization."""
+def of_automatic_optimization(trainer: Trainer) -> Iterator[tuple[str, str]]:
+    """Find settings and callbacks that only Lightning's automatic optimization honours."""
     if (norm := trainer.gradient_clip_val) is not None:
         yield f"gradient_clip_val {norm}", "use the model's gradient_clip_norm"
     if (batches := trainer.accumulate_grad_batches) != 1:
         yield f"accumulate_grad_batches {batches}", "use a larger batch_size"
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set at run time
+        if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
+            yield type(callback).__name__, "leave the callback out"
+        if isinstance(callback, GradientAccumulationScheduler):
+            yield type(callback).__name__, "use a larger batch_size"
+
+
+def _of_calls(trainer: Trainer) -> Iterator[tuple[str, str]]:
+    """Find settings and callbacks that count calls of `training_step`."""
     limit, overfit = trainer.limit_train_batches, trainer.overfit_batches  # type: ignore[attr-defined]
     if isinstance(limit, float) and limit != 1:
         name = "overfit_batches" if overfit else "limit_train_batches"
@@ -408,24 +419,14 @@ def _of_trainer(trainer: Trainer) -> Iterator[tuple[str, str]]:
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         if closure and closure.default is closure.empty:
             yield type(optimizer).__name__, "use an optimizer that takes one gradient per step"
-
-
-def _of_callbacks(trainer: Trainer) -> Iterator[tuple[str, str]]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set at run time
-        match callback:
-            case StochasticWeightAveraging() | WeightAveraging():
-                remedy = "leave the callback out"
-            case DeviceStatsMonitor() | ThroughputMonitor():
-                remedy = "leave the callback out"
-            case GradientAccumulationScheduler():
-                remedy = "use a larger batch_size"
-            case LearningRateMonitor() if callback.logging_interval != "epoch":
-                remedy = "set its logging_interval to epoch"
-            case ModelCheckpoint() if _saves_inside_epochs(callback):
-                remedy = "use digitlab.callbacks.LastCheckpoint(every_n_steps=...)"
-            case _:
-                continue
-        yield type(callback).__name__, remedy
+        if isinstance(callback, DeviceStatsMonitor | ThroughputMonitor):
+            yield type(callback).__name__, "leave the callback out"
+        if isinstance(callback, LearningRateMonitor) and callback.logging_interval != "epoch":
+            yield type(callback).__name__, "set its logging_interval to epoch"
+        if isinstance(callback, ModelCheckpoint) and _saves_inside_epochs(callback):
+            remedy = "use digitlab.callbacks.LastCheckpoint(every_n_steps=...)"
+            yield type(callback).__name__, remedy
 
 
 def _saves_inside_epochs(checkpoint: ModelCheckpoint) -> bool:

@@ -58,11 +58,7 @@ class Agreement(NamedTuple):
 
 
 def compare_outputs(ours: Tensor, theirs: Tensor) -> Agreement:
-    """Compare two networks' outputs for the test split, `(N, num_classes)`.
-
-    Raises:
-        RunError: They differ by more than `TOLERANCE`, in their shapes, or one has a NaN.
-    """
+    """Compare two networks' outputs for the test split, `(N, num_classes)`."""
     ours, theirs = ours.double(), theirs.double()
     difference, same_class = float("inf"), 0
     if ours.shape == theirs.shape:
@@ -75,11 +71,7 @@ def compare_outputs(ours: Tensor, theirs: Tensor) -> Agreement:
 
 
 def check_target(path: Path) -> None:
-    """Check that a file of this name can be written.
-
-    Raises:
-        InputError: The suffix is of no format, or the extra `export` is not installed.
-    """
+    """Refuse a file whose format is unknown or needs an extra that is not installed."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path} is of no format to export to: end it in {' or '.join(SUFFIXES)}")
     needed = ("onnx", "onnxscript", "onnxruntime") if path.suffix == ".onnx" else ()
@@ -171,12 +163,7 @@ def export_model(
 
 
 class _Exported(nn.Module):
-    """A copy of a model in evaluation mode, in float32 and on the CPU, behind a normalization.
-
-    Shape:
-        - Input: float32 `(N, 1, S, S)`, normalized images; or, if `raw_pixels`, uint8.
-        - Output: logits `(N, num_classes)`.
-    """
+    """A copy of a model in evaluation mode, in float32 and on the CPU, behind a normalization."""
 
     def __init__(
         self, model: Classifier, mean_std: tuple[float, float] | None, raw_pixels: bool
@@ -232,11 +219,7 @@ _FORMATS = {".onnx": (_to_onnx, _load_onnx), ".pt2": (_to_pt2, _load_pt2)}
 
 @contextmanager
 def _naming(module: _Exported, what: str, rule: str) -> Iterator[None]:
-    """Let any error in the `with` block name the model, the line that caused it, and a rule.
-
-    Raises:
-        InputError: There was one.
-    """
+    """Let any error in the `with` block name the model, the line that caused it, and a rule."""
     try:
         with redirect_stderr(io.StringIO()):  # torch prints warnings and graphs
             yield

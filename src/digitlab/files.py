@@ -28,13 +28,7 @@ _PATH_SETTING = re.compile(
 
 
 def expand_path(path: str | Path) -> Path:
-    """Expand `~` and environment variables in a path, as a shell does.
-
-    A path with a `$` in it that exists as it is written stays as it is.
-
-    Raises:
-        ValueError: A variable is not set, or empty.
-    """
+    """Expand `~` and variables as a shell does, but leave a path with a `$` that exists."""
 
     def value(found: re.Match[str]) -> str:
         name = found[1] or found[2]
@@ -49,11 +43,7 @@ def expand_path(path: str | Path) -> Path:
 
 
 def expand_settings(settings: Any, name: str = "") -> Any:
-    """Expand all paths in parsed settings, in place: those whose setting is named like one.
-
-    Raises:
-        ValueError: A variable is not set.
-    """
+    """Expand the paths in parsed settings, in place: values of settings named like a path."""
     if isinstance(settings, Namespace):
         expand_settings(vars(settings))
     elif isinstance(settings, dict):
@@ -77,12 +67,9 @@ _SUFFIXES = (".ckpt", ".csv", ".h5", ".html", ".json", ".keras", ".png", ".yaml"
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path of the same suffix to write to; it is renamed to `path` at the end.
 
-    A crash, of the machine too, or a full disk leaves the old file or the new one, never a part.
-    What killed processes have left beside it is removed. A folder is written in the same way, if
-    there is none before.
-
-    Raises:
-        OSError: It cannot be written; the error names `path`.
+    A crash, of the machine too, or a full disk leaves the old file or the new one, never a part; an
+    `OSError` names `path`. Partial files of killed processes beside it are removed. A folder is
+    written in the same way, if there is none before.
     """
     _remove_partial(_hidden(path.parent))
     # Not the whole name, which may have as many characters as a name can.
@@ -100,11 +87,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path, *instead_of: Path) -> Iterator[None]:
-    """Let an error of the operating system name a path, if it names none or another one.
-
-    Raises:
-        OSError: The same error, with the path.
-    """
+    """Let an error of the operating system name a path, if it names none or one of `instead_of`."""
     try:
         yield
     except OSError as error:
@@ -191,11 +174,7 @@ class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
 
 
 def load_yaml(text: str) -> Any:
-    """Read YAML as PyYAML does, but refuse a key that is given twice.
-
-    Raises:
-        ValueError: It is not valid; the message begins with "not valid YAML".
-    """
+    """Read YAML, but refuse a key that is given twice; errors begin with "not valid YAML"."""
     try:
         settings = yaml.load(text, _UniqueKeys)
         if not _is_finite(settings):  # jsonargparse would never finish

@@ -201,11 +201,7 @@ def _check_same(
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings.
-
-    >>> _leaves({"a": {"b": 1, "c": [2]}})
-    {'a.b': 1, 'a.c': [2]}
-    """
+    """Flatten nested settings: `{"a": {"b": 1}}` to `{"a.b": 1}`."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"

@@ -247,12 +247,8 @@ class Run:
             facts = self._facts()
         except _DAMAGED:
             return f"<p>{escape(repr(self))}</p>"
-        cells = "".join(
-            f'<tr><th style="text-align: left">{escape(key)}</th>'
-            f'<td style="text-align: left">{escape(value)}</td></tr>'
-            for key, value in facts.items()
-        )
-        return f"<p><strong>{escape(self._place())}</strong></p><table>{cells}</table>"
+        rows = (f"<tr><th>{escape(it)}</th><td>{escape(facts[it])}</td></tr>" for it in facts)
+        return f"<p><strong>{escape(self._place())}</strong></p><table>{''.join(rows)}</table>"
 
 
 def fit(

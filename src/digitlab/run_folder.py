@@ -12,6 +12,8 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -168,11 +170,10 @@ def read_config(folder: Path, needed: Mapping[str, type] = {}) -> dict[str, Any]
     try:
         config = read_settings(path)
         for name, kind in needed.items():
-            value: Any = config
-            for key in name.split("."):
-                if not isinstance(value, dict) or key not in value:
-                    raise ValueError(f"lacks {name}, which every run has")
-                value = value[key]
+            try:
+                value = reduce(getitem, name.split("."), config)
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"lacks {name}, which every run has") from error
             if not isinstance(value, kind):
                 raise ValueError(f"sets {name} to {value!r:.80}")
     except ValueError as error:

@@ -155,14 +155,17 @@ class RunningScore:
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Switch dropout off in the `with` block, even for a `Classifier` that evaluates with it.
 
-    It leaves the weights and the random numbers of a run alone.
+    Afterwards the modes of all its modules and the CPU's random numbers are as they were.
     """
-    was_training = network.training
-    network.eval()
+    modes = {part: part.training for part in network.modules()}
     try:
-        yield
+        for part in modes:
+            part.training = False  # `eval()` of a Classifier may keep dropout on
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
-        network.train(was_training)
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def name_classes(names: Sequence[str], count: int) -> list[str]:
@@ -179,16 +182,7 @@ def name_classes(names: Sequence[str], count: int) -> list[str]:
 def describe_predictions(
     logits: Tensor, labels: Tensor | None = None, names: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Turn logits into predictions.
-
-    Args:
-        logits: `(N, num_classes)`, float32 or wider.
-        labels: int64 `(N,)`, if known.
-        names: Names of all classes; by default their numbers.
-
-    Returns:
-        `label` int64 `(N,)` where labels were given, `class` int64 `(N,)`, `class_name` (N
-        strings), `probability` of that class `(N,)`, and `probabilities` `(N, num_classes)`.
+    """Turn logits `(N, num_classes)` into values for N images; names are by default numbers.
 
     Examples:
         >>> import torch

@@ -14,11 +14,7 @@ from unicodedata import category
 
 
 def printable(text: object, keep: str = "") -> str:
-    r"""Escape characters that a terminal obeys or that reorder text, line breaks included.
-
-    Args:
-        text: A path, say, or anything else that a file or a user has named.
-        keep: Characters to leave, such as the line breaks of a table.
+    r"""Escape characters that a terminal obeys or that reorder text, except those in `keep`.
 
     >>> print(printable("a\x1b[31m\nb\u202e.png"))
     a\x1b[31m\nb\u202e.png
@@ -32,10 +28,7 @@ def printable(text: object, keep: str = "") -> str:
 
 
 def one_line(text: str) -> str:
-    """Make a message inert and a single line.
-
-    Spaces stay as they are: a command in the message may quote them.
-    """
+    """Make a message inert and a single line; its spaces stay, as a command may quote them."""
     return printable(re.sub(r"\s*[\r\n]\s*", " ", text.strip()))
 
 
@@ -96,14 +89,9 @@ class Nowhere(io.TextIOBase):
 
 
 class Stream:
-    """A text stream that drops its text once it cannot be written any more.
+    """A text stream that drops its text once it cannot be written, which `error` then explains.
 
-    Args:
-        stream: The stream to write to; None, as Python has it for a closed descriptor, drops all.
-        name: For the warning on standard error; without one, a failure is not reported.
-
-    Attributes:
-        error: Why writing failed, if it did.
+    Without a `name` for the warning on standard error, a failure is not reported.
     """
 
     def __init__(self, stream: TextIO | None, name: str = "") -> None:

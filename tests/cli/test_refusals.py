@@ -84,6 +84,7 @@ def options(place: Path, words: str) -> list[str]:
         ),
         ("--trainer.strategy dpp", "invalid strategy name: `strategy='dpp'`"),
         ("--trainer.logger CSVLogger --trainer.logger.save_dir /dev/null/x", "'/dev/null/x'"),
+        ("CALL ModelCheckpoint CALL.dirpath /dev/null/x", "Not a directory: '/dev/null/x'"),
         ("--trainer.logger CSVLogger --trainer.logger.dir x", "no option 'trainer.logger.dir'"),
         (f"CALL {HERE}.Fails", "planted"),
     ],

@@ -1,11 +1,10 @@
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -62,21 +61,14 @@ def test_the_splits_are_those_of_the_files_and_of_the_loaders() -> None:
         assert (images.dtype.name, labels.dtype.name) == ("uint8", "int64")
         assert np.array_equal(images, truth[0])
         assert np.array_equal(labels, truth[1])
+        images, labels = images.copy(), labels.copy()
+        for array in data.arrays(split):  # type: ignore[arg-type]
+            array[:] = 0  # a copy, which the loaders do not see
         batches = list(loaders[split])
         pixels = torch.cat([batch for batch, _ in batches])[:, 0]
         torch.testing.assert_close(pixels, torch.from_numpy(images) / 255)
         assert torch.cat([batch for _, batch in batches]).tolist() == labels.tolist()
     assert positions(data, "validation", TEST) == list(range(50))
-
-
-def test_changing_arrays_does_not_change_the_loaders() -> None:
-    data = TinyDataModule()
-    before = next(iter(data.test_dataloader()))[0]
-    for array in data.arrays("test"):
-        array[:] = 0
-    after, labels = next(iter(data.test_dataloader()))
-    assert torch.equal(before, after)
-    assert labels.any()
 
 
 def test_a_hold_out_is_stratified_disjoint_and_complete() -> None:
@@ -126,11 +118,6 @@ def test_without_a_trainer_loaders_need_no_preparation(read_splits: list[Split])
     assert read_splits == ["test"]
     data.prepare_data()
     assert read_splits == ["test", "train"]
-
-
-def test_to_print_a_data_module_reads_no_images(read_splits: list[Split]) -> None:
-    assert str(SpiedDataModule()) == "SpiedDataModule, tiny: normalization unit"
-    assert read_splits == []
 
 
 def test_the_run_s_seed_chooses_the_order() -> None:
@@ -216,10 +203,8 @@ def test_images_may_have_another_size_that_the_class_names() -> None:
 
 
 def test_a_runtime_error_of_torchvision_s_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(images: Any, labels: Any) -> Any:
-        raise RuntimeError("Dataset not found.\nYou can use download=True")
-
-    monkeypatch.setattr(OwnDataModule, "alter", staticmethod(missing))
+    error = RuntimeError("Dataset not found.\nYou can use download=True")
+    monkeypatch.setattr(OwnDataModule, "read", Mock(side_effect=error))
     with pytest.raises(ValueError, match=r"^OwnDataModule.read\('train'\): Dataset not found. You"):
         OwnDataModule().setup("fit")
 
@@ -248,26 +233,15 @@ def test_arrays_that_break_a_rule_are_refused_with_the_rule(
         OwnDataModule().setup("test")
 
 
-def reversed_in_memory(images: Any, labels: Any) -> tuple[Any, Any]:
-    return images[::-1, :, ::-1], labels[::-1]
-
-
-def read_only(images: Any, labels: Any) -> tuple[Any, Any]:
-    return np.frombuffer(images.tobytes(), np.uint8).reshape(images.shape), labels
-
-
-def mapped(images: Any, labels: Any) -> tuple[Any, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        np.save(path := Path(folder, "images.npy"), images)
-        return np.load(path, mmap_mode="r"), labels
-
-
-def in_fortran_order(images: Any, labels: Any) -> tuple[Any, Any]:
-    return np.asfortranarray(images), labels.repeat(2)[::2]
+LAYOUTS: dict[str, Read] = {
+    "reversed": lambda x, y: (x[::-1, :, ::-1], y[::-1]),
+    "read-only": lambda x, y: (np.frombuffer(x, np.uint8).reshape(x.shape), y),
+    "in Fortran's order": lambda x, y: (np.asfortranarray(x), y.repeat(2)[::2]),
+}
 
 
 @pytest.mark.parametrize("validation_size", [0, 100])
-@pytest.mark.parametrize("alter", [reversed_in_memory, read_only, mapped, in_fortran_order])
+@pytest.mark.parametrize("alter", LAYOUTS.values(), ids=LAYOUTS)
 def test_arrays_are_taken_however_they_lie_in_memory(
     alter: Read, validation_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,7 +267,7 @@ def test_read_must_return_two_arrays(returned: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_class_names_may_be_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for names in (range(10), list(range(10)), np.arange(10), "0123456789"):
+    for names in (range(10), np.arange(10), "0123456789"):
         monkeypatch.setattr(OwnDataModule, "class_names", names)
         assert OwnDataModule().class_names == DigitsDataModule.class_names
     monkeypatch.setattr(OwnDataModule, "class_names", property(lambda self: ("a", "b")))
@@ -323,12 +297,6 @@ def test_a_bad_name_is_refused_where_the_data_module_is_made(
         with pytest.raises(ValueError, match=message):
             OwnDataModule()
         monkeypatch.undo()
-
-
-def test_there_may_be_as_many_classes_as_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OwnDataModule, "class_names", tuple("abcdefghijklmnopqrstuvwxyz"))
-    monkeypatch.setattr(OwnDataModule, "alter", staticmethod(lambda x, y: (x, y + 16)))
-    assert OwnDataModule().arrays("test")[1].max() == 25
 
 
 # Under Lightning's trainer.

@@ -97,22 +97,13 @@ def test_hidden_files_and_others_are_ignored_and_folders_in_a_class_are_not(fold
     assert ImageFolderDataModule(str(folder)).size("train") == before + 4
 
 
-def test_pictures_become_grey_and_upright_and_white_where_transparent(tmp_path: Path) -> None:
-    made.pictures(tmp_path, {"a": 5, "b": 5})
-    Image.new("RGBA", (28, 28), (0, 0, 0, 0)).save(tmp_path / "a/000.png")
-    Image.new("RGB", (28, 28), (255, 0, 0)).save(tmp_path / "a/001.png")
-    Image.new("L", (28, 28), 7).save(tmp_path / "a/002.BMP")
-    (tmp_path / "a/002.png").unlink()
-    turned = Image.fromarray(np.arange(784).reshape(28, 28).astype(np.uint8))
-    exif = turned.getexif()
-    exif[0x0112] = 3  # upside down
-    turned.save(tmp_path / "a/003.png", exif=exif)
-    shutil.copytree(tmp_path, tmp_path / "root/train")
-    shutil.copytree(tmp_path / "a", tmp_path / "root/test/a")
-    shutil.copytree(tmp_path / "b", tmp_path / "root/test/b")
-    images, _ = ImageFolderDataModule(str(tmp_path / "root")).arrays("test")
-    assert [int(images[i].min()) for i in range(3)] == [255, 76, 7]
-    assert np.array_equal(images[3], np.asarray(turned)[::-1, ::-1])
+def test_pictures_are_opened_as_photographs_are_and_by_any_ending(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        made.pictures(tmp_path / part, {"a": 1, "b": 1})
+        Image.new("RGBA", (28, 28), (0, 0, 0, 0)).save(tmp_path / part / "a/000.png")
+        Image.new("RGB", (28, 28), (255, 0, 0)).save(tmp_path / part / "a/001.BMP")
+    images, _ = ImageFolderDataModule(str(tmp_path)).arrays("test")
+    assert images[:2].max((1, 2)).tolist() == images[:2].min((1, 2)).tolist() == [255, 76]
 
 
 # Sizes.
@@ -215,8 +206,6 @@ def test_with_the_fewest_images_each_class_is_in_both_parts(tmp_path: Path, coun
         ({"test_share": 0.0}, "test_share is 0.0: it must be between 0 and 1"),
         ({"test_share": 1.0}, "test_share is 1.0: it must be between 0 and 1"),
         ({"test_seed": -1}, "test_seed is -1: it must be at least 0"),
-        ({"resize": "shrink"}, "resize is 'shrink': it must be stretch, pad, crop or refuse"),
-        ({"size": "28"}, "size is '28': it must be a whole number"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(

@@ -3,8 +3,6 @@
 import gzip
 import hashlib
 import string
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,55 +36,35 @@ def unpack(raw: Path) -> None:
         path.unlink()
 
 
-def test_kmnist_is_what_torchvision_reads(tmp_path: Path) -> None:
-    made.kmnist(tmp_path)
-    data = KMNISTDataModule(root=str(tmp_path))
-    ours = {split: data.arrays(split) for split in SPLITS}
-    unpack(tmp_path / "KMNIST/raw")
-    for split in SPLITS:
-        reference = datasets.KMNIST(tmp_path, train=split == "train")
-        assert np.array_equal(ours[split][0], reference.data.numpy())
-        assert np.array_equal(ours[split][1], reference.targets.numpy())
-    assert data.class_names == tuple(reference.classes)
+EMNIST = {"balanced": 47, "byclass": 62, "bymerge": 47, "letters": 26, "digits": 10, "mnist": 10}
 
 
-def test_qmnist_has_torchvision_s_images_and_first_labels(tmp_path: Path) -> None:
-    made.qmnist(tmp_path)
-    data = QMNISTDataModule(root=str(tmp_path))
-    for split in SPLITS:
-        images, labels = data.arrays(split)
-        reference = datasets.QMNIST(tmp_path, train=split == "train")
-        assert np.array_equal(images, reference.data.numpy())
-        assert labels.tolist() == [reference[i][1] for i in range(len(reference))]
-    assert data.class_names == tuple(string.digits)
-
-
-@pytest.mark.parametrize(
-    ("split", "classes", "first"),
-    [
-        ("balanced", 47, 0),
-        ("byclass", 62, 0),
-        ("bymerge", 47, 0),
-        ("letters", 26, 1),
-        ("digits", 10, 0),
-        ("mnist", 10, 0),
-    ],
-)
-def test_emnist_is_upright_and_its_labels_count_from_0(
-    tmp_path: Path, split: Any, classes: int, first: int
-) -> None:
-    made.emnist(tmp_path, split, classes, first)
-    data = EMNISTDataModule(split, root=str(tmp_path))
-    assert data.name == f"emnist_{split}"
-    assert len(data.class_names) == classes
-    for part, truth in (("train", tiny.TRAIN), ("test", tiny.TEST)):
-        images, labels = data.arrays(part)  # type: ignore[arg-type]  # a literal above
-        reference = datasets.EMNIST(tmp_path, split, train=part == "train")
-        assert np.array_equal(images, truth[0])
-        assert np.array_equal(images, reference.data.numpy().transpose(0, 2, 1))
-        named = [reference.classes[target] for target in reference.targets]
-        assert [data.class_names[label] for label in labels] == named
+@pytest.mark.parametrize("name", ["kmnist", "qmnist", *EMNIST])
+def test_each_has_torchvision_s_images_and_labels(name: str, tmp_path: Path) -> None:
+    split: Any = {"split": name} if name in EMNIST else {}
+    kind, theirs = {
+        "kmnist": (KMNISTDataModule, datasets.KMNIST),
+        "qmnist": (QMNISTDataModule, datasets.QMNIST),
+    }.get(name, (EMNISTDataModule, datasets.EMNIST))
+    if split:
+        made.emnist(tmp_path, name, EMNIST[name], first=name == "letters")
+    else:
+        getattr(made, name)(tmp_path)
+    data = kind(root=str(tmp_path), **split)
+    assert data.name == (f"emnist_{name}" if split else name)
+    assert len(data.class_names) == EMNIST.get(name, 10)
+    read = {part: data.arrays(part) for part in SPLITS}
+    if name == "kmnist":
+        unpack(tmp_path / "KMNIST/raw")
+    for part, (images, labels) in read.items():
+        reference = theirs(tmp_path, train=part == "train", **split)
+        expected = reference.data.numpy()
+        assert np.array_equal(images, expected.transpose(0, 2, 1) if split else expected)
+        assert np.array_equal(images, (tiny.TRAIN if part == "train" else tiny.TEST)[0])
         assert labels.min() == 0
+        targets = [reference[i][1] for i in range(len(reference))]
+        names = string.digits if name == "qmnist" else reference.classes
+        assert [data.class_names[it] for it in labels] == [names[it] for it in targets]
 
 
 def test_emnist_is_downloaded_once_and_read_from_its_zip_file(
@@ -185,7 +163,7 @@ def test_digests_and_statistics_of_another_data_set_are_not_inherited(tmp_path: 
     data = OfMNIST(root=str(tmp_path), normalization="standard")
     data.setup()
     assert data.verification == "not verified"
-    assert vars(data)["mean_std"] is None  # and not MNIST's
+    assert vars(OfMNIST)["mean_std"] is None  # and not MNIST's
     loader = data.train_eval_dataloader()
     pixels = np.concatenate([images.numpy() for images, _ in loader])
     assert abs(pixels.mean()) < 1e-4
@@ -215,26 +193,13 @@ def test_digests_of_a_class_are_compared_and_must_be_digests(
 # Runs.
 
 
-@pytest.mark.parametrize(
-    ("write", "data", "classes"),
-    [
-        (made.kmnist, "KMNISTDataModule", 10),
-        (made.qmnist, "QMNISTDataModule", 10),
-        (partial(made.emnist, split="balanced", classes=47), "EMNISTDataModule", 47),
-    ],
-    ids=["kmnist", "qmnist", "emnist"],
-)
-def test_a_network_is_trained_on_each_with_as_many_outputs_as_there_are_classes(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    write: Callable[[Path], Any],
-    data: str,
-    classes: int,
+def test_a_network_has_as_many_outputs_as_the_data_have_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path)
+    made.emnist(tmp_path, "balanced", 47)
     monkeypatch.setenv("DIGITLAB_DATA", str(tmp_path))
-    config = config_of(fit(tmp_path / "runs", "--data", data))
-    assert config["model"]["init_args"]["num_classes"] == classes
+    config = config_of(fit(tmp_path / "runs", "--data", "EMNISTDataModule"))
+    assert config["model"]["init_args"]["num_classes"] == 47
     digests = config["data"]["init_args"]["digests"]
     assert {name: len(pair) for name, pair in digests.items()} == {"train": 2, "test": 2}
 

@@ -12,8 +12,9 @@ from digitlab.parity.backend import import_keras
 from digitlab.parity.checks import gradients, logits, parameter_counts, round_trip
 from digitlab.parity.layouts import in_torch_layout
 from digitlab.parity.report import HEADING, Check, format_check
-from digitlab.parity.sides import Sides, arrange, evaluation_mode
+from digitlab.parity.sides import Sides, arrange
 from digitlab.parity.twins import to_keras
+from digitlab.scores import evaluating
 from tests.fitting import assert_bitwise_equal
 from tests.parity.nets import sides, with_weights
 
@@ -119,7 +120,7 @@ def test_dropout_is_off_and_modes_and_random_state_are_restored() -> None:
     modes, state = [part.training for part in model.modules()], torch.get_rng_state()
     images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     assert logits(sides(model, to_keras(model)), images).passed
-    with pytest.raises(KeyError), evaluation_mode(model):  # noqa: PT012
+    with pytest.raises(KeyError), evaluating(model):  # noqa: PT012
         torch.rand(1)
         raise KeyError
     assert [part.training for part in model.modules()] == modes

@@ -23,10 +23,10 @@ from digitlab import files
 from digitlab.callbacks.logging import named_weights
 from digitlab.classifier import Classifier, Phase
 from digitlab.distributed import all_reduce_max, gather, print_rank_zero
+from digitlab.errors import check_at_least
 from digitlab.execution import learning_rate
 from digitlab.resume import compare_numerics, numerics
 from digitlab.scores import BATCHES_AT_ONCE, RunningScore
-from digitlab.settings import check_at_least
 from digitlab.signals import Interrupted, StopSignals
 
 

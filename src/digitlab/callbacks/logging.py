@@ -15,10 +15,10 @@ from torch import Tensor
 
 from digitlab.batches import Block
 from digitlab.classifier import Classifier
+from digitlab.errors import check_at_least
 from digitlab.execution import epoch_end_step, learning_rate, log_metrics
 from digitlab.files import write_csv
 from digitlab.scores import Score, evaluating, name_classes
-from digitlab.settings import check_at_least
 
 HistoryRow = dict[str, int | float | None]
 

@@ -8,12 +8,13 @@ the first of them is called. To be resolved, a name's module is imported, which 
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from functools import partial
 from operator import attrgetter
-from typing import Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._util import import_object  # private, but it decides which object is called
@@ -25,7 +26,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from digitlab.errors import InputError, describe_error
 from digitlab.files import load_yaml
-from digitlab.settings import check_type
 
 BASES = (Optimizer, LRScheduler, nn.Module, Callback, Logger)
 """A setting whose type names no class takes classes below these."""
@@ -97,8 +97,8 @@ class _Check:
             if hint is None and isinstance(value, Namespace) and "class_path" not in value:
                 self.check_group(value, actions, f"{group}{name}.", f"{shown}{name}.")
             elif action is None or not _is_default(value, action.default):
-                if value is None:  # which jsonargparse takes for any type
-                    check_type(f"{shown}{name}", None, hint or Any)
+                if value is None and not _takes_null(hint):  # jsonargparse takes it for any type
+                    raise InputError(f"{shown}{name} is None: it must be {_describe(hint)}")
                 self._value(f"{shown}{name}", value, hint or Any)
 
     def _value(self, key: str, value: Any, hint: Any) -> None:
@@ -107,7 +107,7 @@ class _Check:
             if "class_path" in value:
                 self._class_path(key, value, hint)
             elif plain and isinstance(value, Namespace):  # its arguments, without its name
-                self.check_group(value, actions_of(_parser_of(plain)), "", f"{key}.")
+                self.check_group(value, actions_of(parser_of(plain)), "", f"{key}.")
             else:
                 items = vars(value) if isinstance(value, Namespace) else value
                 for name, item in items.items():
@@ -130,7 +130,7 @@ class _Check:
         self._require(found, key, path, hint)
         arguments = spec.get("init_args")
         if isinstance(arguments, Namespace):
-            self.check_group(arguments, actions_of(_parser_of(found)), "", f"{key}.")
+            self.check_group(arguments, actions_of(parser_of(found)), "", f"{key}.")
         else:  # not parsed
             self._value(key, arguments, Any)
         self._value(key, spec.get("dict_kwargs"), Any)
@@ -185,6 +185,21 @@ def _classes(hint: Any) -> set[type]:
     return {it for it in found if it.__module__ not in _NO_BASES}
 
 
+def _takes_null(hint: Any) -> bool:
+    origin = get_origin(hint) or hint
+    if origin in (Union, UnionType):
+        return any(map(_takes_null, get_args(hint)))
+    return origin in (Any, NoneType) or not (origin is Literal or isinstance(origin, type))
+
+
+def _describe(hint: Any) -> str:
+    """Describe a type that takes no null."""
+    origin, arguments = get_origin(hint) or hint, get_args(hint)
+    if origin in (Literal, Union, UnionType):
+        return " or ".join(str(it) if origin is Literal else _describe(it) for it in arguments)
+    return "a class or a function" if origin is Callable else f"a {origin.__name__}"
+
+
 def _is_default(value: Any, default: Any) -> bool:
     """Return whether a value is an argument's default, which the code names, not the config."""
     if callable(value) and isinstance(default, str):
@@ -193,7 +208,8 @@ def _is_default(value: Any, default: Any) -> bool:
     return value is default
 
 
-def _parser_of(found: Any) -> ArgumentParser:
+def parser_of(found: Any) -> ArgumentParser:
+    """Make a parser of the arguments of a class or a function."""
     parser = ArgumentParser(exit_on_error=False)
     is_class = isinstance(found, type)
     add = parser.add_class_arguments if is_class else parser.add_function_arguments

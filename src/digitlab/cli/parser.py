@@ -23,7 +23,7 @@ import digitlab.callbacks
 import digitlab.models  # noqa: F401
 from digitlab.callbacks import ProgressBar
 from digitlab.classifier import Classifier
-from digitlab.cli.allowed import check_allowed
+from digitlab.cli.allowed import actions_of, check_allowed, parser_of
 from digitlab.cli.configs import find_config
 from digitlab.cli.messages import explain, option_names
 from digitlab.data import ImageDataModule
@@ -31,7 +31,6 @@ from digitlab.errors import InputError, describe_error
 from digitlab.execution import NullProfiler
 from digitlab.files import expand_settings, load_yaml
 from digitlab.run_folder import read_settings
-from digitlab.settings import parameters
 
 
 def _load_value(text: str) -> Any:
@@ -189,9 +188,8 @@ class RunCLI(LightningCLI):
         """Give a network the number of classes in the data, unless the settings give another."""
         model = self.config.model
         kind: Any = locate(model.class_path)
-        defaults = {name: value for name, _, value in parameters(kind)}
         given = (model.get("init_args") or {}).get("num_classes")
-        if given is not None and given == defaults.get("num_classes"):
+        if given is not None and given == actions_of(parser_of(kind))["num_classes"].default:
             data = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
             model.init_args.num_classes = len(self.parser.instantiate(data).data.class_names)
 

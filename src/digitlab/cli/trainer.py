@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
 
 from digitlab import callbacks as cb
 from digitlab.callbacks.tensorboard import EventLogger
@@ -32,6 +32,9 @@ def check_callbacks(cli: RunCLI) -> None:
                 f"{type(callback).__name__} changes settings that config.yaml has, and trains for "
                 "trials: find them in Python with Lightning's Tuner, and give what it finds"
             )
+        where = str(getattr(callback, "dirpath", None) or "")
+        if isinstance(callback, ModelCheckpoint) and where and "://" not in where:
+            Path(where).mkdir(parents=True, exist_ok=True)  # refused now, not when it first saves
 
 
 def make_trainer(

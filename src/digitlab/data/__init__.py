@@ -1,8 +1,5 @@
 """Data sets of square grey images, whole in memory, and what of them is verified."""
 
-import warnings
-from typing import Any
-
 from digitlab.data.augmentation import Augmentation
 from digitlab.data.datamodule import ImageDataModule
 from digitlab.data.datasets import (
@@ -31,10 +28,3 @@ __all__ = [
     "QMNISTDataModule",
     "TorchvisionDataModule",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "ImageOrder":  # until the next release
-        warnings.warn("ImageOrder is named EpochSampler now", DeprecationWarning, stacklevel=2)
-        return EpochSampler
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from digitlab.settings import check_at_least, check_types
+from digitlab.errors import check_at_least
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Augmentation:
             eighth to a half of the image's.
 
     Raises:
-        ValueError: A value is of another type or out of range.
+        ValueError: A value is out of range.
 
     Reference:
         Zhong, Zheng, Kang, Li and Yang, "Random erasing data augmentation", arXiv 1708.04896, 2017;
@@ -38,7 +38,6 @@ class Augmentation:
     erase: float = 0.0
 
     def __post_init__(self) -> None:
-        check_types(Augmentation, vars(self))
         check_at_least(0, **{"augmentation.shift": self.shift})
         if not 0 <= self.erase <= 1:
             raise ValueError(f"augmentation.erase is {self.erase}: it must be from 0 to 1")

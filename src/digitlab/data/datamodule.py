@@ -18,7 +18,7 @@ from digitlab.data.augmentation import Augmentation
 from digitlab.data.download import Arrays, Split, Verified, sha256
 from digitlab.data.loader import EpochSampler, ImageLoader, run_seed
 from digitlab.data.photographs import PreparedImage, prepare_digit
-from digitlab.settings import CheckedSettings, check_at_least, check_types
+from digitlab.errors import check_at_least
 
 Subset = Literal["train", "validation", "test"]
 """The images of a loader; `validation` is part of the training split, or the test split."""
@@ -31,7 +31,7 @@ _STAGES: dict[str | None, tuple[Subset, ...]] = {
 }
 
 
-class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
+class ImageDataModule(LightningDataModule, ABC):
     """A data set of square grey images, held in memory and normalized batch by batch.
 
     Batches are tuples of images, float32 `(N, 1, S, S)`, and labels, int64 `(N,)`. S is 28, or the
@@ -63,7 +63,7 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
             run is resumed and evaluated with the same images.
 
     Raises:
-        ValueError: A value is of another type or out of range.
+        ValueError: A value is out of range.
     """
 
     class_names: tuple[str, ...] = tuple("0123456789")
@@ -86,7 +86,6 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         augmentation: Augmentation | None = None,
         digests: dict[Split, tuple[str, str]] | None = None,
     ) -> None:
-        check_types(ImageDataModule, locals())
         super().__init__()
         check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         check_at_least(0, validation_size=validation_size, validation_seed=validation_seed)
@@ -96,6 +95,8 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
                 f"train_images is {[first, end]}: the first must be at least 0 "
                 "and the end greater than the first"
             )
+        given: Any = augmentation  # in Python also a dict, as a config has it
+        augmentation = Augmentation(**given) if isinstance(given, dict) else given
         if augmentation and augmentation.shift >= self.image_size:
             raise ValueError(
                 f"augmentation.shift is {augmentation.shift}: it must be less than "
@@ -105,11 +106,9 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         self.save_hyperparameters(ignore=["root", "folder", "digests", "augmentation"])
         if augmentation:  # as text, since checkpoints hold plain values
             self.save_hyperparameters({"augmentation": str(augmentation)})
-        own = type(self).__name__
-        if not isinstance(getattr_static(self, "name"), property):  # our classes have one
-            self.name = self.name or (own.removesuffix("DataModule") or own).lower()
-        if not isinstance(getattr_static(self, "class_names"), property):
-            self.class_names = self.class_names
+        for own in ("name", "class_names"):
+            if not isinstance(getattr_static(self, own), property):
+                setattr(self, own, getattr(self, own))  # checks it
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.normalization = normalization
@@ -123,7 +122,7 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         self._subsets: dict[Subset, Arrays] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Check a name of the data set or of its classes, whether a class or an object has it."""
+        """Check names of the data set and of its classes."""
         check = {"name": _check_name, "class_names": _check_class_names}.get(name)
         super().__setattr__(name, check(type(self).__name__, value) if check else value)
 
@@ -203,10 +202,8 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         if split == "validation":
             split = self.validation_split
         if split not in self._subsets:
-            if split == "test":
-                self._subsets["test"] = self._read("test")
-            else:
-                self._subsets |= self._split_train()
+            is_test = split == "test"
+            self._subsets |= {"test": self._read("test")} if is_test else self._split_train()
         return self._subsets[split]
 
     def _split_train(self) -> dict[Subset, Arrays]:
@@ -298,10 +295,9 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
 
     def _steps_left(self) -> float:
         """Return how many more optimizer steps the trainer wants."""
-        trainer = self.trainer
-        if trainer is None or trainer.max_steps < 0:
-            return math.inf
-        return trainer.max_steps - trainer.global_step
+        if (trainer := self.trainer) and trainer.max_steps >= 0:
+            return trainer.max_steps - trainer.global_step
+        return math.inf
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the trainer behind when pickled or copied, as a `LightningModule` does."""
@@ -347,7 +343,7 @@ class ImageDataModule(CheckedSettings, LightningDataModule, ABC):
         """Return what pixels from 0 to 1 are normalized with; None if they stay as they are."""
         if self.normalization == "standard":
             return self.mean_std or self._measured
-        return (0.5, 0.5) if self.normalization == "symmetric" else None
+        return {"unit": None, "symmetric": (0.5, 0.5)}[self.normalization]
 
     @cached_property
     def _measured(self) -> tuple[float, float]:
@@ -375,6 +371,7 @@ def stratified_split(
 
 
 def _check_name(owner: str, name: Any) -> str:
+    name = name or (owner.removesuffix("DataModule") or owner).lower()
     if isinstance(name, str) and len(name) <= 100 and re.fullmatch(r"\w[\w.+-]*", name):
         return name
     raise ValueError(

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import datasets
 
 from digitlab.data.datamodule import ImageDataModule, stratified_split
-from digitlab.data.download import Arrays, IDXFile, Split, read_split, sha256
+from digitlab.data.download import Arrays, IDXFile, Split, read_file, sha256
 from digitlab.data.photographs import PreparedImage, prepare_digit, prepare_garment
 from digitlab.files import expand_path
 
@@ -40,27 +40,30 @@ class TorchvisionDataModule(ImageDataModule):
     """SHA-256 of the images and the labels of each split, as `digitlab.data.download.sha256`
     computes them."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let a class that names another data set inherit nothing that is of the one above."""
+        super().__init_subclass__(**kwargs)
+        if "dataset" in vars(cls):
+            cls.digests, cls.mean_std = (vars(cls).get(it) for it in ("digests", "mean_std"))
+
     def __init__(self, root: str | None = None, **kwargs: Any) -> None:
         if not hasattr(self, "dataset"):
             raise ValueError(f"{type(self).__name__} has no dataset: give a class that has one")
         super().__init__(**kwargs)
         self.root = root
-        if self._depth("dataset") < self._depth("mean_std"):
-            self.mean_std = None
 
-    def files(self, split: Split) -> tuple[IDXFile, IDXFile]:
+    def files(self, split: Split) -> list[IDXFile]:
         """Return the files of a split's images and labels."""
-        prefix = {"train": "train", "test": "t10k"}[split]
-        md5 = dict(self.dataset.resources)
-
-        def file(name: str, shape: tuple[int, ...]) -> IDXFile:
-            mirrors = self.dataset.mirrors if f"{name}.gz" in md5 else []
-            urls = tuple(f"{mirror}{name}.gz" for mirror in mirrors)
-            return IDXFile(name, shape, urls, md5.get(f"{name}.gz", ""))
-
-        return file(f"{prefix}-images-idx3-ubyte", (28, 28)), file(
-            f"{prefix}-labels-idx1-ubyte", ()
-        )
+        prefix, md5 = {"train": "train", "test": "t10k"}[split], dict(self.dataset.resources)
+        names = (f"{prefix}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
+        return [
+            IDXFile(
+                name,
+                [f"{it}{name}.gz" for it in self.dataset.mirrors if f"{name}.gz" in md5],
+                md5.get(f"{name}.gz", ""),
+            )
+            for name in names
+        ]
 
     def read(self, split: Split) -> Arrays:
         """Read a whole split, and verify it.
@@ -70,9 +73,10 @@ class TorchvisionDataModule(ImageDataModule):
             ValueError: A file belongs to another data set, or `digests` are none.
         """
         own = f"{type(self).__name__}.digests"
-        digests = self.digests if self._depth("digests") <= self._depth("dataset") else None
-        given: Any = digests.get(split) if isinstance(digests, dict) else digests
-        if digests is not None and not _are_digests(given):
+        given: Any = self.digests
+        if isinstance(given, dict):
+            given = given.get(split) or "missing"
+        if given is not None and not _are_digests(given):
             raise ValueError(
                 f"{own} of the {split} split is {given!r}: give two SHA-256 digests, of the images "
                 "and of the labels, as digitlab.data.download.sha256 computes them, or None for all"
@@ -83,17 +87,15 @@ class TorchvisionDataModule(ImageDataModule):
         files = {name: self.files(name) for name in ("train", "test")}
         names = dict.fromkeys(file.archive for pair in files.values() for file in pair)
         remedy = "move it away and run the command again"
-        if self._depth("digests") > 1 or not files[split][0].urls:
+        if "digests" not in vars(type(self)) or not files[split][0].urls:
             remedy = f"replace it, or give {own} of its own files"
         folder = root / self.dataset.__name__ / "raw"
-        arrays, verified = read_split(files[split], folder, given, [*names], remedy)
-        self.verified[split] = verified
-        return arrays
-
-    def _depth(self, name: str) -> int:
-        """Return where an attribute is defined: 0 in the object, 1 in its class, then above."""
-        layers = [vars(self), *map(vars, type(self).__mro__)]
-        return next(i for i, layer in enumerate(layers) if name in layer)
+        (images, one), (labels, other) = (
+            read_file(file, folder, digest, [*names], remedy)
+            for file, digest in zip(files[split], given or (None, None), strict=True)
+        )
+        self.verified[split] = max(one, other)  # in the order of the alphabet
+        return images, labels.astype(np.int64)
 
 
 class MNISTDataModule(TorchvisionDataModule):
@@ -171,19 +173,13 @@ class QMNISTDataModule(TorchvisionDataModule):
     name: str = "qmnist"
     dataset = datasets.QMNIST
 
-    def files(self, split: Split) -> tuple[IDXFile, IDXFile]:
+    def files(self, split: Split) -> list[IDXFile]:
         """Return a split's files; a label is the first of eight numbers on its image."""
-
-        def file(resource: tuple[str, str], shape: tuple[int, ...], convert: Any) -> IDXFile:
-            url, md5 = resource
-            return IDXFile(PurePosixPath(url).stem, shape, (url,), md5, convert=convert)
-
-        images, labels = self.dataset.resources[split]
-        return file(images, (28, 28), np.asarray), file(labels, (), _first_column)
-
-
-def _first_column(labels: NDArray[Any]) -> NDArray[Any]:
-    return labels[:, 0].astype(np.uint8)
+        converts: Any = (np.asarray, lambda labels: labels[:, 0].astype(np.uint8))
+        return [
+            IDXFile(PurePosixPath(url).stem, [url], md5, convert=convert)
+            for (url, md5), convert in zip(self.dataset.resources[split], converts, strict=True)
+        ]
 
 
 class EMNISTDataModule(TorchvisionDataModule):
@@ -207,9 +203,7 @@ class EMNISTDataModule(TorchvisionDataModule):
 
     Args:
         split: The selection.
-        root: The folder for `EMNIST/raw`. Unset: the environment variable `DIGITLAB_DATA`, else
-            `data`.
-        **kwargs: See `ImageDataModule`.
+        **kwargs: See `TorchvisionDataModule`.
     """  # noqa: E501  # a table's row is one line
 
     dataset = datasets.EMNIST
@@ -217,33 +211,25 @@ class EMNISTDataModule(TorchvisionDataModule):
     def __init__(
         self,
         split: Literal["balanced", "byclass", "bymerge", "letters", "digits", "mnist"] = "balanced",
-        root: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(root, **kwargs)
+        super().__init__(**kwargs)
         self.split = split
         self.name = f"emnist_{split}"
         names = self.dataset.classes_split_dict[split]
         self.class_names = tuple(name for name in names if name != "N/A")  # the 0 of letters
 
-    def files(self, split: Split) -> tuple[IDXFile, IDXFile]:
+    def files(self, split: Split) -> list[IDXFile]:
         """Return a split's files, in the archive of all."""
-
-        def file(kind: str, shape: tuple[int, ...], convert: Any) -> IDXFile:
-            name = f"emnist-{self.split}-{split}-{kind}"
-            urls, md5 = (self.dataset.url,), self.dataset.md5
-            return IDXFile(name, shape, urls, md5, f"gzip/{name}.gz", convert)
-
-        labels = np.asarray if self.split != "letters" else _from_zero
-        return file("images-idx3-ubyte", (28, 28), _upright), file("labels-idx1-ubyte", (), labels)
-
-
-def _upright(images: NDArray[Any]) -> NDArray[Any]:
-    return images.transpose(0, 2, 1).copy()
-
-
-def _from_zero(labels: NDArray[Any]) -> NDArray[Any]:
-    return labels - 1
+        name, first = f"emnist-{self.split}-{split}", self.split == "letters"
+        converts: dict[str, Any] = {
+            f"{name}-images-idx3-ubyte": lambda images: images.transpose(0, 2, 1).copy(),
+            f"{name}-labels-idx1-ubyte": lambda labels: labels - np.uint8(first),
+        }
+        url, md5 = self.dataset.url, self.dataset.md5
+        return [
+            IDXFile(it, [url], md5, f"gzip/{it}.gz", convert) for it, convert in converts.items()
+        ]
 
 
 class DigitsDataModule(ImageDataModule):

@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -28,6 +28,7 @@ Verified = Literal["SHA-256 verified", "archive verified", "not verified"]
 values, by the MD5 of their archive, or not at all."""
 
 _TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}  # by the IDX header
+_MD5 = partial(hashlib.md5, usedforsecurity=False)
 _TIMEOUT = 60  # seconds without a byte, after which a mirror is given up
 _LARGE = 2**26  # bytes; larger downloads are announced, as they take minutes
 
@@ -44,23 +45,13 @@ def sha256(array: NDArray[Any]) -> str:
 
 @dataclass(frozen=True)
 class IDXFile:
-    """A file with the images or labels of a split, and where its archive is found.
+    """A file with the images or labels of a split, and where its archive is found."""
 
-    Args:
-        name: Name of the unpacked file.
-        shape: Shape of an image, `(28, 28)`, or of a label, `()`.
-        urls: Addresses of its archive, mirrors of one another; none if it cannot be downloaded.
-        md5: MD5 digest of the archive; empty if none is known.
-        member: Where the file is in the archive, if that is a zip file.
-        convert: Makes `(N, *shape)` from the array in the file.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    urls: tuple[str, ...] = ()
-    md5: str = ""
-    member: str = ""
-    convert: Callable[[NDArray[Any]], NDArray[Any]] = np.asarray
+    name: str  # of the unpacked file
+    urls: Sequence[str] = ()  # of its archive, mirrors of one another
+    md5: str = ""  # of the archive, if it is known
+    member: str = ""  # the file in the archive, if that is a zip file
+    convert: Callable[[NDArray[Any]], NDArray[Any]] = np.asarray  # makes (N, 28, 28) or (N,)
 
     @property
     def archive(self) -> str:
@@ -68,54 +59,27 @@ class IDXFile:
         return PurePosixPath(self.urls[0]).name if self.urls else f"{self.name}.gz"
 
     def match(self, array: NDArray[Any], digest: str | None) -> NDArray[np.uint8] | None:
-        """Convert the array of a file, if it has the shape, and the digest if one is given."""
+        """Convert the array of a file, if it has the shape and, if one is given, the digest."""
+        shape = (28, 28) if "images" in self.name else ()
         try:
             array = self.convert(array)
         except (IndexError, ValueError):  # it has fewer dimensions
             return None
-        fits = array.dtype == np.uint8 and array.shape[1:] == self.shape and array.ndim
+        fits = array.dtype == np.uint8 and array.shape[1:] == shape and array.ndim
         return array if fits and digest in (None, sha256(array)) else None
 
 
-def read_split(
-    files: Sequence[IDXFile],
-    folder: Path,
-    digests: tuple[str, str] | None,
-    names: Sequence[str],
-    remedy: str = "move it away and run the command again",
-) -> tuple[Arrays, Verified]:
-    """Read a split of a data set in IDX files; download missing and damaged files.
-
-    A file is read from its archive, or unpacked if there is no intact archive. Downloads are
-    verified first and then written atomically, so processes that share `folder` need no lock, and a
-    failed download leaves nothing behind. An intact file with another digest is never overwritten:
-    it may belong to another data set.
-
-    Args:
-        files: The files of the images and of the labels.
-        folder: Where they are, such as `data/MNIST/raw`.
-        digests: SHA-256 of the images and of the labels, as computed by `sha256`. With `None`, the
-            archives' MD5 digests are compared, and unpacked files are not verified.
-        names: All archives of the data set, for messages.
-        remedy: What the error says of a file with another digest.
-
-    Returns:
-        Images, uint8 `(N, 28, 28)`, and labels, int64 `(N,)`; and how they were verified.
-
-    Raises:
-        OSError: A file is missing or damaged and cannot be downloaded, or cannot be read.
-        ValueError: A file is intact, but has another digest or shape.
-    """
-    (images, one), (labels, other) = (
-        _read_file(file, folder, digest, names, remedy)
-        for file, digest in zip(files, digests or (None, None), strict=True)
-    )
-    return (images, labels.astype(np.int64)), max(one, other)  # in the order of the alphabet
-
-
-def _read_file(
+def read_file(
     file: IDXFile, folder: Path, digest: str | None, names: Sequence[str], remedy: str
 ) -> tuple[NDArray[np.uint8], Verified]:
+    """Read a file from its archive, or unpacked if there is no intact one; download it if needed.
+
+    Downloads are verified first and then written atomically, so processes that share `folder` need
+    no lock, and a failed download leaves nothing behind. An intact file with another SHA-256
+    `digest` is never overwritten: it may belong to another data set. Without a digest the MD5 of an
+    archive is compared, and an unpacked file is not verified. The archives' `names` and `remedy`
+    are for messages.
+    """
     fault, unknown = f"{file.archive} is missing", None
     for name in dict.fromkeys((file.archive, f"{file.name}.gz", file.name)):
         if not (path := folder / name).exists():
@@ -150,21 +114,13 @@ def _read_file(
 
 @cache
 def _md5(path: Path, modified: int) -> str:
-    """Compute the MD5 digest of a file, once for each time that it was modified."""
+    """Compute the MD5 digest of a file, once until it is modified."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, _new_md5).hexdigest()
-
-
-def _new_md5(content: bytes = b"") -> Any:
-    return hashlib.md5(content, usedforsecurity=False)
+        return hashlib.file_digest(file, _MD5).hexdigest()
 
 
 def _member(file: Path | BytesIO, name: str) -> bytes:
-    """Read a file of a zip file.
-
-    Raises:
-        ValueError: The zip file is damaged, or has no such file.
-    """
+    """Read a file of a zip file, or raise a `ValueError` if that is damaged or lacks it."""
     try:
         with ZipFile(file) as archive:
             return archive.read(name)
@@ -173,35 +129,23 @@ def _member(file: Path | BytesIO, name: str) -> bytes:
 
 
 def _decode(content: bytes) -> NDArray[Any]:
-    """Decode an IDX file of any shape and type, compressed or not.
-
-    Raises:
-        ValueError: The file is damaged.
-    """
-    if content[:2] == b"\x1f\x8b":
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"the archive is damaged: {error}") from error
+    """Decode an IDX file of any shape and type, compressed or not."""
     try:
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
         zero, kind, dimensions = struct.unpack_from(">HBB", content)
+        if zero:
+            raise ValueError("it does not begin with two zeros")
         shape = struct.unpack_from(f">{dimensions}I", content, 4)
         # From a bytearray, because torch warns about arrays that cannot be written to.
         array = np.frombuffer(bytearray(content), _TYPES[kind], offset=4 + 4 * dimensions)
-        array = array.reshape(shape)
-    except (struct.error, KeyError, ValueError) as error:
+        return array.reshape(shape)
+    except (EOFError, OSError, zlib.error, struct.error, KeyError, ValueError) as error:
         raise ValueError(f"the file is damaged: {error}") from error
-    if zero:
-        raise ValueError("the file is damaged: it does not begin with two zeros")
-    return array
 
 
 def _download(file: IDXFile, folder: Path, digest: str | None) -> NDArray[np.uint8]:
-    """Download an archive from the first mirror that has the right one.
-
-    Raises:
-        OSError: No mirror has it, or it cannot be written.
-    """
+    """Download an archive from the first mirror that has the right one."""
     fault: Exception | str = "no address of it is known"
     for url in file.urls:
         request = Request(url, headers={"User-Agent": "digitlab"})
@@ -210,7 +154,7 @@ def _download(file: IDXFile, folder: Path, digest: str | None) -> NDArray[np.uin
                 if (size := int(response.headers.get("Content-Length") or 0)) > _LARGE:
                     print(f"Downloading {url}, {size / 1e6:.0f} MB", flush=True)
                 content: bytes = response.read()
-            if not digest and _new_md5(content).hexdigest() != file.md5:
+            if not digest and _MD5(content).hexdigest() != file.md5:
                 raise ValueError(f"{url} is another file, by its MD5 digest")
             inner = _member(BytesIO(content), file.member) if file.member else content
             if (array := file.match(_decode(inner), digest)) is None:

@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 from digitlab.data.datamodule import ImageDataModule, stratified_split
 from digitlab.data.download import Arrays, Split
 from digitlab.data.photographs import FORMATS, PreparedImage, open_image
+from digitlab.errors import check_at_least
 from digitlab.files import expand_path
-from digitlab.settings import check_at_least
 from digitlab.terminal import printable
 
 Resize = Literal["stretch", "pad", "crop", "refuse"]
@@ -91,8 +91,8 @@ class ImageFolderDataModule(ImageDataModule):
                 f"it has {width}x{height} pixels, not {side}x{side}: set resize to stretch, pad or "
                 "crop, or leave it out"
             )
-        scaled = _RESIZE[self.resize](image, side)
-        return PreparedImage(np.asarray(scaled), (f"{_DONE[self.resize]} to {side}x{side}",))
+        done, scale = _RESIZE[self.resize]
+        return PreparedImage(np.asarray(scale(image, side)), (f"{done} to {side}x{side}",))
 
     def read(self, split: Split) -> Arrays:
         """Read a split: the files in the order of their classes and paths.
@@ -144,7 +144,7 @@ class ImageFolderDataModule(ImageDataModule):
 
 
 def _find_splits(root: Path) -> dict[Split, dict[str, list[str]]]:
-    """List the image files of each class of `train`, and of `test` if there is a folder for it."""
+    """List the image files of each class of `train`, and of `test` if there is such a folder."""
     if not root.is_dir():
         raise ValueError(
             f"folder is {root}: there is no folder {root.absolute()}; set --data.folder to where "
@@ -158,21 +158,18 @@ def _find_splits(root: Path) -> dict[Split, dict[str, list[str]]]:
             f"{root / others[0]}: beside train there can be test only; move it elsewhere, or into "
             "train, and hold images out by validation_size"
         )
-    found: dict[Split, dict[str, list[str]]] = {"train": _find_classes(root / "train")}
-    if "test" in inner:
-        found["test"] = _find_classes(root / "test")
-        if unknown := [name for name in found["test"] if name not in found["train"]]:
-            raise ValueError(f"{root / 'test' / unknown[0]}: there is no such class in train")
+    splits: list[Split] = ["train", "test"] if "test" in inner else ["train"]
+    found = {split: _find_classes(root / split) for split in splits}
+    if unknown := [name for name in found.get("test", ()) if name not in found["train"]]:
+        raise ValueError(f"{root / 'test' / unknown[0]}: there is no such class in train")
     return found
 
 
 def _find_classes(root: Path) -> dict[str, list[str]]:
     # A name that is not UTF-8 could not be written to config.yaml.
-    classes = {
-        os.fsencode(it.name).decode("utf-8", "backslashreplace"): _find_images(it.path)
-        for it in _visible(root)
-        if it.is_dir()
-    }
+    folders = [it for it in _visible(root) if it.is_dir()]
+    names = [os.fsencode(it.name).decode("utf-8", "backslashreplace") for it in folders]
+    classes = {name: _find_images(it.path) for name, it in zip(names, folders, strict=True)}
     if len(classes) < 2:
         found = f"one class, {next(iter(classes))}" if classes else "no folders of classes"
         raise ValueError(
@@ -221,9 +218,8 @@ def _pad(image: Image.Image, side: int) -> Image.Image:
 
 
 _FILTER = Image.Resampling.BILINEAR  # computes with whole numbers, alike on every machine
-_RESIZE: dict[str, Callable[[Image.Image, int], Image.Image]] = {
-    "stretch": lambda image, side: image.resize((side, side), _FILTER),
-    "pad": _pad,
-    "crop": lambda image, side: ImageOps.fit(image, (side, side), _FILTER),
+_RESIZE: dict[str, tuple[str, Callable[[Image.Image, int], Image.Image]]] = {
+    "stretch": ("stretched", lambda image, side: image.resize((side, side), _FILTER)),
+    "pad": ("padded", _pad),
+    "crop": ("cropped", lambda image, side: ImageOps.fit(image, (side, side), _FILTER)),
 }
-_DONE = {"stretch": "stretched", "pad": "padded", "crop": "cropped"}

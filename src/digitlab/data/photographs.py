@@ -59,8 +59,8 @@ def open_image(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
             with Image.open(file, formats=FORMATS) as image:
                 return _read(image)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            limit = f"{Image.MAX_IMAGE_PIXELS:,}"
-            raise ValueError(f"it has more than {limit} pixels: scale it down") from error
+            fault = f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels: scale it down"
+            raise ValueError(fault) from error
         except UnidentifiedImageError as error:
             kinds = "PNG, JPEG, TIFF, BMP, GIF, WebP or PGM"
             raise ValueError(f"it cannot be read as an image: give a {kinds}") from error
@@ -182,13 +182,10 @@ def _ink(grey: Floats) -> tuple[Floats, bool]:
     darker, lighter = (np.clip(sign * (grey - background) - 3 * noise, 0, None) for sign in (-1, 1))
     inverted = bool(darker.sum() > lighter.sum())
     # Divide by the background's brightness, so that a stroke in shadow counts as one in light does.
-    ink = (
-        darker / np.maximum(background, 1)
-        if inverted
-        else lighter / np.maximum(255 - background, 1)
-    )
+    stroke, paper = (darker, background) if inverted else (lighter, 255 - background)
+    ink = stroke / np.maximum(paper, 1)
     sure = ink > _otsu_threshold(ink)
-    contrast = np.median((darker if inverted else lighter)[sure]) if sure.any() else 0
+    contrast = np.median(stroke[sure]) if sure.any() else 0
     if contrast < max(8, 3 * noise):
         raise ValueError(BLANK)
     ink = np.minimum(ink / np.percentile(ink[sure], 90), 1)
@@ -253,8 +250,7 @@ def _trim(grey: Floats, wanted: NDArray[np.bool_]) -> Floats:
 def _fitted(image: Image.Image, side: int) -> tuple[int, int]:
     """Compute width and height after scaling the longer one to `side`."""
     factor = side / max(image.size)
-    width, height = (max(1, round(factor * length)) for length in image.size)
-    return width, height
+    return max(1, round(factor * image.width)), max(1, round(factor * image.height))
 
 
 def _paste(values: NDArray[np.number], top: int, left: int) -> NDArray[np.uint8]:

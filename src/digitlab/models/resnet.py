@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from digitlab.classifier import Classifier
-from digitlab.settings import check_at_least
+from digitlab.errors import check_at_least
 
 
 class ResNet(Classifier):

@@ -8,18 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import (
-    GradientAccumulationScheduler,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from digitlab.batches import Batch, Block
 from digitlab.classifier import Classifier
 from digitlab.data.loader import run_seed
-from digitlab.execution import counted_step, overrides
+from digitlab.execution import counted_step, of_automatic_optimization, overrides
 from digitlab.parity.backend import (
     POLICIES,
     Policy,
@@ -355,27 +350,22 @@ def _check_original(original: Classifier) -> None:
 
 def _unsupported(trainer: Trainer, policy: Policy) -> Iterator[tuple[str, str]]:
     """Yield each setting or callback that Keras's training step cannot honour, and the remedy."""
-    precision, world, clip = str(trainer.precision), trainer.world_size, trainer.gradient_clip_val
-    needed, batches = POLICIES.get(precision), trainer.accumulate_grad_batches
+    precision, world = str(trainer.precision), trainer.world_size
+    needed = POLICIES.get(precision)
     own = f'make the model with policy="{needed}"'
     for is_set, setting, remedy in (
         (needed is None, f"precision {precision}", f"use one of {', '.join(POLICIES)}"),
         (needed not in (None, "float32", policy), f"precision {precision} of the trainer", own),
         (world > 1, f"training in {world} processes", "set devices and num_nodes to 1"),
-        (clip is not None, f"gradient_clip_val {clip}", "use the model's gradient_clip_norm"),
-        (batches != 1, f"accumulate_grad_batches {batches}", "use a larger batch_size"),
     ):
         if is_set:
             yield setting, remedy
+    yield from of_automatic_optimization(trainer)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set at run time
-        name = type(callback).__name__
-        if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
-            yield name, "leave the callback out"
-        if isinstance(callback, GradientAccumulationScheduler):
-            yield name, "use a larger batch_size"
         for hook in _GRADIENT_HOOKS:
             if overrides(callback, Callback, hook):
-                yield f"{name}.{hook}", "leave the callback out, since it would see no gradients"
+                setting = f"{type(callback).__name__}.{hook}"
+                yield setting, "leave the callback out, since it would see no gradients"
 
 
 def _cycles_momentum(scheduler: Any) -> bool:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from digitlab.errors import check_at_least
 from digitlab.optimizers import FusedRMSprop
 from digitlab.parity.backend import import_keras
-from digitlab.settings import check_at_least
 
 
 class _KerasOptimizer(torch.optim.Optimizer):

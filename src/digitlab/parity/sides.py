@@ -1,8 +1,7 @@
 """Both sides of a comparison: the inputs of each, and its output in PyTorch's layout."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from digitlab.parity.backend import import_keras, import_tensorflow
 from digitlab.parity.graph import Graph, first_line
 from digitlab.parity.layouts import TOLERANCES, Array, in_torch_layout
 from digitlab.parity.weights import Match
+from digitlab.scores import evaluating
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """What a model reads: one tensor, several by position, or several by name."""
@@ -103,7 +103,7 @@ def outputs(module: nn.Module, model: Graph, inputs: Inputs) -> tuple[Array, Arr
 def torch_output(module: nn.Module, inputs: Inputs) -> Tensor:
     """Compute a module's output in evaluation mode, or raise ValueError."""
     given = torch_inputs(module, inputs)
-    with evaluation_mode(module):
+    with evaluating(module):
         try:
             output = module(**given) if isinstance(given, dict) else module(*flat(given))
         except Exception as error:  # a user's module may raise anything
@@ -125,20 +125,6 @@ def precision(module: nn.Module, model: Graph) -> str:
             "as `module.float()` and Keras's dtype policy make them"
         )
     return min(found, default="float32")
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Turn off dropout, even where `eval()` keeps it on; restore modes and random numbers after."""
-    modes = {part: part.training for part in module.modules()}
-    try:
-        for part in modes:
-            part.training = False  # `train(False)` of a Classifier may keep dropout on
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 def torch_inputs(module: nn.Module, inputs: Inputs) -> Inputs:
