@@ -1,14 +1,29 @@
 import shutil
-from collections.abc import Iterator
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import pytest
 
-from tests.browser import chromium
-from tests.browser.chromium import Browser
 from tests.commands import fit
 from tests.conftest import REAL_DATA
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Request
+
+Seen = TypeVar("Seen")
+SECONDS = 60.0
+"""After these a wait is given up, so that no test hangs."""
+SIZE = {"width": 1460, "height": 1320}
+"""In CSS pixels; TensorBoard's cards of a run's ten curves all fit."""
+FLAGS = (
+    "--no-proxy-server",
+    "--enable-unsafe-swiftshader",  # TensorBoard's projector draws by WebGL, also without a GPU
+    # A request to another host fails at once, and is still noted.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,35 +34,70 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--shown-run", metavar="RUN_DIR", help=of_run)
 
 
-@pytest.fixture(scope="session")
-def program(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Browser]:
-    """The browser that all tests share."""
-    if not find_spec("selenium"):
-        pytest.skip('needs selenium: pip install -e ".[dev]"')
-    paths = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    for name, path in paths.items():
-        if not path:
-            pytest.skip(f"needs {name}: on Debian, apt-get install chromium chromium-driver")
-    pictures = _folder(request.config, "--screenshots")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("no_proxy", "*")  # all that is asked for is on this machine
-        profile = tmp_path_factory.mktemp("profile")
-        started = chromium.start(
-            str(paths["chromium"]), str(paths["chromedriver"]), profile, pictures
-        )
-        yield started
-        started.driver.quit()
+@pytest.fixture(scope="module")  # the event loop of a longer one would disturb other tests
+def chromium() -> Iterator["Browser"]:
+    """The system's Chromium, without a window."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not (path := shutil.which("chromium")):
+        pytest.skip("needs chromium: on Debian, apt-get install chromium")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
-def browser(program: Browser) -> Iterator[Browser]:
-    """A browser with no page, in which the test's pages must work without a network."""
-    program.reset()
-    yield program
-    assert program.errors() == []
-    assert program.strangers() == []
+def page(chromium: "Browser") -> Iterator["Page"]:
+    """An empty page, in which the test's pages must work without a network."""
+    page = chromium.new_page(viewport=SIZE)
+    page.set_default_timeout(1000 * SECONDS)
+    faults = watch(page)
+    yield page
+    page.close()
+    assert faults == []
+
+
+def watch(page: "Page") -> list[str]:
+    """A list to which the page's errors, and addresses on other machines, are added."""
+    faults: list[str] = []
+
+    def ask(request: "Request") -> None:
+        if urlsplit(request.url).hostname not in (None, "", "127.0.0.1"):
+            faults.append(request.url)
+
+    page.on("request", ask)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+    return faults
+
+
+def read(page: Any, selector: str, expression: str = "element.innerText") -> list[Any]:
+    """Read something of each `element` that is shown, inside components too."""
+    every = page.locator(f"{selector} >> visible=true")
+    return list(every.evaluate_all(f"all => all.map((element) => {expression})"))
+
+
+def wait_for(look: Callable[[], Seen], wanted: Callable[[Seen], bool]) -> Seen:
+    """Look until it is as wanted, and return what was seen."""
+    end = monotonic() + SECONDS
+    while not wanted(seen := look()):
+        assert monotonic() < end, f"after {SECONDS:.0f} s it is still {seen!r}"
+        sleep(0.1)
+    return seen
+
+
+@pytest.fixture
+def picture(request: pytest.FixtureRequest, page: "Page") -> Callable[..., None]:
+    """Keeps a picture of what is shown, down to this height, if pictures are asked for."""
+    folder = _folder(request.config, "--screenshots")
+
+    def take(name: str, height: int = SIZE["height"]) -> None:
+        if folder:
+            page.wait_for_timeout(3000)  # until what moves has come to rest
+            shown = {"x": 0, "y": 0, "width": page.viewport_size["width"], "height": height}  # type: ignore[index]
+            page.screenshot(path=folder / f"{name}.png", clip=shown)  # type: ignore[arg-type]
+
+    return take
 
 
 @pytest.fixture(scope="session")

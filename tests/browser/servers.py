@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 START = 60.0
 """Seconds for TensorBoard to start; it imports TensorFlow, which takes 7 on an idle core."""
-END = 20.0
+END = 60.0
 
 
 class _Server(ThreadingHTTPServer):

@@ -5,38 +5,46 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urldefrag
 
 import pytest
 
-from tests.browser.chromium import Browser
+from tests.browser.conftest import SIZE, watch
 from tests.browser.servers import serve
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-TOO_WIDE = """
+TOO_WIDE = """() => {
 const article = document.querySelector("article");
 const right = article.getBoundingClientRect().right + 17;  // blocks may reach into the margin
 const elements = [...article.querySelectorAll("*")];
 const boxes = elements.filter((it) => /auto|scroll/.test(getComputedStyle(it).overflowX));
 const inside = new Set(boxes.flatMap((it) => [...it.querySelectorAll("*")]));
 const shown = (found) => found.map((it) => `${it.tagName} ${it.textContent.trim().slice(0, 60)}`);
-return [
-  document.documentElement.scrollWidth,
-  shown(elements.filter((it) => !inside.has(it) && it.getBoundingClientRect().right > right)),
-  shown(boxes.filter((it) => it.scrollWidth > it.clientWidth + 1)),
-]"""
+return {
+  page: document.documentElement.scrollWidth,
+  outside: shown(elements.filter(
+    (it) => !inside.has(it) && it.getBoundingClientRect().right > right)),
+  scrolled: shown(boxes.filter((it) => it.scrollWidth > it.clientWidth + 1)),
+};
+}"""
 """The page's width, what sticks out of the article, and boxes that a reader must move sideways."""
+DESK, PHONE = 1280, 390
 
 
 @dataclass
-class Page:
+class Visit:
     """What a page has, and what happened when it was opened."""
 
     links: list[str]
     faults: list[str]
     """Images without pixels, the console's errors, and addresses on other machines."""
+    wide: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -54,80 +62,47 @@ def home(site: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def pages(program: Browser, home: str) -> dict[str, Page]:
+def visits(chromium: "Browser", home: str) -> dict[str, Visit]:
     """All pages that links lead to from the home page, by address."""
-    program.reset()
-    found: dict[str, Page] = {}
+    page = chromium.new_page(viewport=SIZE)
+    faults = watch(page)
+    found: dict[str, Visit] = {}
     waiting = [home]
     while waiting:
         address = waiting.pop(0)
-        found[address] = visit(program, address)
-        targets = {urldefrag(link).url for link in found[address].links}
+        faults.clear()
+        page.goto(address)
+        links = page.evaluate("[...document.links].map((link) => link.href)")
+        links = [link for link in links if link.startswith(home)]
+        broken = "[...document.images].filter((image) => !(image.complete && image.naturalWidth))"
+        faults += page.evaluate(f"{broken}.map((image) => image.src)")
+        wide = []
+        for width in (DESK, PHONE):
+            page.set_viewport_size({"width": width, "height": 900})
+            seen = page.evaluate(TOO_WIDE)
+            # A phone's reader moves a table or a program sideways, nobody the page.
+            if seen["page"] > width or seen["outside"] or (seen["scrolled"] and width == DESK):
+                wide.append(f"{width}: {seen}")
+        found[address] = Visit(links, [*faults], wide)
+        targets = {urldefrag(link).url for link in links}
         waiting += sorted(a for a in targets if a.endswith("/") and a not in {*found, *waiting})
+    page.close()
     return found
 
 
-def visit(program: Browser, address: str) -> Page:
-    program.driver.get(address)
-    origin = program.run("return location.origin")
-    links = program.run("return [...document.links].map((link) => link.href)")
-    broken = "[...document.images].filter((image) => !(image.complete && image.naturalWidth))"
-    images = program.run(f"return {broken}.map((image) => image.src)")
-    return Page(
-        links=[link for link in links if link.startswith(f"{origin}/")],
-        faults=[*images, *program.errors(), *program.strangers()],
-    )
-
-
 def test_links_lead_from_the_home_page_to_every_page(
-    pages: dict[str, Page], site: Path, home: str
+    visits: dict[str, Visit], site: Path, home: str
 ) -> None:
     built = {path.parent.relative_to(site) for path in site.rglob("index.html")}
-    assert set(pages) == {home + "".join(f"{part}/" for part in path.parts) for path in built}
-    assert len(pages) > 15
+    assert set(visits) == {home + "".join(f"{part}/" for part in path.parts) for path in built}
+    assert len(visits) > 15
 
 
 def test_no_page_has_a_broken_image_or_an_error_or_asks_another_machine(
-    pages: dict[str, Page],
+    visits: dict[str, Visit],
 ) -> None:
-    assert {a: page.faults for a, page in pages.items() if page.faults} == {}
+    assert {a: visit.faults for a, visit in visits.items() if visit.faults} == {}
 
 
-@pytest.mark.parametrize(("width", "phone"), [(1280, False), (390, True)])
-def test_nothing_is_wider_than_its_column(
-    browser: Browser, pages: dict[str, Page], width: int, phone: bool
-) -> None:
-    browser.look(width=width, height=900, phone=phone)
-    wide = {}
-    for address in pages:
-        browser.driver.get(address)
-        page, outside, scrolled = browser.run(TOO_WIDE)
-        # A phone's reader moves a table or a program sideways, nobody the page.
-        if page > width or outside or (scrolled and not phone):
-            wide[address] = (page, outside, scrolled)
-    assert wide == {}
-
-
-def test_every_page_has_a_table_of_contents_and_a_way_on(
-    browser: Browser, pages: dict[str, Page], home: str
-) -> None:
-    for address in pages:
-        browser.driver.get(address)
-        if address != home:  # which is one screen
-            assert browser.read(".md-nav--secondary .md-nav__link"), f"{address}: contents"
-        assert browser.read(".md-footer__link"), f"{address}: previous and next"
-
-
-def test_the_search_finds_a_word(browser: Browser, home: str) -> None:
-    browser.open(home)
-    browser.driver.find_element("css selector", ".md-search__input").send_keys("pre-emption")
-    found = browser.wait_for(lambda: browser.read(".md-search-result__link", "element.href"), bool)
-    browser.driver.get(found[0])
-    assert "pre-emption" in browser.read("article")[0]
-
-
-def test_home_shows_a_run(browser: Browser, home: str) -> None:
-    browser.open(home)
-    shown = browser.read("article img", "element.naturalWidth > 0")
-    assert shown
-    assert all(shown)
+def test_nothing_is_wider_than_its_column(visits: dict[str, Visit]) -> None:
+    assert {a: visit.wide for a, visit in visits.items() if visit.wide} == {}

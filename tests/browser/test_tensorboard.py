@@ -1,17 +1,22 @@
 """The real TensorBoard on a finished run."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from tests.browser.chromium import Browser
+from tests.browser.conftest import read, wait_for
 from tests.browser.servers import tensorboard
 from tests.commands import config_of
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+Picture = Callable[..., None]
 
 SCALARS = {
     *(f"{phase}/{name}" for phase in ("train", "val") for name in ("accuracy", "loss")),
@@ -32,85 +37,89 @@ def address(run: Path) -> Iterator[str]:
         yield address
 
 
-def test_scalars_shows_a_curve_of_each_figure(browser: Browser, address: str) -> None:
+def test_scalars_shows_a_curve_of_each_figure(page: "Page", address: str) -> None:
     # A run of a few epochs has no outlier, and nothing to smooth.
-    browser.open(f"{address}#scalars&_smoothingWeight=0&{FILTER}")
-    outliers = "Ignore outliers in chart scaling"
-    browser.wait_for(lambda: browser.read("paper-checkbox"), lambda names: outliers in names)
-    browser.click("paper-checkbox", outliers)
-    curves = browser.wait_for(
-        lambda: dict(browser.read("tf-scalar-card", f"[element.tag, {CURVE}]")),
+    page.goto(f"{address}#scalars&_smoothingWeight=0&{FILTER}")
+    page.get_by_text("Ignore outliers in chart scaling").click()
+    curves = wait_for(
+        lambda: dict(read(page, "tf-scalar-card", f"[element.tag, {CURVE}]")),
         lambda curves: curves.keys() >= SCALARS and all(curves[tag] for tag in SCALARS),
     )
     for tag in SCALARS:
         assert "L" in curves[tag], f"{tag} is one point, which is no curve"
 
 
-def test_accuracy_and_loss_are_what_scalars_shows_first(browser: Browser, address: str) -> None:
-    browser.look(width=1280, height=900)
-    browser.open(f"{address}#scalars&_smoothingWeight=0")
+def test_accuracy_and_loss_are_what_scalars_shows_first(
+    page: "Page", picture: Picture, address: str
+) -> None:
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.goto(f"{address}#scalars&_smoothingWeight=0")
     place = "[element.tag, element.getBoundingClientRect().bottom]"
-    shown = browser.wait_for(
-        lambda: dict(browser.read("tf-scalar-card", place)), lambda cards: "val/loss" in cards
+    shown = wait_for(
+        lambda: dict(read(page, "tf-scalar-card", place)), lambda cards: "val/loss" in cards
     )
     assert [tag for tag, bottom in shown.items() if bottom < 900] == [
         f"{phase}/{name}" for phase in ("train", "val") for name in ("accuracy", "loss")
     ]
-    browser.picture("tensorboard_scalars", height=900, width=1280)
+    picture("tensorboard_scalars", height=900)
 
 
-def test_images_shows_pictures(browser: Browser, address: str) -> None:
-    browser.look(height=1560)
-    browser.open(f"{address}#images&{FILTER}")
+def test_images_shows_pictures(page: "Page", picture: Picture, address: str) -> None:
+    page.set_viewport_size({"width": 1460, "height": 1560})
+    page.goto(f"{address}#images&{FILTER}")
     width = "element.shadowRoot.querySelector('img')?.naturalWidth"
-    browser.wait_for(
-        lambda: dict(browser.read("tf-image-loader", f"[element.tag, {width}]")),
+    wait_for(
+        lambda: dict(read(page, "tf-image-loader", f"[element.tag, {width}]")),
         lambda widths: all(widths.get(tag) for tag in IMAGES),
     )
-    browser.click("paper-checkbox", "Show actual image size")
-    browser.picture("tensorboard_images", height=1560)
+    page.get_by_text("Show actual image size").click()
+    picture("tensorboard_images", height=1560)
 
 
 def test_hparams_shows_what_the_run_was_made_with_and_what_it_gave(
-    browser: Browser, address: str, run: Path
+    page: "Page", picture: Picture, address: str, run: Path
 ) -> None:
-    browser.open(f"{address}#hparams")
+    page.goto(f"{address}#hparams")
     expected = figures_of(run)
-    browser.wait_for(lambda: browser.read("paper-checkbox"), {"model", "batch_size"}.issubset)
-    for name in {"learning_rate", "model", "optimizer"}.difference(columns(browser)):
-        browser.click("paper-checkbox", name)
-    browser.wait_for(lambda: columns(browser), lambda shown: shown.items() >= expected.items())
+    boxes = page.locator("paper-checkbox")
+    wait_for(lambda: read(page, "paper-checkbox"), {"model", "batch_size"}.issubset)
+    for name in {"learning_rate", "model", "optimizer"}.difference(columns(page)):
+        boxes.get_by_text(name, exact=True).click()
+    wait_for(lambda: columns(page), lambda shown: shown.items() >= expected.items())
     # No more columns than these fit into the picture.
-    for name in columns(browser).keys() - expected.keys() - {"Trial ID"}:
-        browser.click("paper-checkbox", name)
-    browser.wait_for(lambda: columns(browser), lambda shown: len(shown) == 1 + len(expected))
-    browser.picture("tensorboard_hparams", height=420)
+    for name in columns(page).keys() - expected.keys() - {"Trial ID"}:
+        boxes.get_by_text(name, exact=True).click()
+    wait_for(lambda: columns(page), lambda shown: len(shown) == 1 + len(expected))
+    picture("tensorboard_hparams", height=420)
 
 
-def test_graphs_shows_the_layers(browser: Browser, address: str, run: Path) -> None:
+def test_graphs_shows_the_layers(page: "Page", picture: Picture, address: str, run: Path) -> None:
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     layers = {key.split(".")[1] for key in checkpoint["state_dict"]}
-    browser.open(f"{address}#graphs")
+    page.goto(f"{address}#graphs")
     label = "element.firstChild.textContent"  # what follows is the tooltip
-    browser.wait_for(lambda: set(browser.read("text.nodelabel", label)), layers.issubset)
-    browser.click("paper-button", "Fit to screen")
-    browser.picture("tensorboard_graphs")
+    wait_for(lambda: {*read(page, "text.nodelabel", label)}, layers.issubset)
+    page.get_by_text("Fit to screen").click()
+    picture("tensorboard_graphs")
 
 
-def test_projector_shows_a_point_for_each_image(browser: Browser, address: str, run: Path) -> None:
-    browser.open(f"{address}#projector")
-    features = (run / "projector" / "features.tsv").read_text("utf-8").splitlines()
+def test_projector_shows_a_point_for_each_image(
+    page: "Page", picture: Picture, address: str, run: Path
+) -> None:
+    page.goto(f"{address}#projector")
+    (tensors,) = run.glob("projector/*/tensors.tsv")
+    features = tensors.read_text("utf-8").splitlines()
     size = [str(len(features)), str(len(features[0].split()))]
-    with browser.inside("iframe"), browser.inside("iframe"):
-        browser.wait_for(lambda: browser.read(".numDataPoints, .dim"), size.__eq__)
-    browser.picture("tensorboard_projector")
+    inside = page.frame_locator("iframe").frame_locator("iframe")
+    wait_for(lambda: read(inside, ".numDataPoints, .dim"), size.__eq__)
+    picture("tensorboard_projector")
 
 
-def test_text_shows_the_config(browser: Browser, address: str, run: Path) -> None:
-    browser.open(f"{address}#text")
+def test_text_shows_the_config(page: "Page", picture: Picture, address: str, run: Path) -> None:
+    page.goto(f"{address}#text")
     config = (run / "config.yaml").read_text("utf-8")
-    browser.wait_for(lambda: browser.read("pre"), [config].__eq__)
-    browser.picture("tensorboard_text", height=760)
+    wait_for(lambda: read(page, "pre"), [config].__eq__)
+    picture("tensorboard_text", height=760)
 
 
 def figures_of(run: Path) -> dict[str, str]:
@@ -128,10 +137,10 @@ def figures_of(run: Path) -> dict[str, str]:
     return {**words, **{name: f"{number:#.5g}" for name, number in numbers.items()}}
 
 
-def columns(browser: Browser) -> dict[str, str]:
+def columns(page: "Page") -> dict[str, str]:
     """Of the table's columns with a header and a value, both; no attribute joins them."""
     place = "element.getBoundingClientRect()"
-    read = f"[{place}.x, {place}.y, element.innerText.trim()]"
-    cells = sorted(browser.read("vaadin-grid-cell-content", read))
+    cell = f"[{place}.x, {place}.y, element.innerText.trim()]"
+    cells = sorted(read(page, "vaadin-grid-cell-content", cell))
     found = [[text for *_, text in column if text] for _, column in groupby(cells, lambda c: c[0])]
     return {column[0]: column[1] for column in found if len(column) == 2}

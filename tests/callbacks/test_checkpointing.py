@@ -5,10 +5,12 @@ import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
@@ -165,17 +167,12 @@ def test_losses_are_checked_every_32_steps(steps: int, stopped: int) -> None:
 
 
 def test_weights_that_are_not_finite_are_neither_validated_nor_saved(tmp_path: Path) -> None:
-    validated: list[int] = []
-
-    class Watch(Callback):
-        def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
-            validated.append(trainer.global_step)
-
-    finite = FiniteLoss()
+    finite, validate = FiniteLoss(), Mock()
+    watch = LambdaCallback(on_validation_batch_start=validate)
     message = "network.fc1.bias is not finite after step 7, learning rate 0.001"
     with pytest.raises(FloatingPointError, match=message):
-        fit(Spoiled(7, "weight"), finite, LastCheckpoint(tmp_path, finite), Watch())
-    assert validated == []
+        fit(Spoiled(7, "weight"), finite, LastCheckpoint(tmp_path, finite), watch)
+    validate.assert_not_called()
     assert step_of(tmp_path / "last.ckpt") is None
 
 

@@ -1,11 +1,12 @@
-import csv
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
@@ -26,11 +27,6 @@ from tests.tiny import TinyDataModule
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller")
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.mark.parametrize("options", [{}, {"val_check_interval": 3}], ids=["end", "middle too"])
 def test_a_row_has_the_epochs_logged_scores(tmp_path: Path, options: dict[str, Any]) -> None:
     history, logger = History(tmp_path / "history.csv"), Recording()
@@ -46,10 +42,10 @@ def test_a_row_has_the_epochs_logged_scores(tmp_path: Path, options: dict[str, A
                 last, rel=1e-6  # logged as float32
             )  # fmt: skip
     assert all(0 < (row["seconds"] or 0) < 60 for row in history.rows)
-    rows = read(history.path)
+    table = pd.read_csv(history.path)
     names = "epoch step train_loss train_accuracy val_loss val_accuracy learning_rate seconds"
-    assert list(rows[0]) == names.split()
-    assert [{key: float(value) for key, value in row.items()} for row in rows] == history.rows
+    assert [*table] == names.split()
+    assert table.to_dict("records") == history.rows
     assert b"\r" not in history.path.read_bytes()
 
 
@@ -58,7 +54,7 @@ def test_an_epoch_without_validation_has_no_validation_score(tmp_path: Path) -> 
     fit(None, history, max_epochs=3, check_val_every_n_epoch=2, num_sanity_val_steps=2)
     validated = [row["val_loss"] is not None for row in history.rows]
     assert validated == [False, True, False]
-    assert [row["val_accuracy"] != "" for row in read(history.path)] == validated
+    assert pd.read_csv(history.path)["val_accuracy"].notna().tolist() == validated
 
 
 def test_the_learning_rate_is_that_of_the_epoch_s_start(tmp_path: Path) -> None:
@@ -73,15 +69,14 @@ def test_the_learning_rate_is_that_of_the_epoch_s_start(tmp_path: Path) -> None:
 def test_a_run_resumed_inside_an_epoch_has_a_row_and_rates_for_its_rest(tmp_path: Path) -> None:
     path = tmp_path / "inside.ckpt"
 
-    class Saver(Callback):
-        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-            if trainer.global_step == 3:
-                trainer.save_checkpoint(path)
+    def save(trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 3:
+            trainer.save_checkpoint(path)
 
     before = Throughput()
     with before.time("data"):
         pass
-    fit(None, before, Saver())
+    fit(None, before, LambdaCallback(on_train_batch_end=save))
     history, throughput, logger = History(tmp_path / "history.csv"), Throughput(), Recording()
     throughput.seconds["data"] = 100
     run = trainer(callbacks=[history, throughput], logger=logger, log_every_n_steps=BATCHES)
@@ -222,26 +217,22 @@ def probabilities(logger: Recording) -> tuple[list[int], torch.Tensor]:
     ],
 )
 def test_every_class_has_its_mean_probability_every_n_steps(steps: int, logged: list[int]) -> None:
-    class Reference(Callback):
+    means: list[torch.Tensor] = []
+
+    def reference(trainer: Trainer, model: LightningModule, _: Any, batch: Any, __: int) -> None:
         """The mean probabilities by torch's own functions, in evaluation mode."""
-
-        means: list[torch.Tensor] = []  # noqa: RUF012 # one instance
-
-        def on_train_batch_end(
-            self, trainer: Trainer, model: LightningModule, outputs: Any, batch: Any, *_: Any
-        ) -> None:
-            if trainer.global_step - 1 in logged:
-                images = batch[0] if steps == 1 else [*batch.batches()][-1][0]
-                with torch.no_grad():
-                    self.means.append(model.eval()(images).softmax(1).mean(0))
-                model.train()
+        if trainer.global_step - 1 in logged:
+            images = batch[0] if steps == 1 else [*batch.batches()][-1][0]
+            with torch.no_grad():
+                means.append(model.eval()(images).softmax(1).mean(0))
+            model.train()
 
     logger, model = Recording(), small_mlp(steps_per_execution=steps)
-    callbacks = [ClassProbabilities(3), Reference()]
+    callbacks = [ClassProbabilities(3), LambdaCallback(on_train_batch_end=reference)]
     fit(model, *callbacks, logger=logger, max_epochs=2, log_every_n_steps=7)
     recorded, ours = probabilities(logger)
     assert recorded == logged
-    torch.testing.assert_close(ours, torch.stack(Reference.means))
+    torch.testing.assert_close(ours, torch.stack(means))
     torch.testing.assert_close(ours.sum(1), torch.ones(4))
 
 
@@ -274,26 +265,19 @@ def test_a_number_below_one_is_refused(kind: type, name: str, value: int) -> Non
 GPU = torch.device("cuda", 0)
 
 
-@pytest.fixture
-def fractions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, torch.device]]:
-    """The limits set, on a machine that pretends to have a GPU of 4096 MB."""
-    fractions: list[tuple[float, torch.device]] = []
-    properties = SimpleNamespace(total_memory=4096 * 2**20)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(
-        torch.cuda, "set_per_process_memory_fraction", lambda *limit: fractions.append(limit)
-    )
-    return fractions
-
-
 def limit_memory(limit: GPUMemoryLimit) -> None:
     run: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=GPU))
     limit.setup(run, small_mlp(), "fit")
 
 
 def test_the_limit_is_a_fraction_of_the_gpu_s_memory_and_a_cpu_has_none(
-    fractions: list[tuple[float, torch.device]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    fractions: list[tuple[float, torch.device]] = []
+    properties = SimpleNamespace(total_memory=4096 * 2**20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    of_cuda = "set_per_process_memory_fraction"
+    monkeypatch.setattr(torch.cuda, of_cuda, lambda *limit: fractions.append(limit))
     for given in ([], [4096], [1]):
         limit_memory(GPUMemoryLimit(*given))  # 1024 in document B
     fit(None, GPUMemoryLimit(1))

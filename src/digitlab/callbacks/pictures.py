@@ -123,8 +123,8 @@ def draw_confusion_matrix(
     for (i, j), count in np.ndenumerate(counts):
         share = float(shares[i, j] if i == j else shares[i, j] ** 0.5)
         x, y = left + j * cell, top + i * cell
-        fill = _mix(_RIGHT if i == j else _WRONG, share)
-        draw.rectangle((x, y, x + cell - 2, y + cell - 2), fill)
+        fill = [round(255 - share * (255 - it)) for it in (_RIGHT if i == j else _WRONG)]
+        draw.rectangle((x, y, x + cell - 2, y + cell - 2), tuple(fill))
         if count:
             ink = _PAPER if share > 0.55 else _INK
             draw.text((x + cell // 2, y + cell // 2), str(count), ink, font, anchor="mm")
@@ -135,10 +135,11 @@ def draw_confusion_matrix(
         if foot == line:
             draw.text((x, y + line // 2), name, _INK, font, anchor="mm")
         else:
-            _write_upwards(picture, name, (x, y), font)
+            _write_upwards(draw, name, (x, y), font)
     middle, last_line = left + side // 2, size[1] - margin - line // 2
     draw.text((middle, last_line), "predicted", _INK, font, anchor="mm")
-    _write_upwards(picture, "true class", (line // 2 + 2, top + side // 2), font, centred=True)
+    length = round(font.getlength("true class"))
+    _write_upwards(draw, "true class", (line // 2 + 2, top + (side - length) // 2), font)
     return picture
 
 
@@ -162,12 +163,6 @@ def draw_kernels(kernels: NDArray[np.float32]) -> Image.Image:
     return Image.fromarray(grid.permute(1, 2, 0).numpy())
 
 
-def _mix(color: tuple[int, int, int], share: float) -> tuple[int, int, int]:
-    """Mix a colour with white."""
-    red, green, blue = (round(255 - share * (255 - value)) for value in color)
-    return red, green, blue
-
-
 @cache
 def _font(size: int = 11) -> ImageFont.FreeTypeFont:
     # matplotlib's own, which has more alphabets than Pillow's.
@@ -176,19 +171,12 @@ def _font(size: int = 11) -> ImageFont.FreeTypeFont:
 
 
 def _write_upwards(
-    picture: Image.Image,
-    word: str,
-    at: tuple[int, int],
-    font: ImageFont.FreeTypeFont,
-    centred: bool = False,
+    draw: ImageDraw.ImageDraw, word: str, top: tuple[int, int], font: ImageFont.FreeTypeFont
 ) -> None:
-    """Write a word rotated by 90 degrees, starting below a point or centred on it."""
-    height = round(font.size * 1.4)
-    line = Image.new("RGB", (max(round(font.getlength(word)), 1), height), _PAPER)
-    ImageDraw.Draw(line).text((0, height // 2), word, _INK, font, anchor="lm")
-    turned = line.rotate(90, expand=True)
-    top = at[1] - turned.height // 2 if centred else at[1]
-    picture.paste(turned, (at[0] - turned.width // 2, top))
+    """Write a word rotated by 90 degrees, below a point."""
+    turned = ImageFont.TransposedFont(font, Image.Transpose.ROTATE_90)
+    width = turned.getbbox(word)[2]
+    draw.text((top[0] - width / 2, top[1]), word, _INK, turned)
 
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#555555")

@@ -1,4 +1,4 @@
-"""The progress bar: Lightning's, with a line that fits a terminal of 80 columns.
+"""The progress bar: Lightning's, of one line, on standard error.
 
 It overrides `_should_update` of Lightning's bar, a private name: checked against Lightning 2.6.
 """
@@ -17,31 +17,9 @@ from digitlab.classifier import Classifier
 from digitlab.data import ImageLoader
 
 REFRESH_SECONDS = 0.25
-_FIRST_LINE = "{desc} {bar}"
-_LINE = "{desc} {bar} {percentage:.0f}% {remaining} {scores}"
-_LINES = (f"{_LINE} {{rate_noinv_fmt}}", _LINE, "{desc} {percentage:.0f}% {scores}")
-_MARGIN = 2  # columns for the `^C` that a terminal prints
 
 
 class _Bar(Tqdm):
-    """A bar whose line drops first the rate, then the bar itself, where the terminal is narrow."""
-
-    scores = ""
-
-    @property
-    def format_dict(self) -> dict[str, Any]:
-        values: dict[str, Any] = super().format_dict | {"scores": self.scores}
-        width = values["ncols"] = (values.get("ncols") or 10_000) - _MARGIN
-        lines = _LINES if values["n"] else [_FIRST_LINE]
-        # Without a width, tqdm's bar has 10 characters: no shorter one is worth its room.
-        fitting = (
-            line
-            for line in lines
-            if len(self.format_meter(**{**values, "bar_format": line, "ncols": None})) <= width
-        )
-        values["bar_format"] = next(fitting, lines[-1])
-        return values
-
     def set_description(self, desc: str | None = None, refresh: bool = True) -> None:
         """Describe the bar, without tqdm's colon and without Lightning's number of the loader."""
         self.set_description_str((desc or "").removesuffix(" DataLoader 0"), refresh)
@@ -71,7 +49,7 @@ class ProgressBar(TQDMProgressBar):
         self._refreshed_at = now
         return self.is_enabled
 
-    def _tqdm(self, description: str = "", total: float | None = None, on: bool = True) -> _Bar:
+    def _tqdm(self, description: str, total: float | None = None, on: bool = True) -> _Bar:
         is_utf = str(getattr(sys.stderr, "encoding", "")).lower().startswith("utf")
         return _Bar(
             desc=description,
@@ -82,10 +60,17 @@ class ProgressBar(TQDMProgressBar):
             file=sys.stderr,
             ascii="─╾━" if is_utf else True,
             unit=" batches",
+            bar_format="{desc} {bar} {percentage:.0f}% {remaining}{postfix}, {rate_noinv_fmt}",
         )
 
-    # Lightning describes these at their first batch.
-    init_sanity_tqdm = init_test_tqdm = init_predict_tqdm = _tqdm
+    def init_sanity_tqdm(self) -> _Bar:
+        return self._tqdm(self.sanity_check_description)
+
+    def init_test_tqdm(self) -> _Bar:
+        return self._tqdm(self.test_description)
+
+    def init_predict_tqdm(self) -> _Bar:
+        return self._tqdm(self.predict_description)
 
     def init_train_tqdm(self) -> _Bar:
         """Make the bar of all epochs; a run resumed inside an epoch shows that epoch at once."""
@@ -93,7 +78,7 @@ class ProgressBar(TQDMProgressBar):
 
     def init_validation_tqdm(self) -> _Bar:
         """Make the bar of a validation on its own; inside a fit, the epoch's bar is shown."""
-        return self._tqdm(on=self.trainer.state.fn != "fit")
+        return self._tqdm(self.validation_description, on=self.trainer.state.fn != "fit")
 
     @property
     def train_description(self) -> str:
@@ -128,7 +113,7 @@ class ProgressBar(TQDMProgressBar):
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         bar = self.train_progress_bar
         bar.set_description(self.train_description, refresh=False)
-        bar.scores = ""
+        bar.set_postfix_str("", refresh=False)
         bar.reset(convert_inf(self.total_train_batches))
 
     def on_train_batch_end(
@@ -137,11 +122,7 @@ class ProgressBar(TQDMProgressBar):
         """Show how many batches are done; of blocks, the loader counts them."""
         if isinstance(batch, Block) and isinstance(loader := trainer.train_dataloader, ImageLoader):
             batch_idx = loader.state_dict()["batches"] - 1
-        if self._should_update(batch_idx + 1, 0):
-            metrics = self.get_metrics(trainer, pl_module)
-            self.train_progress_bar.n = batch_idx + 1
-            self.train_progress_bar.scores = " ".join(f"{it} {metrics[it]}" for it in metrics)
-            self.train_progress_bar.refresh()
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear the bar, which makes room for the epoch's line."""
@@ -151,8 +132,7 @@ class ProgressBar(TQDMProgressBar):
         """Show on the epoch's bar that a validation is running."""
         super().on_validation_start(trainer, pl_module)
         if trainer.state.fn == "fit":
-            self.train_progress_bar.scores = "validating"
-            self.train_progress_bar.refresh()
+            self.train_progress_bar.set_postfix_str("validating")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
