@@ -182,6 +182,18 @@ def test_hooks_that_somebody_listens_to_are_called_at_every_step(steps: int) -> 
     assert own.called == ["own zero", "own after"] * BATCHES
 
 
+@pytest.mark.parametrize("hook", ["on_before_optimizer_step", "log_step"])
+def test_a_models_own_hook_before_steps_is_called_at_every_step(hook: str) -> None:
+    called: list[int] = []
+
+    def own(self: MLP, optimizer: Optimizer) -> None:
+        called.append(self.global_step)
+        getattr(MLP, hook)(self, optimizer)
+
+    fit(type("Own", (MLP,), {hook: own})([16], steps_per_execution=4))
+    assert called == [*range(BATCHES)]
+
+
 @pytest.mark.filterwarnings("ignore:You have overridden `on_after_batch_transfer`")
 def test_a_hook_that_makes_a_batch_of_a_block_is_refused() -> None:
     class Augmenting(MLP):

@@ -37,7 +37,7 @@ def test_a_score_is_that_of_the_whole_whatever_the_batches(batch_size: int) -> N
 
 def test_sums_stay_exact_over_more_images_than_float32_can_count() -> None:
     sums = RunningScore(CPU)
-    sums.loss += 2.0**24  # where float32 has no odd numbers
+    sums.add_counts(2.0**24, correct=0, n=1)  # where float32 has no odd numbers
     for _ in range(3):
         sums.add(torch.tensor(1.0), torch.eye(2)[:1], torch.tensor([0]))
     assert sums.loss.item() == 2**24 + 3

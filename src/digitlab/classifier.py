@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from digitlab.batches import Batch
-from digitlab.execution import MultiStepModule, epoch_end_step, log_metrics
+from digitlab.execution import MultiStepModule, epoch_end_step, log_metrics, overrides
 from digitlab.scores import RunningScore, Score, describe_predictions
 
 Phase = Literal["train", "val", "test"]
@@ -188,6 +188,11 @@ class Classifier(MultiStepModule):
             nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip_norm)
         super().on_before_optimizer_step(optimizer)
 
+    def only_logs_before_steps(self) -> bool:
+        """Return whether `on_before_optimizer_step` is this class's, and clips nothing."""
+        is_own = not overrides(self, Classifier, "on_before_optimizer_step")
+        return is_own and self.gradient_clip_norm is None
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After an epoch's last batch, log its training score.
 
@@ -335,7 +340,7 @@ def decay_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if logits.dtype.itemsize >= 4 else logits.float()
 
 
 # jsonargparse reads the default's class and settings from a lambda; pickle finds it by this name.

@@ -13,9 +13,9 @@ Private names of Lightning are used here, checked against version 2.6: a module'
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain
+from itertools import chain, count, repeat
 from typing import Any, cast
 
 import torch
@@ -42,7 +42,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from digitlab.batches import Batch, Block
 from digitlab.distributed import seed_per_rank
 from digitlab.errors import check_at_least
-from digitlab.optimizers import Step, fused_adam_step
+from digitlab.optimizers import fused_adam_step
 
 
 class MultiStepModule(LightningModule):
@@ -111,17 +111,19 @@ class MultiStepModule(LightningModule):
         """
         if self.automatic_optimization:
             return self.batch_loss(cast("Batch", batch))
+        # Whatever is the same for all steps is asked once: a small network's step is so short that
+        # a cold function of Python costs a per cent of it.
         optimizer = cast("LightningOptimizer", self.optimizers())
-        fast_step = fused_adam_step(optimizer.optimizer) if self._can_skip_hooks() else None
+        make = self._fast_step if self._can_skip_hooks() else self._step
+        make_step, outside_autocast = make(optimizer), self._outside_autocast()
+        schedulers = self._schedulers("step")
         steps_before = self.global_step
         for one in self._batches(batch):
             loss = self.batch_loss(one)
-            with self._outside_autocast():  # as in automatic optimization
-                if fast_step:
-                    self._fast_step(optimizer, loss, fast_step)
-                else:
-                    self._step(optimizer, loss)
-            self._step_schedulers("step")
+            with outside_autocast:  # as in automatic optimization
+                make_step(loss)
+            for scheduler in schedulers:
+                scheduler.step()
         self._finish_block(steps_before)
         return None
 
@@ -288,25 +290,51 @@ class MultiStepModule(LightningModule):
             return torch.autocast(precision.device, enabled=False)
         return nullcontext()
 
-    def _step(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
-        call._call_callback_hooks(self.trainer, "on_before_zero_grad", optimizer.optimizer)
-        self.on_before_zero_grad(optimizer.optimizer)
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
+    def _step(self, optimizer: LightningOptimizer) -> Callable[[Tensor], None]:
+        """Make the function that makes a step with a batch's loss."""
 
-    def _fast_step(self, optimizer: LightningOptimizer, loss: Tensor, step: Step) -> None:
-        """Do the same as `_step`, where no layer of Lightning has anything to add.
+        def make_step(loss: Tensor) -> None:
+            call._call_callback_hooks(self.trainer, "on_before_zero_grad", optimizer.optimizer)
+            self.on_before_zero_grad(optimizer.optimizer)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
 
-        Passing through these layers costs a tenth of a small network's step.
+        return make_step
+
+    def _fast_step(self, optimizer: LightningOptimizer) -> Callable[[Tensor], None]:
+        """Make a function that does the same as `_step`'s, where Lightning has nothing to add.
+
+        Passing through its layers costs a tenth of a small network's step.
         """
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
+        inner = optimizer.optimizer
+        is_due, step = self._hook_is_due(), fused_adam_step(inner)
+        before, after = optimizer._on_before_step, optimizer._on_after_step
+        parameters = [it for group in inner.param_groups for it in group["params"]]
+
+        def make_step(loss: Tensor) -> None:
+            for parameter in parameters:
                 parameter.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
-        with counted_step(optimizer):
-            self.on_before_optimizer_step(optimizer.optimizer)
+            loss.backward()  # type: ignore[no-untyped-call]
+            before()
+            if next(is_due):
+                self.on_before_optimizer_step(inner)
             step()
+            after()
+
+        return make_step
+
+    def _hook_is_due(self) -> Iterator[bool]:
+        """Yield for each step of a block whether `on_before_optimizer_step` has anything to do."""
+        if overrides(self, MultiStepModule, "log_step") or not self.only_logs_before_steps():
+            return repeat(True)
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set at run time
+        steps = count(self.global_step + 1)
+        return (step % interval == 0 for step in steps) if interval else repeat(False)
+
+    def only_logs_before_steps(self) -> bool:
+        """Return whether `on_before_optimizer_step` is this class's, which logs and no more."""
+        return not overrides(self, MultiStepModule, "on_before_optimizer_step")
 
     def _can_skip_hooks(self) -> bool:
         """Return whether there is no rank to synchronize, no gradient to scale, no hook to call."""
@@ -334,12 +362,16 @@ class MultiStepModule(LightningModule):
             # `max_steps` has cut the epoch's last block short: this is not the end of the epoch.
             epoch_loop.batch_progress.is_last_batch = False
         if self.trainer.is_last_batch:
-            self._step_schedulers("epoch")
+            for scheduler in self._schedulers("epoch"):
+                scheduler.step()
 
-    def _step_schedulers(self, interval: str) -> None:
-        for config in self.trainer.lr_scheduler_configs:
-            if config.interval == interval and not isinstance(config.scheduler, ReduceLROnPlateau):
-                config.scheduler.step()
+    def _schedulers(self, interval: str) -> list[LRScheduler]:
+        """Find those that are stepped at every interval, `step` or `epoch`."""
+        return [
+            config.scheduler
+            for config in self.trainer.lr_scheduler_configs
+            if config.interval == interval and not isinstance(config.scheduler, ReduceLROnPlateau)
+        ]
 
 
 class NullProfiler(PassThroughProfiler):

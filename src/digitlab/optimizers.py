@@ -35,11 +35,11 @@ def fused_adam_step(optimizer: Optimizer) -> Step:
         if any(gradient is None for of_group in gradients for gradient in of_group):
             optimizer.step()  # skips such a parameter
             return
-        for (group, parameters, moments, squares, steps), given in zip(
+        for (group, parameters, count, moments, squares, steps), given in zip(
             groups, gradients, strict=True
         ):
             beta1, beta2 = group["betas"]
-            torch._foreach_add_(steps, 1)
+            count.add_(1)
             torch._fused_adam_(
                 *(parameters, given, moments, squares, [], steps),
                 lr=group["lr"],
@@ -86,8 +86,12 @@ def _has_plain_settings(optimizer: Optimizer, group: dict[str, Any]) -> bool:
 def _collect(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...]:
     parameters = group["params"]
     states = [optimizer.state[parameter] for parameter in parameters]
+    # As views of one tensor, the step numbers of all parameters are counted by one addition.
+    count = torch.stack([state["step"] for state in states])
+    for state, step in zip(states, count, strict=True):
+        state["step"] = step
     names = ("exp_avg", "exp_avg_sq", "step")
-    return (group, parameters, *([state[name] for state in states] for name in names))
+    return (group, parameters, count, *([state[name] for state in states] for name in names))
 
 
 class FusedRMSprop(RMSprop):

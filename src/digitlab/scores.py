@@ -38,9 +38,9 @@ class RunningScore:
     """Loss and correct predictions summed over the images seen so far, on their device.
 
     Nothing is read back before the end: reading a value each step would stall a GPU. Predictions of
-    several batches are compared with the labels at once, because on small batches the comparison
-    costs as much as a layer. The sums are not buffers of the module: DDP overwrites every rank's
-    buffers with the first rank's.
+    several batches are compared with the labels, and their losses added, at once: on small batches
+    either costs as much as a layer. The sums are not buffers of the module: DDP overwrites every
+    rank's buffers with the first rank's.
 
     Examples:
         >>> sums = RunningScore(torch.device("cpu"))
@@ -54,12 +54,12 @@ class RunningScore:
     def __init__(self, device: torch.device) -> None:
         # In float64, 60,000 summands stay exact to a float32's rounding; Apple's GPUs have none.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.loss = torch.zeros((), dtype=dtype, device=device)
+        self._loss = torch.zeros((), dtype=dtype, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
-        self._waiting: list[tuple[Tensor, Tensor]] = []  # logits and labels to be compared
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # of batches to be added up
         self._unchecked: list[Tensor] = []  # losses
         self.n = 0
-        self._window_start = (self.loss.clone(), self._correct.clone(), 0)
+        self._window_start = (self._loss.clone(), self._correct.clone(), 0)
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch.
@@ -69,17 +69,14 @@ class RunningScore:
             logits: `(N, num_classes)`, any float dtype.
             labels: int64 `(N,)`.
         """
-        loss = loss.detach()
-        self.loss.add_(loss, alpha=len(labels))
-        self._unchecked.append(loss)
-        self._waiting.append((logits.detach(), labels))
+        self._waiting.append((loss.detach(), logits.detach(), labels))
         if len(self._waiting) == BATCHES_AT_ONCE:
-            self._compare()
-        self.n += len(labels)
+            self._add_up()
+        self.n += labels.shape[0]
 
     def add_counts(self, loss: float, correct: int, n: int) -> None:
         """Add a batch whose mean loss and number of correct predictions are known."""
-        self.loss += loss * n
+        self._loss += loss * n
         self._correct += correct
         self._unchecked.append(torch.tensor(loss))
         self.n += n
@@ -95,6 +92,7 @@ class RunningScore:
         Returns:
             How many batches ago it was (0 for the last), and the loss.
         """
+        self._add_up()
         losses: list[float] = torch.stack(self._unchecked).tolist() if self._unchecked else []
         self._unchecked.clear()
         found = (i for i, loss in enumerate(losses) if not math.isfinite(loss))
@@ -102,15 +100,25 @@ class RunningScore:
         return None if first is None else (len(losses) - 1 - first, losses[first])
 
     @property
+    def loss(self) -> Tensor:
+        """Sum of the images' losses so far, scalar."""
+        self._add_up()
+        return self._loss
+
+    @property
     def correct(self) -> Tensor:
         """Number of images classified correctly so far, int64 scalar."""
-        self._compare()
+        self._add_up()
         return self._correct
 
-    def _compare(self) -> None:
+    def _add_up(self) -> None:
         if self._waiting:
-            logits, labels = (torch.cat(tensors) for tensors in zip(*self._waiting, strict=True))
+            losses, *tensors = zip(*self._waiting, strict=True)
+            logits, labels = map(torch.cat, tensors)
+            for loss, its_labels in zip(losses, tensors[1], strict=True):  # in the batches' order
+                self._loss.add_(loss, alpha=len(its_labels))
             self._correct.add_((logits.argmax(1) == labels).sum())
+            self._unchecked += losses
             self._waiting.clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -126,7 +134,7 @@ class RunningScore:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the sums that `state_dict` returned."""
         device = self.loss.device
-        self.loss, self._correct = state["loss"].to(device), state["correct"].to(device)
+        self._loss, self._correct = state["loss"].to(device), state["correct"].to(device)
         self.n = state["n"]
         loss, correct, n = state["window_start"]
         self._window_start = (loss.to(device), correct.to(device), n)
@@ -141,7 +149,7 @@ class RunningScore:
         """Add the sums of all processes, in place."""
         sums = torch.stack([self.loss, self.correct, torch.full_like(self.loss, self.n)])
         loss, correct, n = strategy.reduce(sums, reduce_op="sum")
-        self.loss, self._correct, self.n = loss, correct.long(), int(n.item())
+        self._loss, self._correct, self.n = loss, correct.long(), int(n.item())
         return self
 
     def score(self) -> Score:
