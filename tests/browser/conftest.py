@@ -11,12 +11,12 @@ from tests.commands import fit
 from tests.conftest import REAL_DATA
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Request
+    from playwright.sync_api import Browser, Page, Request, ViewportSize
 
 Seen = TypeVar("Seen")
 SECONDS = 60.0
 """After these a wait is given up, so that no test hangs."""
-SIZE = {"width": 1460, "height": 1320}
+SIZE: "ViewportSize" = {"width": 1460, "height": 1320}
 """In CSS pixels; TensorBoard's cards of a run's ten curves all fit."""
 FLAGS = (
     "--no-proxy-server",

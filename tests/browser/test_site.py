@@ -19,24 +19,6 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parents[2]
 
 
-TOO_WIDE = """() => {
-const article = document.querySelector("article");
-const right = article.getBoundingClientRect().right + 17;  // blocks may reach into the margin
-const elements = [...article.querySelectorAll("*")];
-const boxes = elements.filter((it) => /auto|scroll/.test(getComputedStyle(it).overflowX));
-const inside = new Set(boxes.flatMap((it) => [...it.querySelectorAll("*")]));
-const shown = (found) => found.map((it) => `${it.tagName} ${it.textContent.trim().slice(0, 60)}`);
-return {
-  page: document.documentElement.scrollWidth,
-  outside: shown(elements.filter(
-    (it) => !inside.has(it) && it.getBoundingClientRect().right > right)),
-  scrolled: shown(boxes.filter((it) => it.scrollWidth > it.clientWidth + 1)),
-};
-}"""
-"""The page's width, what sticks out of the article, and boxes that a reader must move sideways."""
-DESK, PHONE = 1280, 390
-
-
 @dataclass
 class Visit:
     """What a page has, and what happened when it was opened."""
@@ -44,7 +26,6 @@ class Visit:
     links: list[str]
     faults: list[str]
     """Images without pixels, the console's errors, and addresses on other machines."""
-    wide: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +57,7 @@ def visits(chromium: "Browser", home: str) -> dict[str, Visit]:
         links = [link for link in links if link.startswith(home)]
         broken = "[...document.images].filter((image) => !(image.complete && image.naturalWidth))"
         faults += page.evaluate(f"{broken}.map((image) => image.src)")
-        wide = []
-        for width in (DESK, PHONE):
-            page.set_viewport_size({"width": width, "height": 900})
-            seen = page.evaluate(TOO_WIDE)
-            # A phone's reader moves a table or a program sideways, nobody the page.
-            if seen["page"] > width or seen["outside"] or (seen["scrolled"] and width == DESK):
-                wide.append(f"{width}: {seen}")
-        found[address] = Visit(links, [*faults], wide)
+        found[address] = Visit(links, [*faults])
         targets = {urldefrag(link).url for link in links}
         waiting += sorted(a for a in targets if a.endswith("/") and a not in {*found, *waiting})
     page.close()
@@ -102,7 +76,3 @@ def test_no_page_has_a_broken_image_or_an_error_or_asks_another_machine(
     visits: dict[str, Visit],
 ) -> None:
     assert {a: visit.faults for a, visit in visits.items() if visit.faults} == {}
-
-
-def test_nothing_is_wider_than_its_column(visits: dict[str, Visit]) -> None:
-    assert {a: visit.wide for a, visit in visits.items() if visit.wide} == {}

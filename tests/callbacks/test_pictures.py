@@ -74,16 +74,6 @@ def test_kernels_are_red_above_zero_blue_below_and_white_at_zero_or_without_a_nu
     assert pixel(pictures.draw_kernels(np.zeros((2, 2, 2), np.float32)), 20, 20)[0] == 255
 
 
-def test_a_larger_picture_has_larger_images_and_names() -> None:
-    images = np.full((1, 28, 28), 100, np.uint8)
-    picture = pictures.draw_images(images, ["b"], scale=pictures.LARGE)
-    # An image has 8 * 28 pixels, a line of text 40, margins 21.
-    assert picture.size == (224 + 2 * 21, 224 + 40 + 2 * 21)
-    assert {pixel(picture, x, y)[0] for x in (21, 244) for y in (21, 244)} == {100}
-    rows = np.flatnonzero(np.asarray(picture.convert("L"))[246:285].min(1) < 128)
-    assert len(rows) > 15, "the letter is as small as in a small picture"
-
-
 HISTORY: dict[str, Any] = {
     "epoch": [1, 2, 3],
     "train_loss": [2.0, 1.0, 0.5],

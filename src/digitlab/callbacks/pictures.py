@@ -38,16 +38,9 @@ def draw_images(
     predicted: Sequence[str] = (),
     scale: int = SCALE,
 ) -> Image.Image:
-    """Draw images in rows of four, each with its class and, below that, the predicted class.
+    """Draw images `(N, 28, 28)` in rows of four, with their classes and, in red, predicted ones.
 
-    Args:
-        images: uint8 `(N, 28, 28)`, N at least 1.
-        names: The names of the images' classes, N.
-        predicted: The names of the predicted classes, written in red; N, or none.
-        scale: Pixels of the picture, in each direction, for one of an image; names grow with it.
-
-    Returns:
-        An RGB picture.
+    `scale` is how many pixels wide a pixel of an image becomes; names grow with it.
     """
     lines = [names, predicted] if predicted else [names]
     side, margin, line_height = (size * scale // SCALE for size in (SCALE * 28, _MARGIN, _LINE))
@@ -76,11 +69,7 @@ def draw_mistakes(
 ) -> Image.Image:
     """Draw misclassified images, each with its class, and the predicted one with its probability.
 
-    Args:
-        images: As in `draw_images`.
-        mistakes: Columns `label`, `class` and `probability`, of a DataFrame or a dict.
-        names: Of all classes.
-        scale: As in `draw_images`.
+    `mistakes` has columns `label`, `class` and `probability`.
     """
     pairs = zip(mistakes["class"], mistakes["probability"], strict=True)
     predicted = [f"{names[number]} ({certainty:.0%})" for number, certainty in pairs]
@@ -101,14 +90,6 @@ def draw_confusion_matrix(
 
     The colour is the share of the row's images: blue for correct predictions, red for mistakes.
     The share of mistakes is drawn by its square root, or a good network's would not be visible.
-
-    Args:
-        counts: `(K, K)`, at least 0.
-        names: Of the classes, K.
-        scale: As in `draw_images`.
-
-    Returns:
-        An RGB picture.
     """
     cell, margin, line = (size * scale // SCALE for size in (_CELL, _MARGIN, _LINE))
     font = _font(11 * scale // SCALE)
@@ -144,15 +125,9 @@ def draw_confusion_matrix(
 
 
 def draw_kernels(kernels: NDArray[np.float32]) -> Image.Image:
-    """Draw a convolution's kernels in rows of four: blue is below 0, red above, and white is 0.
+    """Draw kernels `(N, height, width)` in rows of four: blue below 0, red above, white at 0.
 
     All have one scale, so that strong kernels look strong.
-
-    Args:
-        kernels: `(N, height, width)`, N at least 1.
-
-    Returns:
-        An RGB picture.
     """
     shares = np.nan_to_num(kernels)[..., None]
     shares = shares / max(float(np.abs(shares).max()), 1e-12)
@@ -208,11 +183,9 @@ def validation_label(is_test: bool) -> str:
 
 
 def curves(history: Columns, quantity: str) -> dict[str, NDArray[np.float64]]:
-    """Return a quantity's points `(epochs, 2)`, epoch and value, for each phase that has any.
+    """Return a quantity's finite points, epoch and value `(epochs, 2)`, for phases that have any.
 
-    Args:
-        history: The columns; None and values that are not finite are left out.
-        quantity: `accuracy`, `loss` or `learning_rate`, whose only phase is `train`.
+    The quantity is `accuracy`, `loss` or `learning_rate`, whose only phase is `train`.
     """
     columns = {phase: f"{phase}_{quantity}" for phase in PHASES}
     if quantity == "learning_rate":
@@ -227,13 +200,7 @@ def curves(history: Columns, quantity: str) -> dict[str, NDArray[np.float64]]:
 
 
 def draw_curves(history: Columns, name: str, validation: str) -> Figure:
-    """Draw a run's accuracy and loss over the epochs, beside each other.
-
-    Args:
-        history: The columns of its history.csv.
-        name: The figure's title.
-        validation: What the legend calls the validation, see `validation_label`.
-    """
+    """Draw a run's accuracy and loss over the epochs; the legend calls the validation so."""
     figure = Figure(figsize=(9.2, 3.6), dpi=150, layout="constrained")
     for axes, quantity in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
         draw_quantity(axes, [history], quantity)

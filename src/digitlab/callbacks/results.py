@@ -133,17 +133,14 @@ class FinalEvaluation(Callback):
         if not trainer.is_global_zero:
             return
         split = data.validation_split
+        phase = "test" if split == "test" else "val"
         checkpoint = "last" if trainer.checkpoint_callbacks else None
         seconds, images = self.throughput.seconds, self.throughput.images * trainer.world_size
         inexact = [text for it in used if isinstance(it, ExactResume) for text in it.inexact]
         framework: Framework = getattr(pl_module, "framework", "torch")
         metrics = {
             "train": {**train, "checkpoint": checkpoint, "split": "train"},
-            split if split == "test" else "val": {
-                **other,
-                "checkpoint": checkpoint,
-                "split": split,
-            },
+            phase: {**other, "checkpoint": checkpoint, "split": split},
             "framework": framework,
             "model": getattr(pl_module, "architecture", type(pl_module).__name__),
             "dataset": data.name,

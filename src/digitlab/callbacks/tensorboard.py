@@ -301,12 +301,9 @@ def trace_graph(pl_module: Any, data: ImageDataModule) -> Any:
 def trace(network: nn.Module, images: Tensor) -> Any:
     """Return the calls of layers and functions that a PyTorch network makes, as a `GraphDef`.
 
-    TensorBoard's writer would use `torch.jit.trace`, which is deprecated, keeps 0.2 MB in memory
-    for each network, and shows the operations inside layers instead of the layers.
-
-    Args:
-        network: Its control flow must not depend on the images.
-        images: `(N, C, 28, 28)`; the output sizes shown are for these.
+    Its control flow must not depend on the images. TensorBoard's writer would use
+    `torch.jit.trace`, which is deprecated, keeps 0.2 MB in memory for each network, and shows the
+    operations inside layers instead of the layers.
     """
     from tensorboard.compat.proto.graph_pb2 import GraphDef
 

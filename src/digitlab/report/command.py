@@ -15,11 +15,7 @@ from digitlab.terminal import printable
 
 
 def run(name: str, help: str, options: list[str]) -> int:
-    """Write a report of runs; return the exit code.
-
-    Raises:
-        InputError: The input is bad.
-    """
+    """Write a report of runs; return the exit code."""
     with reading_input():
         given = _parse(name, help, options)
         folders = {folder.resolve(): folder for word in given.runs for folder in find_runs(word)}
@@ -44,11 +40,7 @@ def run(name: str, help: str, options: list[str]) -> int:
 
 
 def find_runs(word: str) -> list[Path]:
-    """Find a run, or all runs in a folder.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """Find a run, or all runs in a folder; a ValueError says that there is none."""
     folder = files.expand_path(word)
     if word == "latest" or not folder.is_dir() or (folder / "config.yaml").exists():
         return [run_folder.find_run(word)]

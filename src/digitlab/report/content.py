@@ -89,11 +89,7 @@ class Content:
 
 
 def read_runs(folders: list[Path]) -> list[Content]:
-    """Read run folders, also of runs that have not ended and with damaged files.
-
-    Raises:
-        ValueError, OSError: A config.yaml cannot be read, or lacks a setting that every run has.
-    """
+    """Read run folders, also of unfinished runs and with damaged files, but for config.yaml."""
     names = [run_folder.short_name(folder) for folder in folders]
     return [
         _read_run(folder, str(folder) if names.count(name) > 1 else name)
@@ -127,10 +123,6 @@ def classify(content: Content, import_modules: bool = False) -> None:
     The images and weights are those of the test score in metrics.json; without one, the last
     weights and the images of the run's validation, so that a report is never the first to use the
     test split.
-
-    Args:
-        content: It is changed.
-        import_modules: Import the modules of the run's own classes, too.
     """
     settings = needed_settings(content.config)
     for key in ("from_configs", "class_names"):  # files that are not read, and no names of code

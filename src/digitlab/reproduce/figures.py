@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from digitlab.callbacks.pictures import COLORS
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row
 from digitlab.reproduce.statistics import summarize
@@ -18,8 +19,7 @@ from digitlab.reproduce.tables import Groups, group, group_accuracies
 from digitlab.run_folder import FRAMEWORKS, Framework
 
 DPI = 150
-# Of Okabe and Ito's palette, for readers with any colour vision.
-BLUE, ORANGE = "#0072B2", "#D55E00"
+BLUE, ORANGE, *_ = COLORS
 DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "digits"}
 
 
