@@ -91,7 +91,7 @@ class NoteReads(Callback):
         """Let torch warn of each synchronization."""
         if trainer.global_step == 64 and trainer.strategy.root_device.type == "cuda":
             warnings.filterwarnings("always", "called a synchronizing CUDA operation")
-            warnings.showwarning = self.note
+            warnings.showwarning = self.note  # type: ignore[assignment]  # it takes any
             torch.cuda.set_sync_debug_mode("warn")
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:

@@ -30,7 +30,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 from xml.etree import ElementTree
 
@@ -39,6 +39,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.machine import describe_machine
+
+if TYPE_CHECKING:
+    from benchmarks.callbacks import StepClock
 
 # Parts import digitlab and Lightning themselves: the preflight reports before that.
 
@@ -55,12 +58,12 @@ class Check:
 
     def __init__(self, device: str, folder: Path, seconds: float) -> None:
         self.device, self.folder = device, folder
-        self.deadline = STARTED + seconds
+        self.seconds, self.deadline = seconds, STARTED + seconds
         self.is_gpu = device == "cuda"
         self.precisions = PRECISIONS if self.is_gpu else PRECISIONS[:2]  # a CPU has no 16-mixed
 
     @property
-    def clock(self) -> Any:
+    def clock(self) -> "type[StepClock]":
         """What has measured the last fit with the option `CLOCK`."""
         from benchmarks.callbacks import StepClock
 
@@ -133,7 +136,7 @@ def equal_bits(check: Check) -> Result:
         times = [check.time("mnist/lenet5", it, f"--trainer.deterministic={flag}") for it in names]
         equal = len({digest(next(check.folder.glob(f"{it}/*/*"))) for it in names}) == 1
         result[kind] = {"equal": equal, "us_per_step": min(times)}
-    said = [f"{kind} {it['equal']}, {it['us_per_step']:.0f} µs" for kind, it in result.items()]
+    said = [f"{kind}: {it['equal']}, {it['us_per_step']:.0f} µs" for kind, it in result.items()]
     return {**result, "passed": result["deterministic"]["equal"], "text": "; ".join(said)}
 
 
@@ -223,7 +226,9 @@ def step_times(check: Check) -> Result:
             options = [f"--model.channels_last={last}", f"--trainer.precision={precision}"]
             for variant in ("raw", "graph", "1", "32", "128"):
                 graph, no_graph = variant == "graph", precision == "16-mixed" or not check.is_gpu
-                if check.left() < 90 or (graph and no_graph):  # parts follow; scalers have none
+                if check.left() < check.seconds / 4 or (
+                    graph and no_graph
+                ):  # parts follow; scalers have none
                     continue
                 if graph or variant == "raw":
                     row[variant] = raw_steps.measure(config, check.device, precision, last, graph)

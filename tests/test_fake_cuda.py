@@ -76,7 +76,8 @@ def on_cuda(name: str, **options: Any) -> Classifier:
     with unset_fake_temporarily():  # which a module cannot move
         model: Classifier = getattr(models, name)(**options)
     for module in model.modules():
-        for place, wrap in (module._parameters, nn.Parameter), (module._buffers, nn.Buffer):
+        places: Any = (module._parameters, nn.Parameter), (module._buffers, nn.Buffer)
+        for place, wrap in places:
             for key, it in place.items():
                 if it is not None:
                     fake = torch.empty_strided(it.shape, it.stride(), dtype=it.dtype, device=CUDA)

@@ -4,7 +4,7 @@ At each call, `torch.optim.Adam.step` groups its tensors, looks for hooks and in
 which takes longer than the update of a small network. `fused_adam_step` collects the tensors once
 for several steps, and calls the same private kernel, `torch._fused_adam_`. Without it, a step takes
 1.16 times the CPU time on NN 128 and 1.13 times on LeNet-5 (3 interleaved pairs, K = 32, digits).
-The kernel and the names of an optimizer's hooks were checked against torch 2.14 and 2.15.
+The kernel and the names of an optimizer's hooks were checked against torch 2.11 to 2.15.
 """
 
 from collections.abc import Callable

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from digitlab import __version__
 from digitlab.errors import InputError, Interrupted, RunError, describe_error, reading_input
@@ -222,8 +222,10 @@ def restoring_flags() -> Iterator[None]:
     """Restore, after the `with` block, what a run sets in torch: its threads and TF32."""
     import torch
 
-    threads, flags = torch.get_num_threads(), {}
-    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
+    threads = torch.get_num_threads()
+    flags: dict[Any, bool] = {}
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    for backend in backends:
         with suppress(RuntimeError):  # the caller has set it by both of torch's ways
             flags[backend] = backend.allow_tf32
     try:
