@@ -23,15 +23,17 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.parent.name
         if folder == "browser":
             item.add_marker(pytest.mark.browser)
-        if folder == "parity":  # TensorFlow takes seconds to import: one worker does it
+        # TensorFlow takes seconds to import: one worker does it, except for what takes minutes.
+        if folder == "parity" and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.xdist_group("keras"))
         groups = [mark.args for mark in item.iter_markers("xdist_group")]
-        if ("keras",) in groups and not find_spec("tensorflow"):
+        if (folder == "parity" or ("keras",) in groups) and not find_spec("tensorflow"):
             item.add_marker(pytest.mark.skip(reason="needs the extra `parity`"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -18,7 +18,7 @@ from digitlab.run_folder import read_metrics
 from tests import commands
 from tests.commands import checkpoint
 from tests.conftest import MLP, Trained
-from tests.faults.victims import differences, run
+from tests.faults.processes import differences, run, said
 
 slow = pytest.mark.slow
 
@@ -62,6 +62,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.promise("settings")
 @pytest.mark.parametrize(("options", "said"), CHANGES)
 def test_a_changed_setting_is_refused_by_name(
     copied_run: Path, refused: Any, options: str, said: str
@@ -71,6 +72,7 @@ def test_a_changed_setting_is_refused_by_name(
     assert line.endswith(("start a new run from its --weights", "give up the exact result"))
 
 
+@pytest.mark.promise("changes")
 @pytest.mark.parametrize(
     ("options", "size"),
     [
@@ -92,6 +94,7 @@ def test_a_change_is_allowed_once_and_starts_the_epoch_over(
     assert [row.split(",")[:2] for row in rows] == steps
 
 
+@pytest.mark.promise("changes")
 def test_settings_that_do_not_change_the_result_may_change(half: Path, finished_run: Path) -> None:
     resume(half, "--checkpoint_every_n_steps", "7", "--trainer.profiler", "simple")
     assert differences(half, finished_run) == []
@@ -104,6 +107,7 @@ def edit_numerics(folder: Path, **values: Any) -> None:
     torch.save(content, folder / "checkpoints" / "last.ckpt")
 
 
+@pytest.mark.promise("settings")
 @pytest.mark.parametrize(
     ("name", "value"), [("device", "cuda"), ("threads", 3), ("float32_matmul_precision", "medium")]
 )
@@ -122,6 +126,7 @@ def test_another_device_or_flag_is_refused_unless_inexact_resumes_are_allowed(
     assert read_metrics(half)["inexact_resumes"] == [recorded]
 
 
+@pytest.mark.promise("changes")
 def test_allowed_threads_are_taken_and_recorded(half: Path) -> None:
     resume(half, "--allow_inexact_resume", "true", "--threads", "2")
     said = "from step 10 on, threads is 2, but the run had 1"
@@ -142,6 +147,7 @@ def test_another_model_of_the_device_is_said_and_recorded(
     assert metrics.keys() == read_metrics(finished_run).keys()
 
 
+@pytest.mark.promise("settings")
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -159,6 +165,7 @@ def test_what_no_checkpoint_can_give_is_refused_whatever_is_allowed(
     assert re.fullmatch(said, refused(copied_run, *options.split()))
 
 
+@pytest.mark.promise("settings")
 def test_a_finished_run_stays_as_it_is(
     copied_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +179,7 @@ def test_a_finished_run_stays_as_it_is(
     assert (copied_run / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
+@pytest.mark.promise("longer")
 def test_a_longer_run_equals_one_that_was_that_long_from_the_start(
     tmp_path: Path, finished_run: Path
 ) -> None:
@@ -180,6 +188,7 @@ def test_a_longer_run_equals_one_that_was_that_long_from_the_start(
     assert differences(folder, finished_run) == []
 
 
+@pytest.mark.promise("longer")
 @pytest.mark.parametrize("steps", [3, 13, *(pytest.param(n, marks=slow) for n in (8, 16))])
 def test_a_run_that_max_steps_ended_is_resumed_exactly_with_blocks(
     tmp_path: Path, finished_blocks_run: Path, steps: int
@@ -204,6 +213,7 @@ def hide_code(path: Path) -> None:
     torch.save(torch.load(path, weights_only=True) | {"hidden": Path("/")}, path)
 
 
+@pytest.mark.promise("damaged")
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink, hide_code])
 def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
     half: Path, finished_run: Path, damage: Any, capsys: pytest.CaptureFixture[str]
@@ -220,6 +230,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
     assert differences(half, finished_run) == []
 
 
+@pytest.mark.promise("damaged")
 def test_if_both_checkpoints_are_damaged_nothing_is_overwritten(
     half: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,34 +246,39 @@ def test_if_both_checkpoints_are_damaged_nothing_is_overwritten(
     assert (last.read_bytes(), previous.read_bytes()) == before
 
 
+@pytest.mark.promise("damaged")
 @pytest.mark.slow  # as a process
 def test_a_checkpoint_without_read_permission_is_not_a_damaged_one(half: Path) -> None:
     if os.getuid() != 0:
         pytest.skip("another user's rights can be taken on by root only")
-    last, log = half / "checkpoints" / "last.ckpt", half.parents[1] / "log"
+    last, place = half / "checkpoints" / "last.ckpt", half.parents[1]
     for path in (half, *half.parents[:5], *half.rglob("*")):
         path.chmod(0o777)
     last.chmod(0o600)
-    assert run(["fit", "--run", str(half)], log, partial(os.setuid, 65534)) == 2
-    assert "Permission denied" in log.read_text().splitlines()[-1]
+    assert run(["fit", "--run", str(half)], place, partial(os.setuid, 65534)) == [2]
+    assert "Permission denied" in said(place).splitlines()[-1]
 
 
+@pytest.mark.promise("settings")
 def test_an_edited_config_is_noticed(copied_run: Path, refused: Any) -> None:
     config = copied_run / "config.yaml"
     config.write_text(config.read_text().replace("batch_size: 32", "batch_size: 7", 1))
     assert refused(copied_run).startswith("data.batch_size is 7, but the run in")
 
 
+@pytest.mark.promise("settings")
 def test_a_run_in_another_process_is_refused(copied_run: Path, refused: Any) -> None:
     with run_folder.lock_run(copied_run):
         assert "is being trained by another process: wait for its end" in refused(copied_run)
 
 
+@pytest.mark.promise("settings")
 def test_a_run_without_checkpoints_is_not_trained_again(tmp_path: Path, refused: Any) -> None:
     folder = commands.fit(tmp_path, "--trainer.enable_checkpointing", "false")
     assert refused(folder).endswith("keeps no checkpoints to resume from: start a new run")
 
 
+@pytest.mark.promise("longer")
 def test_a_longer_run_drops_the_scores_of_the_shorter_one(tmp_path: Path) -> None:
     folder = commands.fit(tmp_path, "--data.validation_size", "50")
     for evaluation in ("test", "predict"):
@@ -273,6 +289,7 @@ def test_a_longer_run_drops_the_scores_of_the_shorter_one(tmp_path: Path) -> Non
     assert not (folder / "predictions.csv").exists()
 
 
+@pytest.mark.promise("settings")
 def test_a_checkpoint_of_weights_alone_is_refused(copied_run: Path, refused: Any) -> None:
     last = copied_run / "checkpoints" / "last.ckpt"
     content = checkpoint(copied_run)
@@ -287,6 +304,7 @@ def test_a_keras_run_may_be_killed_before_its_first_checkpoint(copied_run: Path)
     check_resumable(copied_run)  # only one of version 0.1 is refused, see test_old_runs.py
 
 
+@pytest.mark.promise("settings")
 def test_another_number_of_ranks_is_refused_unless_changes_are_allowed() -> None:
     start = ResumePoint(resumed=True, world_size=2)
     start.check_processes(2, allow_changes=False)

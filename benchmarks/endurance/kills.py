@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults.victims import SIGKILLED, differences, run, start
+from tests.faults.processes import SIGKILLED, differences, start
 
 _CONFIGS = sorted(Path("configs", "digits").glob("*.yaml"))
 _BLOCKS = "--model.steps_per_execution 4"
-_STOP = "--trainer.callbacks tests.faults.runs_of_tiny.StopAt --trainer.callbacks.step 100"
+_STOP = "--trainer.callbacks tests.faults.plants.StopAt --trainer.callbacks.step 100"
 _VARIANTS = {
     "single steps": "--model.steps_per_execution 1",
     "blocks of 4": _BLOCKS,
@@ -55,7 +55,9 @@ class Victim:
         if process.exitcode != 0:
             raise RuntimeError(self._said("alone"))
         kills = self._kill(generator, time.monotonic() - started)
-        if run(self._command("killed"), self._log("killed")) != 0:
+        process = start(self._command("killed"), self._log("killed"))
+        process.join()
+        if process.exitcode != 0:
             raise RuntimeError(self._said("killed"))
         found = differences(_folder(self.place / "killed"), _folder(self.place / "alone"))
         shutil.rmtree(self.place)

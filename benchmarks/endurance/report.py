@@ -21,16 +21,10 @@ def tables() -> dict[str, str]:
     }
 
 
-def unnamed(parts: dict[str, Any]) -> list[str]:
-    """Find tests of faults that belong to no promise."""
-    named = tuple(name for promise in PROMISES for name in promise.tests)
-    return [name for name in parts["faults"]["result"] if not name.startswith(named)]
-
-
 def _promises(parts: dict[str, Any]) -> str:
     lines, before = ["| promise | fault | tried | held |", "| --- | --- | --- | --- |"], ""
     for promise in PROMISES:
-        tried, held = _count(promise.tests, parts)
+        tried, held = _count(promise.key, parts)
         if tried:  # else it is newer than the results
             text = "″" if promise.text == before else promise.text
             lines.append(f"| {text} | {promise.fault} | {tried:,} | {held:,} |")
@@ -38,18 +32,17 @@ def _promises(parts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _count(tests: tuple[str, ...], parts: dict[str, Any]) -> tuple[int, int]:
-    """Give how often a promise was tried and how often it held."""
-    if tests == ("kills",):
+def _count(key: str, parts: dict[str, Any]) -> tuple[int, int]:
+    """Return how often a promise was tried and how often it held."""
+    if key == "kills":
         result = parts["kills"]["result"]
         held = sum(it["kills"] for it in result["tried"] if not it["differences"])
         return result["kills"], held
-    if tests == ("fits",):
+    if key == "fits":
         fits = parts["fits"]["result"]["fits"]
         return fits, fits
-    results = parts["faults"]["result"]
-    counts = [it for name, it in results.items() if name.startswith(tests)]
-    return sum(it["tried"] for it in counts), sum(it["held"] for it in counts)
+    counts = parts["faults"]["result"].get(key, {"tried": 0, "held": 0})
+    return counts["tried"], counts["held"]
 
 
 def _price(result: dict[str, Any]) -> str:

@@ -1,39 +1,65 @@
-"""Ranks: collective operations, seeds, lost ranks, torchrun and SLURM.
+"""Ranks, which torchrun or SLURM starts: collective operations, seeds, a job's requeue.
 
-Touches private parts of Lightning, checked against 2.6: the rank before there is a trainer, signal
-handlers, and the function that a child process runs.
+Touches private parts of Lightning, checked against 2.6: a strategy's way to start processes, and
+signal handlers.
 """
 
-import multiprocessing
 import os
 import random
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.rank_zero import _get_rank
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from digitlab import files
 from digitlab.errors import RunError
+from digitlab.terminal import command
 
-T = TypeVar("T")
 
-# Seconds that ranks get to end by themselves, once rank 0 is done.
-_GRACE = 10.0
+def check_started(trainer: Trainer, settings: Mapping[str, Any], options: Sequence[str]) -> None:
+    """Refuse a run whose ranks Lightning would start.
+
+    Args:
+        trainer: The run's.
+        settings: Of the trainer.
+        options: The command line after `digitlab fit`, to name the one that starts the ranks.
+
+    Raises:
+        ValueError: The message has the command.
+    """
+    strategy, words = trainer.strategy, ["torchrun"]
+    name = "num_nodes" if trainer.num_nodes > 1 else "devices"
+    if starts_processes(trainer):
+        name, options = "strategy", [*options, "--trainer.strategy", "ddp"]
+    elif trainer.world_size == 1 or isinstance(
+        getattr(strategy, "cluster_environment", None), SLURMEnvironment | TorchElasticEnvironment
+    ):
+        return
+    if trainer.num_nodes > 1:
+        words += ["--nnodes", str(trainer.num_nodes)]
+        words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "HOST:29500"]
+    words += ["--nproc-per-node", str(trainer.num_devices), "-m", "--", "digitlab", "fit"]
+    raise ValueError(
+        f"trainer.{name} is {settings[name]}, and digitlab starts no processes: use "
+        f"{command(*words, *options)}"
+    )
+
+
+def starts_processes(trainer: Trainer) -> bool:
+    """Return whether the strategy starts processes under any launcher, as `ddp_spawn` does."""
+    return getattr(trainer.strategy, "_start_method", "popen") != "popen"
 
 
 def is_rank_zero() -> bool:
     """Return whether this process writes a run's files, without needing a trainer."""
-    # Without torchrun or SLURM, this is the rank on the node.
-    return not _get_rank() and int(os.environ.get("NODE_RANK", "0")) == 0
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def print_rank_zero(text: str, file: TextIO | None = None) -> None:
@@ -89,107 +115,24 @@ def seed_per_rank(trainer: Trainer) -> None:
 
 
 @contextmanager
-def watch_ranks(trainer: Trainer) -> Iterator[None]:
-    """Train in the `with` block, and end the processes that Lightning started with this one.
-
-    A lost rank closes its connections. Those that wait for it get an error, and end; if it was
-    started by Lightning or torchrun, these end the others too.
+def reporting_lost_rank() -> Iterator[None]:
+    """Report in a line that a rank is lost; torchrun and SLURM end those that are left.
 
     Raises:
-        RunError: Another rank was lost.
+        RunError: The connection to another rank is lost.
     """
     try:
         yield
-        for child in started_ranks(trainer, subprocess.Popen):
-            child.wait(_GRACE)
-    except (ProcessExitedException, ProcessRaisedException) as error:
-        *_, last = str(error).splitlines()  # of its traceback
-        raise RunError(f"rank {error.error_index} failed: {last} (--debug shows more)") from error
     except RuntimeError as error:
         # gloo has no error class of its own.
         if not isinstance(error, torch.distributed.DistError) and "/gloo/" not in str(error):
             raise
         raise RunError("the connection to another rank is lost") from error
-    except subprocess.TimeoutExpired:
-        pass  # it has nothing left to save
-    finally:
-        for child in started_ranks(trainer, subprocess.Popen):
-            child.kill()
-        if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
-            for process in multiprocessing.active_children():  # of a start that was interrupted
-                process.kill()
-
-
-def started_ranks(trainer: Trainer, kind: type[T]) -> list[T]:
-    """List the processes of a class that Lightning has started, and that train for this one."""
-    started = getattr(trainer.strategy.launcher, "procs", [])
-    return [child for child in started if isinstance(child, kind)]
 
 
 def ignore_lightning_signals(trainer: Trainer) -> None:
     """Keep a trainer from setting signal handlers: they save in mid-step, and exit with 0 or 1."""
-    trainer._signal_connector.register_signal_handlers = _register_none  # type: ignore[method-assign]
-
-
-def _register_none() -> None:
-    """Do nothing; a lambda would not pickle."""
-
-
-Reported = Callable[[BaseException, Trainer], BaseException | None]
-
-
-class RankLauncher(_MultiProcessingLauncher):
-    """Starts ranks by multiprocessing, as `ddp_spawn`, `ddp_fork` and `ddp_notebook` do.
-
-    Args:
-        launcher: Lightning's, which it replaces.
-        inside: Makes the context in which each rank trains.
-        reported: Gives what the main process raises for an error that all ranks raise together;
-            None for any other error.
-    """
-
-    def __init__(
-        self,
-        launcher: _MultiProcessingLauncher,
-        inside: Callable[[], AbstractContextManager[None]],
-        reported: Reported,
-    ) -> None:
-        super().__init__(launcher._strategy, launcher._start_method)
-        self.inside = inside
-        self.reported = reported
-
-    def _wrapping_function(
-        self, process_idx: int, trainer: Any, function: Any, args: Any, kwargs: Any, queue: Any,
-        states: Any = None,
-    ) -> None:  # fmt: skip
-        with self.inside():
-            try:
-                super()._wrapping_function(
-                    process_idx, trainer, function, args, kwargs, queue, states
-                )
-            except BaseException as error:
-                if (reported := self.reported(error, trainer)) is None:
-                    raise
-                if process_idx == 0:
-                    saved = [getattr(it, "saved_step", 0) for it in trainer.checkpoint_callbacks]
-                    queue.put((reported, saved))
-
-    def _recover_results_in_main_process(self, worker_output: Any, trainer: Trainer) -> None:
-        if not isinstance(worker_output[0], BaseException):
-            return super()._recover_results_in_main_process(worker_output, trainer)
-        error, saved = worker_output
-        for callback, step in zip(trainer.checkpoint_callbacks, saved, strict=True):
-            callback.saved_step = step  # type: ignore[attr-defined]  # for the message
-        raise error
-
-
-def replace_launcher(
-    trainer: Trainer, inside: Callable[[], AbstractContextManager[None]], reported: Reported
-) -> None:
-    """Let ranks that multiprocessing starts, if any, train in a context; see `RankLauncher`."""
-    launcher = trainer.strategy.launcher
-    if isinstance(launcher, _MultiProcessingLauncher):
-        trainer.strategy._launcher = RankLauncher(launcher, inside, reported)
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
 
 _NOTE = ".slurm_job"

@@ -6,14 +6,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from multiprocessing.process import BaseProcess
 from threading import current_thread, main_thread
 from types import FrameType
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 
-from digitlab.distributed import all_reduce_max, ignore_lightning_signals, started_ranks
+from digitlab.distributed import all_reduce_max, ignore_lightning_signals
 from digitlab.errors import Interrupted as Interrupted
 
 # Windows has neither.
@@ -70,14 +69,6 @@ class StopSignals:
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
-        except Exception as error:  # a rank may have been too young to handle it
-            if not (self._number and started_ranks(self.trainer, BaseProcess)):
-                raise
-            raise Interrupted(self._number) from error
-        except Interrupted as interrupt:
-            if started_ranks(self.trainer, BaseProcess):
-                interrupt.number = self._number or interrupt.number
-            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -86,12 +77,6 @@ class StopSignals:
         again = bool(self._number)
         if self._number != _REQUEUE:  # which asks for more: to be requeued
             self._number = number
-        if ranks := started_ranks(self.trainer, BaseProcess):  # the main process waits for them
-            for rank in ranks:
-                with suppress(OSError, AttributeError):  # it has ended
-                    sent = signal.SIGINT if again else signal.SIGTERM
-                    os.kill(rank.pid, sent)  # type: ignore[arg-type]  # it was started
-            return
         if not self.deferring or (again and number == signal.SIGINT):
             raise Interrupted(number)
         if not again and self.trainer.is_global_zero:

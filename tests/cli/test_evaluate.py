@@ -116,6 +116,7 @@ def test_untrained_weights_are_refused(command: str, capsys: pytest.CaptureFixtu
 def test_an_evaluation_in_several_processes_is_refused(
     run: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    error = refusal(capsys, name, "--run", str(run), "--trainer.devices", "2")
-    assert error.startswith("there are 2 processes, and each would see a part")
+    for option, value in (("devices", "2"), ("strategy", "ddp_spawn")):
+        error = refusal(capsys, name, "--run", str(run), f"--trainer.{option}", value)
+        assert error.startswith(f"{name} needs one process that sees all images: leave out")
     assert not (run / "predictions.csv").exists()

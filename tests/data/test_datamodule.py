@@ -161,6 +161,7 @@ def test_a_data_set_without_statistics_or_a_name_can_be_used() -> None:
     torch.testing.assert_close(served.double(), torch.from_numpy(reference), rtol=0, atol=2e-6)
 
 
+@pytest.mark.promise("data")
 def test_images_other_than_those_recorded_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = OwnDataModule()
     data.setup()

@@ -149,6 +149,7 @@ CONTENTS: dict[str, Callable[[bytes, bytes], bytes]] = {
 }
 
 
+@pytest.mark.promise("data")
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize(("archive", "unpacked"), list(product(STATES, STATES)))
 def test_a_file_is_read_repaired_or_refused(
@@ -184,6 +185,7 @@ def test_a_file_is_read_repaired_or_refused(
         assert (raw / f"{name}.gz").read_bytes() == tiny.ARCHIVES[f"{name}.gz"]
 
 
+@pytest.mark.promise("data")
 @pytest.mark.parametrize("kind", ["images", "labels"])
 def test_a_file_of_wrong_length_bits_or_header_is_refused_by_name(
     tmp_path: Path, kind: str
@@ -204,6 +206,7 @@ def test_a_file_of_wrong_length_bits_or_header_is_refused_by_name(
         assert outcome(tmp_path, split="test") == ""  # which does not need the file
 
 
+@pytest.mark.promise("data")
 @pytest.mark.parametrize("name", FILES)
 def test_an_archive_with_any_byte_changed_gives_the_true_arrays_or_is_named(
     tmp_path: Path, name: str
@@ -216,6 +219,7 @@ def test_an_archive_with_any_byte_changed_gives_the_true_arrays_or_is_named(
         assert outcome(tmp_path, split=split) == "" or f"{name}.gz is damaged" in outcome(tmp_path)
 
 
+@pytest.mark.promise("data")
 def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (file := tmp_path / "file").touch()
     line = f"root is {file}: it is a file, give the folder with the data sets"
@@ -267,6 +271,7 @@ def test_files_of_a_class_without_digests_of_its_own_are_read_if_they_are_whole(
         assert line.startswith(f"{raw / FILES[2]} is damaged or of another data set: replace it, ")
 
 
+@pytest.mark.promise("data")
 @pytest.mark.parametrize("shape", [(28, 28), (32, 32)])
 def test_files_of_a_subclass_are_neither_overwritten_nor_to_be_deleted(
     tmp_path: Path, mirror: Mirror, shape: tuple[int, int]
@@ -286,6 +291,7 @@ def test_files_of_a_subclass_are_neither_overwritten_nor_to_be_deleted(
 # Downloads.
 
 
+@pytest.mark.promise("download")
 def test_missing_archives_are_downloaded_once_and_kept(tmp_path: Path, mirror: Mirror) -> None:
     root = tmp_path / "new/and/deep"
     assert outcome(root) == outcome(root) == ""
@@ -294,6 +300,7 @@ def test_missing_archives_are_downloaded_once_and_kept(tmp_path: Path, mirror: M
     assert {path.name: path.read_bytes() for path in raw.iterdir()} == tiny.ARCHIVES
 
 
+@pytest.mark.promise("download")
 @pytest.mark.parametrize("fault", ["cut", "silent", "missing", "another file"])
 def test_a_download_that_fails_leaves_nothing_and_the_next_mirror_is_asked(
     tmp_path: Path, mirrors: list[Mirror], fault: str
@@ -311,6 +318,7 @@ def test_a_download_that_fails_leaves_nothing_and_the_next_mirror_is_asked(
     assert {*os.listdir(raw)} == {*tiny.ARCHIVES}
 
 
+@pytest.mark.promise("download")
 def test_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path, mirror: Mirror) -> None:
     target = tmp_path / "elsewhere.gz"
     target.write_bytes(b"no gzip")
@@ -322,6 +330,7 @@ def test_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path, mirror: Mi
     assert target.read_bytes() == b"no gzip"
 
 
+@pytest.mark.promise("download")
 def test_processes_that_start_with_an_empty_root_all_read_the_true_arrays(
     tmp_path: Path, mirror: Mirror
 ) -> None:
@@ -339,6 +348,7 @@ def _with_little_room(root: Path, kill: bool) -> str:
     return outcome(root)
 
 
+@pytest.mark.promise("data")
 @pytest.mark.parametrize("kill", [False, True])
 def test_a_full_disk_or_a_kill_while_writing_leaves_no_part_of_a_file(
     tmp_path: Path, mirror: Mirror, kill: bool
@@ -379,6 +389,7 @@ def permit(root: Path, mode: int) -> None:
         folder.chmod(mode)
 
 
+@pytest.mark.promise("data")
 def test_a_read_only_root_is_read_or_named(shared: Path, mirror: Mirror) -> None:
     read = partial(in_child, unprivileged, outcome)
     raw = fill(shared, PACKED)

@@ -84,6 +84,7 @@ def test_emnist_is_downloaded_once_and_read_from_its_zip_file(
     assert [path.name for path in (tmp_path / "new/EMNIST/raw").iterdir()] == ["gzip.zip"]
 
 
+@pytest.mark.promise("data")
 @pytest.mark.parametrize("fault", ["cut", "another member", "another file"])
 def test_a_damaged_zip_file_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -109,6 +110,7 @@ def test_a_damaged_zip_file_is_refused_in_one_line(
 # What is verified.
 
 
+@pytest.mark.promise("data")
 def test_archives_are_verified_by_torchvision_s_digests_and_unpacked_files_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +137,7 @@ def test_archives_are_verified_by_torchvision_s_digests_and_unpacked_files_are_n
     assert tiny_data.verification == "SHA-256 verified"
 
 
+@pytest.mark.promise("download")
 def test_a_download_must_have_torchvision_s_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +207,7 @@ def test_a_network_has_as_many_outputs_as_the_data_have_classes(
     assert {name: len(pair) for name, pair in digests.items()} == {"train": 2, "test": 2}
 
 
+@pytest.mark.promise("data")
 def test_a_run_says_what_was_verified_and_later_refuses_other_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.ranks import ranks_left_alone
-from tests.faults.runs_of_tiny import fit, left_alone
+from tests.faults.processes import Fault, fit, left_alone
 
 collect_ignore = ["warm.py"]  # it is no test, but for processes that are forked
 
@@ -27,9 +26,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
     """Trains a model to the end without a fault, once a session."""
 
     @cache
-    def train(model: str, ranks: int = 0, framework: str = "torch") -> Path:
+    def train(model: str, ranks: int, framework: str, always: Fault | None) -> Path:
         place = tmp_path_factory.mktemp("alone")
-        command = fit(model, place, framework=framework)
-        return ranks_left_alone(command, place, ranks) if ranks else left_alone(command, place)
+        return left_alone(fit(model, place, framework=framework), place, ranks, always)
 
-    return train
+    def alone(
+        model: str, ranks: int = 0, framework: str = "torch", always: Fault | None = None
+    ) -> Path:
+        return train(model, ranks, framework, always)
+
+    return alone

@@ -3,9 +3,7 @@
 import errno
 import fcntl
 import os
-import resource
 import shutil
-import signal
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -17,31 +15,20 @@ from digitlab import checkpoints
 from digitlab.cli import main
 from tests.commands import SHORT, refusal
 from tests.faults.conftest import Alone
-from tests.faults.runs_of_tiny import MLP, at_step, fit, folder_of, log_of, resume
-from tests.faults.victims import differences, kill_self, run
+from tests.faults.plants import kill_self
+from tests.faults.processes import (
+    COMMAND,
+    SIGKILLED,
+    differences,
+    fit,
+    folder_of,
+    hidden,
+    resume,
+    run,
+    said,
+)
 
-
-def fill_disk(size: int) -> None:
-    """From here on, no file of this process may become larger than some bytes."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write fails instead: EFBIG
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-
-def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path, alone: Alone) -> None:
-    log = log_of(tmp_path)
-    assert run(fit(MLP, tmp_path), log, at_step(30, partial(fill_disk, 100_000))) == 1
-    folder = folder_of(tmp_path)
-    last = folder / "checkpoints" / "last.ckpt"
-    assert last.stat().st_size > 100_000  # as events are not, by then
-    assert checkpoints.read_checkpoint(last)["global_step"] == 28
-    line = log.read_text().splitlines()[-1]
-    assert line.startswith("digitlab: error: training failed after 32 steps: ")
-    assert "File too large" in line
-    assert line.endswith(f"; {last} was saved at step 28; resume with: digitlab fit --run {folder}")
-    assert "Traceback" not in log.read_text()
-    assert [path.name for path in folder.rglob(".*") if path.name != ".lock"] == []
-    resume(folder)
-    assert differences(folder, alone(MLP)) == []
+pytestmark = pytest.mark.promise("files")
 
 
 @pytest.fixture
@@ -60,16 +47,15 @@ def small_disk(tmp_path: Path) -> Any:
 def test_a_run_on_a_full_disk_ends_in_a_line_and_is_resumed_when_there_is_room(
     tmp_path: Path, small_disk: Path, alone: Alone
 ) -> None:
-    log = tmp_path / "log"
-    assert run(fit(MLP, small_disk), log) == 1
-    assert "No space left on device" in log.read_text().splitlines()[-1]
+    assert run(fit(COMMAND, small_disk), tmp_path) == [1]
+    assert "No space left on device" in said(tmp_path).splitlines()[-1]
     folder = folder_of(small_disk)
     for path in folder.glob("checkpoints/*.ckpt"):
         checkpoints.read_checkpoint(path)
-    room = tmp_path / "room"
+    room = tmp_path / "room" / "run"
     shutil.copytree(folder, room)
     resume(room)
-    assert differences(room, alone(MLP)) == []
+    assert differences(room, alone(COMMAND)) == []
 
 
 def test_a_folder_that_cannot_be_written_is_refused_in_a_line(
@@ -83,11 +69,8 @@ def test_a_folder_that_cannot_be_written_is_refused_in_a_line(
         parent.chmod(0o755)
     for path in (tiny_root, *tiny_root.rglob("*")):
         path.chmod(0o777)
-    log = tmp_path / "log"
-    log.touch()
-    log.chmod(0o666)
-    assert run(fit(MLP, place), log, partial(os.setuid, 65534)) == 2
-    line = log.read_text().splitlines()[-1]
+    assert run(fit(COMMAND, place), tmp_path, partial(os.setuid, 65534)) == [2]
+    line = said(tmp_path).splitlines()[-1]
     assert line.startswith(f"digitlab: error: [Errno 13] Permission denied: '{place}")
     assert line.endswith("; give a folder in which you may read and write")
     assert list(place.iterdir()) == []
@@ -128,11 +111,11 @@ def die_at_rename() -> None:
 def test_the_next_command_removes_what_a_killed_one_left(
     command: str, written: str, copied_run: Path, tmp_path: Path
 ) -> None:
-    folder, log = copied_run, tmp_path / "log"
-    assert run([command, "--run", str(folder)], log, die_at_rename) == -signal.SIGKILL
-    (left,) = [path.name for path in folder.glob(".*") if path.name != ".lock"]
+    folder = copied_run
+    assert run([command, "--run", str(folder)], tmp_path, die_at_rename) == [SIGKILLED]
+    (left,) = hidden(folder)
     assert left.endswith(written)
     process = left.strip(".").partition("@")[0]
     (folder / "checkpoints" / f".{process}.last.ckpt").touch()  # as of version 0.1
     assert main(["report", str(folder)]) == 0
-    assert [path.name for path in folder.rglob(".*") if path.name != ".lock"] == []
+    assert hidden(folder) == []

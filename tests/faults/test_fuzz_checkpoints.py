@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from digitlab.checkpoints import load_weights, read_checkpoint
 from digitlab.models import MLP
-from tests.faults.victims import equal
+from tests.faults.processes import THOROUGH, equal
 from tests.fitting import weights
 
 # The same examples in every run, so that a failure is of the change that is being tested.
-many = settings(deadline=None, max_examples=10_000, derandomize=True)
+many = settings(deadline=None, max_examples=10_000 if THOROUGH else 1000, derandomize=True)
+pytestmark = pytest.mark.promise("bytes")
 
 
 @pytest.fixture(scope="module")

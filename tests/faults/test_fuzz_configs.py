@@ -21,10 +21,12 @@ from lightning import Trainer
 
 from digitlab.classifier import Classifier
 from digitlab.cli import fit, main
+from tests.faults.processes import THOROUGH
 from tests.tiny import TinyDataModule
 
 # The same examples in every run, so that a failure is of the change that is being tested.
-many = settings(deadline=None, max_examples=3000, derandomize=True)
+many = settings(deadline=None, max_examples=3000 if THOROUGH else 200, derandomize=True)
+pytestmark = pytest.mark.promise("configs")
 
 
 def arguments(kind: type) -> list[str]:
@@ -104,7 +106,6 @@ pieces |= st.sampled_from(
     ["*a", "&a", "!!int", "'", '"', "|", ">", "#", "%", "@", "?", "<<", "\t", "---"]
 )
 raw = st.one_of(
-    st.sampled_from(BROKEN).map(str.encode),
     st.lists(pieces, max_size=12).map(lambda words: "".join(words).encode()),
     st.binary(max_size=20),
     st.binary(max_size=4).map(lambda tail: edited([]).encode() + tail),
@@ -152,6 +153,13 @@ def check(content: bytes) -> None:
             assert code == 2
             assert re.fullmatch(r"digitlab: error: [^\n]+\n", shown), shown
             assert not runs.exists() or not list(runs.rglob("*"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_only_prepared")
+def test_a_broken_config_is_refused_in_one_line() -> None:
+    for text in BROKEN:
+        check(text.encode())
 
 
 def check_edited(changes: list[tuple[str, Any]]) -> None:

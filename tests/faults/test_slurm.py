@@ -2,18 +2,28 @@
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.faults import processes
 from tests.faults.conftest import Alone
-from tests.faults.ranks import Environment, codes, ranks, said
-from tests.faults.runs_of_tiny import COMMAND, MLP, at_step, fit, folder_of, send
-from tests.faults.victims import Fault, differences
+from tests.faults.plants import at_step, send
+from tests.faults.processes import (
+    COMMAND,
+    MLP,
+    Environment,
+    Fault,
+    differences,
+    fit,
+    folder_of,
+    said,
+    slow,
+)
 
-slow = partial(pytest.param, marks=pytest.mark.slow)
+pytestmark = pytest.mark.promise("slurm")
 REQUEUED = 128 + signal.SIGUSR1
 
 
@@ -54,10 +64,8 @@ def run(
     faults: Mapping[int, Fault] | None = None,
     size: int = 1,
 ) -> list[int | None]:
-    """Runs `digitlab` as a job, and gives its processes' exit codes."""
-    launcher: Callable[[int, int], Environment] = partial(tell, cluster, job)
-    with ranks(arguments, cluster, size, faults, launcher) as processes:
-        return codes(processes)
+    """Run `digitlab` as a job, and return its processes' exit codes."""
+    return processes.run(arguments, cluster, faults, size, partial(tell, cluster, job))
 
 
 @pytest.mark.parametrize(

@@ -1,48 +1,15 @@
-"""Standard output and error that cannot be written end no training, and other commands quietly."""
+"""Output that cannot be written ends no command."""
 
 import io
 import os
 import subprocess
 import sys
-from functools import partial
-from pathlib import Path
 
 import pytest
 
-from digitlab.callbacks import PrintEpoch
 from digitlab.terminal import Stream
-from tests.faults.conftest import Alone
-from tests.faults.runs_of_tiny import COMMAND, at_call, fit, folder_of, log_of
-from tests.faults.victims import Fault, differences, run
 
-
-def full() -> None:
-    for number in (1, 2):
-        os.dup2(os.open("/dev/full", os.O_WRONLY), number)
-
-
-def closed() -> None:
-    for number in (0, 1, 2):
-        os.close(number)
-    sys.stdout = sys.stderr = None  # as Python starts then
-
-
-def lost(terminal: bool) -> None:
-    """Standard output and error are a terminal, or a pipe; it is lost in the second epoch."""
-    theirs, ours = os.openpty() if terminal else os.pipe()
-    for number in (1, 2):
-        os.dup2(ours, number)
-    at_call(PrintEpoch, "on_train_epoch_end", 2, partial(os.close, theirs))
-
-
-@pytest.mark.parametrize(
-    "fault", [full, closed, partial(lost, True), partial(lost, False)], ids=range(4)
-)
-def test_a_training_whose_output_fails_ends_as_one_left_alone(
-    tmp_path: Path, alone: Alone, fault: Fault
-) -> None:
-    assert run(fit(COMMAND, tmp_path), log_of(tmp_path), fault) == 0
-    assert differences(folder_of(tmp_path), alone(COMMAND)) == []
+pytestmark = pytest.mark.promise("output")
 
 
 def test_a_short_command_ends_quietly_where_the_reader_left_and_else_with_1() -> None:

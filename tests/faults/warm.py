@@ -1,10 +1,10 @@
-"""Imports what each victim needs, once, before victims are forked."""
+"""Imports what each process needs, once, before it is forked."""
 
 import io
 
 import numpy as np
 
-import tests.tiny  # noqa: F401
+import tests.tiny
 from digitlab import cli
 
 cli.prepare_process()
@@ -13,6 +13,7 @@ cli.prepare_process()
 import torch.utils.tensorboard  # noqa: E402, F401
 from sklearn.model_selection import train_test_split  # noqa: E402, F401
 
+import tests.faults.processes  # noqa: E402, F401
 from digitlab.callbacks.pictures import draw_curves, draw_images  # noqa: E402
 from digitlab.cli.fit import read_fit  # noqa: E402
 

@@ -18,15 +18,11 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from digitlab import __version__
 from digitlab.errors import InputError, Interrupted, RunError, describe_error, reading_input
 from digitlab.terminal import Nowhere, one_line, printable, surviving_streams
-
-if TYPE_CHECKING:
-    from digitlab.signals import StopSignals
-
 
 COMMANDS = {
     "fit": ("cli.fit", "train a network: digitlab fit --config digits/lenet5"),
@@ -196,25 +192,6 @@ def silence() -> None:
         r"You requested to overfit but enabled .* dataloader shuffling",  # it is off already
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-@contextmanager
-def inside_rank(signals: "StopSignals", threads: int) -> Iterator[None]:
-    """Prepare a process that multiprocessing starts for a rank, as `main` and `fit` do their own.
-
-    Args:
-        signals: Handles those that the rank receives.
-        threads: The main process's number of threads, for torch.
-    """
-    import torch
-
-    prepare_process()
-    torch.set_flush_denormal(True)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # or Lightning would choose another number
-    torch.set_num_threads(threads)
-    silence()
-    with surviving_streams(), signals.handled():
-        yield
 
 
 @contextmanager

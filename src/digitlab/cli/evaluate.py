@@ -27,6 +27,7 @@ from digitlab.cli.parser import RunCLI, split_off
 from digitlab.data import DigitsDataModule, ImageDataModule
 from digitlab.data.datamodule import Subset
 from digitlab.data.photographs import PreparedImage, open_image
+from digitlab.distributed import starts_processes
 from digitlab.errors import reading_input
 from digitlab.scores import describe_score
 from digitlab.signals import StopSignals
@@ -155,10 +156,10 @@ def run(name: str, help: str, options: list[str]) -> int:
             cli.datamodule.setup(name)
         cli.datamodule.mean_and_std()  # may read training images, which may have changed
         trainer = evaluation.make_trainer()
-        if trainer.world_size > 1:
+        if trainer.world_size > 1 or starts_processes(trainer):
             raise ValueError(
-                f"there are {trainer.world_size} processes, and each would see a part: {name} "
-                "needs one, so leave out torchrun, trainer.devices and trainer.num_nodes"
+                f"{name} needs one process that sees all images: leave out torchrun, "
+                "trainer.devices, trainer.num_nodes and trainer.strategy"
             )
     with StopSignals(trainer).handled():
         if images:

@@ -19,19 +19,19 @@ from digitlab.callbacks.checkpointing import end_training
 from digitlab.callbacks.results import describe_device
 from digitlab.checkpoints import load_weights, sha256
 from digitlab.classifier import Classifier
-from digitlab.cli import inside_rank, restoring_flags
+from digitlab.cli import restoring_flags
 from digitlab.cli.options import add_fit_options
 from digitlab.cli.parser import RunCLI, check_end, check_settings, check_together, split_off
-from digitlab.cli.refusals import as_input_error, check_monitors, error_of_ranks
+from digitlab.cli.refusals import as_input_error, check_monitors
 from digitlab.cli.trainer import as_list, check_callbacks, make_trainer
 from digitlab.distributed import (
+    check_started,
     is_rank_zero,
     note_job,
     print_rank_zero,
-    replace_launcher,
+    reporting_lost_rank,
     requeue,
     requeued,
-    watch_ranks,
 )
 from digitlab.errors import InputError, RunError, describe_error, reading_input
 from digitlab.resume import (
@@ -128,6 +128,7 @@ def train(options: list[str], name: str = "fit", help: str = "") -> Path | None:
                         on_exit.enter_context(run_folder.lock_run(folder))
                 trainer = make_trainer(cli, folder, throughput, weights, start, allow_changes)
             cli.model.check_supported(trainer)
+            check_started(trainer, cli.config.trainer, options)
             check_monitors(cli.model, trainer)
             start.check_processes(trainer.world_size, allow_changes)
             inexact = allow_changes or cli.config.allow_inexact_resume
@@ -295,10 +296,8 @@ def _fit(cli: FitCLI, trainer: Trainer, start: ResumePoint) -> None:
             callback.signals = signals
     if start.trained:
         trainer.fit_loop.run = partial(end_training, trainer)  # type: ignore[method-assign]
-    inside = partial(inside_rank, signals, torch.get_num_threads())
-    replace_launcher(trainer, inside, partial(error_of_ranks, start.step))
     try:
-        with watch_ranks(trainer), signals.handled():
+        with reporting_lost_rank(), signals.handled():
             trainer.fit(cli.model, cli.datamodule, ckpt_path=start.checkpoint)
     except (Interrupted, FloatingPointError):
         if trainer.is_global_zero:

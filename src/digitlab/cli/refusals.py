@@ -17,7 +17,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from digitlab.classifier import Classifier
 from digitlab.errors import InputError, describe_error
 from digitlab.execution import monitored
-from digitlab.signals import Interrupted
 
 LOGGED = ("val/loss", "val/accuracy", "train/loss", "train/accuracy")
 """The values that every `Classifier` logs once an epoch."""
@@ -124,10 +123,3 @@ def as_input_error(error: Exception, trainer: Trainer, first_step: int) -> Input
     selves = [frame.f_locals.get("self") for frame in reversed(frames)]
     named = next((it for it in selves if isinstance(it, Callback | Logger)), error)
     return InputError(f"{type(named).__name__}: {describe_error(error)}")
-
-
-def error_of_ranks(first_step: int, error: BaseException, trainer: Trainer) -> BaseException | None:
-    """Return the error with which a fit ends if all ranks raise one; None for a bug."""
-    if isinstance(error, Interrupted | FloatingPointError):
-        return error
-    return as_input_error(error, trainer, first_step) if isinstance(error, Exception) else None
