@@ -7,11 +7,9 @@ bit.
 
 Private names of Lightning are used here, checked against version 2.6: a module's `_trainer` and
 `_current_fx_name`, `call._call_callback_hooks`, an optimizer's `_on_before_step` and
-`_on_after_step`, the loops' `_can_stop_early` and `_batches_that_stepped`, and `ModelCheckpoint`'s
-`_every_n_train_steps` and `_train_time_interval`.
+`_on_after_step`, and the loops' `_can_stop_early` and `_batches_that_stepped`.
 """
 
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,15 +18,6 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    DeviceStatsMonitor,
-    GradientAccumulationScheduler,
-    LearningRateMonitor,
-    ModelCheckpoint,
-    StochasticWeightAveraging,
-    ThroughputMonitor,
-    WeightAveraging,
-)
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -43,27 +32,14 @@ from digitlab.batches import Batch, Block
 from digitlab.distributed import seed_per_rank
 from digitlab.errors import check_at_least
 from digitlab.optimizers import fused_adam_step
+from digitlab.unsupported import of_automatic_optimization, of_calls
 
 
 class MultiStepModule(LightningModule):
-    """Makes one optimizer step per batch, or several per `training_step`.
+    """Makes one optimizer step per batch or several per `training_step`; may average the weights.
 
-    A subclass computes the loss of a batch in `batch_loss` and, for the log, the scores since the
-    last entry in `step_scores`.
-
-    Args:
-        steps_per_execution: Optimizer steps per `training_step`, at least 1. It changes speed and
-            nothing else.
-        average_decay: Decay of the average of the weights, at least 0 and below 1; None for none.
-            After each step the average becomes `decay` of itself and `1 - decay` of the weights;
-            buffers, such as running statistics, are the network's own. Validations, checkpoints
-            and the trained model have the average.
-
-    Attributes:
-        network: The module with the weights, which a subclass sets.
-
-    Raises:
-        ValueError: A number is out of its range.
+    A subclass sets `network`, computes the loss of a batch in `batch_loss` and, for the log, the
+    scores since the last entry in `step_scores`. `Classifier` documents the arguments.
     """
 
     network: nn.Module
@@ -253,14 +229,10 @@ class MultiStepModule(LightningModule):
         return not trainer.is_last_batch and (stopped or self.global_step == trainer.max_steps)
 
     def check_supported(self, trainer: Trainer) -> None:
-        """Refuse settings of the trainer, its callbacks or this class that K > 1 would ignore.
-
-        Raises:
-            ValueError: The message names the setting and a replacement.
-        """
+        """Refuse settings of the trainer, its callbacks or this class that K > 1 would ignore."""
         if self.steps_per_execution == 1:
             return
-        found = (of_automatic_optimization(trainer), _of_calls(trainer), self._of_hooks())
+        found = (of_automatic_optimization(trainer), of_calls(trainer), self._of_hooks())
         for setting, remedy in chain(*found):
             raise ValueError(
                 f"{setting} is not supported with steps_per_execution {self.steps_per_execution}: "
@@ -422,46 +394,3 @@ def monitored(scheduler: ReduceLROnPlateau) -> str:
 def overrides(thing: Any, base: type, hook: str) -> bool:
     """Return whether an object overrides a hook, in its class or as an attribute."""
     return getattr(getattr(thing, hook), "__func__", None) is not getattr(base, hook)
-
-
-def of_automatic_optimization(trainer: Trainer) -> Iterator[tuple[str, str]]:
-    """Find settings and callbacks that only Lightning's automatic optimization honours."""
-    if (norm := trainer.gradient_clip_val) is not None:
-        yield f"gradient_clip_val {norm}", "use the model's gradient_clip_norm"
-    if (batches := trainer.accumulate_grad_batches) != 1:
-        yield f"accumulate_grad_batches {batches}", "use a larger batch_size"
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set at run time
-        if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
-            yield type(callback).__name__, "leave the callback out"
-        if isinstance(callback, GradientAccumulationScheduler):
-            yield type(callback).__name__, "use a larger batch_size"
-
-
-def _of_calls(trainer: Trainer) -> Iterator[tuple[str, str]]:
-    """Find settings and callbacks that count calls of `training_step`."""
-    limit, overfit = trainer.limit_train_batches, trainer.overfit_batches  # type: ignore[attr-defined]
-    if isinstance(limit, float) and limit != 1:
-        name = "overfit_batches" if overfit else "limit_train_batches"
-        yield f"{name} {limit}", "give a number of optimizer steps"
-    # The attribute is missing where the interval is a time.
-    interval = getattr(trainer, "val_check_interval", "as a time")
-    if not isinstance(interval, float) or interval != 1:
-        yield f"val_check_interval {interval}", "validate after whole epochs"
-    for optimizer in trainer.optimizers:
-        closure = inspect.signature(optimizer.step).parameters.get("closure")
-        if closure and closure.default is closure.empty:
-            yield type(optimizer).__name__, "use an optimizer that takes one gradient per step"
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set at run time
-        if isinstance(callback, DeviceStatsMonitor | ThroughputMonitor):
-            yield type(callback).__name__, "leave the callback out"
-        if isinstance(callback, LearningRateMonitor) and callback.logging_interval != "epoch":
-            yield type(callback).__name__, "set its logging_interval to epoch"
-        if isinstance(callback, ModelCheckpoint) and _saves_inside_epochs(callback):
-            remedy = "use digitlab.callbacks.LastCheckpoint(every_n_steps=...)"
-            yield type(callback).__name__, remedy
-
-
-def _saves_inside_epochs(checkpoint: ModelCheckpoint) -> bool:
-    """Return whether it saves inside epochs by Lightning's rule, which may miss a step."""
-    wants = checkpoint._every_n_train_steps > 0 or checkpoint._train_time_interval is not None
-    return wants and type(checkpoint).on_train_batch_end is ModelCheckpoint.on_train_batch_end

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from digitlab.batches import Batch, Block
 from digitlab.classifier import Classifier
 from digitlab.data.loader import run_seed
-from digitlab.execution import counted_step, of_automatic_optimization, overrides
+from digitlab.execution import counted_step, overrides
 from digitlab.parity.backend import (
     POLICIES,
     Policy,
@@ -30,6 +30,7 @@ from digitlab.parity.keras_files import KerasNetwork
 from digitlab.parity.optimizers import to_keras_optimizer
 from digitlab.parity.sides import arrange
 from digitlab.parity.twins import build_twin, to_keras
+from digitlab.unsupported import of_automatic_optimization
 
 _GRADIENT_HOOKS = (
     *("on_before_zero_grad", "on_before_backward", "on_after_backward"),
@@ -143,7 +144,8 @@ class KerasClassifier(Classifier):
         """Return the learning rate of the next step, and step a scheduler with interval `step`."""
         (optimizer,) = self.trainer.optimizers
         rate = float(optimizer.param_groups[0]["lr"])
-        self._step_schedulers("step")
+        for scheduler in self._schedulers("step"):
+            scheduler.step()
         return rate
 
     def _record_steps(
