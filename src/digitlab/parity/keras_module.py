@@ -143,7 +143,8 @@ class KerasClassifier(Classifier):
         """Return the learning rate of the next step, and step a scheduler with interval `step`."""
         (optimizer,) = self.trainer.optimizers
         rate = float(optimizer.param_groups[0]["lr"])
-        self._step_schedulers("step")
+        for scheduler in self._schedulers("step"):
+            scheduler.step()
         return rate
 
     def _record_steps(
