@@ -53,6 +53,8 @@ class Scenario(NamedTuple):
 
 
 ROWS: list[Any] = []
+row: tuple[Any, ...]
+options: dict[str, Any]
 
 
 def add(*row: Any, default: bool = False, **options: Any) -> None:
@@ -159,7 +161,7 @@ ENDS = {  # epochs have 25 steps
     "max_time": f"{MLP} --trainer.max_time 00:01:00:00",
     "max_time, blocks": f"{MLP} {BLOCKS} --trainer.max_time 00:01:00:00",
 }
-LAST = {
+LAST: dict[str, Any] = {
     "before the last row was written": partial(partial, at_call, History, "on_train_epoch_end"),
     "after the last row was written": partial(after, History, "on_train_epoch_end"),
     "in the final evaluation": lambda _: partial(at_call, Classifier, "evaluate", 1),

@@ -90,7 +90,8 @@ class Cluster:
 
     def begun(self, before: set[Path]) -> Path:
         """Wait for a run that is not among those before."""
-        return next(iter(until(lambda: self.training() - before)))
+        found: set[Path] = until(lambda: self.training() - before)
+        return next(iter(found))
 
     def kill_worker(self, history: Path) -> None:
         """Kill the worker that trains a run."""
@@ -135,7 +136,7 @@ def test_rows_of_a_cluster_are_those_of_local_runs(
 
     monkeypatch.chdir(tmp_path)
     Path("one.yaml").write_text(f"{CONFIG}1\n")
-    with LocalCluster(  # type: ignore[no-untyped-call]
+    with LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
     ) as local:
         words = ["--scheduler", local.scheduler_address, "--seeds", "1", "--out", "out", "--fetch"]
