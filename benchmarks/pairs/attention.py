@@ -40,6 +40,12 @@ def time_first(m: Any, x: Tensor) -> Tensor:
 CROSSED = {"forward": lambda m, x: m.attn(x[:, :4], x[:, 4:], x[:, 4:])[0]}
 NARROW = {"forward": lambda m, x: m.attn(x, x[..., :6], x[..., :6])[0], "kdim": 6, "vdim": 6}
 
+def frozen() -> tuple[nn.Module, Any]:
+    module: Any = attend()
+    for parameter in (module.attn.in_proj_weight, module.attn.in_proj_bias):
+        parameter.requires_grad_(False)
+    return module, keras_attend()
+
 class SelfAttention(nn.Module):
     """Attention written out, with one projection into queries, keys and values or with three."""
 
@@ -194,8 +200,7 @@ TOPICS = {
         pair("time first in PyTorch", PASSED, {"forward": time_first, "batch_first": False}),
         pair("keys of zeros added in PyTorch", ATTN, {"add_zero_attn": True}),
         pair("biases of keys in PyTorch", ATTN, {"add_bias_kv": True}),
-        Pair("frozen in PyTorch alone", fails(),
-            lambda: (attend().requires_grad_(False), keras_attend())),
+        Pair("projections frozen in PyTorch alone", fails(), frozen),
         written_out("written out, one projection", PASSED, True),
         written_out("written out, three projections", PASSED, False),
         written_out("written out, another scale", fails("softmax", "multiply"), True,

@@ -129,7 +129,7 @@ def test_a_pair_is_refused_before_a_weight_changes() -> None:
     for module, images, message in (
         (Plain().bfloat16(), IMAGES, r"a side computes in bfloat16: .* `module\.float\(\)`"),
         (Plain(), IMAGES[:, :, :6], "reads .* and the images are"),
-        (frozen().fc, IMAGES, "Linear cannot compute inputs of shape"),
+        (Plain().fc, IMAGES, "Linear cannot compute inputs of shape"),
     ):
         with pytest.raises(ValueError, match=message):
             check(module, twin, [(images, LABELS)])

@@ -10,6 +10,7 @@ from benchmarks.pairs import topics
 from benchmarks.pairs.common import Pair, run
 
 ALSO = {
+    "attention: projections frozen in PyTorch alone",
     "channels first: transposed convolution",
     "constants in float32: ReLU(max_value=0.7)",
     "constants in float32: a tiny epsilon's difference behind GELU",
