@@ -21,7 +21,6 @@ from digitlab.reproduce.statistics import compare, summarize
 from digitlab.reproduce.tables import (
     MARGINS,
     NONE,
-    by_framework,
     compare_frameworks,
     difference_cells,
     group,
@@ -124,7 +123,7 @@ def results_table(rows: Mapping[str, Row], measured: Sequence[Result]) -> str:
     groups = group_accuracies(measured)
     lines = []
     for row in rows.values():
-        values = by_framework(groups, row.name)
+        values = [groups.get((row.name, framework), []) for framework in FRAMEWORKS]
         if any(values):
             config = f"`{row.dataset}/{row.config.stem}`"
             start = [row.name if row.in_documents else NONE, config, row.published or NONE]

@@ -1,6 +1,6 @@
 """`Classifier`, the base of every architecture: loss, scores, optimizer."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from inspect import signature
 from typing import Any, Literal, Self
 
@@ -246,35 +246,13 @@ class Classifier(MultiStepModule):
         logits = _at_least_float32(self(images))
         return describe_predictions(logits, labels[0] if labels else None, names)
 
+    @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Score:
         """Measure loss and accuracy over `batches` in evaluation mode, without logging.
 
         Inside a run it computes in the run's precision and sums over all processes.
         """
         sums = RunningScore(self.device)
-        for measured in self._in_evaluation(batches):
-            sums.add(*measured)
-        return self._score(sums)
-
-    def classify(
-        self, batches: Iterable[Batch], names: Sequence[str] | None = None
-    ) -> dict[str, Any]:
-        """Classify `batches` in evaluation mode, without a trainer.
-
-        Args:
-            batches: From any loader; their N images together.
-            names: Names of all classes; by default their numbers.
-
-        Returns:
-            What `predict_step` returns, of all N images, on the CPU.
-        """
-        parts = [(logits, labels) for _, logits, labels in self._in_evaluation(batches)]
-        logits, labels = (torch.cat(tensors).cpu() for tensors in zip(*parts, strict=True))
-        return describe_predictions(logits, labels, names)
-
-    @torch.no_grad()
-    def _in_evaluation(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield loss, logits and labels of each batch, computed in evaluation mode."""
         trainer = self.attached_trainer
         precision = trainer.precision_plugin if trainer else Precision()
         was_training = self.training
@@ -285,9 +263,10 @@ class Classifier(MultiStepModule):
                     on_device = self.transfer_batch_to_device(batch, self.device, 0)
                     images, labels = precision.convert_input(on_device)
                     with precision.forward_context():
-                        yield (*self._loss_and_logits(images, labels), labels)
+                        sums.add(*self._loss_and_logits(images, labels), labels)
             finally:
                 self.train(was_training)
+        return self._score(sums)
 
     def running_score(self, phase: Phase) -> Score:
         """Read this process's score of the epoch so far."""

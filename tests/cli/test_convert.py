@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from digitlab.cli import convert, main
+from digitlab.cli import main
 from digitlab.models import MLP
 from tests.commands import refusal
 from tests.tiny import TEST, TinyDataModule
@@ -56,39 +56,6 @@ def test_a_keras_run_becomes_a_file_through_the_same_network_in_pytorch(
     assert in_file.startswith("360 of 360 test images get the same class")
 
 
-A_RUN_BECOMES = "a run becomes a file that ends in .onnx, .pt2, .keras or .h5, and a Keras file"
-
-
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        ("run new.ONNX", f"run cannot become new.ONNX: {A_RUN_BECOMES}"),
-        ("model.keras new.onnx", f"model.keras cannot become new.onnx: {A_RUN_BECOMES}"),
-        ("run old.pt2", "old.pt2 exists: nothing is overwritten, so give another path"),
-        ("run no/new.pt2", "there is no folder no: make it first"),
-        ("run new.keras --raw_pixels", "--raw_pixels is for .onnx and .pt2, and new.keras is"),
-        ("model.keras new --raw-pixels", "--raw_pixels is for .onnx and .pt2, and new is neither"),
-        ("run new.pt2 --raw_pixel", "there is no option 'raw_pixel'"),
-        ("run new.pt2 --checkpoint worst", "there is no checkpoint worst"),
-        ("nowhere new.pt2", "there is no folder nowhere"),
-    ],
-)
-def test_bad_input_is_refused_in_one_line_and_nothing_written(
-    words: str,
-    reason: str,
-    copied_run: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(copied_run.parent)
-    copied_run.rename("run")
-    Path("old.pt2").write_text("old")
-    before = sorted(Path().rglob("*"))
-    assert reason in refusal(capsys, "convert", *words.split())
-    assert sorted(Path().rglob("*")) == before
-    assert Path("old.pt2").read_text() == "old"
-
-
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [("cut", "is damaged, or not a checkpoint"), ("NaN", "MLP gives outputs that are not finite")],
@@ -120,11 +87,3 @@ def test_a_full_disk_leaves_nothing_and_exits_with_1(
     assert main(["convert", str(finished_run), str(tmp_path / "file.pt2")]) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert names_in(tmp_path) == []
-
-
-def test_help_names_every_format_and_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["convert", "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert shown == convert.HELP
-    assert all(suffix in shown for suffix in (".onnx", ".pt2", ".keras", ".h5"))
-    assert max(map(len, shown.splitlines())) <= 80

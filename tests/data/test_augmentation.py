@@ -15,7 +15,7 @@ from torch import Tensor
 from digitlab.cli import main
 from digitlab.data import Augmentation, DigitsDataModule, EpochSampler, ImageLoader
 from tests import tiny
-from tests.commands import checkpoint, config_of, fit, refusal, words
+from tests.commands import checkpoint, config_of, fit
 from tests.fitting import assert_bitwise_equal
 from tests.tiny import TinyDataModule
 
@@ -198,19 +198,6 @@ def test_a_run_resumed_inside_an_epoch_ends_as_one_that_was_not_interrupted(tmp_
     stopped = fit(tmp_path / "stopped", *options, "--trainer.max_steps", "17")  # of 2 x 13
     assert main(["fit", "--run", str(stopped), "--trainer.max_steps", "-1"]) == 0
     assert_bitwise_equal(*(checkpoint(run)["state_dict"] for run in (stopped, whole)))
-
-
-def test_bad_values_are_refused_on_the_command_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, value, message in (
-        ("shift", "40", "augmentation.shift is 40: it must be less than 28"),
-        ("flip", "0.5", "data.augmentation.flip is 0.5: it must be bool"),
-        ("turn", "5", "there is no option 'data.augmentation.turn'"),
-    ):
-        option = f"--data.augmentation.{name}={value}"
-        assert message in refusal(capsys, *words(tmp_path / "runs", option))
-    assert not (tmp_path / "runs").exists()
 
 
 def test_seed_everything_chooses_the_changes() -> None:

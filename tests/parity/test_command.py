@@ -122,7 +122,7 @@ def test_settings_that_are_not_compared_are_named(
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        (["--steps", "0"], "steps is 0: compare at least 1"),
+        (["--steps", "0"], "steps is 0: it must be >0"),
         (["--data.batch_size", "201"], "data.batch_size is 201: give at most .* images, 200"),
         (["--model.optimizer", "Adagrad"], "optimizer is Adagrad, which has no counterpart"),
         (

@@ -11,7 +11,7 @@ from digitlab.errors import InputError
 from digitlab.reproduce import figures, results
 from digitlab.reproduce.command import write_report
 from digitlab.reproduce.rows import read_rows
-from digitlab.reproduce.tables import group_accuracies, rows_of
+from digitlab.reproduce.tables import rows_of
 from tests.reproduce.samples import runs, runs_with_curves
 
 ROWS = read_rows()
@@ -100,14 +100,6 @@ def test_the_figure_has_a_dot_for_each_run_and_a_mean_for_each_row() -> None:
     assert legend(figure) == ["PyTorch", "a run", *intervals]
 
 
-def test_the_legend_names_an_interval_only_where_one_is_drawn() -> None:
-    measured = runs("my/a", 95.0) + runs("my/b", 97.0)
-    assert legend(figures.draw_accuracies(rows_of(measured, ROWS), measured)) == [
-        "PyTorch",
-        "a run",
-    ]
-
-
 def test_what_was_published_is_hollow_beside_the_mean_of_its_row() -> None:
     measured = runs_with_curves("B6", 88.9, 89.2, 89.5)
     figure = figures.draw_accuracies(ROWS, measured)
@@ -116,14 +108,6 @@ def test_what_was_published_is_hollow_beside_the_mean_of_its_row() -> None:
     assert sorted(x[0] for x in places if len(x) == 1) == pytest.approx([89.0, 89.2])
     assert legend(figure)[0] == "published"
     assert "published: more than" not in legend(figure)
-
-
-def test_a_line_at_0_is_part_of_the_axis_of_differences() -> None:
-    groups = group_accuracies(runs("B3", 2.0, 3.0))
-    (axes,) = figures.draw_lines(ROWS, groups, "points", whole=False).axes
-    assert axes.get_xlim()[0] < 0
-    ends = [np.asarray(line.get_xdata(), float).tolist() for line in axes.lines]
-    assert ends.count([0.0, 0.0]) == 1
 
 
 def test_curves_are_means_in_a_band_from_the_lowest_to_the_highest_run() -> None:
@@ -137,10 +121,3 @@ def test_curves_are_means_in_a_band_from_the_lowest_to_the_highest_run() -> None
     assert list(validation.get_ydata()) == pytest.approx([94, 97.5])  # type: ignore[arg-type]
     band = np.asarray(torch.collections[1].get_paths()[0].vertices, float)
     assert {tuple(point) for point in np.round(band, 6)} == {(1, 93), (1, 95), (2, 97), (2, 98)}
-
-
-def test_the_curves_of_many_rows_are_drawn_in_lines_of_four() -> None:
-    measured = [run for i in range(5) for run in runs_with_curves(f"my/{i}", 97.0, 98.0)]
-    axes = figures.draw_curves(rows_of(measured, ROWS), measured).axes
-    assert [it.get_visible() for it in axes] == [True] * 5 + [False] * 3
-    assert {it.get_subplotspec().get_gridspec().ncols for it in axes} == {4}  # type: ignore[union-attr]

@@ -1,4 +1,3 @@
-import csv
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,6 +11,7 @@ from digitlab.reproduce import results
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row
 from digitlab.resume import processor
+from digitlab.run_folder import read_history, read_metrics
 from tests.commands import fit
 from tests.reproduce.samples import RESULT
 
@@ -48,9 +48,7 @@ def test_no_line_is_lost_when_many_are_added_at_once(tmp_path: Path) -> None:
 def test_a_finished_run_is_read_from_its_folder(tmp_path: Path) -> None:
     folder = fit(tmp_path, "--trainer.max_epochs", "2", "--seed_everything", "3")
     result = Result.of_run(ROW, folder)
-    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
-    with (folder / "history.csv").open(newline="") as file:
-        history = list(csv.DictReader(file))
+    metrics, history = read_metrics(folder), read_history(folder)
     assert result.test_accuracy == metrics["test"]["accuracy"]
     assert result.train_accuracy == pytest.approx(metrics["train"]["accuracy"], abs=1e-6)
     assert result.train_accuracy != result.test_accuracy
@@ -59,9 +57,8 @@ def test_a_finished_run_is_read_from_its_folder(tmp_path: Path) -> None:
     assert result.optimizer_steps == 14  # 7 batches an epoch
     for curve, column in ((result.val_curve, "val"), (result.train_curve, "train")):
         assert [step for step, _ in curve] == [7, 14]
-        assert [value for _, value in curve] == pytest.approx(
-            [float(row[f"{column}_accuracy"]) for row in history], abs=1e-6
-        )
+        values = history[f"{column}_accuracy"].tolist()
+        assert [value for _, value in curve] == pytest.approx(values, abs=1e-6)
 
 
 def test_a_result_names_the_cpu_and_digitlab_s_version_and_reports_list_them(

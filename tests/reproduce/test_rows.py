@@ -38,7 +38,7 @@ def test_the_documents_rows_are_those_of_the_inventory_in_its_order() -> None:
 
 
 def test_a_row_is_chosen_once_and_whatever_the_case_of_its_name() -> None:
-    assert choose(["b3", "digits/lenet5", "B3"], ROWS) == [ROWS["B3"], ROWS["digits/lenet5"]]
+    assert choose(["b3", "Digits/LeNet5", "B3"], ROWS) == [ROWS["B3"], ROWS["digits/lenet5"]]
     with pytest.raises(ValueError, match="there is no config B1_published: did you mean B1_as_p"):
         choose(["B1_published"], ROWS)
 

@@ -41,15 +41,6 @@ def test_intervals_of_three_runs_are_four_and_a_half_times_their_standard_error(
     assert cells(table)[1:6] == ["3", "98.00", "1.00", "[95.52, 100.00]", "[93.03, 100.00]"]
 
 
-def test_accuracies_of_one_s_own_rows_show_nothing_about_documents_or_keras() -> None:
-    results = own("my/a", 96.0, 97.0) + own("my/b", 95.0, 95.5)
-    table = tables.intervals_table(rows_of(results, ROWS), results)
-    head = ["row", "n", "mean, %", "SD", "95% of the mean", "95% of one more run"]
-    assert cells(table, 0) == head
-    assert cells(table)[:4] == ["`my/a`", "2", "96.50", "0.71"]
-    assert len(table.splitlines()) == 4
-
-
 def test_a_bar_in_a_name_ends_no_cell() -> None:
     results = own("my|a/b", 96.0, 97.0)
     table = tables.intervals_table(rows_of(results, ROWS), results)

@@ -1,15 +1,18 @@
 import json
 import os
+import re
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from filelock import FileLock
 
+from digitlab import __version__
 from digitlab.errors import InputError
-from digitlab.reproduce import worker
+from digitlab.reproduce import executors, worker
 from digitlab.reproduce.executors import train_items
 from digitlab.reproduce.results import Result
 from digitlab.reproduce.rows import Row
@@ -36,10 +39,8 @@ class Laboratory:
             row.config.write_text("model: MLP\n")
         self.item, self.other = Item(self.first, "torch", 0), Item(self.first, "torch", 1)
 
-    def train(self, *items: Item, threads: int = 1) -> list[Item]:
-        return train_items(
-            items, self.out, lambda item: item in self.recorded, self.keep, threads=threads
-        )
+    def train(self, *items: Item, **how: Any) -> list[Item]:
+        return train_items(items, self.out, lambda item: item in self.recorded, self.keep, **how)
 
     def keep(self, item: Item, result: Result) -> str:
         self.recorded[item] = result
@@ -188,19 +189,14 @@ def test_all_that_a_run_writes_is_in_its_log(
     assert capfd.readouterr().out == "after it\n"
 
 
-def test_a_worker_of_another_version_is_refused_by_name(laboratory: Laboratory) -> None:
-    spec = replace(laboratory.spec(laboratory.item), version="9.9")
-    with pytest.raises(InputError, match=r"worker process \d+ has digitlab .*: install 9\.9"):
-        train_run(spec)
-    assert not laboratory.commands
-
-
-def test_a_worker_that_is_not_fit_ends_the_command(
+def test_a_worker_of_another_version_ends_the_command(
     laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "__version__", "9.8")  # of the worker; the command made the spec
-    with pytest.raises(InputError, match=r"has digitlab 9\.8"):
+    said = rf"worker process \d+ has digitlab 9\.8: install {re.escape(__version__)}"
+    with pytest.raises(InputError, match=said):
         laboratory.train(laboratory.item, laboratory.other)
+    assert not laboratory.commands
     assert not laboratory.recorded
 
 
@@ -208,6 +204,18 @@ def test_a_dask_worker_of_several_threads_is_refused_by_name(laboratory: Laborat
     dask = SimpleNamespace(address="tcp://there:1", state=SimpleNamespace(nthreads=2))
     with pytest.raises(InputError, match="worker tcp://there:1 trains 2 runs in one process: st"):
         worker._check_worker(laboratory.spec(laboratory.item), dask)
+
+
+@pytest.mark.parametrize("fetch", [True, False])
+def test_a_worker_elsewhere_sends_its_log_and_if_it_is_asked_for_the_run_folder(
+    fetch: bool, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "_executor", lambda *_: nullcontext(Inline()))
+    assert laboratory.train(laboratory.item, scheduler="there", fetch=fetch) == []
+    run = laboratory.run(laboratory.item)
+    assert (run / "log.txt").read_text() == "output of the run\n"
+    assert (run / "run" / "version_0" / "metrics.json").exists() is fetch
+    assert list(laboratory.recorded) == [laboratory.item]
 
 
 def test_a_worker_without_the_config_trains_with_its_content_and_finds_its_own_runs(
@@ -223,10 +231,8 @@ def test_a_worker_without_the_config_trains_with_its_content_and_finds_its_own_r
         row.config.unlink()
     outcome = train_run(spec)
     configs = [Path(path) for path in laboratory.values("--config")]
-    assert [path.parts[-2:] for path in configs] == [
-        ("tiny", "one.yaml"),
-        ("tiny", "one_continued.yaml"),
-    ]
+    assert [path.name for path in configs] == ["one.yaml", "one_continued.yaml"]
+    assert {path.parent.name for path in configs} == {"tiny"}
     assert configs[1].read_text() == "model: MLP\n"
     assert [*outcome.files] == ["log.txt", "run/version_0/metrics.json"]
     assert train_run(spec) == outcome

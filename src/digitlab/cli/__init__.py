@@ -82,14 +82,7 @@ options:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        args: The command line after the program's name; None takes the process's own.
-
-    Returns:
-        The exit code.
-    """
+    """Run one command, by default the process's own; return the exit code."""
     arguments = list(sys.argv[1:] if args is None else args)
     with surviving_streams() as output:
         exit_code = _main(arguments)
@@ -108,11 +101,6 @@ def _main(arguments: list[str]) -> int:
     if name == "--version":
         print(f"digitlab {__version__}")
         return 0
-    if name == "keras":
-        old = next((it for it in options if not it.startswith("-")), "fit")
-        is_run = old in ("validate", "test", "predict")
-        new = f"{old} --run RUN_DIR" if is_run else "fit --framework keras"
-        return _error(f"digitlab keras {old} is now: digitlab {new}")
     if name == "--print_completion" and (options and options[0]) not in ("bash", "zsh"):
         return _error(f"print_completion is {' '.join(options) or 'empty'}: give bash or zsh")
     if name not in (*COMMANDS, "--print_completion"):

@@ -45,9 +45,6 @@ def check_allowed(parser: ArgumentParser, config: Namespace) -> None:
 
     A class must be below the class that its setting's type names. A function must be defined in one
     of `MODULES`, or in the module of the config's own model or data class.
-
-    Raises:
-        InputError: One is neither, or a setting that takes no null is null.
     """
     named = [import_object(config[part]["class_path"]) for part in ("model", "data")]
     own = {it.__module__ for it in named}  # jsonargparse has compared their classes with the types
@@ -87,10 +84,7 @@ class _Check:
     def check_group(
         self, given: Namespace, actions: Mapping[str, Any], group: str, shown: str
     ) -> None:
-        """Check the values of a group of a parser's arguments, `trainer.` for example.
-
-        `group` precedes their names in `actions`, and `shown` in messages.
-        """
+        """Check a group; `group` precedes its names in `actions`, and `shown` in messages."""
         for name, value in vars(given).items():
             action = actions.get(group + name)
             hint = getattr(action, "_typehint", None)  # a group's action has none

@@ -79,15 +79,9 @@ def _names(folder: Path) -> list[tuple[Path, str]]:
 
 
 def find_config(given: str) -> Config:
-    """Find a config as `--config` does.
+    """Find a config: a file, else a name in `./configs`, else one of digitlab's own, else a row.
 
-    Args:
-        given: The path of a file; else a name in `./configs`, without `.yaml`; else the name of one
-            of digitlab's own; else a row of the documents, such as `B3`. Names are taken whatever
-            their case.
-
-    Raises:
-        InputError: There is none.
+    Names are taken whatever their case.
     """
     path = expand_path(given)
     if path.exists() and not path.is_dir():  # it may be a pipe

@@ -89,10 +89,7 @@ def compare_predictions(model: Classifier, keras_model: object, data: ImageDataM
     """Compare both models' outputs for the whole test split.
 
     A Keras model of mixed precision is compared in float32: its weights are float32, and rounding
-    between its layers says nothing about the conversion.
-
-    Raises:
-        RunError: They differ by more than rounding in float32 can explain.
+    between its layers says nothing about the conversion. A larger difference raises RunError.
     """
     keras_network = KerasNetwork(in_float32(keras_model))
     model.network.eval()

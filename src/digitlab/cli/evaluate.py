@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -70,29 +70,17 @@ class PredictionCLI(EvaluationCLI):
 
 @dataclass
 class Evaluation:
-    """The command line of an evaluation, read and checked.
+    """The command line of an evaluation, read and checked."""
 
-    Args:
-        cli: The run's settings, and the flags' over them.
-        folder: The run folder.
-        flags: The flags besides `--run`.
-        images: Image files to classify instead of the test split, if any.
-        framework: Where the run was trained.
-    """
-
-    cli: EvaluationCLI
+    cli: EvaluationCLI  # the run's settings, and the flags' over them
     folder: Path
-    flags: list[str]
-    images: list[str]
+    flags: list[str]  # besides `--run`
+    images: list[str]  # files to classify instead of the test split
     framework: run_folder.Framework
 
     @property
     def checkpoint(self) -> Path:
-        """The file of the weights.
-
-        Raises:
-            ValueError: There is no such file.
-        """
+        """The file of the weights."""
         return run_folder.find_checkpoint(self.folder, self.cli.config.checkpoint)
 
     def load(self) -> None:
@@ -113,20 +101,12 @@ class Evaluation:
             self.cli.model = load_classifier(self.cli.model, self.checkpoint, precision)
 
     def predictions(self, split: Subset) -> "pd.DataFrame":
-        """Classify the images of a split by the loaded weights, without a trainer.
-
-        Returns:
-            A row for each image, in the split's order, with the values of `predict_step`.
-        """
-        import pandas as pd  # takes a third of a second
-
-        data = self.cli.datamodule
+        """Classify the images of a split by the loaded weights, on the CPU, as `tabulate` says."""
+        model, data = self.cli.model.eval(), self.cli.datamodule
         loaders = {"train": data.train_eval_dataloader, "validation": data.val_dataloader}
-        loader = loaders.get(split, data.test_dataloader)()
-        found = self.cli.model.classify(loader, data.class_names)
-        found |= {key: it.numpy() for key, it in found.items() if isinstance(it, torch.Tensor)}
-        rows = pd.DataFrame(found | {"probabilities": list(found["probabilities"])})
-        return rows.rename_axis("index")
+        with torch.no_grad(), model.averaged():
+            batches = map(model.predict_step, loaders.get(split, data.test_dataloader)())
+            return tabulate(batches, data)
 
     def make_trainer(self) -> Trainer:
         settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
@@ -165,7 +145,8 @@ def run(name: str, help: str, options: list[str]) -> int:
         if images:
             return _classify(images, cli, trainer)
         if name == "predict":
-            _write_predictions(trainer.predict(cli.model, cli.datamodule) or [], evaluation.folder)
+            batches = trainer.predict(cli.model, cli.datamodule)
+            _write_predictions(tabulate(batches or [], cli.datamodule), evaluation.folder)
         elif name == "validate":
             trainer.validate(cli.model, cli.datamodule, verbose=False)
             _save_score(evaluation, "val", cli.datamodule.validation_split)
@@ -202,6 +183,23 @@ def read_on_cpu(folder: Path, checkpoint: str = "last") -> Evaluation:
     if run_folder.framework(folder) == "torch":
         options.append("--trainer.precision=32-true")
     return read_evaluation("predict", options)
+
+
+def tabulate(batches: Iterable[Any], data: ImageDataModule) -> "pd.DataFrame":
+    """Make a row for each image, by its `index`, of what `predict_step` returns for batches."""
+    import pandas as pd  # takes a third of a second
+
+    batches = list(batches)
+    labels, numbers, probability, probabilities = (
+        torch.cat([batch[name] for batch in batches]).cpu().numpy()
+        for name in ("label", "class", "probability", "probabilities")
+    )
+    columns = {
+        **{"label": labels, "class": numbers},
+        "class_name": [data.class_names[number] for number in numbers],
+        **{"probability": probability, "probabilities": list(probabilities)},
+    }
+    return pd.DataFrame(columns).rename_axis("index")
 
 
 def mistakes(rows: "pd.DataFrame") -> "pd.DataFrame":
@@ -257,21 +255,18 @@ def _save_score(evaluation: Evaluation, phase: Literal["val", "test"], split: st
     print(f"Written to {printable(folder / 'metrics.json')}")
 
 
-def _write_predictions(batches: Iterable[Any], folder: Path) -> None:
-    """Write a row for each test image: `index` in the split, and the values of `predict_step`."""
-    rows = [{"index": i, **row} for i, row in enumerate(_rows(batches))]
-    right = sum(row["class"] == row["label"] for row in rows)
+def _write_predictions(rows: "pd.DataFrame", folder: Path) -> None:
+    right = (rows["class"] == rows["label"]).sum()
     print(f"{right} of {len(rows)} test images are classified right", flush=True)
-    files.write_csv(folder / "predictions.csv", rows)
+    files.write_csv(folder / "predictions.csv", _records(rows.reset_index()))
     print(f"Written to {printable(folder / 'predictions.csv')}")
 
 
-def _rows(batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Split batches of `predict_step`, whose values are of N images, into rows of one image."""
-    for batch in batches:
-        columns = (it.tolist() if isinstance(it, torch.Tensor) else it for it in batch.values())
-        for values in zip(*columns, strict=True):
-            yield dict(zip(batch, values, strict=True))
+def _records(rows: "pd.DataFrame") -> list[dict[str, Any]]:
+    """List rows as plain values, which CSV and JSON files take."""
+    lists = [values.tolist() for values in rows["probabilities"]]
+    records: list[dict[str, Any]] = rows.assign(probabilities=lists).to_dict("records")
+    return records
 
 
 def split_files(words: list[str]) -> tuple[list[str], list[str]]:
@@ -357,12 +352,10 @@ def _predict(
     if not images:
         return
     loader = cli.datamodule.image_loader(np.stack([image.pixels for image in images]))
-    for row in _rows(cast("list[dict[str, Any]]", trainer.predict(cli.model, loader))):
-        del row["label"]  # the loader's, without meaning
-        if math.isfinite(row["probability"]):
-            yield row | {"class_name": cli.datamodule.class_names[row["class"]]}
-        else:
-            yield {"error": "the network's output is not finite: train it again"}
+    rows = tabulate(trainer.predict(cli.model, loader) or [], cli.datamodule)
+    for row in _records(rows.drop(columns="label")):  # the loader's, without meaning
+        is_finite = math.isfinite(row["probability"])
+        yield row if is_finite else {"error": "the network's output is not finite: train it again"}
 
 
 def _write_outputs(

@@ -46,17 +46,11 @@ from digitlab.terminal import command, printable
 
 
 class FitCLI(RunCLI):
-    """The options of `digitlab fit`.
+    """The options of `digitlab fit`."""
 
-    Attributes:
-        device: In a Keras run, the name of TensorFlow's device.
-        precision: In a Keras run, Keras's precision.
-        made: The trainer, once it is made.
-    """
-
-    device = ""
-    precision = ""
-    made: Trainer | None = None
+    device = ""  # the name of TensorFlow's, in a Keras run
+    precision = ""  # Keras's
+    made: Trainer | None = None  # once it is made
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add_fit_options(parser)
@@ -84,11 +78,6 @@ def run(name: str, help: str, options: list[str]) -> int:
 
 def train(options: list[str], name: str = "fit", help: str = "") -> Path | None:
     """Train a network, or resume its training.
-
-    Args:
-        options: The command line after the subcommand.
-        name: The subcommand, for messages.
-        help: One line on it.
 
     Returns:
         The run folder; None after `fast_dev_run`, and in all ranks but the first.

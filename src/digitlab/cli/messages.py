@@ -34,12 +34,7 @@ BASES: dict[str, type] = {
 
 
 def explain(message: str, options: Iterable[str]) -> str:
-    """Condense a message of jsonargparse into a line with value, rule and remedy.
-
-    Args:
-        message: jsonargparse's own, of many lines.
-        options: The names that the parser knows; the nearest one is proposed.
-    """
+    """Condense a message of jsonargparse into a line, which proposes the nearest of `options`."""
     # jsonargparse tries the base class, too, which takes no options.
     base = (
         r"- Problem with given class_path 'lightning\.Callback':\s+Option '\w+' is not accepted\s"
@@ -68,11 +63,7 @@ def option_names(parser: ArgumentParser) -> list[str]:
 
 
 def parse_words(parser: ArgumentParser, arguments: list[str], words: str) -> Namespace:
-    """Parse a command line of positional words, such as `rows`, and options after them.
-
-    Raises:
-        InputError: The command line is wrong.
-    """
+    """Parse a command line of positional words, such as `rows`, and options after them."""
     try:
         given: Namespace = expand_settings(parser.parse_args(arguments))
         return given

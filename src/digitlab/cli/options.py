@@ -18,8 +18,8 @@ RunName = restricted_string_type(
 
 
 ALLOW_TF32 = (
-    "Let NVIDIA GPUs round the factors of float32 products to 10 bits, which is faster; the "
-    "logits of a convolutional network then differ by some 0.001 of the largest."
+    "Let NVIDIA GPUs round factors of float32 products to 10 bits: faster, and a convolutional "
+    "network's logits differ by some 0.001 of the largest."
 )
 
 
@@ -72,8 +72,8 @@ def add_fit_options(parser: Any) -> None:
 def add_parity_options(parser: Any) -> None:
     """Add the options of `digitlab parity`."""
     add_fit_options(parser)
-    text = "Training steps, at least 1; all weights are compared after each."
-    parser.add_argument("--steps", type=int, default=50, help=text)
+    text = "Steps; weights are compared after each."
+    parser.add_argument("--steps", metavar="N", type=PositiveInt, default=50, help=text)
 
 
 def add_evaluation_options(parser: Any) -> None:

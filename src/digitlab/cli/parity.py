@@ -42,15 +42,7 @@ class ParityCLI(FitCLI):
 
 @dataclass
 class FullBatches:
-    """The first batches of a config's training, over as many epochs as needed; only full ones.
-
-    Args:
-        loader: The config's loader of training images.
-        count: Number of batches, at least 1.
-
-    Raises:
-        ValueError: There are fewer training images than a batch has.
-    """
+    """The first `count` full batches of a config's training, over as many epochs as needed."""
 
     loader: ImageLoader
     count: int
@@ -75,8 +67,6 @@ def run(name: str, help: str, options: list[str]) -> int:
     with reading_input():
         cli = ParityCLI(name, options, help=help)
         check_settings(cli)
-        if cli.config.steps < 1:
-            raise ValueError(f"steps is {cli.config.steps}: compare at least 1")
         cli.datamodule.setup("fit")
         cli.datamodule.setup("test")
         check_together(cli.model, cli.datamodule)

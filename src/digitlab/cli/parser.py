@@ -71,17 +71,9 @@ class _Parser(LightningArgumentParser):
 class RunCLI(LightningCLI):
     """A command line, parsed into a model, a data module and the settings of a trainer.
 
-    Flags win over configs wherever they stand, and a later config over an earlier one. The trainer
-    is made by `instantiate_trainer`, once there is a folder to write to.
-
-    Args:
-        command: The subcommand, for the help text.
-        arguments: The command line after the subcommand.
-        base: A config as a string; files and flags win over it.
-        help: One line on the subcommand, for the help text.
-
-    Raises:
-        ValueError: The command line or a config is wrong; the message says in one line how.
+    Flags win over configs wherever they stand, a later config over an earlier one, and both over
+    `base`, a config as text. The trainer is made by `instantiate_trainer`, once there is a folder
+    to write to.
     """
 
     def __init__(

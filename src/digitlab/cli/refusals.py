@@ -31,9 +31,6 @@ def check_monitors(model: Classifier, trainer: Trainer) -> None:
 
     A user's own hooks and callbacks may log any name, so with them nothing is refused here;
     `as_input_error` then reports it at the end of the first epoch.
-
-    Raises:
-        InputError: The message names the nearest value.
     """
     if _logs_other_values(model, trainer):
         return

@@ -47,13 +47,8 @@ def make_trainer(
 ) -> Trainer:
     """Make the trainer of a run.
 
-    Args:
-        cli: The run's settings.
-        folder: The run folder; only the first process writes there.
-        throughput: It has timed the reading of the data.
-        weights: `file` and `sha256` of the initial weights, if they were read from a file.
-        start: Where the run starts.
-        allow_changes: Whether a resumed run may have other settings than it had.
+    `weights` are the `file` and `sha256` of initial weights that were read from a file. Only the
+    first process writes to the folder.
     """
     settings = cli.config.trainer
     history, finite = cb.History(folder / "history.csv"), cb.FiniteLoss()

@@ -124,7 +124,7 @@ def compare_frameworks(
     """
     groups, pairs = group_accuracies(results), {}
     for name, row in rows.items():
-        ours, theirs = by_framework(groups, name)
+        ours, theirs = (groups.get((name, framework), []) for framework in FRAMEWORKS)
         if ours and theirs:
             limit = margin or MARGINS.get(row.dataset)
             label = f"{name_cell(row)}, {' − '.join(FRAMEWORKS.values())}"
@@ -267,11 +267,6 @@ def interval_cell(ends: Interval) -> str:
     """Write an interval of accuracies in per cent."""
     low, high = max(ends[0], 0), min(ends[1], 100)
     return f"[{low:.2f}, {high:.2f}]" if math.isfinite(ends[0]) else NONE
-
-
-def by_framework(groups: Groups[float], name: str) -> list[list[float]]:
-    """Return a row's values in each framework."""
-    return [groups.get((name, framework), []) for framework in FRAMEWORKS]
 
 
 def ordered(rows: Mapping[str, Row], groups: Groups[T]) -> Iterator[tuple[Row, Framework, list[T]]]:
