@@ -84,7 +84,7 @@ class RunningScore:
     @property
     def unchecked(self) -> int:
         """Number of batches since the last call of `not_finite`."""
-        return len(self._unchecked)
+        return len(self._unchecked) + len(self._waiting)
 
     def not_finite(self) -> tuple[int, float] | None:
         """Find the first infinite or NaN loss since the last call.
