@@ -168,7 +168,12 @@ def test_the_documents_rows_are_trained_in_both_frameworks_and_others_where_it_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trained: list[Item] = []
-    monkeypatch.setattr(command, "train_items", lambda items, *_, **__: trained.extend(items) or [])
+
+    def train(items: list[Item], *_: object, **__: object) -> list[Item]:
+        trained.extend(items)
+        return []
+
+    monkeypatch.setattr(command, "train_items", train)
     monkeypatch.setattr(command, "find_spec", lambda name: has_keras or None)
     assert main(["reproduce", *words.split(), "--seeds", "1", "--out", "out"]) == 0
     assert [item.framework for item in trained] == frameworks
