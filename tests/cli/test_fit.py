@@ -13,9 +13,10 @@ from digitlab.cli import main, restoring_flags
 from digitlab.cli.fit import FitCLI, remove
 from digitlab.cli.trainer import wait_for_events
 from digitlab.data.download import Split
-from digitlab.models import MLP, LinearClassifier
+from digitlab.models import LinearClassifier
 from digitlab.run_folder import read_metrics
-from tests.commands import SHORT, config_of, fit, refusal
+from tests.commands import SHORT, checkpoint, config_of, fit, refusal, words
+from tests.fitting import assert_bitwise_equal
 from tests.tiny import TinyDataModule
 
 
@@ -48,11 +49,7 @@ def test_the_saved_config_trains_the_same_run_again_in_another_folder(tmp_path: 
     assert again.parent == tmp_path / "tiny-mine"
     for key in ("model", "data", "seed_everything", "framework"):
         assert config_of(again)[key] == config_of(first)[key]
-    ours, theirs = (
-        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for folder in (first, again)
-    )
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_bitwise_equal(*(checkpoint(folder)["state_dict"] for folder in (first, again)))
 
 
 def test_a_run_is_named_after_its_config_or_its_network(tmp_path: Path) -> None:
@@ -97,18 +94,16 @@ def test_a_hold_out_is_evaluated_instead_of_the_test_split_now_and_later(
 def test_initial_weights_alone_are_taken_over_and_recorded(
     tmp_path: Path, finished_run: Path
 ) -> None:
-    checkpoint = finished_run / "checkpoints" / "last.ckpt"
+    file = finished_run / "checkpoints" / "last.ckpt"
     nothing_learned = ["--model.optimizer", "SGD", "--model.optimizer.lr", "0"]
-    options = ["--model.hidden_features", "[16]", "--weights", str(checkpoint), *nothing_learned]
+    options = ["--model.hidden_features", "[16]", "--weights", str(file), *nothing_learned]
     folder = fit(tmp_path, *options, model="MLP")
-    ours = MLP.load_from_checkpoint(folder / "checkpoints" / "last.ckpt").state_dict()
-    theirs = MLP.load_from_checkpoint(checkpoint).state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_bitwise_equal(*(checkpoint(it)["state_dict"] for it in (folder, finished_run)))
     metrics = read_metrics(folder)
-    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    assert metrics["weights"] == {"file": str(checkpoint), "sha256": digest}
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert metrics["weights"] == {"file": str(file), "sha256": digest}
     assert (metrics["epochs"], metrics["optimizer_steps"]) == (1, 7)  # training starts anew
-    assert f"weights: {checkpoint}" in (folder / "config.yaml").read_text()
+    assert config_of(folder)["weights"] == str(file)
 
 
 @pytest.mark.parametrize("logger", ["false", "CSVLogger"])
@@ -143,8 +138,7 @@ def test_the_threads_are_those_of_the_setting_whatever_the_process_has(
         torch.set_num_threads(1)
     assert set(seen) == {threads}
     assert config_of(folder)["threads"] == threads
-    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert f"\nthreads: {threads}\n" in last["exact_resume"]["settings"]
+    assert f"\nthreads: {threads}\n" in checkpoint(folder)["exact_resume"]["settings"]
 
 
 @pytest.mark.parametrize(("options", "allowed"), [((), False), (("--allow_tf32", "true"), True)])
@@ -174,10 +168,9 @@ def test_a_second_keras_run_with_other_threads_is_refused(
 ) -> None:
     folder = fit(tmp_path / "first", "--framework", "keras")
     assert read_metrics(folder)["device"] == "cpu (1 thread)"
-    options = ["--trainer.default_root_dir", str(tmp_path / "b"), "--framework", "keras"]
     capsys.readouterr()
-    arguments = ["fit", "--model", "LinearClassifier", *SHORT, *options, "--threads", "2"]
-    assert refusal(capsys, *arguments).startswith("threads is 2, but TensorFlow's threads in this")
+    again = words(tmp_path / "b", "--framework", "keras", "--threads", "2")
+    assert refusal(capsys, *again).startswith("threads is 2, but TensorFlow's threads in this")
     assert not (tmp_path / "b").exists()
 
 
@@ -195,15 +188,13 @@ def test_without_validation_there_is_no_best_checkpoint(tmp_path: Path) -> None:
     options = ["--trainer.limit_val_batches", "0", "--trainer.max_epochs", "-1"]
     folder = fit(tmp_path, *options, "--trainer.max_steps", "10")
     assert {path.name for path in folder.glob("checkpoints/*")} == {"last.ckpt", "previous.ckpt"}
-    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["global_step"] == 10  # inside the second epoch
+    assert checkpoint(folder)["global_step"] == 10  # inside the second epoch
 
 
 @pytest.mark.parametrize("steps", ["1", "4"])
 def test_a_fast_dev_run_leaves_no_folder(steps: str, tmp_path: Path) -> None:
-    options = ["--trainer.default_root_dir", str(tmp_path), "--trainer.fast_dev_run", "true"]
-    options += ["--model.steps_per_execution", steps]
-    assert main(["fit", "--model", "LinearClassifier", *SHORT, *options]) == 0
+    options = ["--trainer.fast_dev_run", "true", "--model.steps_per_execution", steps]
+    assert main(words(tmp_path, *options)) == 0
     assert list(tmp_path.iterdir()) == []
 
 
