@@ -210,7 +210,7 @@ def measure(trial: Trial, table: Path, out: Path) -> float:
     run = fit(run=versions[-1], quiet=True) if versions else train(trial, folder)
     assert isinstance(run, Run)
     metrics = run.metrics
-    row = {
+    result: dict[str, Any] = {
         "question": trial.question,
         "option": json.dumps(trial.option),
         "rung": trial.rung,
@@ -229,11 +229,11 @@ def measure(trial: Trial, table: Path, out: Path) -> float:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if is_new:
             writer.writeheader()
-        writer.writerow(row)
+        writer.writerow(result)
         file.flush()
         os.fsync(file.fileno())
-    print(f"{row['accuracy']:.2f}% {json.dumps(trial.option)} seed {trial.seed}", flush=True)
-    return float(row["accuracy"])
+    print(f"{result['accuracy']:.2f}% {json.dumps(trial.option)} seed {trial.seed}", flush=True)
+    return float(result["accuracy"])
 
 
 def read_rows(table: Path) -> Iterator[Mapping[str, str]]:

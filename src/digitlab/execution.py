@@ -115,7 +115,8 @@ class MultiStepModule(LightningModule):
         self._average, self._in_place = [], False
         if self.average_decay is None:
             return
-        average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay))
+        averaging = get_ema_multi_avg_fn(self.average_decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(self.network, multi_avg_fn=averaging)
         if trained:
             self.network.load_state_dict(trained["network"])
             average.n_averaged.fill_(trained["steps"])

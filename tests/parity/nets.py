@@ -49,7 +49,7 @@ RECIPES: dict[
     "lenet1_same": (models.LeNet1, {"padding": "same"}, torch.optim.Adam),
     # With its config's learning rate, ten times as large, rounding grows to 3e-12 in 50 steps.
     "fast_cnn": (models.FastCNN, {}, torch.optim.Adam),
-    "resnet": (models.ResNet, {"width": 4}, torch.optim.AdamW),
+    "resnet": (models.ResNet, {"width": 4, "growth": [1, 2], "blocks": [1, 1]}, torch.optim.AdamW),
     "pytorch_example_net": (
         models.PyTorchExampleNet,
         {},

@@ -191,6 +191,32 @@ def test_each_setting_changes_the_weights_as_in_a_plain_keras_program(
         assert [rate for _, rate in logged] == pytest.approx(rates[1::2])
 
 
+def decayed(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=0.001, eps=1e-7, weight_decay=0.3)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_averages_and_the_decay_of_kernels_alone_are_those_of_a_plain_keras_program(
+    steps: int,
+) -> None:
+    def optimizer(optimizers: Any) -> Any:
+        made = optimizers.AdamW(0.001, weight_decay=0.3, use_ema=True, ema_momentum=0.8)
+        made.exclude_from_weight_decay(var_names=["bias"])
+        return made
+
+    theirs, _ = plain_keras(small_twin, optimizer, steps, epochs=1)
+    options = {"average_decay": 0.8, "decay_kernels_only": True, "steps_per_execution": steps}
+    model = make(lambda: small(optimizer=decayed, **options))
+    fitted = train(model, max_epochs=1)
+    images = (tiny.TEST[0][..., None] / np.float32(255)).astype(np.float32)
+    loss, _ = theirs.evaluate(images, tiny.TEST[1], verbose=0)  # of the averages
+    assert fitted.callback_metrics["val/loss"] == pytest.approx(loss, rel=1e-6)
+    for ours, expected in zip(model.keras_model.variables, theirs.variables, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), expected.numpy())
+    without, _ = plain_keras(small_twin, KERAS[adam], steps, epochs=1)
+    assert not np.array_equal(arrays(theirs)[0], arrays(without)[0])
+
+
 def test_training_starts_from_the_originals_weights_unless_keras_draws_its_own() -> None:
     original = models.MLP([16])
     model = make(lambda: original)
@@ -284,14 +310,16 @@ class KillAfter(Callback):
 
 # In an epoch, at its end, in another.
 @pytest.mark.parametrize(
-    ("steps", "killed_at"),
+    ("steps", "killed_at", "decay"),
     [
-        *((1, 7), (3, 11)),
-        *(pytest.param(*case, marks=SLOW) for case in [(1, 2), (1, 11), (3, 2), (3, 7)]),
+        *((1, 7, None), (3, 11, 0.8)),
+        *(pytest.param(*it, 0.8, marks=SLOW) for it in [(1, 2), (1, 11), (3, 2), (3, 7)]),
     ],
 )
-def test_a_killed_run_resumes_exactly(tmp_path: Path, steps: int, killed_at: int) -> None:
-    options = {**halving("step"), "steps_per_execution": steps}
+def test_a_killed_run_resumes_exactly(
+    tmp_path: Path, steps: int, killed_at: int, decay: float | None
+) -> None:
+    options = {**halving("step"), "steps_per_execution": steps, "average_decay": decay}
     path = tmp_path / "last.ckpt"
     straight, straight_curves = make(lambda: small(**options)), Curves()
     train(straight, straight_curves, ExactResume(), max_epochs=3)

@@ -21,18 +21,19 @@ def test_every_architecture_equals_its_twin_with_its_documents_optimizer(name: s
     checks = list(run_checks(make(name), digit_batches(steps), *digit_images(images), steps=steps))
     required = {check.name: check for check in checks if not check.informational}
     assert all(check.passed for check in required.values()), checks
-    state = make(name).state_dict().items()
-    weights = [it for key, it in state if not key.endswith("num_batches_tracked")]
-    parameters = sum(parameter.numel() for parameter in make(name).parameters())
-    count = sum(weight.numel() for weight in weights)
+    model = make(name)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    statistics = [it for it in model.buffers() if it.is_floating_point()]  # running ones
+    weights = parameters + sum(it.numel() for it in statistics)
+    averaged = parameters if model.average_decay else 0
     assert {name: check.compared for name, check in required.items()} == {
-        "parameters": len(weights),
-        "round trip of the weights": count,
+        "parameters": len([*model.parameters(), *statistics]),
+        "round trip of the weights": weights,
         "logits, float64": 10 * images,
         "logits, float32": 10 * images,
         "loss, float64": 1,
         "gradients, float64": parameters,
-        f"{steps} training steps, float64": steps * (count + 1),
+        f"{steps} training steps, float64": steps * (1 + weights + averaged),
     }
     others = [check for check in checks if check.informational]
     assert len(others) == (name not in EXACT)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from digitlab import models
+from digitlab.parity import trajectory as of_trajectory
 from digitlab.parity.backend import import_keras
 from digitlab.parity.optimizers import KerasAdam, exact_optimizer, to_keras_optimizer
 from digitlab.parity.report import Check
@@ -131,6 +133,29 @@ def test_the_exact_class_follows_keras_and_pytorchs_own_does_not(make_optimizer:
     check = walk(module, twin, make_optimizer, stock=True)
     assert not check.passed
     assert check.note.startswith("exceeded first in fc")
+
+
+def test_averages_and_the_decay_of_kernels_alone_follow_keras(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = make("nn128", hidden_features=[8]).double()
+    optimizer = settings_of(partial(torch.optim.AdamW, weight_decay=0.3))
+    check = partial(
+        trajectory,
+        *(module, to_keras(module), random_batches(2)),
+        *(partial(exact_optimizer, optimizer), partial(to_keras_optimizer, optimizer), 2),
+        average_decay=0.8,
+    )
+    passed = check(kernels_only=True)
+    assert passed.passed, passed
+    weights = sum(it.numel() for it in module.parameters())
+    assert passed.compared == 2 * (1 + 2 * weights)
+    monkeypatch.setattr(of_trajectory, "decay_kernels_only", lambda *_: None)
+    assert not check(kernels_only=True).passed
+    monkeypatch.setattr(of_trajectory, "get_ema_multi_avg_fn", lambda _: get_ema_multi_avg_fn(0.7))
+    failed = check()
+    assert not failed.passed
+    assert failed.note.startswith("exceeded first in average of")
 
 
 class Forgetful(KerasAdam):

@@ -248,5 +248,5 @@ class KerasFiles(Callback):
 
 
 def _save(module: Any, path: Path) -> None:
-    with atomic_write(path) as beside:
+    with module.averaged(), atomic_write(path) as beside:
         module.network.keras_model.save(beside)

@@ -25,11 +25,17 @@ from digitlab.parity.backend import (
     to_tensorflow,
     unchanged_random_state,
 )
-from digitlab.parity.graph import keras_layers
+from digitlab.parity.graph import Graph, keras_layers
 from digitlab.parity.keras_files import KerasNetwork
-from digitlab.parity.optimizers import to_keras_optimizer
+from digitlab.parity.optimizers import (
+    average_weights,
+    averages,
+    decay_kernels_only,
+    to_keras_optimizer,
+)
 from digitlab.parity.sides import arrange
 from digitlab.parity.twins import build_twin, to_keras
+from digitlab.parity.weights import match
 from digitlab.unsupported import of_automatic_optimization
 
 _GRADIENT_HOOKS = (
@@ -99,6 +105,7 @@ class KerasClassifier(Classifier):
             lr_scheduler_interval=original.lr_scheduler_interval,
             gradient_clip_norm=original.gradient_clip_norm,
             steps_per_execution=original.steps_per_execution,
+            average_decay=original.average_decay,
         )
         self.save_hyperparameters(dict(original.hparams))
         self.automatic_optimization = False
@@ -164,12 +171,35 @@ class KerasClassifier(Classifier):
         group["lr"] = next_rate
         self._finish_block(steps_before)
 
+    def start_average(self) -> None:
+        """Let the averages, which Keras's optimizer makes, start with the weights, or resume."""
+        trained, self._trained = self._trained, {}
+        self._average = [self.keras_model.optimizer] if self.average_decay is not None else []
+        self._in_place = bool(trained)
+        if trained:
+            self._put_average(False)
+        elif self._average:
+            for variable, average in averages(self.keras_model):
+                average.assign(variable)
+
+    def exchange_average(self) -> None:
+        """Exchange the weights and their averages."""
+        for variable, average in averages(self.keras_model):
+            value = np.array(variable.numpy())
+            variable.assign(average)
+            average.assign(value)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add Keras's variables: weights, seeds of dropout, and the optimizer's."""
-        checkpoint["keras"] = {
-            name: [_to_tensor(variable) for variable in variables]
-            for name, variables in self._variables().items()
-        }
+        """Add Keras's variables: weights, seeds of dropout, and the optimizer's.
+
+        Averaged weights are saved as the weights, and the others in the place of the averages.
+        """
+        with self.averaged():
+            checkpoint["keras"] = {
+                name: [_to_tensor(variable) for variable in variables]
+                for name, variables in self._variables().items()
+            }
+        checkpoint["averaging"] = {"in_keras": True} if self._average else {}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore Keras's variables, all or none of them."""
@@ -178,6 +208,7 @@ class KerasClassifier(Classifier):
                 "the checkpoint is not of a Keras run: resume a run in the framework that it was "
                 "started with"
             )
+        super().on_load_checkpoint(checkpoint)
         self._assign(checkpoint["keras"])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -276,6 +307,9 @@ def _compile_twin(
         keras_model = (to_keras if copy_weights else build_twin)(original, softmax)
         optimizer = to_keras_optimizer(original.optimizer(original.parameters()))
         optimizer.global_clipnorm = original.gradient_clip_norm
+        average_weights(optimizer, original.average_decay)
+        if original.decay_kernels_only:
+            decay_kernels_only(optimizer, match(original, Graph(keras_model)))
         sparse = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         loss = keras.losses.CategoricalCrossentropy() if softmax else sparse
         keras_model.compile(optimizer, loss, metrics=["accuracy"])

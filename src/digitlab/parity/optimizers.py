@@ -6,12 +6,13 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from digitlab.errors import check_at_least
 from digitlab.optimizers import FusedRMSprop
 from digitlab.parity.backend import import_keras
+from digitlab.parity.weights import Match
 
 
 class _KerasOptimizer(torch.optim.Optimizer):
@@ -258,9 +259,29 @@ def to_keras_optimizer(optimizer: torch.optim.Optimizer) -> Any:
     return getattr(import_keras().optimizers, name)(**settings)
 
 
-def exact_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]
-) -> torch.optim.Optimizer:
+def average_weights(keras_optimizer: Any, decay: float | None) -> None:
+    """Let a Keras optimizer that is not built yet average the weights, unless `decay` is None."""
+    if decay is not None:
+        keras_optimizer.use_ema, keras_optimizer.ema_momentum = True, decay
+
+
+def averages(keras_model: Any) -> list[tuple[Any, Any]]:
+    """Return a compiled model's trainable variables, each with its average.
+
+    Keras has the averages under a private name: checked against version 3.15.
+    """
+    optimizer = getattr(keras_model.optimizer, "inner_optimizer", keras_model.optimizer)
+    found = optimizer._model_variables_moving_average
+    return list(zip(keras_model.trainable_variables, found, strict=True))
+
+
+def decay_kernels_only(keras_optimizer: Any, pairs: Iterable[Match]) -> None:
+    """Exempt from weight decay what has one dimension in PyTorch, as `decay_groups` does."""
+    exempt = [pair.variable for pair in pairs if pair.tensors[0].ndim <= 1]
+    keras_optimizer.exclude_from_weight_decay(exempt)
+
+
+def exact_optimizer(optimizer: torch.optim.Optimizer, parameters: ParamsT) -> torch.optim.Optimizer:
     """Make the PyTorch optimizer that steps exactly as `to_keras_optimizer(optimizer)` does.
 
     That is `KerasAdam` for `Adam` and `AdamW`, `KerasRMSprop` for `RMSprop`, and `SGD` itself,

@@ -90,13 +90,16 @@ def run_checks(
     exact = partial(exact_optimizer, optimizer)
     make_keras = partial(to_keras_optimizer, optimizer)
     shown = progress(batches, "Trajectory in float64", steps)
-    check = trajectory(double, twin, shown, exact, make_keras, steps, seed)
+    train = partial(
+        trajectory, average_decay=model.average_decay, kernels_only=model.decay_kernels_only
+    )
+    check = train(double, twin, shown, exact, make_keras, steps, seed)
     notes = [*replaced.values(), check.note]
     yield replace(check, note="; ".join(filter(None, notes)))
     if replaced:
         names = f"stock {' and '.join(replaced)}"
         shown = progress(batches, names, steps)
-        check = trajectory(
+        check = train(
             double, twin, shown, model.optimizer, make_keras, steps, seed, biased_variances=False
         )
         yield replace(check, name=f"{check.name}, {names}", informational=True)

@@ -7,7 +7,7 @@ layers take fixed masks from `DropoutMasks`.
 import math
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from operator import itemgetter
@@ -17,16 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.optimizer import ParamsT
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from digitlab.classifier import decay_groups
 from digitlab.parity.backend import import_keras, import_tensorflow, keras_dtype
 from digitlab.parity.graph import Graph, Orders, keras_layers
 from digitlab.parity.layouts import TOLERANCES, Array, channels_last
+from digitlab.parity.optimizers import average_weights, averages, decay_kernels_only
 from digitlab.parity.report import Check
 from digitlab.parity.sides import arrange, torch_inputs
-from digitlab.parity.weights import Match, match
+from digitlab.parity.weights import Match, in_module, match
 
 Batch = tuple[Tensor, Tensor]
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[ParamsT], torch.optim.Optimizer]
 
 # By class name, whether a layer drops whole channels.
 _DROPOUTS = {"Dropout": False, "Dropout1d": True, "Dropout2d": True, "Dropout3d": True}
@@ -183,13 +187,16 @@ def trajectory(
     steps: int,
     seed: int = 0,
     biased_variances: bool = True,
+    average_decay: float | None = None,
+    kernels_only: bool = False,
 ) -> Check:
     """Train copies of both sides on the same batches, and compare them after every step.
 
     Both start from the module's weights, in float64: in float32 Adam makes full steps of gradients
     that are hardly larger than their rounding errors. A loss's difference is relative to the
     largest loss so far, a weight's to the largest weight. Unless `biased_variances`, PyTorch's
-    batch normalizations are its own.
+    batch normalizations are its own. Averages of the weights are compared likewise; with
+    `kernels_only`, weight decay spares what has one dimension, as `decay_groups` does.
     """
     dropouts = sum(map(_is_dropout, module.modules())), len(_keras_dropouts(keras_model))
     if dropouts[0] != dropouts[1]:
@@ -204,21 +211,34 @@ def trajectory(
     pairs = match(ours, Graph(theirs))
     for pair in pairs:
         pair.variable.assign(pair.to_keras())
-    optimizer, losses = make_optimizer(ours.parameters()), import_keras().losses
+    parameters = decay_groups(ours.parameters()) if kernels_only else ours.parameters()
+    optimizer, losses = make_optimizer(parameters), import_keras().losses
+    average = None
+    if average_decay is not None:
+        averaging = get_ema_multi_avg_fn(average_decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(ours, multi_avg_fn=averaging)
     found: list[tuple[float, str]] = []  # each difference, and where it is
     largest_loss, done = 0.0, 0
     with keras_dtype("float64"):
         loss = losses.SparseCategoricalCrossentropy(from_logits=True)
+        keras_optimizer = make_keras_optimizer()
+        average_weights(keras_optimizer, average_decay)
+        if kernels_only:
+            decay_kernels_only(keras_optimizer, pairs)
         # XLA cannot compile the masks.
-        theirs.compile(make_keras_optimizer(), loss, jit_compile=False)
+        theirs.compile(keras_optimizer, loss, jit_compile=False)
+        averaged = _averages(pairs, theirs, average)
         for done, (images, labels) in enumerate(islice(batches, steps), start=1):
             masks.step = done - 1
             our_loss = _train_step(ours, optimizer, images, labels)
             read = arrange(images, theirs).cpu().numpy()
             logs = theirs.train_on_batch(read, labels.cpu().numpy(), return_dict=True)
+            if average is not None:
+                average.update_parameters(ours)
             largest_loss = max(largest_loss, abs(our_loss), abs(logs["loss"]))
             differences = {"the loss": abs(our_loss - logs["loss"]) / (largest_loss or 1)}
             differences |= _differences(pairs)
+            differences |= {f"average of {k}": it for k, it in _differences(averaged).items()}
             found += [
                 (float(np.nan_to_num(difference, nan=np.inf)), f"{name} at step {done}")
                 for name, difference in differences.items()
@@ -230,9 +250,22 @@ def trajectory(
     if difference > tolerance:
         first = next(it for size, it in found if size > tolerance)
         note = f"exceeded first in {first}, {note}"
-    compared = steps * (1 + sum(math.prod(pair.variable.shape) for pair in pairs))
+    compared = steps * (1 + sum(math.prod(it.variable.shape) for it in (*pairs, *averaged)))
     name = f"{steps} training step{'s' * (steps > 1)}, float64"
     return Check(name, compared, difference, tolerance, note)
+
+
+def _averages(pairs: list[Match], keras_model: Any, average: AveragedModel | None) -> list[Match]:
+    """Return the matches of the averages, if there are any, of the trainable weights."""
+    if average is None:
+        return []
+    keras_model.optimizer.build(keras_model.trainable_variables)
+    found = {id(variable): made for variable, made in averages(keras_model)}
+    return [
+        replace(pair, variable=found[id(pair.variable)])
+        for pair in in_module(pairs, average.module)
+        if id(pair.variable) in found
+    ]
 
 
 def _train_step(
