@@ -9,11 +9,14 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from benchmarks import (
     conclusions,
+    executors,
     fast99,
+    neighbours,
     report,
     reproduction,
     start_up,
@@ -62,13 +65,13 @@ def fill(text: str, tables: Mapping[str, str], page: Path) -> str:
 
 def performance() -> dict[str, str]:
     """Make all tables of docs/performance.md by their names."""
-    one, two = step_times(), _read("step_time_2_threads")
     return {
-        **{f"step-{name}": text for name, text in report.named_tables(one).items()},
-        **{f"two-threads-{name}": text for name, text in report.named_tables(two).items()},
-        "step-profile": step_profile.table(_read("step_profile")),
-        "start-up": start_up.tables(_read("start_up")),
-        "fast99": fast99.table(_read("fast99")),
+        **{f"step-{name}": text for name, text in report.named_tables(step_times()).items()},
+        **{
+            name.replace("_", "-"): f"{table(_read(name))}\n\n{report.describe(_read(name))}."
+            for name, table in ON_ONE_MACHINE.items()
+            if (FOLDER / f"{name}.json").exists()  # it was measured
+        },
     }
 
 
@@ -84,15 +87,24 @@ def parity() -> dict[str, str]:
 
 
 def step_times() -> dict[str, Any]:
-    """Read the times of all models; the large ones were measured separately."""
-    small, large = _read("step_time"), _read("step_time_large")
-    both: dict[str, Any] = small | {"models": small["models"] | large["models"]}
-    return both
+    """Read what was measured on each CPU, by a letter."""
+    paths = sorted((FOLDER / "step_time").glob("*.json"))
+    measured = (json.loads(path.read_text("utf-8")) for path in paths)
+    return dict(zip(ascii_uppercase, measured, strict=False))
 
 
 def _read(name: str) -> Any:
     return json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
 
+
+ON_ONE_MACHINE: dict[str, Callable[[Any], str]] = {
+    "step_profile": step_profile.table,
+    "neighbours": neighbours.table,
+    "executors": executors.table,
+    "start_up": start_up.tables,
+    "fast99": fast99.table,
+}
+"""The tables of docs/performance.md that are measured on one CPU, by their files."""
 
 RECORD_PAGES = [
     *(Path("README.md"), Path("docs", "reproduction.md")),

@@ -29,39 +29,48 @@ def summarize(turns: list[Turn]) -> Summary:
 
 def tables(result: dict[str, Any]) -> str:
     """Make all tables of a measurement, as Markdown."""
-    headings = {
-        "times": "Microseconds per optimizer step:",
-        "cpu": "Microseconds of CPU time per optimizer step, of all threads together:",
-        "multiples": "Time of each variant as a multiple of digitlab's, round by round:",
-        "targets": "Against the targets:",
-    }
-    made = named_tables(result)
-    parts = [made["machine"], *(f"{text}\n\n{made[name]}" for name, text in headings.items())]
-    return "\n\n".join(parts)
-
-
-def named_tables(result: dict[str, Any]) -> dict[str, str]:
-    """Make the tables of a measurement by their names, and a sentence, `machine`."""
     measured = rounds_of(result, "rounds")
-    counts = {len(rounds) for summaries in measured.values() for rounds in summaries.values()}
-    rounds = " to ".join(map(str, sorted({min(counts), max(counts)})))
-    lines = {
-        "machine": [f"{describe(result)}; medians of {rounds} rounds (smallest to largest)."],
-        "times": _by_variant(measured, _microseconds),
-        "cpu": _by_variant(rounds_of(result, "cpu_rounds"), _microseconds),
-        "multiples": _by_variant(measured, _multiple),
-        "targets": _against_targets(measured),
+    parts = {
+        "": [f"{describe(result)}; {_number_of_rounds(result)}."],
+        "Microseconds per optimizer step:": _by_variant(measured, _microseconds),
+        "Microseconds of CPU time per optimizer step, of all threads together:": _by_variant(
+            rounds_of(result, "cpu_rounds"), _microseconds
+        ),
+        "Time of each variant as a multiple of digitlab's, round by round:": _by_variant(
+            measured, _multiple
+        ),
+        "Against the targets:": _against_targets({"": result}),
     }
-    return {name: "\n".join(table) for name, table in lines.items()}
+    return "\n\n".join(
+        "\n".join([*([heading, ""] if heading else []), *lines]) for heading, lines in parts.items()
+    )
+
+
+def named_tables(results: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Make the tables of measurements on several CPUs, by a letter for each."""
+    machines = (
+        f"- **{letter}**: {describe(result)}; {_number_of_rounds(result)}"
+        for letter, result in results.items()
+    )
+    return {"machines": "\n".join(machines), "targets": "\n".join(_against_targets(results))}
 
 
 def describe(result: dict[str, Any]) -> str:
     """Describe the machine and the versions of a measurement."""
     machine = result["machine"]
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
-    where = [machine["cpu"], f"{machine['cores']} cores", threads]
-    where += [machine["gpu"]] if "gpu" in machine else []
-    return ", ".join([*where, *(f"{name} {v}" for name, v in result["versions"].items())])
+    where = [machine["cpu"], machine.get("instructions", ""), f"{machine['cores']} cores", threads]
+    where += [machine.get("gpu", "")]
+    return ", ".join(
+        [*filter(None, where), *(f"{name} {v}" for name, v in result["versions"].items())]
+    )
+
+
+def _number_of_rounds(result: dict[str, Any]) -> str:
+    measured = rounds_of(result, "rounds").values()
+    counts = {len(rounds) for model in measured for rounds in model.values()}
+    numbers = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    return f"medians of {numbers} rounds (smallest to largest)"
 
 
 def rounds_of(result: dict[str, Any], name: str) -> dict[str, dict[str, Rounds]]:
@@ -92,21 +101,26 @@ def _multiple(rounds: dict[str, Rounds], variant: str) -> str:
     return _range(ratios(rounds[variant], rounds["digitlab"]))
 
 
-def _against_targets(measured: dict[str, dict[str, Rounds]]) -> Iterator[str]:
-    """Make the lines of a table with a row for each ratio and a column for each model."""
-    by_ratio: dict[str, dict[str, str]] = {}
+def _against_targets(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Make the lines of a table: a row for each ratio and CPU, a column for each model."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    models: dict[str, None] = {}
     for target in TARGETS:
-        for model, rounds in measured.items():
-            sides, bound = target.sides(rounds), target.bounds.get(model)
-            if sides and bound is not None:
-                found = ratios(*(rounds[side] for side in sides))
-                met = median(found) <= bound if target.at_most else median(found) >= bound
-                cell = f"{_range(found)} {'≤' if target.at_most else '≥'}{bound}"
-                row = by_ratio.setdefault(" / ".join(sides), {})
-                row[model] = cell if met else f"**{cell} missed**"
-    yield from _head("ratio", *(MODELS[model].title for model in measured))
-    for ratio, row in by_ratio.items():
-        yield _row(ratio, *(row.get(model, "") for model in measured))
+        for letter, result in results.items():
+            for model, rounds in rounds_of(result, "rounds").items():
+                sides = target.sides(rounds)
+                bound = target.bound(model, result["machine"].get("instructions", ""))
+                if sides and bound is not None:
+                    found = ratios(*(rounds[side] for side in sides))
+                    met = median(found) <= bound if target.at_most else median(found) >= bound
+                    cell = f"{_range(found)} {'≤' if target.at_most else '≥'}{bound}"
+                    row = rows.setdefault((" / ".join((target.ours, sides[1])), letter), {})
+                    row[model] = cell if met else f"**{cell} missed**"
+                    models[model] = None
+    columns = [model for model in MODELS if model in models]
+    yield from _head("ratio", "CPU", *(MODELS[model].title for model in columns))
+    for (ratio, letter), row in rows.items():
+        yield _row(ratio, letter, *(row.get(model, "") for model in columns))
 
 
 def ratio_table(result: dict[str, Any], pairs: list[str]) -> str:
@@ -139,22 +153,33 @@ def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def draw(result: dict[str, Any]) -> Figure:
-    """Draw the medians as bars, a panel for each model, with the rounds' ranges."""
-    models = result["models"]
-    figure = Figure(figsize=(10, 3 * -(-len(models) // 2)), layout="constrained")
-    panels = figure.subplots(-(-len(models) // 2), 2, squeeze=False).flat
-    for model, panel in zip(models, panels, strict=False):
-        summaries = models[model]
-        medians = [summary["median"] for summary in summaries.values()]
-        ranges = [
-            [summary["median"] - summary["min"] for summary in summaries.values()],
-            [summary["max"] - summary["median"] for summary in summaries.values()],
-        ]
-        ours = [name.startswith("digitlab") for name in summaries]
-        colors = ["tab:orange" if our else "tab:gray" for our in ours]
-        panel.barh(list(summaries), medians, xerr=ranges, color=colors, capsize=2)
+def draw(results: dict[str, dict[str, Any]]) -> Figure:
+    """Draw the medians as bars, a panel for each model, with the rounds' ranges, CPU by CPU."""
+    shown = [model for model in MODELS if any(model in it["models"] for it in results.values())]
+    figure = Figure(figsize=(10, 3.6 * -(-len(shown) // 2)), layout="constrained")
+    panels = figure.subplots(-(-len(shown) // 2), 2, squeeze=False).flat
+    height = 0.8 / len(results)
+    for model, panel in zip(shown, panels, strict=False):
+        names = [name for it in results.values() for name in it["models"].get(model, {})]
+        names = [*dict.fromkeys(names)]
+        for number, (letter, result) in enumerate(results.items()):
+            of_cpu = result["models"].get(model, {})
+            drawn = [(names.index(name) + number * height, it) for name, it in of_cpu.items()]
+            panel.barh(
+                [place for place, _ in drawn],
+                [it["median"] for _, it in drawn],
+                height,
+                xerr=[
+                    [it["median"] - it["min"] for _, it in drawn],
+                    [it["max"] - it["median"] for _, it in drawn],
+                ],
+                label=f"CPU {letter}",
+                capsize=2,
+            )
+        middle = height * (len(results) - 1) / 2
+        panel.set_yticks([place + middle for place in range(len(names))], names)
         panel.invert_yaxis()
+        panel.legend()
         panel.set(title=MODELS[model].title, xlabel="µs per optimizer step")
     for panel in panels:  # that are left over
         panel.set_axis_off()

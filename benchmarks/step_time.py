@@ -2,7 +2,7 @@
 
     export DIGITLAB_DATA=data
     python -m benchmarks.step_time [--models nn128 lenet5] [--variants raw digitlab] [--rounds 9]
-    python -m benchmarks.step_time --table step_time.json [--plot step_time.png]
+    python -m benchmarks.step_time --out docs/results/performance/step_time
 
 Each variant is a process of its own. They train by turns, a chunk of steps at a time, and only one
 runs at any moment; the first two turns of each are discarded. No variant validates. The work at the
@@ -10,6 +10,7 @@ end of an epoch, such as digitlab's checkpoint and files, counts for the chunk i
 """
 
 import json
+import re
 import tempfile
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
@@ -17,19 +18,17 @@ from typing import Any
 
 from benchmarks.contest import Entry, compete
 from benchmarks.machine import describe_machine, environment, versions
-from benchmarks.report import draw, ratio_table, summarize, tables
+from benchmarks.report import ratio_table, summarize, tables
 from benchmarks.variants import DEFAULT, HELP, MODELS, Model, command, exists, is_variant
 
 
 def main() -> None:
     """Run the command line."""
     args = _parse()
-    result = json.loads(args.table.read_text("utf-8")) if args.table else measure(args)
+    result = measure(args)
     print(tables(result))
     if args.ratios:
         print(f"\nRatios of CPU time:\n\n{ratio_table(result, args.ratios)}")
-    if args.plot:
-        draw(result).savefig(args.plot)
 
 
 def _parse() -> Namespace:
@@ -43,10 +42,14 @@ def _parse() -> Namespace:
         default=[],
         help="Also measure digitlab with these: the variant digitlab_K for each K.",
     )
-    parser.add_argument("--rounds", type=int, default=9, help="Turns of each variant that count.")
+    parser.add_argument("--rounds", type=int, default=15, help="Turns of each variant that count.")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process.")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--out", type=Path, help="JSON file, rewritten after each model.")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="Folder with a JSON file for each CPU, whose other models are kept.",
+    )
     parser.add_argument(
         "--before", type=Path, help="Another checkout of digitlab: the variants before, before_K."
     )
@@ -57,8 +60,6 @@ def _parse() -> Namespace:
         metavar="A:B",
         help="Show the CPU time of variant A over that of B, with the median's 95%% interval.",
     )
-    parser.add_argument("--table", type=Path, help="Measure nothing: read this JSON file.")
-    parser.add_argument("--plot", type=Path, help="Image to draw: PNG, SVG or PDF.")
     return parser.parse_args()
 
 
@@ -78,11 +79,24 @@ def measure(args: Namespace) -> dict[str, Any]:
         "rounds": args.rounds,
         "models": {},
     }
+    path = args.out and args.out / f"{_file_name(result['machine'])}.json"
+    if path and path.exists():
+        before = json.loads(path.read_text("utf-8"))
+        if before["versions"] == result["versions"]:
+            result["models"] = before["models"]
     for name in args.models:
         result["models"][name] = _measure_model(MODELS[name], variants, args)
-        if args.out:
-            args.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     return result
+
+
+def _file_name(machine: dict[str, Any]) -> str:
+    """Name a CPU's file: by its name, its instructions, and threads or GPU if they differ."""
+    words = [machine["cpu"], machine["instructions"], machine.get("gpu", "")]
+    words += [f"{machine['threads']} threads"] if machine["threads"] > 1 else []
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(\w+\)", "", " ".join(words)).lower()).strip("-")
 
 
 def _measure_model(model: Model, variants: list[str], args: Namespace) -> dict[str, Any]:

@@ -16,7 +16,7 @@ class Model:
     Args:
         title: Its name in tables.
         config: The config, below `configs`.
-        steps: Optimizer steps of a turn, .3 to 2 s in most variants on one core.
+        steps: Optimizer steps of a turn, .2 to 2 s in most variants on one core.
     """
 
     title: str
@@ -30,38 +30,36 @@ class Model:
 
 
 MODELS = {
-    "nn128": Model("NN 128", "mnist/nn128", 512),
-    "lenet5": Model("LeNet-5", "mnist/lenet5", 192),
-    "example_net": Model("example net", "mnist/pytorch_example_net", 96),
-    "mlp512": Model("MLP 512-512", "mnist/mlp512_keras_recipe", 96),
-    "lenet1": Model("LeNet1", "fashion_mnist/lenet1_keras_recipe", 96),
-    "tutorial_cnn": Model("tutorial CNN", "mnist/tensorflow_tutorial_cnn", 32),
+    "nn128": Model("NN 128", "mnist/nn128", 256),
+    "lenet5": Model("LeNet-5", "mnist/lenet5", 96),
+    "example_net": Model("example net", "mnist/pytorch_example_net", 64),
+    "mlp512": Model("MLP 512-512", "mnist/mlp512_keras_recipe", 64),
+    "lenet1": Model("LeNet1", "fashion_mnist/lenet1_keras_recipe", 64),
+    "tutorial_cnn": Model("tutorial CNN", "mnist/tensorflow_tutorial_cnn", 10),
 }
 """The recipes, the smallest first."""
 
 _LOOPS = {
     "documents": ["documents"],
     "stock_lightning": ["stock_lightning"],
-    "stock_lightning_tqdm": ["stock_lightning", "--tqdm"],
     "raw": ["raw"],
     "raw_fused": ["raw", "--fused"],
     "raw_channels_last": ["raw", "--fused", "--channels_last"],
-    "raw_tuned": ["raw", "--fused", "--channels_last", "--flush_denormal"],
-    "raw_bf16": ["raw", "--fused", "--channels_last", "--bf16"],
+    "raw_tuned": ["raw", "--tuned"],
 }
 _DIGITLAB = re.compile(r"(digitlab|before)(_keras)?(?:_(\d+))?(_bf16)?")
-_KERAS = re.compile(r"keras_(\d+)(_no_xla)?")
+_KERAS = re.compile(r"keras_(\d+)")
 
 DEFAULT = [
     *("documents", "stock_lightning", "raw", "raw_fused", "raw_tuned"),
-    *("digitlab_1", "digitlab", "keras_1", "keras_32"),
+    *("digitlab_1", "digitlab", "digitlab_bf16", "keras_1", "keras_32"),
 ]
 """The variants that are measured if none are named."""
 
 HELP = (
     f"{', '.join(_LOOPS)}; digitlab (the config's steps_per_execution), digitlab_K, digitlab_bf16, "
     "digitlab_K_bf16; digitlab_keras, digitlab_keras_K, its Keras twin; before, before_K, the "
-    "digitlab of --before; keras_K, keras_K_no_xla, Keras's own fit with K steps per execution"
+    "digitlab of --before; keras_K, Keras's own fit with K steps per execution"
 )
 """The names of all variants."""
 
@@ -97,8 +95,7 @@ def command(variant: str, model: Model, folder: Path, args: Namespace) -> list[s
         return [*path, *_digitlab(model, folder, args.device, steps, bf16), *options]
     options = ["--config", str(model.path), "--steps", str(model.steps), "--device", args.device]
     if keras := _KERAS.fullmatch(variant):
-        steps, no_xla = keras.groups()
-        name, *flags = ["keras_fit", "--steps_per_execution", steps, *["--no_xla"] * bool(no_xla)]
+        name, *flags = ["keras_fit", "--steps_per_execution", keras[1]]
     else:
         name, *flags = _LOOPS[variant]
     place = ["--folder", str(folder)] if name == "stock_lightning" else []

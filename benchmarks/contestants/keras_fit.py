@@ -23,7 +23,6 @@ def main() -> None:
     """Train until there are no more turns."""
     parser = contestant_parser(__doc__)
     parser.add_argument("--steps_per_execution", type=int, default=1)
-    parser.add_argument("--no_xla", action="store_true", help="Keras compiles by XLA by default.")
     args = parser.parse_args()
     keras = import_keras()
     cli = RunCLI("fit", ["--config", str(args.config)])
@@ -33,7 +32,6 @@ def main() -> None:
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         steps_per_execution=args.steps_per_execution,
-        jit_compile=False if args.no_xla else "auto",
     )
     images, labels = _arrays(cli.datamodule)
     twin.fit(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -52,17 +51,13 @@ def main() -> None:
     """Train until there are no more turns."""
     parser = contestant_parser(__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="Folder for the run's files.")
-    parser.add_argument(
-        "--tqdm", action="store_true", help="Use the bar of Lightning without Rich."
-    )
     args = parser.parse_args()
-    callbacks: list[Callback] = [TakeTurns(args.steps)]
     trainer = Trainer(
         accelerator="gpu" if args.device == "cuda" else "cpu",
         devices=1,
         max_epochs=-1,
         logger=TensorBoardLogger(args.folder),
-        callbacks=[*callbacks, TQDMProgressBar()] if args.tqdm else callbacks,
+        callbacks=[TakeTurns(args.steps)],
         default_root_dir=args.folder,
     )
     recipe = read_recipe(args.config)

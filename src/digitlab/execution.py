@@ -12,7 +12,7 @@ Private names of Lightning are used here, checked against version 2.6: a module'
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import chain, count, repeat
 from typing import Any, cast
 
@@ -91,13 +91,12 @@ class MultiStepModule(LightningModule):
         # a cold function of Python costs a per cent of it.
         optimizer = cast("LightningOptimizer", self.optimizers())
         make = self._fast_step if self._can_skip_hooks() else self._step
-        make_step, outside_autocast = make(optimizer), self._outside_autocast()
+        make_step = self._outside_autocast(make(optimizer))  # as in automatic optimization
         schedulers = self._schedulers("step")
         steps_before = self.global_step
         for one in self._batches(batch):
             loss = self.batch_loss(one)
-            with outside_autocast:  # as in automatic optimization
-                make_step(loss)
+            make_step(loss)
             for scheduler in schedulers:
                 scheduler.step()
         self._finish_block(steps_before)
@@ -257,11 +256,11 @@ class MultiStepModule(LightningModule):
             )
         return iter([served])
 
-    def _outside_autocast(self) -> AbstractContextManager[Any]:
+    def _outside_autocast(self, make_step: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
         precision = self.trainer.precision_plugin
         if isinstance(precision, MixedPrecision):
-            return torch.autocast(precision.device, enabled=False)
-        return nullcontext()
+            return torch.autocast(precision.device, enabled=False)(make_step)  # type: ignore[no-any-return]
+        return make_step
 
     def _step(self, optimizer: LightningOptimizer) -> Callable[[Tensor], None]:
         """Make the function that makes a step with a batch's loss."""

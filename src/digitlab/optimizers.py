@@ -29,27 +29,27 @@ def fused_adam_step(optimizer: Optimizer) -> Step:
         return optimizer.step
     groups = [_collect(optimizer, group) for group in optimizer.param_groups]
 
-    @torch.no_grad()
     def step() -> None:
         gradients = [[parameter.grad for parameter in group[1]] for group in groups]
         if any(gradient is None for of_group in gradients for gradient in of_group):
             optimizer.step()  # skips such a parameter
             return
-        for (group, parameters, count, moments, squares, steps), given in zip(
-            groups, gradients, strict=True
-        ):
-            beta1, beta2 = group["betas"]
-            count.add_(1)
-            torch._fused_adam_(
-                *(parameters, given, moments, squares, [], steps),
-                lr=group["lr"],
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=group["maximize"],
-            )
+        with torch.no_grad():
+            for (group, parameters, count, moments, squares, steps), given in zip(
+                groups, gradients, strict=True
+            ):
+                beta1, beta2 = group["betas"]
+                count.add_(1)
+                torch._fused_adam_(
+                    *(parameters, given, moments, squares, [], steps),
+                    lr=group["lr"],
+                    beta1=beta1,
+                    beta2=beta2,
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    amsgrad=False,
+                    maximize=group["maximize"],
+                )
 
     return step
 

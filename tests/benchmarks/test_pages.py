@@ -23,11 +23,7 @@ FOLDER = Path("docs", "experiments")
 CURVES = Path("docs", "results", "curves")
 SNIPPET = re.compile(r'^--8<-- "(.+)"$', re.M)
 HEADING = re.compile(r"^## (\w+): ", re.M)
-IN_FILES_ONLY = {
-    *("step-times", "step-multiples", "step-cpu", "checkpoint-price", "kills", "fits"),
-    *("two-threads-machine", "two-threads-times", "two-threads-multiples", "two-threads-cpu"),
-    *("two-threads-targets", "tensorboard-price"),
-}
+IN_FILES_ONLY = {*("checkpoint-price", "kills", "fits", "tensorboard-price")}
 """Tables that no page has room for; their figures are in docs/results."""
 
 
