@@ -83,8 +83,9 @@ def kill_before_keras_step(step: int) -> None:
 
 def kill_before(*steps: int, framework: str = "torch") -> tuple[Fault, ...]:
     """Make a fault for each of a run's starts, at a step after it."""
-    kill = {"torch": at_step, "keras": partial(partial, kill_before_keras_step)}[framework]
-    return tuple(kill(step) for step in steps)
+    if framework == "keras":
+        return tuple(partial(kill_before_keras_step, step) for step in steps)
+    return tuple(at_step(step) for step in steps)
 
 
 def in_half_of_a_file(name: str, number: int) -> None:
