@@ -3,13 +3,13 @@
     python -m benchmarks.executors [--seeds 10] [--rounds 3] [--out executors.json]
 
 The seconds of training are those of docs/results/results.csv. Measured here: what a run costs
-beside its training, in a process of its own and in a worker that has imported once, and the CPU
-time of the command itself, which no worker shares.
+beside its training, in a process of its own and in a worker that has imported once, and what the
+command itself takes, which no worker shares. They are CPU times, which other processes hardly
+change; a run has one thread.
 """
 
 import heapq
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 from benchmarks.machine import describe_machine, versions
@@ -68,21 +68,22 @@ def main() -> None:
 
 
 def seconds_of_fit(framework: str) -> float:
-    """Train a short run in this process; return its seconds."""
+    """Train a short run in this process; return its CPU seconds."""
     with tempfile.TemporaryDirectory() as folder:
         place = ["--trainer.default_root_dir", folder, "--trainer.accelerator", "cpu"]
-        started = perf_counter()
+        started = process_time()
         if digitlab(["fit", "--config", SHORT, "--framework", framework, *place]):
             raise RuntimeError("the run failed")
-        return perf_counter() - started
+        return process_time() - started
 
 
 def seconds_alone(framework: str) -> float:
-    """Train the same in a process of its own."""
-    program = f"from benchmarks.executors import *; seconds_of_fit({framework!r})"
-    started = perf_counter()
-    subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, check=True)
-    return perf_counter() - started
+    """Train the same in a process of its own; return all of its CPU seconds."""
+    program = (
+        f"from time import *; from benchmarks.executors import *; seconds_of_fit({framework!r}); "
+        "print(process_time())"
+    )
+    return float(subprocess.check_output([sys.executable, "-c", program]).split()[-1])
 
 
 def head_seconds(runs: int) -> float:
@@ -90,8 +91,7 @@ def head_seconds(runs: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         framework = ["--framework", "torch"]
         digitlab(["reproduce", SHORT, "--seeds", str(runs), *framework, "--out", folder])
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+    return process_time()  # without its workers
 
 
 def training_seconds(seeds: int) -> list[tuple[str, float]]:
