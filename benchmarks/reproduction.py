@@ -59,8 +59,7 @@ def read_tables(record: Path = RECORD) -> dict[str, str]:
         "rerun": prediction_table(rows, results.read(record / "rerun" / "results.csv"), measured),
     }
     for name, its_rows in by_experiment(rows).items():
-        if any(result.row in its_rows for result in measured):
-            named[f"row-{name}"] = experiment_table(its_rows, measured)
+        named[f"row-{name}"] = experiment_table(its_rows, measured)
     return named | explain.tables()
 
 
@@ -135,6 +134,8 @@ def results_table(rows: Mapping[str, Row], measured: Sequence[Result]) -> str:
 def experiment_table(rows: Mapping[str, Row], measured: Sequence[Result]) -> str:
     """Show the runs of an experiment's rows, whether the frameworks agree, and their command."""
     runs = [result for result in measured if result.row in rows]
+    if not runs:
+        return "No run is recorded yet."
     lines = []
     for row, framework, values in ordered(rows, group_accuracies(runs)):
         cells = (*_measured_cells(values), *map(interval_cell, summarize(values)[3:]))
