@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 
@@ -47,7 +48,6 @@ def pictures(folder: Path) -> dict[str, list[tuple[int, NDArray[np.uint8]]]]:
 
 def texts(folder: Path, tag: str) -> list[tuple[int, str]]:
     """Step and content of each text."""
-    return [
-        (event.step, event.tensor_proto.string_val[0].decode())
-        for event in read(folder).Tensors(f"{tag}/text_summary")
-    ]
+    found = read(folder).Tensors(f"{tag}/text_summary")
+    found = sorted(found, key=attrgetter("wall_time"))  # files of one second are not in order
+    return [(event.step, event.tensor_proto.string_val[0].decode()) for event in found]

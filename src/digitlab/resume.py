@@ -185,8 +185,8 @@ def _check_same(
     for name in [*ours, *theirs]:
         if ours.get(name) == theirs.get(name) or _is_below(name, FREE):
             continue
-        if name not in theirs and "." not in name:
-            continue  # an option that older versions did not have
+        if name not in theirs and ("." not in name or ours[name] is False):
+            continue  # a setting that older versions did not have, or that is off
         option = name.replace(".init_args", "").removesuffix(".class_path")
         differs = (
             f"{option} is {ours.get(name)}, but the run in {folder} was started with "

@@ -181,7 +181,7 @@ ROWS = {
         ),
         ("--trainer.strategy dpp", "invalid strategy name: `strategy='dpp'`"),
         ("--trainer.logger CSVLogger --trainer.logger.save_dir /dev/null/x", "'/dev/null/x'"),
-        ("CALL ModelCheckpoint CALL.dirpath /dev/null/x", "Not a directory: '/dev/null/x'"),
+        (f"{CALL} ModelCheckpoint --trainer.callbacks.dirpath /dev/null/x", "'/dev/null/x'"),
         ("--trainer.logger CSVLogger --trainer.logger.dir x", "no option 'trainer.logger.dir'"),
         (f"{CALL} {HERE}.Fails", "planted"),
     ],

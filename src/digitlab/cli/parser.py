@@ -187,9 +187,9 @@ class RunCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Set what even initial weights depend on; runs of version 0.1 leave threads to torch."""
-        if self.config.threads:
-            torch.set_num_threads(self.config.threads)
-        tf32: bool = self.config.allow_tf32
+        if threads := self.config.get("threads"):
+            torch.set_num_threads(threads)
+        tf32 = bool(self.config.get("allow_tf32"))
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
 
     def instantiate_trainer(self, *others: Callback, **kwargs: Any) -> Trainer:
