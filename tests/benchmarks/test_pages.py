@@ -117,8 +117,11 @@ GROUPS = sorted({result.key[:2] for result in MEASURED})
 
 
 @docs
-def test_every_config_was_measured_in_pytorch() -> None:
-    assert {row for row, framework in GROUPS if framework == "torch"} == set(read_rows())
+def test_every_config_was_measured_in_pytorch_but_those_whose_page_says_that_it_was_not() -> None:
+    pages = " ".join(path.read_text("utf-8") for path in FOLDER.glob("*.md"))
+    waiting = set(re.findall(r"<!-- table row-(\w+) -->\nNo run is recorded yet", pages))
+    measured = {row for row, framework in GROUPS if framework == "torch"}
+    assert {row for row in read_rows() if row.rpartition("/")[2] not in waiting} == measured
 
 
 @docs

@@ -261,6 +261,8 @@ ROWS = {
         ("run --ouz x", "there is no option 'ouz'"),
     ],
     "": [
+        ("keras fit --config x", "digitlab keras fit is now: digitlab fit --framework keras"),
+        ("keras test --run x", "digitlab keras test is now: digitlab test --run RUN_DIR"),
         ("tset", "there is no command 'tset': did you mean 'test'?"),
         ("xyzzy", f"there is no command 'xyzzy': choose from {', '.join(COMMANDS)}"),
         ("help xyzzy", f"there is no command 'xyzzy': choose from {', '.join(COMMANDS)}"),

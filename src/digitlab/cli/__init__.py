@@ -101,6 +101,11 @@ def _main(arguments: list[str]) -> int:
     if name == "--version":
         print(f"digitlab {__version__}")
         return 0
+    if name == "keras":
+        old = next((it for it in options if not it.startswith("-")), "fit")
+        is_run = old in ("validate", "test", "predict")
+        new = f"{old} --run RUN_DIR" if is_run else "fit --framework keras"
+        return _error(f"digitlab keras {old} is now: digitlab {new}")
     if name == "--print_completion" and (options and options[0]) not in ("bash", "zsh"):
         return _error(f"print_completion is {' '.join(options) or 'empty'}: give bash or zsh")
     if name not in (*COMMANDS, "--print_completion"):
