@@ -42,12 +42,14 @@ def test_a_tutorial_runs_and_has_the_outputs_that_it_stores(path: Path, tmp_path
     if "parity" in path.read_text("utf-8") and not find_spec("tensorflow"):
         pytest.skip("needs the extra `parity`")
     place = {"metadata": {"path": str(tmp_path)}}
-    # With fewer epochs and seeds: the outputs are compared without their numbers.
-    (tmp_path / "short.yaml").write_text("trainer: {max_epochs: 2}")
     notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        source = cell.source.replace('fit("digits/lenet5"', 'fit(["digits/lenet5", "short.yaml"]')
-        cell.source = source.replace("range(5)", "range(2)")
+    if path.stem == "first_lesson":  # with fewer epochs and seeds, which change numbers alone
+        (tmp_path / "short.yaml").write_text("trainer: {max_epochs: 2}")
+        for cell in notebook.cells:
+            source = cell.source.replace(
+                'fit("digits/lenet5"', 'fit(["digits/lenet5", "short.yaml"]'
+            )
+            cell.source = source.replace("range(5)", "range(2)")
     ran = NotebookClient(notebook, timeout=1200, resources=place).execute()
     assert outputs(ran) == outputs(stored)
     assert any(outputs(stored))
