@@ -1,5 +1,6 @@
 """Imports what each process needs, once, before it is forked."""
 
+import encodings.utf_8_sig  # noqa: F401  # read now, since another user may not find it later
 import io
 
 import numpy as np
