@@ -209,6 +209,7 @@ def test_a_lost_scheduler_is_named_in_a_line(cluster: Cluster, tmp_path: Path) -
     assert table.read_bytes() == recorded
 
 
+@pytest.mark.slow  # waits ten seconds for an answer
 def test_an_address_where_no_scheduler_answers_is_bad_input(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
